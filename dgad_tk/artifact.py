@@ -1,0 +1,91 @@
+"""The metadata record that every artifact carries: checkpoint, TorchScript file, ONNX file.
+
+It is why `dgad attack --model student.onnx` needs no further flag, and why a file found in a year explains itself.
+"""
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata as packages
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dgad_tk.common import UserError
+
+SCHEMA = "dgad/artifact/1"
+KEY = "dgad"
+"""Name of the record in a file's string-to-string metadata (safetensors, ONNX `metadata_props`, TorchScript extra file)."""
+
+
+class Artifact(BaseModel):
+    """What a model file says about itself. Unknown keys are kept, so that an older reader can hand on a newer record."""
+
+    model_config = ConfigDict(extra="allow")
+
+    schema_: str = SCHEMA
+    model: str
+    """Row of the MODELS table."""
+    classes: list[str]
+    """Class names, in the order of the logits."""
+    input_shape: tuple[int, int, int]
+    """(C, H, W)."""
+    value_range: tuple[float, float] = (0.0, 1.0)
+    """Of the input; normalisation is inside the model."""
+    output: Literal["logits"] = "logits"
+    dataset: str
+    dataset_options: dict[str, Any] = {}
+    """What it takes to load the same images again: data_dir, image_size."""
+    method: str = ""
+    teacher: str = ""
+    """Model name and SHA-256 of the teacher's weights, empty for a method without one."""
+    threat: dict[str, Any] = {}
+    """Norm, eps, step size and steps it was trained for."""
+    normalize: dict[str, list[float]] = {}
+    """mean and std that the model applies to its input."""
+    training: dict[str, Any] = {}
+    """Epochs, seed, best epoch, accuracies on the validation split and how the epoch was selected."""
+    versions: dict[str, str] = {}
+    source_sha256: str = ""
+    """SHA-256 of the file this one was made from."""
+
+    def to_json(self) -> str:
+        return self.model_dump_json(by_alias=False)
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> "Artifact":
+        """Read a record back.
+
+        Raises:
+            UserError: it is not one.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(
+                f"{where}: the metadata record is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+                hint="export the model again",
+            ) from None
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, str], where: str) -> "Artifact | None":
+        """The record among a file's string metadata, or None where the file carries none."""
+        return cls.from_json(mapping[KEY], where) if KEY in mapping else None
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what computes the numbers, for the record and for results."""
+    names = ["dgad-tk", "torch", "onnx", "onnxruntime-gpu", "onnxruntime", "adversarial-robustness-toolbox", "pyautoattack"]
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = packages.version(name)
+        except packages.PackageNotFoundError:
+            continue  # onnxruntime comes under one of two names
+    return found
+
+
+def pretty(record: Artifact) -> str:
+    """The record as indented JSON, for people."""
+    return json.dumps(record.model_dump(), indent=2, ensure_ascii=False)

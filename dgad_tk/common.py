@@ -1,0 +1,116 @@
+"""What every part needs and no part owns: the user's errors, look-ups with suggestions, fractions as people write them."""
+
+import difflib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """Something a user handed in cannot be used.
+
+    The command line prints `message` and `hint` on one line each and exits with code 2. Anything else that is raised
+    is a bug and keeps its traceback.
+
+    Args:
+        message: what was expected and what came.
+        hint: what to do about it.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name: the nearest known one, or the whole list."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else "expected one of " + ", ".join(known)
+
+
+def lookup(table: Mapping[str, T], name: str, what: str) -> T:
+    """The row `name` of a table of `what`s ("method", "model", ...).
+
+    Raises:
+        UserError: no such row; names the nearest one.
+    """
+    if name not in table:
+        raise UserError(f"unknown {what} '{name}'", hint=nearest(name, table))
+    return table[name]
+
+
+def parse_fraction(text: str | float, what: str = "eps") -> float:
+    """`8/255`, `0.03` or a number, as a float in [0, 1].
+
+    Raises:
+        UserError: not a number, or outside [0, 1].
+    """
+    try:
+        value = float(Fraction(text.strip())) if isinstance(text, str) and "/" in text else float(text)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise UserError(
+            f"{what} must be a fraction of 1 such as 8/255 or 0.03, got '{text}'",
+            hint="pixels run from 0 to 1 here, whatever the dataset's own range",
+        ) from None
+    if not 0 <= value <= 1:
+        raise UserError(
+            f"{what} must be between 0 and 1, got '{text}'",
+            hint=f"write {text}/255 if you mean {text} of 255 grey levels" if 1 < value <= 255 else "for example 8/255",
+        )
+    return value
+
+
+def format_fraction(value: float) -> str:
+    """The way people write an eps: `8/255` where it is one, else `0.15`."""
+    levels = value * 255
+    if abs(levels - round(levels)) < 1e-6 and 0 < round(levels) < 255 and abs(value * 100 - round(value * 100)) > 1e-9:
+        return f"{round(levels)}/255"
+    return f"{value:.4g}"
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name when the block ends well, and vanishes otherwise.
+
+    A killed process or a full disk leaves the last good file whole, never half of a new one. The suffix is kept, since
+    some writers choose their format by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        aside.chmod(0o666 & ~umask)  # mkstemp's 0600 is meant for secrets
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def cache_dir() -> Path:
+    """Where derived data may be kept between runs: `$DGAD_CACHE`, else `$XDG_CACHE_HOME/dgad`, else `~/.cache/dgad`."""
+    if chosen := os.environ.get("DGAD_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgad"
