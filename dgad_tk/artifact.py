@@ -15,11 +15,11 @@ from dgad_tk.common import UserError
 
 SCHEMA = "dgad/artifact/1"
 KEY = "dgad"
-"""Name of the record in a file's string-to-string metadata (safetensors, ONNX `metadata_props`, TorchScript extra file)."""
+"""Name of the record in a file's string metadata (safetensors, ONNX `metadata_props`, TorchScript extra file)."""
 
 
 class Artifact(BaseModel):
-    """What a model file says about itself. Unknown keys are kept, so that an older reader can hand on a newer record."""
+    """What a model file says about itself. Unknown keys are kept: an older reader hands on a newer record."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -76,7 +76,15 @@ class Artifact(BaseModel):
 
 def tool_versions() -> dict[str, str]:
     """Versions of what computes the numbers, for the record and for results."""
-    names = ["dgad-tk", "torch", "onnx", "onnxruntime-gpu", "onnxruntime", "adversarial-robustness-toolbox", "pyautoattack"]
+    names = [
+        "dgad-tk",
+        "torch",
+        "onnx",
+        "onnxruntime-gpu",
+        "onnxruntime",
+        "adversarial-robustness-toolbox",
+        "pyautoattack",
+    ]
     found = {"python": platform.python_version()}
     for name in names:
         try:

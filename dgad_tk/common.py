@@ -1,4 +1,4 @@
-"""What every part needs and no part owns: the user's errors, look-ups with suggestions, fractions as people write them."""
+"""What every part needs and no part owns: errors of the user, look-ups with suggestions, fractions as written."""
 
 import difflib
 import hashlib
@@ -31,6 +31,10 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class GateError(Exception):
+    """A check that the user asked for failed: parity of an export, a threshold. The command exits with code 1."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -61,10 +61,15 @@ class Draws:
         size = math.prod(shape)
         blocks = torch.arange(-(-size // 4), device=index.device)
         index = index.to(torch.int64)[:, None]
-        counter = (blocks[None, :], index & _WORD, torch.full_like(index, epoch), torch.full_like(index, step))
+        counter = (
+            blocks[None, :],
+            index & _WORD,
+            torch.full_like(index, epoch),
+            torch.full_like(index, step),
+        )
         key = (self.seed & _WORD, zlib.crc32(purpose.encode()))
         words = torch.stack([word.expand(len(index), len(blocks)) for word in philox4x32(counter, key)], dim=2)
-        return words.reshape(len(index), -1)[:, :size].reshape(len(index), *shape)
+        return words.reshape(len(index), 4 * len(blocks))[:, :size].reshape(len(index), *shape)
 
     def uniform(
         self,
@@ -100,7 +105,15 @@ class Draws:
         return both[:, :size].reshape(len(index), *shape)
 
     def integers(
-        self, purpose: str, shape: tuple[int, ...], *, low: int, high: int, index: Tensor, epoch: int = 0, step: int = 0
+        self,
+        purpose: str,
+        shape: tuple[int, ...],
+        *,
+        low: int,
+        high: int,
+        index: Tensor,
+        epoch: int = 0,
+        step: int = 0,
     ) -> Tensor:
         """Integers in [low, high), int64 `(len(index), *shape)`; the bias is below (high - low) / 2^32."""
         words = self.words(purpose, shape, index=index, epoch=epoch, step=step)

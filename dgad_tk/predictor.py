@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from dgad_tk.artifact import Artifact
+from dgad_tk.checkpoint import load_model
+from dgad_tk.common import UserError, sha256_file
 
 Images = NDArray[np.float32]
 Logits = NDArray[np.float32]
@@ -40,3 +43,92 @@ class Predictor:
     sha256: str = ""
     artifact: Artifact | None = field(default=None, repr=False)
     runtime: str = "torch"
+
+
+def predictor_of_module(
+    module: nn.Module,
+    input_shape: tuple[int, int, int],
+    *,
+    format: str,
+    path: Path | None = None,
+    sha256: str = "",
+    artifact: Artifact | None = None,
+) -> Predictor:
+    """Wrap `module`, put into eval mode and frozen, on the GPU where there is one.
+
+    Raises:
+        UserError: it does not map `(N, C, H, W)` to `(N, K)`.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = module.eval().to(device).requires_grad_(False)
+
+    def predict(images: Images) -> Logits:
+        with torch.no_grad():
+            logits = module(torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).to(device))
+        result: Logits = logits.float().cpu().numpy()
+        return result
+
+    where = str(path or "the module")
+    classes = probe_classes(predict, input_shape, where)
+    check_classes(classes, artifact, where)
+    return Predictor(
+        predict,
+        module,
+        input_shape,
+        classes,
+        format,
+        path,
+        sha256,
+        artifact,
+        runtime=f"torch {torch.__version__} {device.type}",
+    )
+
+
+def probe_classes(predict: Callable[[Images], Logits], input_shape: tuple[int, int, int], where: str) -> int:
+    """How many logits the model gives for two blank images.
+
+    Raises:
+        UserError: it fails on them, or does not return `(2, K)` with K >= 2.
+    """
+    try:
+        logits = np.asarray(predict(np.zeros((2, *input_shape), dtype=np.float32)))
+    except Exception as error:  # noqa: BLE001 - whatever a foreign model raises, it cannot be used
+        reason = " ".join(str(error).split())[-200:]
+        raise UserError(
+            f"'{where}' does not run on images of shape {input_shape}: {reason}",
+            hint="is it an image classifier with input (N, C, H, W)?",
+        ) from None
+    if logits.ndim != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:
+        raise UserError(
+            f"'{where}' is not a classifier: expected logits of shape (2, K) for two images, got {logits.shape}",
+            hint="a classifier gives one row of K >= 2 numbers an image",
+        )
+    return int(logits.shape[1])
+
+
+def check_classes(classes: int, artifact: Artifact | None, where: str) -> None:
+    """Raises:
+    UserError: the record names another number of classes than the model has.
+    """
+    if artifact is not None and classes != len(artifact.classes):
+        raise UserError(
+            f"'{where}' gives {classes} logits, its metadata record names {len(artifact.classes)} classes",
+            hint="export it again",
+        )
+
+
+def load_safetensors(path: Path, input_shape: tuple[int, int, int] | None = None) -> Predictor:
+    """Open weights that `dgad train` wrote. `input_shape` is not needed: the record says it.
+
+    Raises:
+        UserError: as `dgad_tk.checkpoint.load_model`.
+    """
+    model, artifact = load_model(path)
+    return predictor_of_module(
+        model,
+        artifact.input_shape,
+        format="safetensors",
+        path=path,
+        sha256=sha256_file(path),
+        artifact=artifact,
+    )

@@ -1,0 +1,104 @@
+"""The Typer app, and what becomes of errors: one line and a hint for the user's, a traceback for ours."""
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from cli import attack, export, inspect, list, quickstart, train
+from dgad_tk import __version__
+from dgad_tk.common import GateError, UserError
+
+OK, FAILED_GATE, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
+
+_DISK = {
+    errno.ENOSPC: "free some space and run the same command again",
+    errno.EDQUOT: "free some space and run the same command again",
+    errno.EACCES: "choose another folder, or ask for permission",
+    errno.EROFS: "choose a folder that can be written to",
+}
+
+app = typer.Typer(
+    name="dgad",
+    help="Train a compact classifier that resists attack, export it, and attack the exported file itself.\n\n"
+    "dgad train; dgad export --format onnx; dgad attack --model student.onnx --suite full",
+    epilog="Exit codes: 0 fine, 1 a gate or parity check failed, 2 bad usage or input, 3 a bug, 130 interrupted.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dgad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+app.command("train")(train.train)
+app.command("export")(export.export)
+app.command("attack")(attack.attack)
+app.command("inspect")(inspect.inspect)
+app.command("list")(list.list_table)
+app.command("quickstart")(quickstart.quickstart)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; the exit code."""
+    try:
+        code = app(args=arguments, prog_name="dgad", standalone_mode=False)
+        return code if isinstance(code, int) else OK
+    except UserError as error:
+        return _say(error.message, error.hint)
+    except GateError as error:
+        _say(str(error), "")
+        return FAILED_GATE
+    except typer.TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(error.format_message())
+            return OK
+        return _say(error.format_message(), f"`{_command_path(error)} --help` shows what it takes")
+    except OSError as error:
+        if error.errno not in _DISK:
+            return _report()
+        return _say(f"cannot write '{error.filename}': {os.strerror(error.errno)}", _DISK[error.errno])
+    except (KeyboardInterrupt, typer.Abort):
+        print("\ninterrupted", file=sys.stderr)
+        print("hint: `dgad train --resume` goes on; so does the same `dgad attack` command", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:  # noqa: BLE001 - the last place that can tell the user what happened
+        return _report()
+
+
+def _say(message: str, hint: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _report() -> int:
+    traceback.print_exc()
+    print("error: this is a bug in dgad; please report it with the lines above", file=sys.stderr)
+    return INTERNAL_ERROR
+
+
+def _command_path(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context else "dgad"
+
+
+def main() -> None:
+    """Entry point of the `dgad` script."""
+    sys.exit(run())

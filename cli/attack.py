@@ -1,0 +1,179 @@
+"""`dgad attack`."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from dgad_tk.common import UserError, lookup, nearest, parse_fraction
+
+if TYPE_CHECKING:
+    from dgad_tk.artifact import Artifact
+    from dgad_tk.data import Dataset
+    from dgad_tk.predictor import Predictor
+    from evaluators import Surrogate
+
+NORMS = {"linf": "linf", "l2": "l2"}
+
+
+def attack(
+    model: Annotated[list[Path], typer.Option(help=".onnx, .pt (TorchScript) or .safetensors. Repeatable.")],
+    suite: Annotated[list[str] | None, typer.Option(help="See `dgad list suites`. Repeatable. [fast]")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="See `dgad list attacks`. Repeatable.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="[the one the model was trained on]")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the images. [as in training]")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Resize an image folder to this. [as in training]")] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    limit: Annotated[int | None, typer.Option(help="The first N images of a fixed stratified order. [all]")] = None,
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    eps: Annotated[
+        str | None,
+        typer.Option(help="Radius, or several: 2/255,4/255,8/255. [what the model was trained for]"),
+    ] = None,
+    surrogate: Annotated[
+        list[Path] | None,
+        typer.Option(help="Model to make transfer examples on. Repeatable. [two made on the spot]"),
+    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="ATTACK.key=value. Repeatable.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
+    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Folder for results. [attacks/MODEL-SHA]")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")] = False,
+) -> None:
+    """Attack model files with gradients and let their own runtime judge."""
+    lookup(NORMS, norm, "norm")
+    lookup({"train": 0, "val": 0, "test": 0}, split, "split")
+    radii = [parse_fraction(part) for part in eps.split(",")] if eps else None
+    if radii and min(radii) == 0:
+        raise UserError("--eps must be above 0", hint="for example --eps 8/255")
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit must be at least 1, got {limit}", hint="leave it out to use all images")
+    changes = _settings(settings or [])
+    for path in [*model, *(surrogate or [])]:
+        if not path.exists():
+            raise UserError(f"no such file: '{path}'", hint="`dgad export` writes student.onnx into the current folder")
+
+    from cli.progress import AttackProgress
+    from cli.table import results_table
+    from evaluators import evaluate, expand, plan
+    from evaluators.report import results, write
+    from evaluators.suites import TRANSFER
+
+    names = expand(suite or ([] if attack else ["fast"]), attack or [])
+    documents: list[dict[str, Any]] = []
+    opened: list[Predictor] = []
+    for path in model:
+        predictor, images = _open(path, dataset, data_dir, image_size)
+        opened.append(predictor)
+        chosen = images.splits[split]
+        part = chosen.subset(limit or len(chosen))
+        epsilons = radii or [_default_eps(predictor.artifact, images, norm)]
+        surrogates: list[Surrogate] = []
+        if any(name.startswith(TRANSFER) for name in names):
+            surrogates = _surrogates(surrogate, images, quiet)
+        rows = plan(names, norm=cast(Any, norm), eps=epsilons, surrogates=surrogates, settings=changes)
+        folder = _folder(output, predictor, len(model))
+        if not quiet:
+            shown = f"{len(part):,} {split} images of {images.name}"
+            print(f"{path}: {len(rows)} attacks on {shown}, judged by {predictor.runtime}", file=sys.stderr)
+        with AttackProgress(quiet=quiet) as progress:
+            evaluation = evaluate(
+                predictor,
+                part,
+                rows,
+                norm=cast(Any, norm),
+                eps=epsilons,
+                seed=seed,
+                batch_size=batch_size,
+                store=folder / "units",
+                on_progress=progress,
+            )
+        command = shlex.join(["dgad", *sys.argv[1:]])
+        document = results(evaluation, command=command, dataset=images.name, split=split)
+        write(evaluation, document, folder)
+        documents.append(document | {"folder": str(folder)})
+    if as_json:
+        print(
+            json.dumps(
+                [_without_folder(each) for each in documents] if len(documents) > 1 else _without_folder(documents[0])
+            )
+        )
+        return
+    results_table(documents)
+
+
+def _without_folder(document: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if key != "folder"}
+
+
+def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:
+    from dgad_tk.config import parse_setting
+
+    changes: dict[str, dict[str, Any]] = {}
+    for key, value in map(parse_setting, settings):
+        attack, dot, name = key.partition(".")
+        if not dot:
+            raise UserError(f"--set needs ATTACK.key=value, got '{key}'", hint="for example --set pgd.steps=50")
+        changes.setdefault(attack, {})[name] = value
+    if changes:
+        from evaluators.attacks import ATTACKS
+
+        for attack in changes:
+            if attack not in ATTACKS:
+                raise UserError(f"unknown attack '{attack}' in --set", hint=nearest(attack, ATTACKS))
+    return changes
+
+
+def _open(
+    path: Path, dataset: str | None, data_dir: Path | None, image_size: int | None
+) -> "tuple[Predictor, Dataset]":
+    """A model and its images. Either may have to say what shape the other has."""
+    from cli.images import dataset_of
+    from exporters import load
+
+    shape = dataset_of(None, dataset, data_dir, image_size).shape if dataset else None
+    predictor = load(path, shape)
+    return predictor, dataset_of(predictor.artifact, dataset, data_dir, image_size)
+
+
+def _default_eps(artifact: "Artifact | None", images: "Dataset", norm: str) -> float:
+    if artifact and artifact.threat.get("norm") == norm:
+        return float(artifact.threat["eps"])
+    return images.spec.eps[norm]
+
+
+def _surrogates(files: list[Path] | None, images: "Dataset", quiet: bool) -> "list[Surrogate]":
+    from evaluators import Surrogate
+    from evaluators.surrogates import made_on_the_spot
+    from exporters import load
+
+    if not files:
+        from cli.progress import TrainingProgress
+
+        with TrainingProgress(quiet=quiet) as progress:
+            return made_on_the_spot(images, on_progress=progress)
+    found: list[Surrogate] = []
+    for path in files:
+        predictor = load(path, images.shape)
+        if predictor.input_shape != images.shape or predictor.classes != len(images.classes):
+            raise UserError(
+                f"surrogate '{path}' takes {predictor.input_shape} and gives {predictor.classes} classes, "
+                f"{images.name} has {images.shape} and {len(images.classes)}",
+                hint="a surrogate must be trained for the same images",
+            )
+        taken = {each.name for each in found}
+        name = path.stem if path.stem not in taken else f"{path.stem}-{predictor.sha256[:8]}"
+        found.append(Surrogate(name, predictor))
+    return found
+
+
+def _folder(output: Path | None, predictor: "Predictor", models: int) -> Path:
+    assert predictor.path is not None
+    name = f"{predictor.path.stem}-{predictor.sha256[:8]}"
+    if output is None:
+        return Path("attacks") / name
+    return output / name if models > 1 else output

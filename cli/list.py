@@ -1,0 +1,72 @@
+"""`dgad list`: the tables that everything derives from."""
+
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Annotated
+
+import typer
+
+from dgad_tk.common import lookup
+
+Lines = list[tuple[str, str]]
+
+
+def _datasets() -> Lines:
+    from dgad_tk.data import DATASETS
+
+    return [(name, spec.description) for name, spec in DATASETS.items()]
+
+
+def _methods() -> Lines:
+    from dgad_tk.methods import METHODS
+
+    lines = []
+    for name, method in METHODS.items():
+        options = " ".join(f"{each.name}={each.default}" for each in fields(method) if each.default is not MISSING)
+        summary = (method.__doc__ or "").strip().splitlines()[0]
+        lines.append((name, f"{summary}\n{options}" if options else summary))
+    return lines
+
+
+def _models() -> Lines:
+    from dgad_tk.models import MODELS
+
+    return [(name, (build.__doc__ or "").strip().splitlines()[0]) for name, build in MODELS.items()]
+
+
+def _attacks() -> Lines:
+    from evaluators.attacks import ATTACKS
+
+    return [(name, f"{spec.kind}, {', '.join(spec.norms)}: {spec.description}") for name, spec in ATTACKS.items()]
+
+
+def _suites() -> Lines:
+    from evaluators.suites import SUITES
+
+    return [(name, ", ".join(attacks)) for name, attacks in SUITES.items()]
+
+
+def _formats() -> Lines:
+    from exporters import EXPORTERS
+
+    return [(name, f"{each.suffix} {each.note}".strip()) for name, each in EXPORTERS.items()]
+
+
+TABLES: dict[str, Callable[[], Lines]] = {
+    "attacks": _attacks,
+    "datasets": _datasets,
+    "formats": _formats,
+    "methods": _methods,
+    "models": _models,
+    "suites": _suites,
+}
+
+
+def list_table(
+    what: Annotated[str, typer.Argument(help="attacks, datasets, formats, methods, models or suites.")],
+) -> None:
+    """List what there is to choose from."""
+    lines = lookup(TABLES, what, "table")()
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        print(f"{name:<{width}}  " + text.replace("\n", "\n" + " " * (width + 2)))

@@ -1,0 +1,68 @@
+"""The table that `dgad attack` prints."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dgad_tk.common import format_fraction
+
+
+def results_table(documents: list[dict[str, Any]]) -> None:
+    """Print one table of all evaluated models, what to doubt about them, and where the files are."""
+    console = Console(soft_wrap=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    several = len(documents) > 1
+    for name in (["model"] if several else []) + ["attack", "from", "eps"]:
+        table.add_column(name)
+    for name in ("robust", "95 % interval", "success", "median L2", "seconds"):
+        table.add_column(name, justify="right")
+    for document in documents:
+        for cells in _rows(document):
+            table.add_row(*([document["model"]["path"]] if several else []), *cells)
+    console.print(table)
+    for document in documents:
+        where = f"{document['model']['path']}: " if several else ""
+        checks = document["checks"]
+        doubts = [f"{item['name']}: {item['detail']}" for item in checks["items"] if item["verdict"] != "high"]
+        print(f"{where}believable: {checks['verdict']}" + (f" ({'; '.join(doubts)})" if doubts else ""))
+        for attack in document["attacks"]:
+            notes = attack["flags"] + ([f"skipped: {attack['reason']}"] if attack["status"] == "skipped" else [])
+            for note in notes:
+                print(f"{where}{attack['id']}: {note}")
+        print(f"{where}{document['folder']}/results.json")
+
+
+def _rows(document: dict[str, Any]) -> list[list[str]]:
+    clean = document["clean"]
+    rows = [["clean", "", "", f"{clean['accuracy']:.1%}", "", "", "", ""]]
+    for attack in document["attacks"]:
+        eps = format_fraction(attack["eps"]) if attack["eps"] is not None else "unbounded"
+        source = attack["source"]
+        if attack["status"] == "skipped":
+            rows.append([attack["id"], source, eps, "skipped", "", "", "", ""])
+            continue
+        rows.append(
+            [
+                attack["id"],
+                source,
+                eps,
+                _percent(attack["robust_accuracy"]),
+                _interval(attack["ci95"]),
+                _percent(attack["success"]),
+                "" if attack["median_l2"] is None else f"{attack['median_l2']:.3f}",
+                f"{attack['seconds']:.1f}",
+            ]
+        )
+    for worst in document["worst_case"]:
+        share, interval = _percent(worst["robust_accuracy"]), _interval(worst["ci95"])
+        rows.append(["worst case", worst["norm"], format_fraction(worst["eps"]), share, interval, "", "", ""])
+    return rows
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.1%} - {ends[1]:.1%}"

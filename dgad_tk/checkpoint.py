@@ -1,0 +1,99 @@
+"""Weights with their metadata record (safetensors), and what a run resumes from. Nothing here unpickles code."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dgad_tk.artifact import KEY, Artifact
+from dgad_tk.common import UserError, written_aside
+from dgad_tk.models import build_model
+
+STATE_FORMAT = 1
+
+
+def save_weights(path: Path, model: nn.Module, artifact: Artifact) -> None:
+    """Write a model's parameters, buffers and record. The file holds tensors and text: opening it runs nothing."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with written_aside(path) as aside:
+        save_file(tensors, aside, metadata={KEY: artifact.to_json()})
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], Artifact]:
+    """Tensors and record of a file that `save_weights` wrote.
+
+    Raises:
+        UserError: missing, not safetensors, cut short, or without a record.
+    """
+    if not path.is_file():
+        raise UserError(f"no such file: '{path}'", hint="give a .safetensors file or a run folder of `dgad train`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise UserError(
+            f"'{path}' is not a whole safetensors file: {error}", hint="copy it again, or train again"
+        ) from None
+    artifact = Artifact.from_mapping(metadata, str(path))
+    if artifact is None:
+        raise UserError(
+            f"'{path}' carries no dgad metadata record, so its network is unknown",
+            hint="use the best.safetensors of a run folder",
+        )
+    return tensors, artifact
+
+
+def load_model(path: Path) -> tuple[nn.Module, Artifact]:
+    """The network of a `save_weights` file, in eval mode on the CPU, and its record.
+
+    Raises:
+        UserError: as `read_weights`, or the tensors do not fit the network that the record names.
+    """
+    tensors, artifact = read_weights(path)
+    model = build_model(
+        artifact.model,
+        in_channels=artifact.input_shape[0],
+        classes=len(artifact.classes),
+        mean=artifact.normalize.get("mean", ()),
+        std=artifact.normalize.get("std", ()),
+    )
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"'{path}': the weights do not fit a {artifact.model}: {reason}", hint="train or convert it again"
+        ) from None
+    return model.eval(), artifact
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write what a run needs to resume: tensors and plain values only, so that it loads with `weights_only`."""
+    with written_aside(path) as aside:
+        torch.save({"format": STATE_FORMAT, **state}, aside)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What `save_state` wrote.
+
+    Raises:
+        UserError: missing, corrupt, of another version, or a pickle that holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise UserError(f"nothing to resume: no such file '{path}'", hint="start the run without --resume")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(
+            f"'{path}' is not a checkpoint that can be read safely: {str(error).splitlines()[0]}",
+            hint="it may be cut short or come from elsewhere; start the run anew",
+        ) from None
+    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
+        raise UserError(f"'{path}' is not a checkpoint of this version", hint="start the run anew")
+    return state

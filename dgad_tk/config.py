@@ -1,0 +1,234 @@
+"""What a run is: every choice that changes its numbers, validated, written beside what it produced, readable again.
+
+Importing this file imports no torch, so that the command line can check a config before it loads anything heavy.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from dgad_tk.common import UserError, lookup, nearest, parse_fraction, written_aside
+
+Fraction = Annotated[float, BeforeValidator(parse_fraction)]
+"""A share of the pixel range [0, 1]; `8/255` is accepted."""
+
+ENVIRONMENT_PREFIX = "DGAD_"
+_NOT_CONFIG = {"DGAD_CACHE"}
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class ThreatModel(BaseModel):
+    """What the adversary may do to an image, and how hard the inner maximisation tries.
+
+    The paper's setting on colour images is Linf 8/255 in 10 steps of 2/255.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    norm: Literal["linf", "l2"] = "linf"
+    eps: Fraction
+    step_size: Fraction
+    steps: int = Field(10, ge=1)
+
+    @classmethod
+    def of(cls, norm: Literal["linf", "l2"], eps: float, steps: int = 10) -> Self:
+        """The convention of every evaluation here: steps of eps / 4."""
+        return cls(norm=norm, eps=eps, step_size=eps / 4, steps=steps)
+
+
+class TrainConfig(BaseModel):
+    """One training run. Defaults are the paper's for CIFAR; `resolved` puts a dataset's own in their place."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str = "digits"
+    data_dir: Path | None = None
+    image_size: int | None = Field(None, ge=4, le=512)
+    limit_train: int | None = Field(None, ge=1)
+    """The first N of the training split's fixed stratified order."""
+
+    method: str = "dgad"
+    method_options: dict[str, Any] = {}
+    """Hyper-parameters of the method that differ from its defaults (`--set dgad.pcr_weight=10`)."""
+    student: str = "resnet8"
+    normalize: Literal["none", "dataset"] = "none"
+    """Normalisation inside the student: none as in the paper's code, or the training split's mean and std."""
+
+    teacher: str = "auto"
+    """`auto` trains one first; else a .safetensors file or a run folder. Ignored by methods without a teacher."""
+    teacher_model: str = "resnet20"
+    teacher_method: str = "trades"
+    teacher_epochs: int | None = Field(None, ge=1)
+
+    threat: ThreatModel | None = None
+
+    epochs: int = Field(200, ge=1)
+    batch_size: int = Field(128, ge=2)
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    nesterov: bool = False
+    schedule: Literal["piecewise", "cosine"] = "piecewise"
+    milestones: tuple[Fraction, ...] = (0.5, 0.75)
+    """Shares of the epochs after which the learning rate falls to a tenth: the paper's 100 and 150 of 200."""
+
+    select_on: Literal["val", "test"] = "val"
+    """Split for choosing the best epoch. `test` is what the papers do; it leaks, and the record says so."""
+    select_every: int = Field(1, ge=1)
+    max_seconds: float | None = Field(None, gt=0)
+    """Stop after the epoch in which this much time has passed. The result then depends on the machine."""
+
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if list(self.milestones) != sorted(self.milestones):
+            raise ValueError(f"milestones must ascend, got {list(self.milestones)}")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+    @property
+    def attack(self) -> ThreatModel:
+        """Threat model of a resolved config."""
+        if self.threat is None:
+            raise ValueError("an unresolved config has no threat model")
+        return self.threat
+
+    def resolved(self) -> Self:
+        """The same run with what nobody set filled in from the dataset.
+
+        Raises:
+            UserError: unknown dataset.
+        """
+        from dgad_tk.data import DATASETS  # numpy, and no torch
+
+        spec = lookup(DATASETS, self.dataset, "dataset")
+        own: dict[str, Any] = {key: value for key, value in spec.training.items() if key not in self.model_fields_set}
+        epochs = own.get("epochs", self.epochs)
+        own["teacher_epochs"] = self.teacher_epochs or epochs
+        own["threat"] = self.threat or ThreatModel.of("linf", spec.eps["linf"])
+        return self.model_copy(update=own)
+
+    def for_teacher(self) -> Self:
+        """The run that makes this run's teacher, when none was given."""
+        return self.model_copy(
+            update={
+                "method": self.teacher_method,
+                "method_options": {},
+                "student": self.teacher_model,
+                "teacher": "auto",
+                "epochs": self.teacher_epochs,
+            }
+        )
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def save(self, path: Path) -> None:
+        with written_aside(path) as aside:
+            aside.write_text(self.to_yaml(), encoding="utf-8")
+
+    def differences(self, other: "TrainConfig") -> list[str]:
+        """`key: mine, not theirs` for each key in which two runs differ."""
+        mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
+        return [f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+
+
+def validated(model: type[M], values: Mapping[str, Any], where: str) -> M:
+    """`values` as a `model`.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one) or a value out of range.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "config"
+        if first["type"] == "extra_forbidden":
+            known = model if len(first["loc"]) == 1 else ThreatModel
+            hint = nearest(str(first["loc"][-1]), known.model_fields)
+            raise UserError(f"{where}: unknown key '{name}'", hint=hint) from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{where}: {name}: {message}, got {first['input']!r}", hint="see `dgad train --help`") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds one mapping.
+
+    Raises:
+        UserError: missing, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read config '{path}': {error.strerror}", hint="give --config a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"'{path}' is not YAML: {' '.join(str(error).split())}", hint="one `key: value` a line"
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"'{path}' must hold keys and values, got {type(content).__name__}", hint="such as `epochs: 30`"
+        )
+    return content
+
+
+def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Config values from `DGAD_*` variables: `DGAD_EPOCHS=5` is `epochs: 5`.
+
+    Raises:
+        UserError: a variable that names no key.
+    """
+    found: dict[str, Any] = {}
+    for name, text in environment.items():
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in _NOT_CONFIG:
+            continue
+        key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if key not in TrainConfig.model_fields:
+            raise UserError(f"environment variable {name} names no key", hint=nearest(key, TrainConfig.model_fields))
+        found[key] = yaml.safe_load(text)
+    return found
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """`--set` arguments as config values: `lr=0.05`, `threat.eps=8/255`, `dgad.pcr_weight=10`.
+
+    What stands before the dot is a key of the config that holds keys itself, or the method, whose options follow; a
+    wrong name is found when the method is built.
+
+    Raises:
+        UserError: not of the form key=value.
+    """
+    values: dict[str, Any] = {}
+    for key, value in map(parse_setting, settings):
+        owner, dot, name = key.partition(".")
+        if not dot:
+            values[key] = value
+        elif owner in TrainConfig.model_fields:
+            values.setdefault(owner, {})[name] = value
+        else:
+            values.setdefault("method_options", {})[key] = value
+    return values
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """`key=value` with the value read as YAML.
+
+    Raises:
+        UserError: not of that form.
+    """
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set needs key=value, got '{setting}'", hint="for example --set lr=0.05")
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError:
+        return key, text

@@ -1,0 +1,71 @@
+"""Datasets: the table, and `load_dataset`. No torch is imported here: the command line reads the names."""
+
+import os
+from pathlib import Path
+
+from dgad_tk.common import UserError, lookup
+from dgad_tk.data import digits, fashion_mnist, imagefolder
+from dgad_tk.data.spec import Augmentation, Dataset, DatasetSpec, Split
+from dgad_tk.data.splits import make_splits
+
+__all__ = ["DATASETS", "Augmentation", "Dataset", "DatasetSpec", "Split", "load_dataset"]
+
+DATASETS: dict[str, DatasetSpec] = {
+    "digits": DatasetSpec(
+        name="digits",
+        description="scikit-learn's handwritten digits, 1x8x8, 1,797 images; comes with the installation",
+        load=digits.load,
+        augmentation=Augmentation(padding=1, flip=False),
+        # L2: the nearest image of another class is at least 2 * 0.59 away, so that no two balls meet.
+        eps={"linf": 0.15, "l2": 0.5},
+        training={"epochs": 25, "batch_size": 64, "schedule": "cosine"},
+    ),
+    "fashion-mnist": DatasetSpec(
+        name="fashion-mnist",
+        description="Fashion-MNIST, 1x28x28, 60,000 + 10,000 images; from --data-dir or Debian's package",
+        load=fashion_mnist.load,
+        augmentation=Augmentation(padding=2, flip=True),
+        # L2: among the first 5,000 test images, the nearest of another class is 2 * 1.0 away.
+        eps={"linf": 0.1, "l2": 1.0},
+        training={"epochs": 40, "schedule": "cosine"},
+    ),
+    "imagefolder": DatasetSpec(
+        name="imagefolder",
+        description="your own images: train/CLASS/* and test/CLASS/* in --data-dir, as RGB of --image-size",
+        load=imagefolder.load,
+        augmentation=Augmentation(padding=4, flip=True),
+        eps={"linf": 8 / 255, "l2": 0.5},
+        needs_data_dir=True,
+        resizable=True,
+    ),
+}
+
+
+def load_dataset(name: str, *, data_dir: Path | None = None, image_size: int | None = None) -> Dataset:
+    """The dataset `name` with its fixed splits; decoded and cached at the first call, then memory-mapped.
+
+    Args:
+        name: row of DATASETS.
+        data_dir: where the files are, for a dataset that is read from some.
+        image_size: height and width to bring the images to, for a dataset that has no size of its own.
+
+    Raises:
+        UserError: unknown name, an option that does not apply, or data that are missing or damaged.
+    """
+    spec = lookup(DATASETS, name, "dataset")
+    if image_size is not None and not spec.resizable:
+        raise UserError(
+            f"dataset '{name}' has images of one size and takes no --image-size",
+            hint="only imagefolder resizes; leave the option out",
+        )
+    if data_dir is None and spec.needs_data_dir:
+        raise UserError(f"dataset '{name}' needs --data-dir", hint="the folder that holds train/ and test/")
+    decoded = spec.load(data_dir and Path(os.path.expanduser(data_dir)), image_size)
+
+    options: dict[str, str | int] = {}
+    if data_dir is not None:
+        options["data_dir"] = str(data_dir)
+    if decoded.image_size is not None:
+        options["image_size"] = decoded.image_size
+    train, val, test = make_splits(decoded.parts)
+    return Dataset(spec, name, decoded.classes, train, val, test, options, decoded.sha256)

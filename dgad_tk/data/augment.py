@@ -1,0 +1,43 @@
+"""Augmentation on the device, a whole batch at once; what happens to an image depends on that image alone."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dgad_tk.data.spec import Augmentation
+from dgad_tk.draws import Draws
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 `(N, C, H, W)` to float32 in [0, 1]: v / 255, correctly rounded on every device."""
+    # By a tensor on the device: by a plain number, CUDA multiplies by the rounded reciprocal.
+    return images.to(torch.float32) / torch.full((), 255.0, device=images.device)
+
+
+def augment(images: Tensor, *, augmentation: Augmentation, draws: Draws, index: Tensor, epoch: int) -> Tensor:
+    """Each image cropped at random from its zero-padded self, then perhaps mirrored; float32 in [0, 1].
+
+    Args:
+        images: uint8 `(N, C, H, W)` on any device.
+        augmentation: how far and whether.
+        draws: of the run's seed.
+        index: dataset indices, int64 `(N,)`; an image meets the same draws in any batch.
+        epoch: 0, 1, ...
+    """
+    n, channels, height, width = images.shape
+    assert index.shape == (n,), f"{n} images, indices {tuple(index.shape)}"
+    device, padding = images.device, augmentation.padding
+    index = index.to(device)
+    # Corner of the crop in the padded image: 0 moves the content down or right, 2 * padding up or left.
+    corner = draws.integers("augment-crop", (2,), low=0, high=2 * padding + 1, index=index, epoch=epoch)
+    columns = torch.arange(width, device=device).expand(n, width)
+    if augmentation.flip:
+        mirrored = draws.integers("augment-flip", (1,), low=0, high=2, index=index, epoch=epoch) == 1
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    columns = columns + corner[:, 1:]
+    rows = torch.arange(height, device=device) + corner[:, :1]
+
+    padded = F.pad(images, (padding,) * 4)
+    sample = torch.arange(n, device=device)[:, None, None, None]
+    channel = torch.arange(channels, device=device)[:, None, None]
+    return to_float(padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]])

@@ -1,0 +1,180 @@
+"""What a dataset is: its row in the table, its decoded arrays, its three splits."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgad_tk.common import UserError
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop and flip of training images.
+
+    Args:
+        padding: zero pixels put around the image before a crop of its own size; it moves by at most as many.
+        flip: mirror half of the images left to right.
+    """
+
+    padding: int
+    flip: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One decoded folder of a dataset, in the order of its files.
+
+    Attributes:
+        images: uint8 `(N, C, H, W)`, memory-mapped where they come from the cache.
+        labels: int64 `(N,)`.
+    """
+
+    images: Images
+    labels: Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A part before it is decoded: how many images of what shape, and a way to get at them piece by piece.
+
+    Attributes:
+        shape: (C, H, W).
+        labels: int64 `(N,)`.
+        blocks: uint8 `(n, C, H, W)` each, N images in all, in the order of `labels`.
+    """
+
+    shape: Shape
+    labels: Labels
+    blocks: Callable[[], Iterable[Images]]
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """What a loader returns.
+
+    Attributes:
+        classes: class names in the order of the labels.
+        parts: "train", "test" and, where the data come with one of their own, "val".
+        sha256: of class names, labels and pixels; the same images in another container have the same one.
+        image_size: the size the images were brought to, None where the data have one size of their own.
+    """
+
+    classes: list[str]
+    parts: Mapping[str, Part]
+    sha256: str
+    image_size: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images of one split in its fixed stratified order; the pixels stay where they are until `take`.
+
+    Position p means the same image in every run, whatever the seed and however many images are used.
+
+    Attributes:
+        base: uint8 `(M, C, H, W)`, all images of the part this split is cut from.
+        index: int64 `(N,)`, rows of `base`.
+        labels: int64 `(N,)`, of the rows in `index`.
+    """
+
+    base: Images = field(repr=False)
+    index: NDArray[np.int64] = field(repr=False)
+    labels: Labels = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, positions: NDArray[np.int64] | Sequence[int] | slice) -> Images:
+        """A copy of the images at these positions, uint8 `(n, C, H, W)`, contiguous."""
+        return np.ascontiguousarray(self.base[self.index[positions]])
+
+    def subset(self, n: int) -> "Split":
+        """The first `n` images, nearly class-proportional; all of them when there are fewer.
+
+        Raises:
+            UserError: `n` is below 1.
+        """
+        if n < 1:
+            raise UserError(f"a number of images must be at least 1, got {n}", hint="leave it out to use all of them")
+        return replace(self, index=self.index[:n], labels=self.labels[:n])
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A row of the DATASETS table.
+
+    Attributes:
+        name: what `--dataset` takes.
+        description: one line for `dgad list datasets`.
+        load: (data_dir, image_size) to decoded arrays; either is None when the user gave none.
+        augmentation: of training images.
+        eps: norm ("linf", "l2") to the default radius, as a fraction of 1.
+        training: settings of a TrainConfig that differ from the paper's for CIFAR, by name.
+        needs_data_dir: there is nothing to load without `--data-dir`.
+        resizable: `--image-size` applies; otherwise the data have one size of their own.
+    """
+
+    name: str
+    description: str
+    load: Callable[[Path | None, int | None], Decoded]
+    augmentation: Augmentation
+    eps: Mapping[str, float]
+    training: Mapping[str, int | float | str] = field(default_factory=dict)
+    needs_data_dir: bool = False
+    resizable: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A loaded dataset.
+
+    Attributes:
+        spec: its row.
+        name: of the row.
+        classes: class names in the order of the labels.
+        train: the training split, without what is held out as `val`.
+        val: held out of the training data, for choosing a checkpoint.
+        test: for reporting.
+        options: what `load_dataset` takes to load the same again: `data_dir` as given, `image_size`.
+        sha256: of the decoded content.
+    """
+
+    spec: DatasetSpec
+    name: str
+    classes: list[str]
+    train: Split
+    val: Split
+    test: Split
+    options: dict[str, str | int]
+    sha256: str
+
+    @property
+    def shape(self) -> Shape:
+        """(C, H, W)."""
+        _, channels, height, width = self.train.base.shape
+        return channels, height, width
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """By name, as `--split` takes it."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel over the training split, in units of [0, 1]."""
+        total = np.zeros(self.shape[0])
+        squares = np.zeros(self.shape[0])
+        for start in range(0, len(self.train), 1024):  # in pieces: the pixels stay memory-mapped
+            block = self.train.take(slice(start, start + 1024)) / 255.0
+            total += block.sum(axis=(0, 2, 3))
+            squares += np.square(block).sum(axis=(0, 2, 3))
+        count = len(self.train) * self.shape[1] * self.shape[2]
+        mean = total / count
+        std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
+        return tuple(mean.tolist()), tuple(std.tolist())

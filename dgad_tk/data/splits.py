@@ -1,0 +1,61 @@
+"""Fixed, stratified splits and orders: a function of the labels only, never of the user's seed."""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgad_tk.data.spec import Labels, Part, Split
+
+VALIDATION_SHARE = 10
+"""One training image in so many is held out for validation ..."""
+VALIDATION_MOST = 1000
+"""... but no more: enough to tell checkpoints apart by some points, few enough to attack every epoch."""
+
+
+def stratified_order(labels: Labels, purpose: str) -> NDArray[np.int64]:
+    """A permutation of 0..N-1 whose every prefix, and so every stretch, is nearly class-proportional.
+
+    Within its class each image gets a random rank; all are then merged by (rank + 1/2) / size of class.
+    With classes of one size, two classes never differ by more than one image in any prefix.
+
+    Args:
+        labels: int64 `(N,)`.
+        purpose: what the order is for; two purposes have unrelated orders.
+    """
+    key = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:16], "little")
+    # Raw words: numpy keeps a bit generator's stream for ever, but may change what Generator makes of it.
+    words = np.random.Philox(key=key).random_raw(2 * len(labels))
+    within, between = words[: len(labels)], words[len(labels) :]
+
+    _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    by_class = np.lexsort((within, classes))
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    # Ties are settled at random: a prefix shorter than the list of classes is not always the first ones.
+    return np.lexsort((between, (rank + 0.5) / sizes[classes])).astype(np.int64)
+
+
+def cut(part: Part, purpose: str, n: int) -> tuple[Part, Part]:
+    """The first `n` of a stratified order and the rest, copied in file order: for small data in memory."""
+    order = stratified_order(part.labels, purpose)
+    first, rest = np.sort(order[:n]), np.sort(order[n:])
+    return Part(part.images[first], part.labels[first]), Part(part.images[rest], part.labels[rest])
+
+
+def make_splits(parts: Mapping[str, Part]) -> tuple[Split, Split, Split]:
+    """Train, validation and test; validation is held out of train where the data have none of their own."""
+    train_order = stratified_order(parts["train"].labels, "train")
+    if "val" in parts:
+        val = _ordered(parts["val"], stratified_order(parts["val"].labels, "val"))
+    else:
+        held_out = max(1, min(VALIDATION_MOST, round(len(train_order) / VALIDATION_SHARE)))
+        val = _ordered(parts["train"], train_order[:held_out])
+        train_order = train_order[held_out:]
+    test = _ordered(parts["test"], stratified_order(parts["test"].labels, "test"))
+    return _ordered(parts["train"], train_order), val, test
+
+
+def _ordered(part: Part, order: NDArray[np.int64]) -> Split:
+    return Split(base=part.images, index=order, labels=part.labels[order])

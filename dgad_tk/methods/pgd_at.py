@@ -1,0 +1,36 @@
+"""PGD adversarial training."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dgad_tk.config import ThreatModel
+from dgad_tk.losses import cross_entropy
+from dgad_tk.methods.base import AdversarialMethod, Batch, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class PgdAt(AdversarialMethod):
+    """min CE(s(x'), y), x' maximises CE(s(x'), y). Madry et al., ICLR 2018, eq. 2.1, https://arxiv.org/abs/1706.06083.
+
+    As in the baseline of the paper's tables (`Plain_Madry` of the AdaAD code), which departs from Madry's own: a
+    Gaussian start cut to [0, 1], BatchNorm in eval mode inside the attack, and a clean forward after the adversarial
+    one that has no gradient but moves the running statistics.
+
+    Attributes:
+        clean_forward: run that forward. Off, the running statistics are of adversarial images only.
+    """
+
+    clip_start: bool = True
+    clean_forward: bool = True
+
+    def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
+        x_adv = self.attack(student, batch, threat, lambda images: cross_entropy(student(images), batch.y))
+        logits = student(x_adv)
+        loss = cross_entropy(logits, batch.y).mean()
+        terms = {"ce_adv": loss.detach()}
+        if self.clean_forward:
+            with torch.no_grad():
+                terms["ce_clean"] = cross_entropy(student(batch.x), batch.y).mean()
+        return Step(loss, terms, x_adv, logits.detach())

@@ -1,0 +1,25 @@
+"""Plain training on clean images: the baseline and the source of transfer surrogates."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from dgad_tk.config import ThreatModel
+from dgad_tk.losses import cross_entropy
+from dgad_tk.methods.base import Batch, Method, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standard(Method):
+    """L = CE(s(x), y).
+
+    The best epoch is chosen by clean accuracy: under attack every epoch of it is near zero.
+    """
+
+    selected_by: ClassVar[Literal["robust", "clean"]] = "clean"
+
+    def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
+        logits = student(batch.x)
+        loss = cross_entropy(logits, batch.y).mean()
+        return Step(loss, {"ce_clean": loss.detach()}, None, logits.detach())

@@ -1,0 +1,128 @@
+"""Run folders: what they are called, which is finished, which is newest.
+
+runs/<dataset>-<method>-<student>[-N]/
+    config.yaml         every setting, reloadable with --config
+    metrics.jsonl       one line an epoch, and an "end" line when finished
+    last.ckpt           what resuming needs
+    best.safetensors    weights of the best epoch and their metadata record
+    teacher/            the same again, where the run trained its own teacher
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dgad_tk.common import UserError, written_aside
+from dgad_tk.config import TrainConfig, read_yaml, validated
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and state of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best.safetensors"
+
+    @property
+    def teacher(self) -> "RunFolder":
+        return RunFolder(self.path / "teacher")
+
+    def exists(self) -> bool:
+        return self.config.is_file()
+
+    def read_config(self) -> TrainConfig:
+        return validated(TrainConfig, read_yaml(self.config), str(self.config))
+
+    def records(self) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl. A last line that a killed process left half-written is dropped."""
+        found: list[dict[str, Any]] = []
+        if self.metrics.is_file():
+            for line in self.metrics.read_text(encoding="utf-8").splitlines():
+                try:
+                    found.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+        return found
+
+    def finished(self) -> bool:
+        records = self.records()
+        return self.best.is_file() and bool(records) and records[-1]["event"] == "end"
+
+    def append(self, record: dict[str, Any]) -> None:
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def cut_back(self, epochs: int) -> None:
+        """Forget what metrics.jsonl says of epochs from `epochs` on: a resumed run will write them again."""
+        kept = [record for record in self.records() if record["event"] == "epoch" and record["epoch"] < epochs]
+        with written_aside(self.metrics) as aside:
+            aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+
+def _numbered(base: Path) -> Iterator[Path]:
+    yield base
+    number = 2
+    while True:
+        yield base.with_name(f"{base.name}-{number}")
+        number += 1
+
+
+def new_run_folder(config: TrainConfig, root: Path = RUNS) -> RunFolder:
+    """The first free name for a run of `config`."""
+    base = root / f"{config.dataset}-{config.method}-{config.student}"
+    return RunFolder(next(path for path in _numbered(base) if not path.exists()))
+
+
+def newest_run(root: Path = RUNS, *, finished: bool, prefix: str = "") -> RunFolder:
+    """The run folder under `root` that was written to last.
+
+    Raises:
+        UserError: there is none.
+    """
+    kind = "finished" if finished else "unfinished"
+    folders = [RunFolder(path) for path in root.glob(f"{prefix}*/") if RunFolder(path).exists()]
+    fitting = [folder for folder in folders if folder.finished() == finished]
+    if not fitting:
+        raise UserError(
+            f"no {kind} run under '{root}'" + (f" called {prefix}" if prefix else ""),
+            hint="`dgad train` makes one" if finished else "start it without --resume, or name it with --out",
+        )
+    return max(fitting, key=lambda folder: folder.config.stat().st_mtime_ns)
+
+
+def weights_of(source: Path) -> Path:
+    """The .safetensors file behind a run folder or a file's path.
+
+    Raises:
+        UserError: neither.
+    """
+    if source.is_dir():
+        folder = RunFolder(source)
+        if not folder.best.is_file():
+            raise UserError(
+                f"'{source}' holds no best.safetensors",
+                hint="give a run folder of `dgad train` that got past epoch 1",
+            )
+        return folder.best
+    if not source.is_file():
+        raise UserError(f"no such file or run folder: '{source}'", hint="`ls runs` shows what there is")
+    return source

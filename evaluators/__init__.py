@@ -1,0 +1,6 @@
+"""Attacks as ART attacks, models as ART estimators, and the record of what the deployed runtime answered."""
+
+from evaluators.evaluate import Evaluation, Row, Surrogate, evaluate, plan
+from evaluators.suites import SUITES, expand
+
+__all__ = ["SUITES", "Evaluation", "Row", "Surrogate", "evaluate", "expand", "plan"]

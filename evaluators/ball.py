@@ -1,0 +1,59 @@
+"""The eps-ball to the last bit, distances, and intervals for shares. NumPy only."""
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgad_tk.predictor import Images
+
+Norm = Literal["linf", "l2"]
+
+
+def bounds(x: Images, eps: float) -> tuple[Images, Images]:
+    """[max(0, x - eps), min(1, x + eps)] rounded inward to float32, so that no later test needs a tolerance."""
+    wide = x.astype(np.float64)
+    lower64, upper64 = np.maximum(wide - eps, 0.0), np.minimum(wide + eps, 1.0)
+    lower, upper = lower64.astype(np.float32), upper64.astype(np.float32)
+    lower = np.where(lower < lower64, np.nextafter(lower, np.float32(2)), lower)
+    upper = np.where(upper > upper64, np.nextafter(upper, np.float32(-1)), upper)
+    return lower, upper
+
+
+def into_ball(x_adv: Images, x: Images, norm: Norm, eps: float) -> Images:
+    """`x_adv` brought into the ball around `x` and into [0, 1]; NaN becomes the clean value."""
+    x_adv = np.where(np.isnan(x_adv), x, x_adv).astype(np.float32)
+    if norm == "linf":
+        return np.clip(x_adv, *bounds(x, eps))
+    x_adv = np.clip(x_adv, 0.0, 1.0)
+    distance = l2(x_adv, x)
+    # Rounding to float32 moves each pixel by up to 6e-8; the factor leaves room for that, so that the result is inside.
+    slack = 1 - 1e-6
+    outside = distance > eps
+    scale = np.where(outside, slack * eps / np.maximum(distance, 1e-30), 1.0)[:, None, None, None]
+    shrunk = x + (x_adv.astype(np.float64) - x) * scale
+    return np.clip(np.where(outside[:, None, None, None], shrunk, x_adv), 0.0, 1.0).astype(np.float32)
+
+
+def l2(x_adv: Images, x: Images) -> NDArray[np.float64]:
+    """Euclidean distance of each image, `(N,)`."""
+    gap = x_adv.astype(np.float64) - x
+    return np.asarray(np.sqrt(np.square(gap).reshape(len(x), -1).sum(axis=1)))
+
+
+def linf(x_adv: Images, x: Images) -> NDArray[np.float64]:
+    """Largest pixel difference of each image, `(N,)`."""
+    gap = np.abs(x_adv.astype(np.float64) - x).reshape(len(x), -1)
+    return np.asarray(gap.max(axis=1, initial=0.0))
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson, JASA 22, 1927); (0, 1) of nothing."""
+    if n == 0:
+        return 0.0, 1.0
+    z = 1.959963984540054
+    share, shrink = successes / n, 1 + z * z / n
+    middle = (share + z * z / (2 * n)) / shrink
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / shrink
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,0 +1,115 @@
+"""Predictors as ART estimators: the deployed runtime predicts, a torch module gives the gradients.
+
+ART rebuilds `PyTorchClassifier(model=estimator.model)` inside some of its attacks, so the differentiable module has to
+be `.model`; overriding `predict` is what makes the deployed runtime the one that is asked.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dgad_tk.common import UserError
+from dgad_tk.predictor import Predictor
+
+
+class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]
+    """An ART classifier over a Predictor. Works wherever ART wants a `PyTorchClassifier`.
+
+    `predict` asks `predictor.predict`, the deployed runtime; losses and gradients come from `predictor.module`. Images
+    are float32 `(N, C, H, W)` in [0, 1]; whatever comes is cast to that and made contiguous, since some attacks of ART
+    send float64 and some views.
+
+    Args:
+        predictor: with a module.
+        module: stands in for the predictor's module, for a wrapper that counts or watches.
+
+    Raises:
+        UserError: the predictor has no gradients.
+    """
+
+    def __init__(self, predictor: Predictor, *, module: nn.Module | None = None) -> None:
+        module = module or predictor.module
+        if module is None:
+            raise UserError(
+                f"'{predictor.path}' has no differentiable module",
+                hint="only gradient-free attacks can run on it",
+            )
+        super().__init__(
+            model=module,
+            loss=nn.CrossEntropyLoss(),
+            input_shape=predictor.input_shape,
+            nb_classes=predictor.classes,
+            clip_values=(0.0, 1.0),
+            device_type="gpu" if torch.cuda.is_available() else "cpu",
+        )
+        self.predictor = predictor
+
+    def predict(
+        self, x: NDArray[Any], batch_size: int = 128, training_mode: bool = False, **kwargs: Any
+    ) -> NDArray[np.float32]:
+        """Logits `(N, K)` by the deployed runtime. `training_mode` has no meaning for one and is refused."""
+        if training_mode:
+            raise ValueError("a deployed model has no training mode: expected training_mode=False")
+        x = np.ascontiguousarray(x, dtype=np.float32)
+        x, _ = self._apply_preprocessing(x, y=None, fit=False)
+        parts = [self.predictor.predict(x[start : start + batch_size]) for start in range(0, len(x), batch_size)]
+        logits = np.concatenate(parts) if parts else np.zeros((0, self.nb_classes), dtype=np.float32)
+        return np.asarray(self._apply_postprocessing(preds=logits, fit=False), dtype=np.float32)
+
+    def loss_gradient(
+        self, x: NDArray[Any] | Tensor, y: NDArray[Any] | Tensor, training_mode: bool = False, **kwargs: Any
+    ) -> NDArray[Any] | Tensor:
+        """Gradient of the summed cross-entropy with respect to `x`, of x's shape."""
+        x = x.float().contiguous() if isinstance(x, Tensor) else np.ascontiguousarray(x, dtype=np.float32)
+        gradient: NDArray[Any] | Tensor = super().loss_gradient(x, y, training_mode=training_mode, **kwargs)
+        return gradient
+
+    def class_gradient(
+        self, x: NDArray[Any], label: Any = None, training_mode: bool = False, **kwargs: Any
+    ) -> NDArray[Any]:
+        """Gradient of logits with respect to `x`, `(N, K or 1, C, H, W)`."""
+        x = np.ascontiguousarray(x, dtype=np.float32)
+        gradients: NDArray[Any] = super().class_gradient(x, label=label, training_mode=training_mode, **kwargs)
+        return gradients
+
+
+class OnnxClassifier(PredictorClassifier):
+    """White-box ART estimator of an ONNX file: ONNX Runtime predicts, gradients come from the file's torch twin.
+
+        predictor = exporters.load(Path("student.onnx"))
+        attack = art.attacks.evasion.ProjectedGradientDescent(OnnxClassifier(predictor), eps=0.1)
+        x_adv = attack.generate(x, y)
+
+    Args:
+        predictor: of an .onnx file.
+    """
+
+
+def to_estimator(predictor: Predictor, *, module: nn.Module | None = None) -> PredictorClassifier:
+    """The ART estimator of a predictor of any format."""
+    cls = OnnxClassifier if predictor.format == "onnx" else PredictorClassifier
+    return cls(predictor, module=module)
+
+
+class Counted(nn.Module):
+    """A module that counts the images it passes forward and backward."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.forwards = 0
+        self.backwards = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards += len(x)
+        logits: Tensor = self.module(x)
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+        return logits
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)

@@ -1,0 +1,441 @@
+"""evaluate(): attacks a predictor and keeps, for every image and every attack, what the deployed runtime answered.
+
+Percentages are derived from that record (`report`). Only images that the clean model gets right are attacked; every
+candidate is brought into the ball to the last bit and judged by `predictor.predict`.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dgad_tk import __version__
+from dgad_tk.common import UserError, format_fraction
+from dgad_tk.data import Split
+from dgad_tk.predictor import Images, Logits, Predictor
+from evaluators.attacks import ATTACKS, AttackSpec, Budget
+from evaluators.ball import Norm, into_ball, l2, linf
+from evaluators.estimators import Counted, to_estimator
+from evaluators.suites import TRANSFER
+from evaluators.units import NOT_ATTACKED, Unit, UnitStore
+
+CHUNK = 500
+"""Images in a unit of work. Cut from the dataset's fixed order, so it never depends on how many are evaluated."""
+GALLERY = 4
+TWIN_TOLERANCE = 1e-3
+TWIN_AGREEMENT = 0.995
+SURROGATE_SLACK = 0.10
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A model that transfer examples are made on.
+
+    Attributes:
+        name: in row ids, unique.
+        predictor: None where there could be none, for `reason`.
+    """
+
+    name: str
+    predictor: Predictor | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the results: an attack, where its gradients come from, and how far it may go."""
+
+    id: str
+    attack: str
+    spec: AttackSpec
+    params: Mapping[str, Any]
+    norm: Norm
+    eps: float | None
+    surrogate: Surrogate | None = None
+
+    @property
+    def source(self) -> Literal["white-box", "black-box", "transfer"]:
+        if self.surrogate is not None:
+            return "transfer"
+        return "white-box" if self.spec.needs_gradients else "black-box"
+
+
+@dataclass
+class Outcome:
+    """A row and its units, joined over the chunks; `reason` says why there are none."""
+
+    row: Row
+    unit: Unit | None = None
+    reason: str = ""
+    flags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an evaluation is: row `row` of `rows`, `done` of `n` images, `broken` of `attacked` so far."""
+
+    row: str
+    number: int
+    rows: int
+    done: int
+    n: int
+    broken: int
+    attacked: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The record of one evaluated model.
+
+    Attributes:
+        predictor: what was evaluated.
+        labels, clean_pred: int64 `(n,)`.
+        index: int64 `(n,)`, rows of the dataset.
+        clean_right: bool `(n,)`; a non-finite logit counts as wrong.
+        outcomes: a row each.
+        twin: difference of module and runtime on clean images.
+        probes: what the checks need to know about the model itself.
+        images_sha256: of the images and labels that were evaluated.
+    """
+
+    predictor: Predictor
+    labels: NDArray[np.int64]
+    index: NDArray[np.int64]
+    clean_pred: NDArray[np.int64]
+    clean_right: NDArray[np.bool_]
+    outcomes: list[Outcome]
+    twin: dict[str, float]
+    probes: dict[str, float]
+    images_sha256: str
+    norm: Norm
+    eps: tuple[float, ...]
+    seed: int
+    batch_size: int
+    split: Split
+
+    @property
+    def clean_accuracy(self) -> float:
+        return float(self.clean_right.mean())
+
+
+def plan(
+    names: Sequence[str],
+    *,
+    norm: Norm,
+    eps: Sequence[float],
+    surrogates: Sequence[Surrogate] = (),
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Row]:
+    """Rows for attack names as `suites.expand` gives them; budget attacks get one for each eps.
+
+    Raises:
+        UserError: a setting that an attack does not have, or a norm that it cannot be judged in.
+    """
+    settings = settings or {}
+    rows: list[Row] = []
+    for full_name in names:
+        name = full_name.removeprefix(TRANSFER)
+        spec = ATTACKS[name]
+        if norm not in spec.norms:
+            raise UserError(f"attack '{name}' has no norm '{norm}'", hint="expected one of " + ", ".join(spec.norms))
+        params = spec.parameters(name, settings.get(name, {}))
+        radii = eps if spec.kind == "budget" else [None]
+        own_norm = norm if spec.kind == "budget" else spec.norms[0]
+        sources: Sequence[Surrogate | None] = surrogates if full_name != name else [None]
+        for surrogate in sources:
+            for radius in radii:
+                label = f"{TRANSFER}{surrogate.name}:{name}" if surrogate else name
+                if radius is not None and len(eps) > 1:
+                    label += f"@{format_fraction(radius)}"
+                rows.append(Row(label, name, spec, params, own_norm, radius, surrogate))
+    return rows
+
+
+def evaluate(
+    predictor: Predictor,
+    split: Split,
+    rows: Sequence[Row],
+    *,
+    norm: Norm,
+    eps: Sequence[float],
+    seed: int = 0,
+    batch_size: int = 250,
+    store: Path | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Evaluation:
+    """Attack `predictor` on the images of `split`.
+
+    Args:
+        rows: from `plan`.
+        norm, eps: the threat, for the record; each row carries its own.
+        seed: of every draw that an attack makes.
+        batch_size: images at a time; attacks by other packages draw batch by batch, so it belongs to the question.
+        store: folder of finished units; a second call with it does only what is new.
+
+    Raises:
+        UserError: images of another shape, labels out of range, or a twin that differs from the runtime.
+    """
+    _check_images(predictor, split)
+    chunks = [slice(start, min(start + CHUNK, len(split))) for start in range(0, len(split), CHUNK)]
+    clean_pred, clean_right, digest, hashes = _clean(predictor, split, chunks, batch_size)
+    twin, probes = _compare_twin(predictor, split, batch_size)
+    context = {
+        "model": predictor.sha256,
+        "seed": seed,
+        "batch_size": batch_size,
+        "threads": torch.get_num_threads(),
+    }
+    context |= {"version": __version__, "runtime": predictor.runtime}
+    units = UnitStore(store)
+    outcomes: list[Outcome] = []
+    for number, row in enumerate(rows):
+        outcome = Outcome(row, reason=_why_skip(row, split, batch_size, float(clean_right.mean())))
+        outcomes.append(outcome)
+        if outcome.reason:
+            continue
+        parts: list[Unit] = []
+        for chunk, sha in zip(chunks, hashes, strict=True):
+            question = {**context, "images": sha, **_question(row)}
+            unit = units.get(question)
+            if unit is None:
+                attacker = _Attacker(predictor, row, seed, batch_size)
+                unit = attacker.run(split, chunk, clean_right[chunk])
+                units.put(question, unit)
+            parts.append(unit)
+            if on_progress:
+                broken, attacked = (
+                    sum(int(getattr(part, key).sum()) for part in parts) for key in ("broken", "attacked")
+                )
+                on_progress(Progress(row.id, number + 1, len(rows), chunk.stop, len(split), broken, attacked))
+        outcome.unit = _joined(parts, chunks)
+        outcome.flags = _flags(row, outcome.unit)
+    return Evaluation(
+        predictor,
+        split.labels,
+        split.index,
+        clean_pred,
+        clean_right,
+        outcomes,
+        twin,
+        probes,
+        digest,
+        norm,
+        tuple(eps),
+        seed,
+        batch_size,
+        split,
+    )
+
+
+@dataclass
+class _Attacker:
+    """Runs one row on one chunk, counting passes."""
+
+    predictor: Predictor
+    row: Row
+    seed: int
+    batch_size: int
+
+    def run(self, split: Split, chunk: slice, right: NDArray[np.bool_]) -> Unit:
+        x_all, labels_all = _images(split, chunk), split.labels[chunk]
+        x, labels, index = x_all[right], labels_all[right], split.index[chunk][right]
+        begun = time.perf_counter()
+        source = self.row.surrogate.predictor if self.row.surrogate else self.predictor
+        assert source is not None
+        assert source.module is not None
+        counted, calls = Counted(source.module), _Calls(source)
+        x_adv, warnings = x, []
+        if len(x):
+            estimator = to_estimator(replace(source, predict=calls), module=counted)
+            budget = Budget(self.row.norm, self.row.eps or 0.0, self.seed, self.batch_size)
+            attack = self.row.spec.build(estimator, budget, self.row.params)
+            extra = {"index": index} if self.row.spec.indexed else {}
+            x_adv = np.asarray(attack.generate(x, labels, **extra), dtype=np.float32)
+            warnings = list(getattr(attack, "warnings", []))
+        if self.row.eps is not None:
+            x_adv = into_ball(x_adv, x, self.row.norm, self.row.eps)
+        else:
+            x_adv = np.clip(np.where(np.isnan(x_adv), x, x_adv), 0.0, 1.0).astype(np.float32)
+        predicted, finite = judge(self.predictor, x_adv, self.batch_size)
+        broken = (predicted != labels) | ~finite
+        shown = np.flatnonzero(broken)[:GALLERY]
+        return Unit(
+            attacked=right.copy(),
+            broken=_spread(broken, right, False),
+            adv_pred=_spread(predicted, right, NOT_ATTACKED),
+            l2=_spread(l2(x_adv, x), right, np.nan),
+            linf=_spread(linf(x_adv, x), right, np.nan),
+            seconds=time.perf_counter() - begun,
+            forward_passes=counted.forwards + calls.images + len(x),
+            backward_passes=counted.backwards,
+            gallery=x_adv[shown],
+            gallery_at=np.flatnonzero(right)[shown],
+            warnings=warnings,
+        )
+
+
+class _Calls:
+    """A predictor's `predict` that counts its images."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self.images = 0
+
+    def __call__(self, images: Images) -> Logits:
+        self.images += len(images)
+        return self.predictor.predict(images)
+
+
+def judge(predictor: Predictor, images: Images, batch_size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The deployed runtime's predictions `(N,)`, first index of the largest logit, and where all logits are finite."""
+    predicted, finite = [np.zeros(0, np.int64)], [np.zeros(0, np.bool_)]
+    for start in range(0, len(images), batch_size):
+        logits = predictor.predict(np.ascontiguousarray(images[start : start + batch_size]))
+        predicted.append(logits.argmax(axis=1))
+        finite.append(np.isfinite(logits).all(axis=1))
+    return np.concatenate(predicted), np.concatenate(finite)
+
+
+def _images(split: Split, positions: slice) -> Images:
+    # Divided in float32, as the training does it, so that both see the same pixels to the last bit.
+    return np.divide(split.take(positions), np.float32(255), dtype=np.float32)
+
+
+def _check_images(predictor: Predictor, split: Split) -> None:
+    if len(split) == 0:
+        raise UserError("there are no images to evaluate", hint="choose another --split or a larger --limit")
+    shape = split.base.shape[1:]
+    if shape != predictor.input_shape:
+        raise UserError(
+            f"the model takes images of shape {predictor.input_shape} (C, H, W), the dataset has {shape}",
+            hint="name the dataset it was trained on with --dataset, or --image-size for an image folder",
+        )
+    if split.labels.max() >= predictor.classes:
+        raise UserError(
+            f"the model has {predictor.classes} classes, the dataset has a label {split.labels.max()}",
+            hint="name the dataset it was trained on with --dataset",
+        )
+
+
+def _clean(
+    predictor: Predictor, split: Split, chunks: Sequence[slice], batch_size: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], str, list[str]]:
+    """Clean predictions, which are right, and SHA-256 of all images and labels and of each chunk."""
+    predictions: list[NDArray[np.int64]] = []
+    rights: list[NDArray[np.bool_]] = []
+    hashes: list[str] = []
+    total = hashlib.sha256()
+    for chunk in chunks:
+        raw, labels = split.take(chunk), split.labels[chunk]
+        content = raw.tobytes() + labels.tobytes() + split.index[chunk].tobytes()
+        total.update(content)
+        hashes.append(hashlib.sha256(content).hexdigest())
+        predicted, finite = judge(predictor, _images(split, chunk), batch_size)
+        predictions.append(predicted)
+        rights.append(np.asarray(np.equal(predicted, labels)) & finite)
+    return np.concatenate(predictions), np.concatenate(rights), total.hexdigest(), hashes
+
+
+def _compare_twin(predictor: Predictor, split: Split, batch_size: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Runtime against module on the first images, and what the module's outputs and gradients look like.
+
+    Raises:
+        UserError: they differ by more than rounding.
+    """
+    if predictor.module is None:
+        return {}, {}
+    x, labels = _images(split, slice(0, batch_size)), split.labels[:batch_size]
+    device = next((value.device for value in predictor.module.state_dict().values()), torch.device("cpu"))
+    images = torch.from_numpy(x).to(device).requires_grad_()
+    logits = predictor.module(images)
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).to(device), reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, images)
+    ours, theirs = logits.detach().cpu().numpy(), predictor.predict(x)
+    difference = float(np.abs(ours - theirs).max())
+    agreement = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
+    scale = max(1.0, float(np.abs(theirs).max()))
+    if not (difference <= TWIN_TOLERANCE * scale and agreement >= TWIN_AGREEMENT):
+        raise UserError(
+            f"'{predictor.path}': gradients would come from a module that differs from the runtime: "
+            f"max |difference| {difference:.3g} of logits up to {scale:.3g}, {agreement:.1%} equal predictions",
+            hint="this is a defect of the conversion; please report it with the file",
+        )
+    flat = gradient.flatten(1)
+    probes = {
+        "zero_gradients": float((flat.abs().amax(dim=1) == 0).float().mean()),
+        "finite_gradients": float(torch.isfinite(flat).all(dim=1).float().mean()),
+        "looks_like_probabilities": float(
+            bool((theirs >= 0).all() and np.allclose(theirs.sum(axis=1), 1.0, atol=1e-4))
+        ),
+    }
+    return {"max_abs_diff": difference, "argmax_agreement": agreement}, probes
+
+
+def _why_skip(row: Row, split: Split, batch_size: int, accuracy: float) -> str:
+    """Why a transfer row cannot be run, or nothing."""
+    if row.surrogate is None:
+        return ""
+    if row.surrogate.predictor is None:
+        return row.surrogate.reason
+    sample = split.subset(min(len(split), 1000))
+    predicted, _ = judge(row.surrogate.predictor, _images(sample, slice(None)), batch_size)
+    own = float((predicted == sample.labels).mean())
+    if own < accuracy - SURROGATE_SLACK:
+        return (
+            f"surrogate {row.surrogate.name} is right on {own:.1%} of the images, the target on {accuracy:.1%}: "
+            f"more than {SURROGATE_SLACK:.0%} worse makes weak examples"
+        )
+    return ""
+
+
+def _question(row: Row) -> dict[str, Any]:
+    surrogate = row.surrogate.predictor if row.surrogate else None
+    return {
+        "attack": row.attack,
+        "params": dict(row.params),
+        "norm": row.norm,
+        "eps": row.eps,
+        "surrogate": surrogate.sha256 if surrogate else None,
+    }
+
+
+def _spread(values: NDArray[Any], where: NDArray[np.bool_], fill: Any) -> NDArray[Any]:
+    """`values` at the places `where`, `fill` elsewhere."""
+    result = np.full(len(where), fill, dtype=values.dtype)
+    result[where] = values
+    return result
+
+
+def _joined(parts: Sequence[Unit], chunks: Sequence[slice]) -> Unit:
+    def joined(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    places = [part.gallery_at + chunk.start for part, chunk in zip(parts, chunks, strict=True)]
+    return Unit(
+        attacked=joined("attacked"),
+        broken=joined("broken"),
+        adv_pred=joined("adv_pred"),
+        l2=joined("l2"),
+        linf=joined("linf"),
+        seconds=sum(part.seconds for part in parts),
+        forward_passes=sum(part.forward_passes for part in parts),
+        backward_passes=sum(part.backward_passes for part in parts),
+        gallery=joined("gallery"),
+        gallery_at=np.concatenate(places),
+        warnings=list(dict.fromkeys(text for part in parts for text in part.warnings)),
+    )
+
+
+def _flags(row: Row, unit: Unit) -> list[str]:
+    flags = [row.spec.note] if row.spec.note else []
+    flags += unit.warnings
+    attacked = int(unit.attacked.sum())
+    if attacked and float((unit.linf[unit.attacked] > 0).mean()) < 0.01:
+        flags.append("unreliable: the attack changed under 1 % of the attacked images")
+    return flags

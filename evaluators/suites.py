@@ -1,0 +1,24 @@
+"""SUITES: lists of attacks by name. `transfer:ATTACK` stands for that attack on every surrogate."""
+
+from dgad_tk.common import lookup
+from evaluators.attacks import ATTACKS
+
+TRANSFER = "transfer:"
+
+SUITES: dict[str, tuple[str, ...]] = {
+    "fast": ("fgsm", "pgd"),
+    "full": ("fgsm", "pgd", "cw2", "autoattack", "transfer:fgsm", "transfer:pgd"),
+}
+
+
+def expand(suites: list[str], attacks: list[str]) -> list[str]:
+    """Attack names of `--suite` and `--attack` together, each once, in the order given.
+
+    Raises:
+        UserError: an unknown suite or attack.
+    """
+    names = [name for suite in suites for name in lookup(SUITES, suite, "suite")]
+    for attack in attacks:
+        lookup(ATTACKS, attack.removeprefix(TRANSFER), "attack")
+        names.append(attack)
+    return list(dict.fromkeys(names))

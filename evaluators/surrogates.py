@@ -1,0 +1,69 @@
+"""Surrogates for transfer attacks, trained on the spot where the user gives none."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from dgad_tk.common import cache_dir
+from dgad_tk.config import TrainConfig
+from dgad_tk.data import Dataset
+from dgad_tk.methods import build_method
+from dgad_tk.predictor import Predictor, load_safetensors
+from dgad_tk.runs import RunFolder
+from dgad_tk.train import OnProgress, fit
+from evaluators.evaluate import Surrogate
+
+MODELS = ("resnet8", "resnet20")
+IMAGES = 5000
+SECONDS = 60.0
+EPOCHS = 15
+"""Longest useful training; slower machines stop at SECONDS and the better half of a network is still a surrogate."""
+
+
+def made_on_the_spot(dataset: Dataset, *, on_progress: OnProgress | None = None) -> list[Surrogate]:
+    """Standard-trained surrogates of other shapes than the student, cached by the images they were trained on.
+
+    Their accuracy depends on how far a machine gets in SECONDS; their weights' SHA-256 goes into the results.
+    """
+    if len(dataset.train) == 0:
+        reason = f"'{dataset.name}' has no training images to make a surrogate from"
+        return [Surrogate(name, None, reason) for name in MODELS]
+    return [Surrogate(name, _trained(name, dataset, on_progress)) for name in MODELS]
+
+
+def _trained(name: str, dataset: Dataset, on_progress: OnProgress | None) -> Predictor:
+    config = TrainConfig(
+        dataset=dataset.name,
+        method="standard",
+        student=name,
+        epochs=EPOCHS,
+        batch_size=64,
+        schedule="cosine",
+        lr=0.05,
+        limit_train=IMAGES,
+        max_seconds=SECONDS,
+        select_every=EPOCHS,
+    ).resolved()
+    folder = RunFolder(cache_dir() / "surrogates" / f"{dataset.name}-{dataset.sha256[:16]}-{name}-{EPOCHS}")
+    if not folder.finished():
+        folder.path.parent.mkdir(parents=True, exist_ok=True)
+        # Trained aside and renamed, so that two evaluations at once cannot write into one folder.
+        aside = RunFolder(Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.path.parent)))
+        try:
+            config.save(aside.config)
+            method = build_method(config.method, config.method_options)
+            fit(config, method, dataset, aside, role=f"surrogate {name}", on_progress=on_progress)
+            _take_name(aside.path, folder)
+        finally:
+            shutil.rmtree(aside.path, ignore_errors=True)
+    return load_safetensors(folder.best)
+
+
+def _take_name(aside: Path, folder: RunFolder) -> None:
+    if folder.path.exists() and not folder.finished():
+        shutil.rmtree(folder.path)  # cut short by an older version or by hand
+    try:
+        aside.rename(folder.path)
+    except OSError:
+        if not folder.finished():  # otherwise another process was faster, and its surrogate is as good
+            raise

@@ -1,0 +1,128 @@
+"""One ONNX node, as the operators see it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import onnx
+import torch
+from onnx import AttributeProto, NodeProto
+from torch import Tensor
+
+from dgad_tk.common import UserError
+from exporters.onnx_twin.tensors import from_proto
+
+T = TypeVar("T")
+
+HINT = "attack it without gradients: --suite blackbox"
+
+
+class NodeView:
+    """A node's attributes, opset and outputs.
+
+    Every attribute has to be read or ignored by name: one that nobody asked for would change the result
+    unnoticed.
+
+    Args:
+        node: the node.
+        opset: the version of its domain that the model imports.
+        device: gives the device that the twin runs on, for tensors that are made while it runs.
+    """
+
+    def __init__(self, node: NodeProto, opset: int, device: Callable[[], torch.device]) -> None:
+        self.op_type = node.op_type
+        self.domain = "" if node.domain == "ai.onnx" else node.domain
+        self.name = node.name
+        self.opset = opset
+        self.outputs = list(node.output)
+        self.device = device
+        self._attributes = {attribute.name: attribute for attribute in node.attribute}
+        self._unread = set(self._attributes)
+
+    def attribute(self, name: str, default: T) -> T:
+        """The attribute `name` as a Python value (tensors as torch's), or `default` where the node has none.
+
+        Raises:
+            UserError: it is of another type than the default.
+        """
+        self._unread.discard(name)
+        if name not in self._attributes:
+            return default
+        value = _decode(self._attributes[name])
+        if default is not None and not isinstance(value, type(default)):
+            self.refuse(f"attribute '{name}' should be of type {type(default).__name__}, got {value!r}")
+        return value  # type: ignore[no-any-return]
+
+    def required(self, name: str, type_: type[T]) -> T:
+        """The attribute `name`, which the operator cannot do without.
+
+        Raises:
+            UserError: it is missing, or of another type.
+        """
+        value = self.attribute(name, None)
+        if not isinstance(value, type_):
+            self.refuse(f"attribute '{name}' should be of type {type_.__name__}, got {value!r}")
+        return value
+
+    def ignore(self, *names: str) -> None:
+        """These attributes do not matter to inference."""
+        self._unread.difference_update(names)
+
+    def has(self, name: str) -> bool:
+        """Whether the node carries the attribute `name`."""
+        return name in self._attributes
+
+    def axes(self, given: Tensor | None, since: int) -> list[int] | None:
+        """Axes that are an attribute before opset `since` and an input from then on; None if there are none.
+
+        Raises:
+            UserError: they are only known when the graph runs.
+        """
+        if self.opset < since:
+            return self.attribute("axes", None)
+        return None if given is None else self.constant(given, "axes").flatten().tolist()
+
+    def constant(self, value: Tensor | None, what: str) -> Tensor:
+        """`value`, which has to be known at conversion.
+
+        Raises:
+            UserError: it is not.
+        """
+        if not isinstance(value, Tensor):
+            self.refuse(f"input '{what}' has to be a constant")
+        return value
+
+    def refuse(self, why: str) -> NoReturn:
+        """Say that this node is beyond the twin.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"the twin cannot run {self}: {why}", hint=HINT)
+
+    def check_read(self) -> None:
+        """Every attribute was read.
+
+        Raises:
+            UserError: names those that were not.
+        """
+        if self._unread:
+            self.refuse("unknown attribute " + ", ".join(f"'{name}'" for name in sorted(self._unread)))
+
+    def __str__(self) -> str:
+        return describe(self.op_type, self.domain, self.opset, self.name)
+
+
+def describe(op_type: str, domain: str, opset: int, name: str) -> str:
+    """`'Foo' (domain 'ai.onnx', opset 18), node 'name'`."""
+    return f"'{op_type}' (domain '{domain or 'ai.onnx'}', opset {opset}), node '{name}'"
+
+
+def _decode(attribute: AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, onnx.TensorProto):
+        return from_proto(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return list(value)
+    return value

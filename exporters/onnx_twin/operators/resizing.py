@@ -1,0 +1,125 @@
+"""Pieces of a tensor, or a tensor with a margin. Positions and amounts may be sizes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from exporters.onnx_twin.node import NodeView
+from exporters.onnx_twin.sizes import Sizes, as_numbers, data_of
+from exporters.onnx_twin.tracing import call, deferred, rank
+
+
+@deferred
+def _equal_parts(x: Tensor, count: int, axis: int) -> tuple[Tensor, ...]:
+    """`count` parts of one size, the last one smaller where it does not fit."""
+    size = -(-x.shape[axis] // count)
+    sizes = [max(0, min(size, x.shape[axis] - index * size)) for index in range(count)]
+    return torch.split(x, sizes, axis)
+
+
+def split(node: NodeView, x: Tensor | Sizes, sizes: Tensor | Sizes | None = None) -> tuple[Any, ...]:
+    axis = node.attribute("axis", 0)
+    count = node.attribute("num_outputs", len(node.outputs))
+    given = node.attribute("split", None) if sizes is None else as_numbers(sizes)
+    data = data_of(node, x)
+    parts = _equal_parts(data, count, axis) if given is None else call(torch.split, data, given, axis)
+    return tuple(parts[index] for index in range(len(node.outputs)))
+
+
+@deferred
+def _slice(x: Tensor, starts: list[int], ends: list[int], axes: list[int] | None, steps: list[int] | None) -> Tensor:
+    axes = list(range(len(starts))) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
+    index = [slice(None)] * x.dim()
+    backwards = []
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        if step < 0:  # torch only walks forwards: take the same entries from the other end, and turn them round
+            chosen = range(x.shape[axis])[start:end:step]
+            backwards.append(axis)
+            start, end, step = (chosen[-1], chosen[0] + 1, -step) if len(chosen) else (0, 0, 1)
+        index[axis] = slice(start, end, step)
+    x = x[tuple(index)]
+    return x.flip(backwards) if backwards else x
+
+
+def slice_(
+    node: NodeView,
+    x: Tensor | Sizes,
+    starts: Tensor | Sizes | None = None,
+    ends: Tensor | Sizes | None = None,
+    axes: Tensor | Sizes | None = None,
+    steps: Tensor | Sizes | None = None,
+) -> Tensor:
+    data = data_of(node, x)
+    if starts is None or ends is None:  # before opset 10
+        return _slice(
+            data,
+            node.required("starts", list),
+            node.required("ends", list),
+            node.attribute("axes", None),
+            None,
+        )
+    chosen, by = None if axes is None else as_numbers(axes), None if steps is None else as_numbers(steps)
+    return _slice(data, as_numbers(starts), as_numbers(ends), chosen, by)
+
+
+@deferred
+def _pad(x: Tensor, pads: list[int], axes: list[int] | None, mode: str, value: float) -> Tensor:
+    """`pads` are the beginnings, then the ends, of `axes`."""
+    chosen = [axis % x.dim() for axis in (range(x.dim()) if axes is None else axes)]
+    count = len(chosen)
+    pairs = {axis: (pads[index], pads[index + count]) for index, axis in enumerate(chosen)}
+    if mode == "constant":
+        return F.pad(x, [pad for axis in reversed(range(x.dim())) for pad in pairs.get(axis, (0, 0))], value=value)
+    for axis, (begin, end) in pairs.items():
+        if (begin, end) != (0, 0):
+            x = x.index_select(axis, _mirrored(x.shape[axis], begin, end, mode, x.device))
+    return x
+
+
+def _mirrored(size: int, begin: int, end: int, mode: str, device: torch.device) -> Tensor:
+    """The indices 0..size-1, continued by `begin` and `end` at its ends."""
+    index = torch.arange(-begin, size + end, device=device)
+    if mode == "edge":
+        return index.clamp(0, size - 1)
+    if mode == "wrap":
+        return index % size
+    period = max(1, 2 * (size - 1))  # a triangle wave
+    index = index % period
+    return torch.minimum(index, period - index)
+
+
+def pad(
+    node: NodeView,
+    x: Tensor | Sizes,
+    pads: Tensor | Sizes | None = None,
+    value: Tensor | None = None,
+    axes: Tensor | Sizes | None = None,
+) -> Tensor:
+    data, mode = data_of(node, x), node.attribute("mode", "constant")
+    if mode not in ("constant", "edge", "reflect", "wrap"):
+        node.refuse(f"attribute 'mode' should be constant, edge, reflect or wrap, got '{mode}'")
+    if node.opset < 11:
+        amounts, filler = node.required("pads", list), node.attribute("value", 0.0)
+    else:
+        amounts = as_numbers(node.refuse("input 'pads' is missing") if pads is None else pads)
+        filler = 0 if value is None else node.constant(value, "constant_value").item()
+    chosen, half = None if axes is None else as_numbers(axes), rank(data)
+    if half is None or mode != "constant" or chosen is not None or not isinstance(amounts, list):
+        return _pad(data, amounts, chosen, mode, filler)
+    pairs = list(zip(amounts[:half], amounts[half:], strict=True))
+    while pairs and all(
+        isinstance(amount, int) and amount == 0 for amount in pairs[0]
+    ):  # torch counts from the last axis, and is faster with fewer
+        pairs.pop(0)
+    return call(F.pad, data, [amount for pair in reversed(pairs) for amount in pair], value=filler) if pairs else data
+
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "Pad": pad,
+    "Slice": slice_,
+    "Split": split,
+}

@@ -1,0 +1,139 @@
+"""Recording torch calls into an fx graph, and running them at once where everything is known.
+
+An operator of the table is written once, as torch calls on "tensors". While a graph is converted such a
+tensor is either a real one, known already (an initializer, or anything computed from initializers); then
+the call runs and its result is known too, and that is the constant folding. Or it is an `fx.Proxy` for a
+tensor that only exists when the twin runs; then the call becomes a node. The annotations say `Tensor` for
+both, since that is what an operator's author may think of, and `isinstance(value, Tensor)` tells a known
+one.
+"""
+
+import re
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import Argument, Target, map_aggregate, map_arg
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+EXAMPLE = "example"
+"""Key in a node's meta: what it gives for an example input, on the meta device; None if that is unknown."""
+
+
+class Recorder(fx.proxy.GraphAppendingTracer):
+    """Appends nodes to a graph, turns known tensors into buffers when a node needs them, and keeps examples.
+
+    Examples hold no data, only ranks and dtypes, and are hints: an operator must be right without them.
+
+    Args:
+        graph: the graph to append to.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        super().__init__(graph)
+        self.constants: dict[str, Tensor] = {}
+        self._names: dict[int, str] = {}
+        self._nodes: dict[int, fx.Node] = {}
+        self._kept: list[Tensor] = []  # an id is only a name while its tensor lives
+
+    def suggest(self, tensor: Tensor, name: str) -> None:
+        """Name the buffer that `tensor` becomes, if it becomes one, after its value in the ONNX graph."""
+        if id(tensor) not in self._names:
+            self._names[id(tensor)] = name
+            self._kept.append(tensor)
+
+    def placeholder(self, name: str, example: Tensor) -> fx.Proxy:
+        """The graph's input."""
+        node = self.graph.placeholder(_identifier(name))
+        node.meta[EXAMPLE] = example
+        return fx.Proxy(node, self)
+
+    def create_arg(self, a: Any) -> Argument:
+        return self._buffer(a) if isinstance(a, Tensor) else super().create_arg(a)
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Target,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any = None,
+        proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
+    ) -> fx.Proxy:
+        proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
+        proxy.node.meta[EXAMPLE] = _example(proxy.node)
+        return proxy
+
+    def _buffer(self, tensor: Tensor) -> fx.Node:
+        if id(tensor) not in self._nodes:
+            self._kept.append(tensor)
+            stem = name = _identifier(self._names.get(id(tensor), "constant"))
+            count = 1
+            while name in self.constants:
+                count += 1
+                name = f"{stem}_{count}"
+            self.constants[name] = tensor
+            node = self.graph.get_attr(name)
+            node.meta[EXAMPLE] = tensor.to("meta")
+            self._nodes[id(tensor)] = node
+        return self._nodes[id(tensor)]
+
+
+def call(function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+    """`function(*args, **kwargs)`, now if every argument is known, else as one node of the graph."""
+    found: list[fx.Proxy] = []
+    map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, fx.Proxy) else None)
+    if not found:
+        return function(*args, **kwargs)
+    return cast(R, found[0].tracer.create_proxy("call_function", function, args, kwargs))
+
+
+def deferred(function: Callable[P, R]) -> Callable[P, R]:
+    """Make `function` one node of the graph, so that it sees ranks, sizes and dtypes when the twin runs."""
+
+    @wraps(function)
+    def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
+        return call(function, *args, **kwargs)
+
+    return recorded
+
+
+def example(value: Tensor) -> Tensor | None:
+    """A tensor of `value`'s rank and dtype (its sizes may differ in a run), or None if they are unknown."""
+    if isinstance(value, fx.Proxy):
+        found = value.node.meta[EXAMPLE]
+        return found if isinstance(found, Tensor) else None
+    return value
+
+
+def rank(value: Tensor) -> int | None:
+    """`value`'s number of dimensions, or None where that is unknown."""
+    found = example(value)
+    return None if found is None else found.dim()
+
+
+def _example(node: fx.Node) -> Any:
+    """What `node` gives on its arguments' examples."""
+    inputs = [argument.meta.get(EXAMPLE) for argument in node.all_input_nodes]
+    if any(value is None for value in inputs):
+        return None
+    args = map_arg(node.args, lambda argument: argument.meta[EXAMPLE])
+    kwargs = map_arg(node.kwargs, lambda argument: argument.meta[EXAMPLE])
+    try:
+        with torch.no_grad():
+            if isinstance(node.target, str):
+                return getattr(args[0], node.target)(*args[1:], **kwargs)
+            return node.target(*args, **kwargs)
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+        return None  # the example's sizes were guessed, and what depends on data cannot run on the meta device
+
+
+def _identifier(name: str) -> str:
+    """`name` as a Python identifier: `layer1.0.conv1.weight` becomes `layer1_0_conv1_weight`."""
+    name = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "constant"
+    return f"_{name}" if name[0].isdigit() else name

@@ -1,0 +1,69 @@
+"""TorchScript files: a traced network and the metadata record. PyTorch calls the format deprecated; it still runs."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dgad_tk.artifact import KEY, Artifact
+from dgad_tk.common import UserError, sha256_file, written_aside
+from dgad_tk.predictor import Predictor, predictor_of_module
+
+EXTRA_FILE = f"{KEY}.json"
+
+
+@contextmanager
+def _deprecation_known() -> Iterator[None]:
+    """torch.jit warns of its deprecation at every call; `dgad export` says so once, in words."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\..*deprecated.*")
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\..*not supported in Python.*")
+        yield
+
+
+def save_torchscript(model: nn.Module, artifact: Artifact, path: Path) -> None:
+    """Trace `model` (eval mode) at batch 2 and write it with its record."""
+    example = torch.zeros(2, *artifact.input_shape)
+    with _deprecation_known(), torch.no_grad(), written_aside(path) as aside:
+        traced = torch.jit.trace(model.eval(), example)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, str(aside), _extra_files={EXTRA_FILE: artifact.to_json()})
+
+
+def load_torchscript(path: Path, input_shape: tuple[int, int, int] | None = None) -> Predictor:
+    """Open a TorchScript file. It is code: open only files whose origin you trust.
+
+    Args:
+        input_shape: (C, H, W), for a file without a metadata record.
+
+    Raises:
+        UserError: not TorchScript, cut short, not a classifier, or of unknown input shape.
+    """
+    extra = {EXTRA_FILE: ""}
+    try:
+        with _deprecation_known():
+            module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"'{path}' is not a TorchScript file: {_first_line(error)}",
+            hint="a .pt of plain weights or a pickled module is not read; export with --format torchscript",
+        ) from None
+    text = extra[EXTRA_FILE]
+    if isinstance(text, bytes):
+        text = text.decode()
+    artifact = Artifact.from_json(text, str(path)) if text else None
+    shape = artifact.input_shape if artifact else input_shape
+    if shape is None:
+        raise UserError(
+            f"'{path}' carries no dgad metadata record, so the shape of its input is unknown",
+            hint="name the images with --dataset",
+        )
+    return predictor_of_module(
+        module, shape, format="torchscript", path=path, sha256=sha256_file(path), artifact=artifact
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

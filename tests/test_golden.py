@@ -1,0 +1,80 @@
+"""The methods against the authors' released code: x', loss, every gradient and BatchNorm's statistics, in float64."""
+
+import pytest
+import torch
+from golden import Golden, close, forward_trace
+
+from dgad_tk.methods import Method, build_method
+
+CASES = {
+    "pgd_at": ("pgd-at", {}, {"ce_adv": "term.ce_adv", "ce_clean": "term.ce_clean"}),
+    "trades": ("trades", {"beta": 6.0}, {"ce_clean": "term.ce_clean", "kl": "term.kl"}),
+    "dgad_resnet": (
+        "dgad",
+        {"pcr_weight": 5.0},
+        {"l_st": "term.l_st", "l_at": "term.l_at", "pcr": "term.pcr"},
+    ),
+    "dgad_mobilenetv2": (
+        "dgad",
+        {"pcr_weight": 10.0, "mobilenet_loss": "released"},
+        {"l_st": "term.l_st", "l_at": "term.l_at", "pcr": "term.pcr"},
+    ),
+    "dgad_alp_off": ("dgad", {"pcr_weight": 0.0}, {"l_st": "term.l_st", "l_at": "term.l_at"}),
+}
+
+
+def check_gradients(golden: Golden, student: torch.nn.Module, prefix: str = "grad.") -> None:
+    for name, parameter in student.named_parameters():
+        assert parameter.grad is not None
+        if name == "0.bias":  # cancels in train-mode BatchNorm
+            assert parameter.grad.abs().max() < 1e-12
+        else:
+            assert close(parameter.grad, golden[prefix + name]), name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_step_equals_released_code(name: str) -> None:
+    method_name, options, terms = CASES[name]
+    golden, method = Golden(name), build_method(method_name, options)
+    student = golden.network("student")
+    with forward_trace(student) as trace:
+        step = golden.run(method, student)
+
+    assert step.x_adv is not None
+    assert close(step.x_adv, golden["x_adv"])
+    assert close(step.loss.detach(), golden["loss"])
+    for ours, theirs in terms.items():
+        assert close(step.terms[ours], golden[theirs]), ours
+    check_gradients(golden, student)
+
+    assert len(trace) == len(golden.arrays["forward_order"])
+    for at, (mean, variance) in enumerate(trace):
+        assert close(mean, golden["bn_trace.running_mean"][at])
+        assert close(variance, golden["bn_trace.running_var"][at])
+    assert int(student[1].num_batches_tracked) == int(golden["student_after.1.num_batches_tracked"])
+
+
+def test_intended_mobilenet_loss_equals_the_mended_parenthesis() -> None:
+    golden = Golden("dgad_mobilenetv2")
+    student = golden.network("student")
+    step = golden.run(build_method("dgad", {"pcr_weight": 10.0, "mobilenet_loss": "intended"}), student)
+    assert close(step.loss.detach(), golden["intended.loss"])
+    check_gradients(golden, student, "intended.grad.")
+
+
+def test_pcr_off_ignores_the_mobilenet_branch_as_released() -> None:
+    golden = Golden("dgad_alp_off")
+    student = golden.network("student")
+    step = golden.run(build_method("dgad", {"pcr_weight": 0.0, "mobilenet_loss": "released"}), student)
+    assert close(step.loss.detach(), golden["loss"])
+
+
+def test_the_golden_vectors_can_fail() -> None:
+    """A wrong weight, or BatchNorm in train mode inside the attack, is noticed."""
+    golden = Golden("dgad_resnet")
+    wrong_weight: Method = build_method("dgad", {"pcr_weight": 5.0001})
+    assert not close(golden.run(wrong_weight, golden.network("student")).loss.detach(), golden["loss"])
+    wrong_mode = build_method("dgad", {"bn_in_attack": "train"})
+    student = golden.network("student")
+    golden.run(wrong_mode, student)
+    assert not close(student[1].running_mean, golden["student_after.1.running_mean"])
