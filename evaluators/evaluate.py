@@ -298,7 +298,7 @@ def judge(predictor: Predictor, images: Images, batch_size: int) -> tuple[NDArra
     for start in range(0, len(images), batch_size):
         logits = predictor.predict(np.ascontiguousarray(images[start : start + batch_size]))
         predicted.append(logits.argmax(axis=1))
-        finite.append(np.isfinite(logits).all(axis=1))
+        finite.append(np.logical_and.reduce(np.isfinite(logits), axis=1))
     return np.concatenate(predicted), np.concatenate(finite)
 
 
@@ -338,7 +338,7 @@ def _clean(
         hashes.append(hashlib.sha256(content).hexdigest())
         predicted, finite = judge(predictor, _images(split, chunk), batch_size)
         predictions.append(predicted)
-        rights.append(np.asarray(np.equal(predicted, labels)) & finite)
+        rights.append((predicted == labels) & finite)
     return np.concatenate(predictions), np.concatenate(rights), total.hexdigest(), hashes
 
 

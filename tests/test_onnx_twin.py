@@ -1,4 +1,4 @@
-"""The twin against outside judges: ONNX Runtime for logits, the source module for gradients, onnx's own operator cases."""
+"""The twin against outside judges: ONNX Runtime for logits, the source module for gradients."""
 
 import copy
 import io
@@ -112,7 +112,7 @@ class Vgg(nn.Module):
 
 
 class PreActivation(nn.Module):
-    """As in a Wide ResNet: BatchNorm before the convolution, which nobody can fold; a Softmax and arithmetic at the end."""
+    """As in a Wide ResNet: BatchNorm before the convolution, which nobody can fold; then Softmax and arithmetic."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,30 +182,27 @@ def source(name: str, *, randomised: bool = True) -> nn.Module:
 def exported(name: str, opset: int, *, dynamo: bool, randomised: bool = True) -> onnx.ModelProto:
     """The net as ONNX, its batch dynamic. Exports take seconds, so each is made once."""
     net, x = source(name, randomised=randomised), torch.rand(2, 3, 32, 32)
+    file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # both exporters warn of their own future, and copyreg of torch's types
         if dynamo:
             shapes = ({0: torch.export.Dim("batch")},)
-            program = torch.onnx.export(
-                net, (x,), dynamo=True, opset_version=opset, dynamic_shapes=shapes, verbose=False
+            torch.onnx.export(net, (x,), file, dynamo=True, opset_version=opset, dynamic_shapes=shapes, verbose=False)
+        else:
+            torch.onnx.export(
+                net,
+                (x,),
+                file,
+                dynamo=False,
+                opset_version=opset,
+                # A graph as other tools leave it, with BatchNorm and constants in it: the twin has to fold by itself.
+                do_constant_folding=False,
+                training=torch.onnx.TrainingMode.PRESERVE,
+                input_names=["x"],
+                output_names=["y"],
+                dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},
             )
-            assert program is not None
-            return program.model_proto
-        file = io.BytesIO()
-        names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": {"x": {0: "n"}, "y": {0: "n"}}}
-        # Folding and BatchNorm off: a graph as other tools leave it, and the twin has to fold by itself.
-        mode = torch.onnx.TrainingMode.PRESERVE
-        torch.onnx.export(
-            net,
-            (x,),
-            file,
-            dynamo=False,
-            opset_version=opset,
-            do_constant_folding=False,
-            training=mode,
-            **names,
-        )
-        return onnx.load_from_string(file.getvalue())
+    return onnx.load_from_string(file.getvalue())
 
 
 def runtime(model: onnx.ModelProto, x: Tensor) -> Tensor:
@@ -286,18 +283,20 @@ def test_double_precision() -> None:
 
 def test_a_module_like_any_other() -> None:
     """Eval mode, named buffers without gradients, copied, pickled, compiled by torch's tracer in one graph."""
-    twin = to_torch(exported("resnet", 18, dynamo=True))
-    assert isinstance(twin, fx.GraphModule)
-    assert not twin.training
-    assert list(twin.parameters()) == []
-    assert "head_weight" in dict(twin.named_buffers())
-    assert not any(buffer.requires_grad for buffer in twin.buffers())
-    expected = twin(images(2))
-    for again in (copy.deepcopy(twin), pickle.loads(pickle.dumps(twin))):
-        torch.testing.assert_close(again(images(2)), expected, rtol=0, atol=0)
-    compiled = torch.compile(twin, backend="eager", fullgraph=True, dynamic=True)
-    torch.testing.assert_close(compiled(images(2)), expected)
-    torch.testing.assert_close(compiled(images(5)), twin(images(5)))
+    for name, dynamo in (("resnet", True), ("inverted", False), ("tokens", False)):
+        twin = to_torch(exported(name, 18 if dynamo else 13, dynamo=dynamo))
+        assert isinstance(twin, fx.GraphModule)
+        assert not twin.training
+        assert list(twin.parameters()) == []
+        assert name == "inverted" or "head_weight" in dict(twin.named_buffers())
+        assert not any(buffer.requires_grad for buffer in twin.buffers())
+        expected = twin(images(2))
+        for again in (copy.deepcopy(twin), pickle.loads(pickle.dumps(twin))):
+            torch.testing.assert_close(again(images(2)), expected, rtol=0, atol=0)
+        compiled = torch.compile(twin, backend="eager", fullgraph=True, dynamic=True)
+        torch.testing.assert_close(compiled(images(2)), expected)
+        torch.testing.assert_close(compiled(images(5)), twin(images(5)))
+        assert copy.deepcopy(twin).to("meta")(images(5).to("meta")).shape == (5, 10)  # nothing stays behind
 
 
 def test_lean_graph() -> None:
@@ -364,6 +363,27 @@ def test_shapes_are_followed() -> None:
         x = torch.rand(n, c)
         torch.testing.assert_close(twin(x), x.reshape(n, 2, c // 2), rtol=0, atol=0)
         torch.testing.assert_close(twin(x), runtime(model, x), rtol=0, atol=0)
+
+
+def test_an_input_without_a_shape() -> None:
+    """Where not even a rank is known, sizes are tensors, and the result is the same."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Slice", ["shape", "zero", "one", "zero"], ["n"]),
+        helper.make_node("Concat", ["n", "minus"], ["target"], axis=0),
+        helper.make_node("Reshape", ["x", "target"], ["flat"]),
+        helper.make_node("Softmax", ["flat"], ["s"], axis=1),
+        helper.make_node("Transpose", ["s"], ["t"]),
+        helper.make_node("Div", ["t", "ten"], ["y"]),
+    ]
+    weights: dict[str, np.ndarray[Any, Any]] = {
+        name: np.array([value], np.int64) for name, value in (("zero", 0), ("one", 1), ("minus", -1))
+    }
+    weights["ten"] = np.array(10, np.float32)
+    inputs = [helper.make_tensor_value_info("x", FLOAT, None)]
+    twin = to_torch(model_of(nodes, opset=11, weights=weights, inputs=inputs))
+    x = torch.rand(3, 2, 4)
+    torch.testing.assert_close(twin(x), x.flatten(1).softmax(1).T / 10)
 
 
 def test_unknown_operators_are_all_named() -> None:

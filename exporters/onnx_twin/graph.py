@@ -13,7 +13,8 @@ from dgad_tk.common import UserError
 from exporters.onnx_twin.folding import fold_batch_norm
 from exporters.onnx_twin.node import HINT, NodeView, describe
 from exporters.onnx_twin.operators import OPERATORS, TAKE_SIZES
-from exporters.onnx_twin.sizes import SIZE_OPERATORS, Sizes, as_sizes, as_tensor, simplify
+from exporters.onnx_twin.size_operators import SIZE_OPERATORS
+from exporters.onnx_twin.sizes import Sizes, as_sizes, as_tensor, simplify
 from exporters.onnx_twin.tensors import dtype_of, from_proto
 from exporters.onnx_twin.tracing import Recorder, call
 
@@ -83,7 +84,8 @@ class _Walk:
             for axis, dim in enumerate(kind.shape.dim)
         ]
         dtype = dtype_of(kind.elem_type, f"input '{image.name}'")
-        self._image = self.recorder.placeholder(image.name, torch.empty(sizes, dtype=dtype, device="meta"))
+        example = torch.empty(sizes, dtype=dtype, device="meta") if kind.HasField("shape") else None
+        self._image = self.recorder.placeholder(image.name, example)
         return self._image
 
     def device(self) -> torch.device:

@@ -9,13 +9,13 @@ one.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import Argument, Target, map_aggregate, map_arg
+from torch.fx.node import Argument, Target, map_arg
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,7 +46,7 @@ class Recorder(fx.proxy.GraphAppendingTracer):
             self._names[id(tensor)] = name
             self._kept.append(tensor)
 
-    def placeholder(self, name: str, example: Tensor) -> fx.Proxy:
+    def placeholder(self, name: str, example: Tensor | None) -> fx.Proxy:
         """The graph's input."""
         node = self.graph.placeholder(_identifier(name))
         node.meta[EXAMPLE] = example
@@ -86,21 +86,37 @@ class Recorder(fx.proxy.GraphAppendingTracer):
 
 def call(function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
     """`function(*args, **kwargs)`, now if every argument is known, else as one node of the graph."""
-    found: list[fx.Proxy] = []
-    map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, fx.Proxy) else None)
-    if not found:
+    proxy = _proxy_in((*args, *kwargs.values()))
+    if proxy is None:
         return function(*args, **kwargs)
-    return cast(R, found[0].tracer.create_proxy("call_function", function, args, kwargs))
+    return cast(R, proxy.tracer.create_proxy("call_function", function, args, kwargs))
 
 
 def deferred(function: Callable[P, R]) -> Callable[P, R]:
-    """Make `function` one node of the graph, so that it sees ranks, sizes and dtypes when the twin runs."""
+    """Make `function` one node of the graph, so that it sees ranks, sizes and dtypes when the twin runs.
+
+    The node calls what is returned here and not `function` itself: a pickled twin looks its functions up by name, and
+    is traced anew when it is read.
+    """
 
     @wraps(function)
     def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
-        return call(function, *args, **kwargs)
+        proxy = _proxy_in((*args, *kwargs.values()))
+        if proxy is None:
+            return function(*args, **kwargs)
+        return cast(R, proxy.tracer.create_proxy("call_function", recorded, args, kwargs))
 
     return recorded
+
+
+def _proxy_in(values: Iterable[object]) -> fx.Proxy | None:
+    """The first proxy among `values`, or in a list or tuple among them."""
+    for value in values:
+        if isinstance(value, fx.Proxy):
+            return value
+        if isinstance(value, list | tuple) and (found := _proxy_in(value)) is not None:
+            return found
+    return None
 
 
 def example(value: Tensor) -> Tensor | None:

@@ -1,0 +1,76 @@
+"""What every test starts from: no cache of the user's, one thread, fixed seeds."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dgad_tk.artifact import Artifact
+from dgad_tk.checkpoint import save_weights
+from dgad_tk.models import build_model
+
+DIGITS = [str(digit) for digit in range(10)]
+
+
+@pytest.fixture(autouse=True)
+def _reproducible(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in [name for name in os.environ if name.startswith("DGAD_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DGAD_CACHE", str(tmp_path_factory.getbasetemp().parent / "dgad-cache"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the tests run in several processes
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def randomise_batch_norm(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Give every BatchNorm statistics and affine parameters of its own; untouched ones hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.running_mean, -0.3, 0.3),
+                (module.running_var, 0.5, 1.5),
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.3, 0.3),
+            ):
+                assert tensor is not None
+                tensor.data = low + (high - low) * torch.rand(tensor.shape, generator=generator)
+    return model
+
+
+def artifact(model: str = "resnet8", shape: tuple[int, int, int] = (1, 8, 8), **more: object) -> Artifact:
+    """A record as training writes it."""
+    fields: dict[str, object] = {
+        "model": model,
+        "classes": DIGITS,
+        "input_shape": shape,
+        "dataset": "digits",
+        "method": "dgad",
+        "threat": {"norm": "linf", "eps": 0.15, "step_size": 0.0375, "steps": 10},
+    }
+    return Artifact.model_validate(fields | more)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """An untrained resnet8 for digits, with BatchNorm statistics of its own."""
+    path = tmp_path / "weights.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = randomise_batch_norm(build_model("resnet8", in_channels=1, classes=10))
+    save_weights(path, model, artifact())
+    return path
+
+
+@pytest.fixture
+def digit_images() -> np.ndarray:
+    """Sixteen test digits, float32 (16, 1, 8, 8)."""
+    from dgad_tk.data import load_dataset
+
+    split = load_dataset("digits").test
+    return np.divide(split.take(slice(0, 16)), np.float32(255), dtype=np.float32)
