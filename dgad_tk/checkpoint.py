@@ -1,5 +1,6 @@
 """Weights with their metadata record (safetensors), and what a run resumes from. Nothing here unpickles code."""
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -88,6 +89,8 @@ def load_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"nothing to resume: no such file '{path}'", hint="start the run without --resume")
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is not a zip archive")  # a bare pickle need not even be tried
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(

@@ -63,7 +63,7 @@ def parse_fraction(text: str | float, what: str = "eps") -> float:
     """
     try:
         value = float(Fraction(text.strip())) if isinstance(text, str) and "/" in text else float(text)
-    except (ValueError, ZeroDivisionError, OverflowError):
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         raise UserError(
             f"{what} must be a fraction of 1 such as 8/255 or 0.03, got '{text}'",
             hint="pixels run from 0 to 1 here, whatever the dataset's own range",

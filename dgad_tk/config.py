@@ -27,7 +27,7 @@ class ThreatModel(BaseModel):
     The paper's setting on colour images is Linf 8/255 in 10 steps of 2/255.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     norm: Literal["linf", "l2"] = "linf"
     eps: Fraction
@@ -43,7 +43,7 @@ class ThreatModel(BaseModel):
 class TrainConfig(BaseModel):
     """One training run. Defaults are the paper's for CIFAR; `resolved` puts a dataset's own in their place."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     dataset: str = "digits"
     data_dir: Path | None = None

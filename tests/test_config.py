@@ -1,0 +1,115 @@
+"""Configs: precedence, unknown keys, fractions as people write them, files that read back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dgad_tk.common import UserError, format_fraction, lookup, parse_fraction, written_aside
+from dgad_tk.config import ThreatModel, TrainConfig, from_environment, parse_settings, read_yaml, validated
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("8/255", 8 / 255), ("0.15", 0.15), (" 2/255 ", 2 / 255), ("0", 0), (0.5, 0.5)]
+)
+def test_fractions(text: str, value: float) -> None:
+    assert parse_fraction(text) == value
+
+
+@pytest.mark.parametrize("text", ["abc", "8/0", "8", "-0.1", "nan", "", "1/2/3", "inf", None])
+def test_bad_fractions(text: Any) -> None:
+    with pytest.raises(UserError, match="eps must be"):
+        parse_fraction(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(8 / 255, "8/255"), (0.15, "0.15"), (0.5, "0.5"), (2 / 255, "2/255"), (0.03, "0.03"), (1, "1")]
+)
+def test_fractions_are_printed_as_written(value: float, text: str) -> None:
+    assert format_fraction(value) == text
+
+
+def test_lookup_names_the_nearest_or_all() -> None:
+    table = {"rslad": 1, "ard": 2}
+    assert lookup(table, "ard", "method") == 2
+    with pytest.raises(UserError, match="unknown method 'rsald' .did you mean 'rslad'"):
+        lookup(table, "rsald", "method")
+    with pytest.raises(UserError, match="expected one of ard, rslad"):
+        lookup(table, "xyz", "method")
+
+
+def test_a_config_reads_back(tmp_path: Path) -> None:
+    config = TrainConfig(
+        method_options={"pcr_weight": 3.0},
+        threat=ThreatModel.of("linf", 8 / 255),
+        data_dir=tmp_path,
+        milestones=(0.4, 0.9),
+    ).resolved()
+    config.save(tmp_path / "config.yaml")
+    again = validated(TrainConfig, read_yaml(tmp_path / "config.yaml"), "file")
+    assert again == config
+    assert config.differences(again) == []
+    assert config.differences(again.model_copy(update={"seed": 4})) == ["seed: 0, not 4"]
+
+
+def test_datasets_fill_in_what_nobody_set() -> None:
+    digits, folder = TrainConfig().resolved(), TrainConfig(dataset="imagefolder").resolved()
+    assert (digits.epochs, digits.batch_size, digits.attack.eps) == (25, 64, 0.15)
+    assert (folder.epochs, folder.batch_size, folder.attack.eps) == (200, 128, 8 / 255)
+    assert folder.attack.step_size == 2 / 255
+    assert TrainConfig(epochs=3).resolved().epochs == 3
+    assert TrainConfig(epochs=3).resolved().for_teacher().epochs == 3
+    assert digits.resolved() == digits
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 3}, "unknown key 'epoch' .did you mean 'epochs'"),
+        ({"threat": {"eps": 0.1, "step_size": 0.1, "stepz": 1}}, "unknown key 'threat.stepz' .did you mean 'steps'"),
+        ({"epochs": 0}, "epochs: Input should be greater than or equal to 1, got 0"),
+        ({"threat": {"eps": "abc", "step_size": 0.1}}, "eps must be a fraction"),
+        ({"precision": "fp8"}, "precision"),
+        ({"milestones": [0.9, 0.1]}, "milestones must ascend"),
+        ({"nesterov": True, "momentum": 0}, "nesterov needs a momentum"),
+        ({"lr": float("inf")}, "lr"),
+    ],
+)
+def test_bad_values(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        validated(TrainConfig, values, "config")
+
+
+def test_settings() -> None:
+    assert parse_settings(["lr=0.05", "threat.eps=8/255", "dgad.pcr_weight=10", "dgad.map=false"]) == {
+        "lr": 0.05,
+        "threat": {"eps": "8/255"},
+        "method_options": {"dgad.pcr_weight": 10, "dgad.map": False},
+    }
+    with pytest.raises(UserError, match="needs key=value, got 'lr'"):
+        parse_settings(["lr"])
+
+
+def test_environment() -> None:
+    assert from_environment({"DGAD_EPOCHS": "5", "DGAD_CACHE": "/x", "HOME": "/"}) == {"epochs": 5}
+    with pytest.raises(UserError, match="DGAD_EPOCHSS names no key .did you mean 'epochs'"):
+        from_environment({"DGAD_EPOCHSS": "5"})
+
+
+@pytest.mark.parametrize(("content", "message"), [("- a\n", "keys and values"), ("a: [", "not YAML"), (None, "cannot read")])
+def test_bad_config_files(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_yaml(path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "f.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), written_aside(path) as aside:
+        aside.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
