@@ -73,14 +73,14 @@ def inner_max(objective: Objective, x: Tensor, start: Tensor, threat: ThreatMode
 
 
 @contextmanager
-def mode_in_attack(student: nn.Module, mode: Literal["eval", "train"]) -> Iterator[None]:
-    """Put the student into the BatchNorm mode that a method's attack uses, and back."""
-    before = student.training
-    student.train(mode == "train")
+def in_train_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into train mode and back."""
+    before = model.training
+    model.train()
     try:
         yield
     finally:
-        student.train(before)
+        model.train(before)
 
 
 def _norms(x: Tensor) -> Tensor:

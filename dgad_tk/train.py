@@ -20,6 +20,7 @@ from dgad_tk.config import ThreatModel, TrainConfig
 from dgad_tk.data import Augmentation, Dataset, Split, load_dataset
 from dgad_tk.data.augment import augment, to_float
 from dgad_tk.draws import Draws
+from dgad_tk.fold import folded
 from dgad_tk.inner_max import inner_max, start_point
 from dgad_tk.losses import cross_entropy
 from dgad_tk.methods import METHODS, Batch, Method, build_method
@@ -182,7 +183,7 @@ def fit(
         )
     student.to(device)
     if teacher is not None:
-        teacher.to(device)
+        teacher = folded(teacher.to(device))
     optimizer = torch.optim.SGD(
         student.parameters(),
         lr=config.lr,
@@ -362,10 +363,9 @@ def accuracies(
 ) -> tuple[float, float]:
     """Clean accuracy and accuracy under PGD (cross-entropy, uniform start) with `threat.steps` steps of eps / 4.
 
-    The model is left in the mode it was in. The start noise is the same at every call, so that epochs compare.
+    The model is used in eval mode and left as it is. The start noise is the same at every call, so that epochs compare.
     """
-    was_training = model.training
-    model.eval()
+    model = folded(model)
     threat = ThreatModel.of(threat.norm, threat.eps, threat.steps)
     clean = robust = 0
     for start in range(0, len(split), batch_size):
@@ -379,7 +379,6 @@ def accuracies(
             right = model(x).argmax(dim=1) == labels
             clean += int(right.sum())
             robust += int((right & (model(x_adv).argmax(dim=1) == labels)).sum())
-    model.train(was_training)
     return clean / len(split), robust / len(split)
 
 

@@ -96,7 +96,9 @@ def test_environment() -> None:
         from_environment({"DGAD_EPOCHSS": "5"})
 
 
-@pytest.mark.parametrize(("content", "message"), [("- a\n", "keys and values"), ("a: [", "not YAML"), (None, "cannot read")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("- a\n", "keys and values"), ("a: [", "not YAML"), (None, "cannot read")]
+)
 def test_bad_config_files(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "c.yaml"
     if content is not None:

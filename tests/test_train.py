@@ -156,7 +156,9 @@ def test_unfit_teachers(tmp_path: Path, weights: Path) -> None:
     from dgad_tk.checkpoint import save_weights
     from dgad_tk.models import build_model
 
-    save_weights(tmp_path / "c3.safetensors", build_model("resnet8", in_channels=3, classes=10), artifact(shape=(3, 8, 8)))
+    save_weights(
+        tmp_path / "c3.safetensors", build_model("resnet8", in_channels=3, classes=10), artifact(shape=(3, 8, 8))
+    )
     five = artifact(classes=list("abcde"))
     save_weights(tmp_path / "k5.safetensors", build_model("resnet8", in_channels=1, classes=5), five)
     (tmp_path / "t.pth").write_bytes(b"?")

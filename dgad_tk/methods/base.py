@@ -1,15 +1,20 @@
 """What a training method is: one step from a batch to a loss."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from dgad_tk.config import ThreatModel
-from dgad_tk.inner_max import Init, Noise, Objective, inner_max, mode_in_attack, start_point
+from dgad_tk.fold import folded
+from dgad_tk.inner_max import Init, Noise, Objective, in_train_mode, inner_max, start_point
 
 BatchNormMode = Literal["eval", "train"]
+
+ObjectiveOn = Callable[[nn.Module], Objective]
+"""Of a student: what its attack maximises."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,16 @@ class AdversarialMethod(Method):
     clip_start: bool = False
     bn_in_attack: BatchNormMode = "eval"
 
-    def attack(self, student: nn.Module, batch: Batch, threat: ThreatModel, objective: Objective) -> Tensor:
-        """The adversarial batch that maximises `objective`, `(N, C, H, W)`."""
+    def attack(self, student: nn.Module, batch: Batch, threat: ThreatModel, objective_on: ObjectiveOn) -> Tensor:
+        """The adversarial batch `(N, C, H, W)` that maximises the objective on the student.
+
+        `objective_on` may be handed a stand-in that computes the same: in eval mode the BatchNorms are folded.
+        """
         start = start_point(batch.x, threat, self.init, batch.noise, clip=self.clip_start)
-        with mode_in_attack(student, self.bn_in_attack):
-            return inner_max(objective, batch.x, start, threat)
+        if self.bn_in_attack == "eval":
+            return inner_max(objective_on(folded(student)), batch.x, start, threat)
+        with in_train_mode(student):
+            return inner_max(objective_on(student), batch.x, start, threat)
 
 
 def require(teacher: nn.Module | None) -> nn.Module:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgad_tk.config import ThreatModel
+from dgad_tk.inner_max import Objective
 from dgad_tk.losses import kl, margin, predicted_wrong, swap_label
 from dgad_tk.methods.base import AdversarialMethod, Batch, Step, require
 
@@ -105,14 +106,14 @@ class Dgad(AdversarialMethod):
     def _attack(
         self, student: nn.Module, teacher: nn.Module, batch: Batch, threat: ThreatModel, wrong: Tensor
     ) -> Tensor:
-        def objective(images: Tensor) -> Tensor:
-            return kl(teacher(images), student(images))
+        def objective_on(net: nn.Module) -> Objective:
+            return lambda images: kl(teacher(images), net(images))
 
         if self.attack_subset == "all":
-            return self.attack(student, batch, threat, objective)
+            return self.attack(student, batch, threat, objective_on)
         rest = ~wrong
         part = Batch(batch.x[rest], batch.y[rest], lambda kind: batch.noise(kind)[rest], batch.nominal_size)
-        return batch.x.masked_scatter(rest[:, None, None, None], self.attack(student, part, threat, objective))
+        return batch.x.masked_scatter(rest[:, None, None, None], self.attack(student, part, threat, objective_on))
 
     def _combine(self, l_st: Tensor, l_at: Tensor, wrong: Tensor, batch: Batch) -> Tensor:
         n = len(batch.x) if self.divisor == "n" else batch.nominal_size

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from dgad_tk.config import ThreatModel
+from dgad_tk.inner_max import Objective
 from dgad_tk.losses import cross_entropy
 from dgad_tk.methods.base import AdversarialMethod, Batch, Step
 
@@ -26,7 +27,10 @@ class PgdAt(AdversarialMethod):
     clean_forward: bool = True
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
-        x_adv = self.attack(student, batch, threat, lambda images: cross_entropy(student(images), batch.y))
+        def objective_on(net: nn.Module) -> Objective:
+            return lambda images: cross_entropy(net(images), batch.y)
+
+        x_adv = self.attack(student, batch, threat, objective_on)
         logits = student(x_adv)
         loss = cross_entropy(logits, batch.y).mean()
         terms = {"ce_adv": loss.detach()}

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dgad_tk.config import ThreatModel
-from dgad_tk.inner_max import mode_in_attack
+from dgad_tk.inner_max import Objective
 from dgad_tk.losses import cross_entropy, kl
 from dgad_tk.methods.base import AdversarialMethod, Batch, Step
 
@@ -26,10 +26,14 @@ class Trades(AdversarialMethod):
     beta: float = 6.0
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
-        # The released attack computes its clean target anew at every step; it is the same each time.
-        with mode_in_attack(student, self.bn_in_attack), torch.no_grad():
-            target = student(batch.x)
-        x_adv = self.attack(student, batch, threat, lambda images: kl(target, student(images)))
+        def objective_on(net: nn.Module) -> Objective:
+            with (
+                torch.no_grad()
+            ):  # the released attack computes its target anew at every step; it is the same each time
+                target = net(batch.x)
+            return lambda images: kl(target, net(images))
+
+        x_adv = self.attack(student, batch, threat, objective_on)
         ce_clean = cross_entropy(student(batch.x), batch.y).mean()
         logits_adv = student(x_adv)
         divergence = kl(student(batch.x), logits_adv).mean()
