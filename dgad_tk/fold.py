@@ -30,7 +30,7 @@ class Folded(nn.Module):
         else:
             self.pairs = _drop_batch_norms(traced)
             self.net = traced
-        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs forget it
+        self.net.to(memory_format=torch.channels_last)
         self.refresh(source)
 
     @torch.no_grad()

@@ -60,7 +60,9 @@ def predictor_of_module(
         UserError: it does not map `(N, C, H, W)` to `(N, K)`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = module.eval().to(device).requires_grad_(False)
+    module = module.eval().to(device)
+    for parameter in module.parameters():  # TorchScript modules have no requires_grad_
+        parameter.requires_grad_(False)
 
     def predict(images: Images) -> Logits:
         with torch.no_grad():

@@ -67,6 +67,30 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
+Victim = tuple[torch.nn.Module, np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def victim() -> Victim:
+    """A network trained for a moment on digits, so that attacks break some images and not others; images and labels."""
+    from dgad_tk.data import load_dataset
+
+    dataset = load_dataset("digits")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = build_model("resnet8", in_channels=1, classes=10)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    x = torch.from_numpy(dataset.train.take(slice(0, 640)) / np.float32(255))
+    y = torch.from_numpy(dataset.train.labels[:640])
+    for step in range(60):
+        part = slice(64 * (step % 10), 64 * (step % 10) + 64)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(x[part]), y[part]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    images = dataset.test.take(slice(0, 48)) / np.float32(255)
+    return net.eval().requires_grad_(False), images, dataset.test.labels[:48]
+
+
 @pytest.fixture
 def digit_images() -> np.ndarray:
     """Sixteen test digits, float32 (16, 1, 8, 8)."""

@@ -153,6 +153,7 @@ def test_a_given_teacher(tmp_path: Path) -> None:
 
 def test_unfit_teachers(tmp_path: Path, weights: Path) -> None:
     from conftest import artifact
+
     from dgad_tk.checkpoint import save_weights
     from dgad_tk.models import build_model
 
