@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from itertools import pairwise
 
 import typer
 
@@ -58,6 +59,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     try:
         code = app(args=arguments, prog_name="dgad", standalone_mode=False)
+        if code == INTERRUPTED:  # Typer makes an exit of Ctrl-C
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else OK
     except UserError as error:
         return _say(error.message, error.hint)
@@ -68,7 +71,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.format_message())
             return OK
-        return _say(error.format_message(), f"`{_command_path(error)} --help` shows what it takes")
+        message = error.format_message() + _given(error, sys.argv[1:] if arguments is None else arguments)
+        return _say(message, f"`{_command_path(error)} --help` shows what it takes")
     except OSError as error:
         if error.errno not in _DISK:
             return _report()
@@ -92,6 +96,15 @@ def _report() -> int:
     traceback.print_exc()
     print("error: this is a bug in dgad; please report it with the lines above", file=sys.stderr)
     return INTERNAL_ERROR
+
+
+def _given(error: typer.TyperException, arguments: Sequence[str]) -> str:
+    """What stands after the flag that Typer complains of, since its message leaves that out."""
+    flags = getattr(getattr(error, "param", None), "opts", [])
+    for flag, value in pairwise(arguments):
+        if flag in flags:
+            return f", got '{value}'"
+    return ""
 
 
 def _command_path(error: typer.TyperException) -> str:

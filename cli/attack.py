@@ -47,7 +47,7 @@ def attack(
     """Attack model files with gradients and let their own runtime judge."""
     lookup(NORMS, norm, "norm")
     lookup({"train": 0, "val": 0, "test": 0}, split, "split")
-    radii = [parse_fraction(part) for part in eps.split(",")] if eps else None
+    radii = [parse_fraction(part) for part in eps.split(",")] if eps is not None else None
     if radii and min(radii) == 0:
         raise UserError("--eps must be above 0", hint="for example --eps 8/255")
     if limit is not None and limit < 1:

@@ -1,7 +1,8 @@
 """BatchNorm folded into the convolution before it: the same function in eval mode, with less to compute.
 
 The inner maximisation runs a network ten times and more between two changes of its weights, so folding once for all of
-these pays, and so does laying the weights out channels-last. The result differs from the network in eval mode by rounding alone.
+these pays, and so does laying the weights out channels-last. The result differs from the network in eval mode by
+rounding alone.
 """
 
 import copy

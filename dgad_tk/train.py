@@ -73,14 +73,20 @@ def train(
     lookup(MODELS, config.student, "model")
     if method.needs_teacher and config.teacher == "auto":  # hours before it is needed
         lookup(MODELS, config.teacher_model, "model")
-        lookup(METHODS, config.teacher_method, "method")
+        if lookup(METHODS, config.teacher_method, "method").needs_teacher:
+            raise UserError(
+                f"teacher method '{config.teacher_method}' needs a teacher itself, so it cannot make one",
+                hint="--teacher-method trades, or give --teacher FILE",
+            )
     pick_device(config.device)
     dataset = load_dataset(config.dataset, data_dir=config.data_dir, image_size=config.image_size)
     folder = RunFolder(out) if out else new_run_folder(config)
+    given = open_teacher(Path(config.teacher), dataset) if method.needs_teacher and config.teacher != "auto" else None
     claim(folder, config, resume=resume)
-    teacher, teacher_name = None, ""
-    if method.needs_teacher:
-        teacher, teacher_name = obtain_teacher(config, dataset, folder, resume=resume, on_progress=on_progress)
+    teacher, teacher_name = given or (None, "")
+    if method.needs_teacher and given is None:
+        weights = make_teacher(config, dataset, folder.teacher, resume=resume, on_progress=on_progress)
+        teacher, teacher_name = open_teacher(weights, dataset)
     return fit(config, method, dataset, folder, teacher=teacher, teacher_name=teacher_name, on_progress=on_progress)
 
 
@@ -90,6 +96,11 @@ def claim(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
     Raises:
         UserError: it holds another run, or a run of another config.
     """
+    blocking = next((path for path in [folder.path, *folder.path.parents] if path.exists() and not path.is_dir()), None)
+    if blocking:
+        raise UserError(
+            f"the run folder '{folder.path}' cannot be made: '{blocking}' is a file", hint="choose another --out"
+        )
     if not folder.exists():
         if resume:
             raise UserError(f"nothing to resume in '{folder.path}'", hint="start the run without --resume")
@@ -107,33 +118,34 @@ def claim(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
         )
 
 
-def obtain_teacher(
+def make_teacher(
     config: TrainConfig, dataset: Dataset, folder: RunFolder, *, resume: bool, on_progress: OnProgress | None
-) -> tuple[nn.Module, str]:
-    """The teacher in eval mode with frozen weights, and `name sha256` of it.
+) -> Path:
+    """Train the teacher of a run that was given none, or go on with it; its weights.
+
+    Raises:
+        UserError: its method needs a teacher itself, or its folder holds another run.
+    """
+    run = config.for_teacher()
+    method = build_method(run.method, run.method_options)
+    if not folder.finished():
+        claim(folder, run, resume=resume and folder.exists())
+        fit(run, method, dataset, folder, role="teacher", on_progress=on_progress)
+    return folder.best
+
+
+def open_teacher(source: Path, dataset: Dataset) -> tuple[nn.Module, str]:
+    """The teacher in a weights file or run folder, in eval mode with frozen weights, and `name sha256` of it.
 
     Raises:
         UserError: it cannot be read, or was made for other images or classes.
     """
-    if config.teacher == "auto":
-        run = config.for_teacher()
-        method = build_method(run.method, run.method_options)
-        if method.needs_teacher:
-            raise UserError(
-                f"method '{run.method}' needs a teacher itself, so it cannot make one",
-                hint="--teacher-method trades, or give --teacher FILE",
-            )
-        if not folder.teacher.finished():
-            claim(folder.teacher, run, resume=resume and folder.teacher.exists())
-            fit(run, method, dataset, folder.teacher, role="teacher", on_progress=on_progress)
-        weights = folder.teacher.best
-    else:
-        weights = weights_of(Path(config.teacher))
-        if weights.suffix not in TEACHER_SUFFIXES:
-            raise UserError(
-                f"cannot read '{weights}' as a teacher: expected {' or '.join(TEACHER_SUFFIXES)}",
-                hint="a run folder or best.safetensors of `dgad train` can teach",
-            )
+    weights = weights_of(source)
+    if weights.suffix not in TEACHER_SUFFIXES:
+        raise UserError(
+            f"cannot read '{weights}' as a teacher: expected {' or '.join(TEACHER_SUFFIXES)}",
+            hint="a run folder or best.safetensors of `dgad train` can teach",
+        )
     teacher, artifact = load_model(weights)
     if artifact.input_shape[0] != dataset.shape[0]:
         raise UserError(

@@ -123,6 +123,18 @@ class Evaluation:
     def clean_accuracy(self) -> float:
         return float(self.clean_right.mean())
 
+    def held(self, eps: float) -> NDArray[np.bool_]:
+        """Images that are right when clean and withstand every budget attack that ran at `eps`, bool `(n,)`."""
+        units = [outcome.unit for outcome in self.outcomes if outcome.unit and outcome.row.eps == eps]
+        held = self.clean_right.copy()
+        for unit in units:
+            held &= ~unit.broken
+        return held
+
+    def worst_case(self, eps: float) -> float:
+        """Share of all images that are in `held(eps)`."""
+        return float(self.held(eps).mean())
+
 
 def plan(
     names: Sequence[str],

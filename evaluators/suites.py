@@ -1,5 +1,7 @@
 """SUITES: lists of attacks by name. `transfer:ATTACK` stands for that attack on every surrogate."""
 
+from collections.abc import Sequence
+
 from dgad_tk.common import lookup
 from evaluators.attacks import ATTACKS
 
@@ -11,7 +13,7 @@ SUITES: dict[str, tuple[str, ...]] = {
 }
 
 
-def expand(suites: list[str], attacks: list[str]) -> list[str]:
+def expand(suites: Sequence[str] = (), attacks: Sequence[str] = ()) -> list[str]:
     """Attack names of `--suite` and `--attack` together, each once, in the order given.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Exports: verified against their source, self-describing, never half-written; files from elsewhere are refused clearly."""
+"""Exports: verified against their source, self-describing, never half-written; odd files are refused clearly."""
 
 import os
 import pickle

@@ -402,7 +402,7 @@ def test_unknown_operators_are_all_named() -> None:
         "'Bar' (domain 'com.example', opset 3), node 'third'"
     )
     assert expected == caught.value.message
-    assert "--suite blackbox" in caught.value.hint
+    assert "no gradients through this file" in caught.value.hint
     with pytest.raises(UserError) as caught:
         to_torch(model_of([helper.make_node("Foo", ["x"], ["y"], name="only")]))
     assert caught.value.message == "the twin has no operator 'Foo' (domain 'ai.onnx', opset 18), node 'only'"

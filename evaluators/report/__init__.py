@@ -91,11 +91,9 @@ def _worst_cases(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Per norm and eps: images that withstand every budget attack that ran there."""
     n, found = len(evaluation.labels), []
     for eps in evaluation.eps:
-        units = [outcome.unit for outcome in evaluation.outcomes if outcome.unit and outcome.row.eps == eps]
-        if not units:
+        if not any(outcome.unit and outcome.row.eps == eps for outcome in evaluation.outcomes):
             continue
-        held = evaluation.clean_right & ~np.any([unit.broken for unit in units], axis=0)
-        robust = int(held.sum())
+        robust = int(evaluation.held(eps).sum())
         found.append(
             {
                 "norm": evaluation.norm,

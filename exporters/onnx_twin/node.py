@@ -13,7 +13,7 @@ from exporters.onnx_twin.tensors import from_proto
 
 T = TypeVar("T")
 
-HINT = "attack it without gradients: --suite blackbox"
+HINT = "without it there are no gradients through this file; please report it, or export the model another way"
 
 
 class NodeView:

@@ -35,7 +35,7 @@ def dtype_of(data_type: int, where: str) -> torch.dtype:
         name = TensorProto.DataType.Name(data_type).lower() if known else str(data_type)
         raise UserError(
             f"{where}: the twin has no tensors of type {name}",
-            hint="attack it without gradients: --suite blackbox",
+            hint="without it there are no gradients through this file; export the model in float32",
         )
     return DTYPES[data_type]
 

@@ -1,0 +1,280 @@
+"""The command line as a user meets it: the whole road, and bad input of every kind: one line, a hint, exit code 2."""
+
+import importlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import artifact
+from PIL import Image
+from test_exporters import hostile_files
+
+from cli import app
+from dgad_tk.checkpoint import save_weights
+from dgad_tk.models import build_model
+from exporters import export
+
+Run = Callable[..., tuple[int, str, str]]
+QUICK = ["--epochs", "1", "--limit-train", "64", "--teacher-model", "resnet8", "--set", "threat.steps=1"]
+QUICK += ["--set", "threat.eps=0.15", "--set", "threat.step_size=0.15"]
+
+
+@pytest.fixture
+def dgad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `dgad` in an empty folder; exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = app.run([str(argument) for argument in arguments])
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return run
+
+
+def refused(result: tuple[int, str, str], message: str) -> None:
+    """Exit code 2, nothing on stdout, one line of error and one of hint, no traceback."""
+    code, out, err = result
+    assert code == 2, err
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.startswith(("error:", "hint:"))]
+    assert len(lines) == 2, err
+    assert lines[0].startswith("error: ")
+    assert lines[1].startswith("hint: ")
+    assert message in lines[0], lines[0]
+    assert "Traceback" not in err
+    assert len(lines[1]) > len("hint: ")
+
+
+def test_the_whole_road(dgad: Run, tmp_path: Path) -> None:
+    """Train, resume, export both ways, inspect, attack three formats at once with surrogates, attack again."""
+    code, out, err = dgad("train", *QUICK)
+    assert code == 0, err
+    assert out.startswith("runs/digits-dgad-resnet8: resnet8 by dgad, best epoch 1 of 1: clean ")
+    code, _, err = dgad("train", "--out", "runs/digits-dgad-resnet8", "--resume", *QUICK)
+    assert code == 0, err
+    code, out, _ = dgad("train", "--method", "standard", *QUICK, "--out", "plain", "--json", "--quiet")
+    assert code == 0
+    assert json.loads(out)["run"] == "plain"
+
+    code, out, err = dgad("export", "--format", "onnx")
+    assert code == 0, err
+    assert out.startswith("student.onnx: onnx of runs/digits-dgad-resnet8/best.safetensors")
+    assert "verified against its source" in out
+    code, out, err = dgad("export", "runs/digits-dgad-resnet8", "--format", "torchscript", "--json")
+    assert code == 0, err
+    assert json.loads(out)["file"] == "student.pt"
+
+    code, out, _ = dgad("inspect", "student.onnx")
+    assert json.loads(out)["model"] == "resnet8"
+
+    models = ["--model", "student.onnx", "--model", "student.pt", "--model", "plain/best.safetensors"]
+    attacks = ["--suite", "fast", "--attack", "transfer:fgsm", "--surrogate", "plain"]
+    code, _, err = dgad("attack", *models, *attacks, "--limit", "20")
+    refused((code, "", err), "'plain' is not a file")
+    attacks[-1] = "plain/best.safetensors"
+    code, out, err = dgad("attack", *models, *attacks, "--limit", "20", "--eps", "0.05,8/255")
+    assert code == 0, err
+    assert out.count("worst case") == 6
+    assert "transfer:best:fgsm@8/255" in out
+    written = [json.loads(path.read_text()) for path in tmp_path.glob("attacks/*/results.json")]
+    assert {each["model"]["format"] for each in written} == {"onnx", "torchscript", "safetensors"}
+    first = next(each for each in written if each["model"]["format"] == "onnx")
+    assert "onnxruntime" in first["environment"]["runtime"]
+
+    code, out, err = dgad("attack", "--model", "student.onnx", *attacks, "--limit", "20", "--eps", "0.05", "--json")
+    assert code == 0, err
+    again = json.loads(out)
+    assert [row["robust"] for row in again["attacks"]] == [
+        row["robust"] for row in first["attacks"] if row["eps"] == 0.05
+    ]
+
+
+def test_export_without_a_run(dgad: Run) -> None:
+    refused(dgad("export"), "no finished run under 'runs'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--method", "rsald"], "unknown method 'rsald'"),
+        (["train", "--student", "resnet9"], "unknown model 'resnet9'"),
+        (["train", "--teacher-model", "resnet9"], "unknown model 'resnet9'"),
+        (["train", "--dataset", "digit"], "unknown dataset 'digit'"),
+        (["train", "--dataset", "imagefolder"], "needs --data-dir"),
+        (["train", "--dataset", "imagefolder", "--data-dir", "nowhere"], "nowhere"),
+        (["train", "--dataset", "imagefolder", "--data-dir", "empty"], "empty"),
+        (["train", "--image-size", "32"], "takes no --image-size"),
+        (["train", "--epochs", "0"], "epochs"),
+        (["train", "--epochs", "many"], "many"),
+        (["train", "--set", "threat.eps=abc", "--set", "threat.step_size=0.1"], "eps must be a fraction of 1"),
+        (["train", "--set", "lrr=1"], "unknown key 'lrr'"),
+        (["train", "--set", "dgad.beta=1"], "has no option 'beta'"),
+        (["train", "--set", "lr"], "--set needs key=value"),
+        (["train", "--config", "missing.yaml"], "cannot read config 'missing.yaml'"),
+        (["train", "--config", "text.txt"], "must hold keys and values"),
+        (["train", "--teacher", "missing.safetensors"], "no such file or run folder"),
+        (["train", "--teacher-method", "dgad"], "needs a teacher itself"),
+        (["train", "--resume"], "no unfinished run"),
+        (["train", "--resume", "--out", "nowhere"], "nothing to resume"),
+        (["train", "--out", "empty/../text.txt"], "text.txt"),
+        (["train", "--device", "tpu"], "device"),
+        (["train", "--precision", "fp4"], "precision"),
+        (["export", "nowhere"], "no such file or run folder"),
+        (["export", "empty"], "holds no best.safetensors"),
+        (["export", "text.txt"], "not a whole safetensors file"),
+        (["export", "w.safetensors", "--format", "onyx"], "unknown format 'onyx'"),
+        (["export", "w.safetensors", "--opset", "9"], "--opset must be 18 to 23"),
+        (["export", "w.safetensors", "--output", "x.pt"], "must end in .onnx"),
+        (["export", "w.safetensors", "--output", "theirs.onnx"], "was not written by dgad"),
+        (["attack"], "--model"),
+        (["attack", "--model", "missing.onnx"], "no such file: 'missing.onnx'"),
+        (["attack", "--model", "w.safetensors", "--suite", "ful"], "unknown suite 'ful'"),
+        (["attack", "--model", "w.safetensors", "--attack", "pgdd"], "unknown attack 'pgdd'"),
+        (["attack", "--model", "w.safetensors", "--eps", "abc"], "eps must be a fraction of 1"),
+        (["attack", "--model", "w.safetensors", "--eps", "8"], "eps must be between 0 and 1"),
+        (["attack", "--model", "w.safetensors", "--eps", "0"], "--eps must be above 0"),
+        (["attack", "--model", "w.safetensors", "--eps", ""], "eps must be a fraction of 1"),
+        (["attack", "--model", "w.safetensors", "--norm", "l7"], "unknown norm 'l7'"),
+        (["attack", "--model", "w.safetensors", "--split", "trian"], "unknown split 'trian'"),
+        (["attack", "--model", "w.safetensors", "--limit", "0"], "--limit must be at least 1"),
+        (["attack", "--model", "w.safetensors", "--batch-size", "0"], "batch-size"),
+        (["attack", "--model", "w.safetensors", "--dataset", "digit"], "unknown dataset 'digit'"),
+        (["attack", "--model", "w.safetensors", "--set", "pgd.step=3"], "has no parameter 'step'"),
+        (["attack", "--model", "w.safetensors", "--set", "pdg.steps=3"], "unknown attack 'pdg'"),
+        (["attack", "--model", "w.safetensors", "--set", "steps=3"], "--set needs ATTACK.key=value"),
+        (["attack", "--model", "w.safetensors", "--surrogate", "missing.onnx"], "no such file: 'missing.onnx'"),
+        (
+            ["attack", "--model", "w.safetensors", "--surrogate", "c3.safetensors", "--attack", "transfer:pgd"],
+            "surrogate",
+        ),
+        (["attack", "--model", "c3.safetensors"], "takes images of shape (3, 8, 8)"),
+        (["attack", "--model", "theirs.onnx"], "not a valid ONNX model"),
+        (["inspect", "text.txt"], "by its suffix"),
+        (["list", "atacks"], "unknown table 'atacks'"),
+        (["trian"], "trian"),
+        (["train", "--epoch", "3"], "--epoch"),
+    ],
+)
+def test_bad_input(dgad: Run, weights: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    shutil.copy(weights, "w.safetensors")
+    save_weights(Path("c3.safetensors"), build_model("resnet8", in_channels=3, classes=10), artifact(shape=(3, 8, 8)))
+    Path("text.txt").write_text("just words")
+    Path("theirs.onnx").write_bytes(b"somebody's work")
+    Path("empty").mkdir()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    refused(dgad(*arguments), message)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_hostile_model_files(dgad: Run, tmp_path: Path) -> None:
+    for name, message in hostile_files(tmp_path).items():
+        refused(dgad("attack", "--model", name, "--dataset", "digits"), message)
+    assert not Path("exploded").exists()
+
+
+def test_channels_that_do_not_fit(dgad: Run, weights: Path, tmp_path: Path) -> None:
+    """A grey model on a folder of colour photographs."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for label in range(10):
+            for number in range(2):
+                path = tmp_path / "photos" / split / f"{label}" / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    export(weights, "onnx", Path("student.onnx"))
+    options = ["--dataset", "imagefolder", "--data-dir", "photos", "--image-size", "8"]
+    refused(dgad("attack", "--model", "student.onnx", *options), "takes images of shape (1, 8, 8)")
+    refused(dgad("train", *options, "--teacher", weights), "takes 1 channels, 'imagefolder' has 3")
+
+
+def test_onnx_from_elsewhere_needs_its_images_named(dgad: Run, weights: Path) -> None:
+    import onnx
+
+    export(weights, "onnx", Path("student.onnx"))
+    proto = onnx.load("student.onnx")
+    del proto.metadata_props[:]
+    onnx.save(proto, "theirs.onnx")
+    refused(dgad("attack", "--model", "theirs.onnx"), "carries no dgad metadata record")
+    code, out, err = dgad("attack", "--model", "theirs.onnx", "--dataset", "digits", "--limit", "10", "--quiet")
+    assert code == 0, err
+    assert "worst case" in out
+
+
+def test_an_interrupt_says_how_to_go_on(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dgad_tk.train.train", interrupted)
+    code, _, err = dgad("train")
+    assert code == 130
+    assert "--resume" in err
+
+
+def test_a_bug_keeps_its_traceback(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any, **more: Any) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("dgad_tk.train.train", broken)
+    code, _, err = dgad("train")
+    assert code == 3
+    assert "ZeroDivisionError: oops" in err
+    assert "please report" in err
+
+
+def test_a_full_disk_is_one_line(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **more: Any) -> None:
+        raise OSError(28, "No space left on device", "runs/x/last.ckpt")
+
+    monkeypatch.setattr("dgad_tk.train.train", full)
+    refused(dgad("train"), "cannot write 'runs/x/last.ckpt': No space left on device")
+
+
+def test_a_failed_parity_check_is_exit_code_1(dgad: Run, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("exporters.verify"), "TOLERANCE", -1.0)
+    code, out, err = dgad("export", weights)
+    assert (code, out) == (1, "")
+    assert "differs from its source" in err
+    assert not Path("student.onnx").exists()
+
+
+@pytest.mark.parametrize("what", ["attacks", "datasets", "formats", "methods", "models", "suites"])
+def test_lists(dgad: Run, what: str) -> None:
+    code, out, _ = dgad("list", what)
+    assert code == 0
+    assert len(out.splitlines()) >= 2
+
+
+def test_version_and_help(dgad: Run) -> None:
+    assert dgad("--version")[:2] == (0, "dgad 0.1.0\n")
+    code, out, _ = dgad("train", "--help")
+    assert code == 0
+    assert "--teacher-model" in out
+    code, out, _ = dgad()
+    assert code == 0
+    assert "Commands" in out
+
+
+def test_environment_and_flags_in_order(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defaults, then file, then environment, then flags."""
+    from cli.train import _configured
+
+    Path("c.yaml").write_text("epochs: 7\nlr: 0.3\nseed: 5\n")
+    monkeypatch.setenv("DGAD_LR", "0.2")
+    monkeypatch.setenv("DGAD_SEED", "6")
+    config, _ = _configured({"seed": 9}, "c.yaml", [], None, resume=False)
+    assert (config.epochs, config.lr, config.seed, config.batch_size) == (7, 0.2, 9, 64)
+    monkeypatch.setenv("DGAD_LRR", "1")
+    refused(dgad("train"), "DGAD_LRR names no key")
+
+
+def test_the_default_recipe_is_the_default() -> None:
+    from cli.train import _configured
+
+    assert _configured({}, "default", [], None, resume=False) == _configured({}, None, [], None, resume=False)

@@ -1,0 +1,284 @@
+"""The evaluation engine: the record, resuming, what is refused, what is written."""
+
+import csv
+import importlib
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Victim
+from victims import TwoClassLinear, as_torch, linear_split
+
+from dgad_tk.common import UserError
+from dgad_tk.data import load_dataset
+from dgad_tk.predictor import Predictor
+from evaluators import Evaluation, Surrogate, evaluate, expand, plan
+from evaluators.attacks import ATTACKS
+from evaluators.checks import check
+from evaluators.report import results, write
+
+engine: Any = importlib.import_module("evaluators.evaluate")  # the package names its function the same
+EPS = 0.05
+
+
+def run(predictor: Predictor, names: list[str] | None = None, **options: Any) -> Evaluation:
+    split = options.pop("split", None) or load_dataset("digits").test.subset(options.pop("n", 40))
+    eps = options.pop("eps", [EPS])
+    planned = plan(names or ["fgsm", "pgd"], norm="linf", eps=eps, surrogates=options.pop("surrogates", ()))
+    return evaluate(predictor, split, planned, norm="linf", eps=eps, **options)
+
+
+@pytest.fixture
+def predictor(victim: Victim) -> Predictor:
+    return as_torch(victim[0], (1, 8, 8))
+
+
+def test_results_follow_the_schema(predictor: Predictor, tmp_path: Path) -> None:
+    evaluation = run(predictor, ["fgsm", "pgd", "cw2"], eps=[0.02, EPS])
+    document = results(evaluation, command="dgad attack", dataset="digits", split="test")
+    write(evaluation, document, tmp_path)
+    read = json.loads((tmp_path / "results.json").read_text())
+    assert read == json.loads(json.dumps(document))
+    assert read["schema"] == "dgad/results/1"
+    assert set(read) == {
+        *("schema", "created", "command", "model", "dataset", "threat", "seed", "clean"),
+        *("attacks", "worst_case", "twin", "checks", "environment"),
+    }
+    assert [row["id"] for row in read["attacks"]] == ["fgsm@0.02", "fgsm@0.05", "pgd@0.02", "pgd@0.05", "cw2"]
+    for row in read["attacks"]:
+        assert set(row) == {
+            *("id", "name", "kind", "source", "surrogate", "norm", "eps", "params", "robust_accuracy", "robust", "n"),
+            *("ci95", "success", "failed", "median_l2", "seconds", "forward_passes", "backward_passes", "status"),
+            *("reason", "flags"),
+        }
+        assert row["forward_passes"] > 0
+    budget, cw2 = read["attacks"][3], read["attacks"][4]
+    assert budget["robust_accuracy"] == budget["robust"] / 40
+    assert budget["ci95"][0] < budget["robust_accuracy"] < budget["ci95"][1]
+    assert (cw2["robust_accuracy"], cw2["eps"], cw2["norm"]) == (None, None, "l2")
+    assert cw2["success"] + cw2["failed"] == pytest.approx(1)
+    assert [worst["eps"] for worst in read["worst_case"]] == [0.02, EPS]
+
+    with np.load(tmp_path / "samples.npz") as samples:
+        assert np.array_equal(samples["index"], load_dataset("digits").test.index[:40])
+        robust = samples["robust/pgd@0.05"] & samples["robust/fgsm@0.05"]
+        assert robust.sum() == read["worst_case"][1]["robust"]
+        assert np.array_equal(samples["adv_pred/pgd@0.05"] == -1, samples["clean_pred"] != samples["label"])
+        assert np.nanmax(samples["linf/pgd@0.05"]) <= EPS
+        assert "l2/cw2" in samples
+    with np.load(tmp_path / "gallery.npz") as gallery:
+        gap = np.abs(gallery["adversarial"].astype(np.float64) - gallery["clean"]).max(axis=(1, 2, 3))
+        rows = gallery["row"]
+        assert (gap[rows == "pgd@0.05"] <= EPS).all()
+        assert (gallery["adv_pred"] != gallery["label"]).all()
+        for image, prediction in zip(gallery["adversarial"], gallery["adv_pred"], strict=True):
+            assert predictor.predict(image[None]).argmax() == prediction
+    with (tmp_path / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["id"] for row in table] == [row["id"] for row in read["attacks"]]
+
+
+def test_the_runtime_judges_not_the_module(predictor: Predictor) -> None:
+    """A runtime that answers right whatever comes: nothing counts as broken, though the module is fooled."""
+    split = load_dataset("digits").test.subset(30)
+    clean = split.take(slice(None)) / np.float32(255)
+    truth = predictor.predict(clean).argmax(1)
+
+    def stubborn(images: np.ndarray) -> np.ndarray:
+        logits = predictor.predict(images)
+        nearest = [int(np.abs(clean - image).sum(axis=(1, 2, 3)).argmin()) for image in images]
+        return np.where(np.arange(10) == truth[nearest][:, None], np.abs(logits).max() + 1, logits).astype(np.float32)
+
+    calm = predictor.predict(clean)
+    honest = run(predictor, ["pgd"], split=split, eps=[0.2])
+    assert honest.outcomes[0].unit is not None
+    assert honest.outcomes[0].unit.broken.any()
+    judge = engine.judge(replace(predictor, predict=stubborn), clean, 8)[0]
+    assert np.array_equal(judge, calm.argmax(1))
+    attacker = engine._Attacker(replace(predictor, predict=stubborn), honest.outcomes[0].row, 0, 8)
+    unit = attacker.run(split, slice(0, 30), honest.clean_right)
+    assert not unit.broken.any()
+
+
+def test_non_finite_logits_count_as_broken(predictor: Predictor) -> None:
+    def breaks(images: np.ndarray) -> np.ndarray:
+        logits = predictor.predict(images)
+        logits[np.abs(images * 255 - np.round(images * 255)).max(axis=(1, 2, 3)) > 1e-3] = np.nan
+        return logits
+
+    evaluation = run(replace(predictor, predict=breaks), ["pgd"])
+    assert evaluation.outcomes[0].unit is not None
+    assert evaluation.outcomes[0].unit.broken.sum() == evaluation.clean_right.sum()
+
+
+def test_an_evaluation_goes_on_where_it_stopped(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "CHUNK", 16)
+    runs: list[str] = []
+    original = engine._Attacker.run
+
+    def counted(self: Any, split: Any, chunk: slice, right: Any) -> Any:
+        runs.append(f"{self.row.id}@{chunk.start}")
+        return original(self, split, chunk, right)
+
+    monkeypatch.setattr(engine._Attacker, "run", counted)
+    whole = run(predictor, n=48)
+    assert len(runs) == 6
+
+    class Killed(Exception):
+        pass
+
+    def kill(progress: Any) -> None:
+        if len(runs) == 6 + 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(predictor, n=48, store=tmp_path, on_progress=kill)
+    resumed = run(predictor, n=48, store=tmp_path)
+    assert runs[6:] == ["fgsm@0", "fgsm@16", "fgsm@32", "pgd@0", "pgd@16", "pgd@32"]
+    for ours, theirs in zip(resumed.outcomes, whole.outcomes, strict=True):
+        assert ours.unit is not None
+        assert theirs.unit is not None
+        assert np.array_equal(ours.unit.broken, theirs.unit.broken)
+        np.testing.assert_array_equal(ours.unit.linf, theirs.unit.linf)
+
+    runs.clear()
+    run(predictor, n=64, store=tmp_path)
+    assert runs == ["fgsm@48", "pgd@48"]  # more images: only the new ones
+    runs.clear()
+    run(predictor, n=64, store=tmp_path, seed=1)
+    assert len(runs) == 8  # another question
+    for unit in tmp_path.glob("*.npz"):
+        unit.write_bytes(b"damaged")
+    runs.clear()
+    run(predictor, n=64, store=tmp_path)
+    assert len(runs) == 8
+
+
+def test_chunks_do_not_change_the_record(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(predictor)
+    monkeypatch.setattr(engine, "CHUNK", 7)
+    parts = run(predictor)
+    for ours, theirs in zip(parts.outcomes, whole.outcomes, strict=True):
+        assert ours.unit is not None
+        assert theirs.unit is not None
+        assert np.array_equal(ours.unit.broken, theirs.unit.broken)
+
+
+def test_transfer_examples_are_made_on_the_surrogate(predictor: Predictor) -> None:
+    surrogates = [Surrogate("itself", predictor), Surrogate("none", None, "there was no training split")]
+    evaluation = run(predictor, ["pgd", "transfer:pgd"], surrogates=surrogates)
+    white, same, missing = evaluation.outcomes
+    assert (same.row.id, same.row.source) == ("transfer:itself:pgd", "transfer")
+    assert white.unit is not None
+    assert same.unit is not None
+    assert np.array_equal(white.unit.broken, same.unit.broken)
+    assert missing.unit is None
+    document = results(evaluation, command="", dataset="digits", split="test")
+    assert document["attacks"][2]["status"] == "skipped"
+    assert document["attacks"][2]["reason"] == "there was no training split"
+
+
+def test_a_poor_surrogate_is_skipped_with_the_reason(predictor: Predictor) -> None:
+    class Guess(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.one_hot(torch.zeros(len(x), dtype=torch.int64), 10) + 0.0 * x.flatten(1)[:, :1]
+
+    guess = as_torch(Guess(), (1, 8, 8))
+    evaluation = run(predictor, ["transfer:fgsm"], surrogates=[Surrogate("guess", guess)])
+    assert "surrogate guess is right on" in evaluation.outcomes[0].reason
+
+
+def test_a_module_that_differs_from_the_runtime_is_refused(predictor: Predictor) -> None:
+    with pytest.raises(UserError, match="differs from the runtime"):
+        run(replace(predictor, predict=lambda images: predictor.predict(images) + np.float32(0.1)))
+
+
+def test_images_that_do_not_fit() -> None:
+    predictor = as_torch(TwoClassLinear())
+    with pytest.raises(UserError, match=r"takes images of shape \(1, 6, 6\).*the dataset has \(1, 8, 8\)"):
+        run(predictor)
+    split = linear_split()
+    labels = split.labels.copy()
+    labels[0] = 2
+    with pytest.raises(UserError, match="the model has 2 classes, the dataset has a label 2"):
+        run(predictor, split=type(split)(split.base, split.index, labels))
+
+
+def test_an_attack_that_changes_nothing_is_marked(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Idle:
+        def generate(self, x: np.ndarray, y: np.ndarray, **more: Any) -> np.ndarray:
+            return x
+
+    idle = replace(ATTACKS["fgsm"], build=lambda *arguments: Idle())  # type: ignore[arg-type,return-value]
+    monkeypatch.setitem(ATTACKS, "fgsm", idle)
+    evaluation = run(predictor, ["fgsm"])
+    assert evaluation.outcomes[0].flags == ["unreliable: the attack changed under 1 % of the attacked images"]
+
+
+def test_what_an_attack_returns_is_brought_into_the_ball(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cheat:
+        def generate(self, x: np.ndarray, y: np.ndarray, **more: Any) -> np.ndarray:
+            cheating = 1 - x
+            cheating[0] = np.nan
+            return cheating
+
+    cheat = replace(ATTACKS["fgsm"], build=lambda *arguments: Cheat())  # type: ignore[arg-type,return-value]
+    monkeypatch.setitem(ATTACKS, "fgsm", cheat)
+    unit = run(predictor, ["fgsm"]).outcomes[0].unit
+    assert unit is not None
+    assert np.nanmax(unit.linf) <= EPS
+    assert unit.linf[unit.attacked][0] == 0
+
+
+def test_checks_notice_masked_gradients(victim: Victim) -> None:
+    """A model that rounds its input has no gradient; transfer breaks what white-box attacks leave alone."""
+    net = victim[0]
+
+    class Rounded(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.net(torch.round(x * 32) / 32)
+            return logits
+
+    masked, open_one = as_torch(Rounded(), (1, 8, 8)), as_torch(net, (1, 8, 8))
+    surrogates = [Surrogate("open", open_one)]
+    evaluation = run(masked, ["pgd", "transfer:pgd"], surrogates=surrogates, eps=[0.1])
+    verdict, items = check(evaluation)
+    assert verdict == "unreliable"
+    assert {item.name for item in items if item.verdict == "unreliable"} == {"gradients", "white-box"}
+    verdict, items = check(run(open_one, ["fgsm", "pgd"]))
+    assert verdict == "high", items
+
+
+def test_checks_notice_probabilities(victim: Victim) -> None:
+    model = as_torch(torch.nn.Sequential(victim[0], torch.nn.Softmax(1)), (1, 8, 8))
+    verdict, items = check(run(model, ["fgsm"]))
+    assert verdict == "warn"
+    assert next(item for item in items if item.name == "logits").verdict == "warn"
+
+
+def test_suites_name_attacks_that_exist() -> None:
+    assert expand(["full"]) == ["fgsm", "pgd", "cw2", "autoattack", "transfer:fgsm", "transfer:pgd"]
+    assert expand(["fast"], ["pgd", "cw2"]) == ["fgsm", "pgd", "cw2"]
+    with pytest.raises(UserError, match="unknown suite 'ful' .did you mean 'full'"):
+        expand(["ful"])
+    with pytest.raises(UserError, match="unknown attack 'pgdd'"):
+        expand([], ["transfer:pgdd"])
+    with pytest.raises(UserError, match="has no norm"):
+        plan(["fgsm"], norm="l1", eps=[0.1])  # type: ignore[arg-type]
+
+
+def test_numbers_in_json_are_finite(predictor: Predictor) -> None:
+    document = results(run(predictor, ["cw2"]), command="", dataset="digits", split="test")
+    json.dumps(document, allow_nan=False)
+    assert math.isfinite(document["clean"]["accuracy"])

@@ -1,0 +1,82 @@
+"""What the tree promises: imports point one way, the wheel has four packages, the command starts light and fast."""
+
+import ast
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {
+    "dgad_tk": set(),
+    "exporters": {"dgad_tk"},
+    "evaluators": {"dgad_tk"},
+    "cli": {"dgad_tk", "exporters", "evaluators"},
+}
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_point_one_way(package: str) -> None:
+    allowed, found = MAY_IMPORT[package] | {package}, 0
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: relative import"
+                names = [node.module or ""]
+            for name in names:
+                found += 1
+                top = name.split(".")[0]
+                assert top not in MAY_IMPORT or top in allowed, f"{path} imports {name}"
+    assert found > 5
+
+
+def test_only_the_command_line_prints() -> None:
+    for package in ("dgad_tk", "exporters", "evaluators"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                assert not (isinstance(node, ast.Name) and node.id == "print"), path
+
+
+def test_importing_the_command_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, cli.app; "
+        "print([name for name in ('torch', 'torchvision', 'art', 'onnx', 'onnxruntime', 'sklearn', 'numpy') "
+        "if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "[]"
+
+
+def test_help_takes_at_most_three_times_a_bare_import_of_typer() -> None:
+    def seconds(*arguments: str) -> float:
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], capture_output=True, check=True, cwd=ROOT)
+        return time.perf_counter() - begun
+
+    pairs = [(seconds("-m", "cli", "--help"), seconds("-c", "import typer")) for _ in range(7)]
+    ratios = sorted(ours / theirs for ours, theirs in pairs)
+    assert ratios[0] <= 3, ratios  # the least disturbed pair: other tests run beside this one
+
+
+def test_the_wheel_holds_four_packages_and_no_more(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    # Built from a copy, so that the tree gets no build folder.
+    copy = tmp_path / "tree"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(copy)], check=True, capture_output=True)
+    command[-1] = str(copy)
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PIP_NO_INPUT": "1"})
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        entry_points = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+    tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == set(MAY_IMPORT)
+    assert "dgad = cli.app:main" in entry_points
+    assert {"dgad_tk/py.typed", "dgad_tk/recipes/default.yaml"} <= set(names)

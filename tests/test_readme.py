@@ -1,0 +1,55 @@
+"""The README is run, and its tables are what the code says."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dgad_tk.data import DATASETS
+from dgad_tk.methods import METHODS
+from dgad_tk.models import MODELS
+from evaluators.attacks import ATTACKS
+from evaluators.suites import SUITES
+from exporters import EXPORTERS
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_in_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands, with a shorter training."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 2
+    code = "\n".join(blocks).replace(
+        'student="resnet8")', 'student="resnet8", teacher_model="resnet8", epochs=1, limit_train=128)'
+    )
+    assert "limit_train" in code
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert re.search(r"clean \d+\.\d%, worst case \d+\.\d%", capsys.readouterr().out)
+    assert names["adversarial"].shape == (32, 1, 8, 8)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("row", "table"),
+    [
+        ("methods", METHODS),
+        ("students, teachers", MODELS),
+        ("datasets", DATASETS),
+        ("formats", EXPORTERS),
+        ("attacks", ATTACKS),
+        ("suites", SUITES),
+    ],
+)
+def test_tables_are_the_codes(row: str, table: dict[str, object]) -> None:
+    (line,) = re.findall(rf"^\| {row} \| (.*) \|$", README, flags=re.MULTILINE)
+    assert re.findall(r"`([^`]+)`", line) == list(table)
+
+
+def test_the_three_commands_are_the_quickstarts() -> None:
+    from cli.quickstart import COMMANDS
+
+    for command in COMMANDS:
+        assert f"\ndgad {' '.join(command)}\n" in README
