@@ -63,6 +63,9 @@ class TrainConfig(BaseModel):
     teacher_model: str = "resnet20"
     teacher_method: str = "trades"
     teacher_epochs: int | None = Field(None, ge=1)
+    teacher_lr: float | None = Field(None, gt=0)
+    teacher_options: dict[str, Any] = {}
+    """Hyper-parameters of an auto teacher's method (`--set teacher_options.beta=3`)."""
 
     threat: ThreatModel | None = None
 
@@ -111,8 +114,14 @@ class TrainConfig(BaseModel):
 
         spec = lookup(DATASETS, self.dataset, "dataset")
         own: dict[str, Any] = {key: value for key, value in spec.training.items() if key not in self.model_fields_set}
-        epochs = own.get("epochs", self.epochs)
-        own["teacher_epochs"] = self.teacher_epochs or epochs
+        if self.teacher_method != type(self).model_fields["teacher_method"].default:
+            own.pop("teacher_options", None)  # they are another method's
+        # An auto teacher is trained for as long and as fast as the student unless somebody says otherwise.
+        for key in ("epochs", "lr"):
+            same = own.get(key, getattr(self, key))
+            if key in self.model_fields_set:
+                own.pop(f"teacher_{key}", None)
+            own[f"teacher_{key}"] = getattr(self, f"teacher_{key}") or own.get(f"teacher_{key}", same)
         own["threat"] = self.threat or ThreatModel.of("linf", spec.eps["linf"])
         return self.model_copy(update=own)
 
@@ -121,10 +130,11 @@ class TrainConfig(BaseModel):
         return self.model_copy(
             update={
                 "method": self.teacher_method,
-                "method_options": {},
+                "method_options": self.teacher_options,
                 "student": self.teacher_model,
                 "teacher": "auto",
                 "epochs": self.teacher_epochs,
+                "lr": self.teacher_lr,
             }
         )
 

@@ -60,6 +60,11 @@ def test_datasets_fill_in_what_nobody_set() -> None:
     assert TrainConfig(epochs=3).resolved().epochs == 3
     assert TrainConfig(epochs=3).resolved().for_teacher().epochs == 3
     assert digits.resolved() == digits
+    assert (digits.for_teacher().epochs, digits.for_teacher().lr) == (20, 0.1)
+    assert digits.for_teacher().method_options == {"beta": 2.0}
+    assert TrainConfig(teacher_method="pgd-at").resolved().for_teacher().method_options == {}
+    assert TrainConfig(lr=0.3).resolved().for_teacher().lr == 0.3
+    assert folder.for_teacher().lr == 0.1
 
 
 @pytest.mark.parametrize(

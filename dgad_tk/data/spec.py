@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,7 +127,7 @@ class DatasetSpec:
     load: Callable[[Path | None, int | None], Decoded]
     augmentation: Augmentation
     eps: Mapping[str, float]
-    training: Mapping[str, int | float | str] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
     needs_data_dir: bool = False
     resizable: bool = False
 
