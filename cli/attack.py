@@ -38,7 +38,9 @@ def attack(
         typer.Option(help="Model to make transfer examples on. Repeatable. [two made on the spot]"),
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="ATTACK.key=value. Repeatable.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images at a time. [500 of 8x8, 256 of 32x32, 16 of 224x224]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder for results. [attacks/MODEL-SHA]")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -60,6 +62,7 @@ def attack(
     from cli.progress import AttackProgress
     from cli.table import results_table
     from evaluators import evaluate, expand, plan
+    from evaluators.evaluate import default_batch_size
     from evaluators.report import results, write
     from evaluators.suites import TRANSFER
 
@@ -88,7 +91,7 @@ def attack(
                 norm=cast(Any, norm),
                 eps=epsilons,
                 seed=seed,
-                batch_size=batch_size,
+                batch_size=batch_size or default_batch_size(predictor.input_shape),
                 store=folder / "units",
                 on_progress=progress,
             )

@@ -7,16 +7,21 @@ from rich.table import Table
 
 from dgad_tk.common import format_fraction
 
+WIDE = 160
+"""Columns where there is no terminal to ask: a log or a pipe should not cut names."""
+
 
 def results_table(documents: list[dict[str, Any]]) -> None:
     """Print one table of all evaluated models, what to doubt about them, and where the files are."""
-    console = Console(soft_wrap=False)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
     table = Table(box=None, pad_edge=False, header_style="bold")
     several = len(documents) > 1
-    for name in (["model"] if several else []) + ["attack", "from", "eps"]:
-        table.add_column(name)
+    for name in (["model"] if several else []) + ["attack", "eps"]:
+        table.add_column(name, no_wrap=True)
     for name in ("robust", "95 % interval", "success", "median L2", "seconds"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for document in documents:
         for cells in _rows(document):
             table.add_row(*([document["model"]["path"]] if several else []), *cells)
@@ -24,28 +29,30 @@ def results_table(documents: list[dict[str, Any]]) -> None:
     for document in documents:
         where = f"{document['model']['path']}: " if several else ""
         checks = document["checks"]
-        doubts = [f"{item['name']}: {item['detail']}" for item in checks["items"] if item["verdict"] != "high"]
-        print(f"{where}believable: {checks['verdict']}" + (f" ({'; '.join(doubts)})" if doubts else ""))
+        print(f"{where}believable: {checks['verdict']}")
+        doubts = [item for item in checks["items"] if item["verdict"] != "high"]
+        for item in doubts:
+            print(f"  {item['name']}: {item['detail']}")
+        said = {item["detail"] for item in doubts}
         for attack in document["attacks"]:
             notes = attack["flags"] + ([f"skipped: {attack['reason']}"] if attack["status"] == "skipped" else [])
             for note in notes:
-                print(f"{where}{attack['id']}: {note}")
+                if note not in said:
+                    print(f"  {attack['id']}: {note}")
         print(f"{where}{document['folder']}/results.json")
 
 
 def _rows(document: dict[str, Any]) -> list[list[str]]:
     clean = document["clean"]
-    rows = [["clean", "", "", f"{clean['accuracy']:.1%}", "", "", "", ""]]
+    rows = [["clean", "", f"{clean['accuracy']:.1%}", "", "", "", ""]]
     for attack in document["attacks"]:
         eps = format_fraction(attack["eps"]) if attack["eps"] is not None else "unbounded"
-        source = attack["source"]
         if attack["status"] == "skipped":
-            rows.append([attack["id"], source, eps, "skipped", "", "", "", ""])
+            rows.append([attack["id"], eps, "skipped", "", "", "", ""])
             continue
         rows.append(
             [
                 attack["id"],
-                source,
                 eps,
                 _percent(attack["robust_accuracy"]),
                 _interval(attack["ci95"]),
@@ -56,7 +63,7 @@ def _rows(document: dict[str, Any]) -> list[list[str]]:
         )
     for worst in document["worst_case"]:
         share, interval = _percent(worst["robust_accuracy"]), _interval(worst["ci95"])
-        rows.append(["worst case", worst["norm"], format_fraction(worst["eps"]), share, interval, "", "", ""])
+        rows.append([f"worst case {worst['norm']}", format_fraction(worst["eps"]), share, interval, "", "", ""])
     return rows
 
 
@@ -65,4 +72,4 @@ def _percent(share: float | None) -> str:
 
 
 def _interval(ends: list[float] | None) -> str:
-    return "" if ends is None else f"{ends[0]:.1%} - {ends[1]:.1%}"
+    return "" if ends is None else f"{ends[0]:.1%} to {ends[1]:.1%}"

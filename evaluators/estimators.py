@@ -71,10 +71,24 @@ class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]
     def class_gradient(
         self, x: NDArray[Any], label: Any = None, training_mode: bool = False, **kwargs: Any
     ) -> NDArray[Any]:
-        """Gradient of logits with respect to `x`, `(N, K or 1, C, H, W)`."""
+        """Gradient of logits with respect to `x`, `(N, K, C, H, W)`, or `(N, 1, C, H, W)` of the logits `label`.
+
+        One backward pass where the labels are given. ART's own makes one for each class that occurs among them, which
+        is most of what its Carlini & Wagner attack costs.
+
+        Args:
+            label: class of all images, or one class an image; None for all classes.
+        """
         x = np.ascontiguousarray(x, dtype=np.float32)
-        gradients: NDArray[Any] = super().class_gradient(x, label=label, training_mode=training_mode, **kwargs)
-        return gradients
+        if label is None or training_mode:
+            every: NDArray[Any] = super().class_gradient(x, label=label, training_mode=training_mode, **kwargs)
+            return every
+        images = torch.from_numpy(x).to(self.device).requires_grad_()
+        wanted = torch.as_tensor(np.broadcast_to(np.asarray(label, dtype=np.int64), len(x)).copy(), device=self.device)
+        logits, _ = self._predict_framework(images)
+        # An image's logits depend on that image alone, so the gradient of the sum holds each one's own.
+        (gradient,) = torch.autograd.grad(logits.gather(1, wanted[:, None]).sum(), images)
+        return np.asarray(gradient[:, None].cpu().numpy())
 
 
 class OnnxClassifier(PredictorClassifier):

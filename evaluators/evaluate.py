@@ -177,7 +177,7 @@ def evaluate(
     norm: Norm,
     eps: Sequence[float],
     seed: int = 0,
-    batch_size: int = 250,
+    batch_size: int | None = None,
     store: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
@@ -188,12 +188,14 @@ def evaluate(
         norm, eps: the threat, for the record; each row carries its own.
         seed: of every draw that an attack makes.
         batch_size: images at a time; attacks by other packages draw batch by batch, so it belongs to the question.
+            None is `default_batch_size`.
         store: folder of finished units; a second call with it does only what is new.
 
     Raises:
         UserError: images of another shape, labels out of range, or a twin that differs from the runtime.
     """
     _check_images(predictor, split)
+    batch_size = batch_size or default_batch_size(predictor.input_shape)
     chunks = [slice(start, min(start + CHUNK, len(split))) for start in range(0, len(split), CHUNK)]
     clean_pred, clean_right, digest, hashes = _clean(predictor, split, chunks, batch_size)
     twin, probes = _compare_twin(predictor, split, batch_size)
@@ -243,6 +245,14 @@ def evaluate(
         batch_size,
         split,
     )
+
+
+def default_batch_size(input_shape: tuple[int, int, int]) -> int:
+    """As many images as keep the pixels of a batch at about a quarter of a million, 16 to CHUNK.
+
+    It depends on nothing that differs between machines, since it is part of what an evaluation's record answers.
+    """
+    return max(16, min(CHUNK, 2**18 // (input_shape[1] * input_shape[2])))
 
 
 @dataclass

@@ -57,7 +57,12 @@ def test_gradients_are_the_source_modules(predictor: Predictor, weights: Path, d
     # ART takes the mean of the loss over a batch.
     found = estimator.loss_gradient(digit_images.astype(np.float64), np.eye(10, dtype=np.float32)[labels]) * 16
     assert np.abs(found - expected.numpy()).max() <= 1e-4 * float(expected.abs().max())
-    assert estimator.class_gradient(digit_images, label=3).shape == (16, 1, 1, 8, 8)
+    every = estimator.class_gradient(digit_images)
+    assert every.shape == (16, 10, 1, 8, 8)
+    mixed = estimator.class_gradient(digit_images, label=labels)
+    np.testing.assert_allclose(mixed[:, 0], every[np.arange(16), labels], atol=1e-6)
+    np.testing.assert_allclose(mixed, PyTorchClassifier.class_gradient(estimator, digit_images, labels), atol=1e-6)
+    np.testing.assert_allclose(estimator.class_gradient(digit_images, label=3)[:, 0], every[:, 3], atol=1e-6)
 
 
 def test_arts_own_attacks_run_on_the_file(victim: Victim, tmp_path: Path) -> None:
