@@ -18,8 +18,13 @@ OK, FAILED_GATE, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
 _DISK = {
     errno.ENOSPC: "free some space and run the same command again",
     errno.EDQUOT: "free some space and run the same command again",
+    errno.EFBIG: "files may not be so large here",
     errno.EACCES: "choose another folder, or ask for permission",
     errno.EROFS: "choose a folder that can be written to",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EEXIST: "a part of the path is a file",
+    errno.EISDIR: "that is a folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 app = typer.Typer(
@@ -58,7 +63,8 @@ app.command("quickstart")(quickstart.quickstart)
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     try:
-        code = app(args=arguments, prog_name="dgad", standalone_mode=False)
+        command = ["dgad", *(sys.argv[1:] if arguments is None else arguments)]
+        code = app(args=arguments, prog_name="dgad", standalone_mode=False, obj=command)
         if code == INTERRUPTED:  # Typer makes an exit of Ctrl-C
             raise KeyboardInterrupt
         return code if isinstance(code, int) else OK
@@ -76,7 +82,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _DISK:
             return _report()
-        return _say(f"cannot write '{error.filename}': {os.strerror(error.errno)}", _DISK[error.errno])
+        return _say(f"cannot use '{error.filename}': {os.strerror(error.errno)}", _DISK[error.errno])
     except (KeyboardInterrupt, typer.Abort):
         print("\ninterrupted", file=sys.stderr)
         print("hint: `dgad train --resume` goes on; so does the same `dgad attack` command", file=sys.stderr)

@@ -1,6 +1,7 @@
 """`dgad attack`."""
 
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ NORMS = {"linf": "linf", "l2": "l2"}
 
 
 def attack(
+    context: typer.Context,
     model: Annotated[list[Path], typer.Option(help=".onnx, .pt (TorchScript) or .safetensors. Repeatable.")],
     suite: Annotated[list[str] | None, typer.Option(help="See `dgad list suites`. Repeatable. [fast]")] = None,
     attack: Annotated[list[str] | None, typer.Option(help="See `dgad list attacks`. Repeatable.")] = None,
@@ -41,7 +43,7 @@ def attack(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images at a time. [500 of 8x8, 256 of 32x32, 16 of 224x224]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every random draw.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder for results. [attacks/MODEL-SHA]")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")] = False,
@@ -49,7 +51,8 @@ def attack(
     """Attack model files with gradients and let their own runtime judge."""
     lookup(NORMS, norm, "norm")
     lookup({"train": 0, "val": 0, "test": 0}, split, "split")
-    radii = [parse_fraction(part) for part in eps.split(",")] if eps is not None else None
+    upper = 1.0 if norm == "linf" else math.inf
+    radii = [parse_fraction(part, upper=upper) for part in eps.split(",")] if eps is not None else None
     if radii and min(radii) == 0:
         raise UserError("--eps must be above 0", hint="for example --eps 8/255")
     if limit is not None and limit < 1:
@@ -67,6 +70,12 @@ def attack(
     from evaluators.suites import TRANSFER
 
     names = expand(suite or ([] if attack else ["fast"]), attack or [])
+    transfers = any(name.startswith(TRANSFER) for name in names)
+    if surrogate and not transfers:
+        raise UserError("--surrogate is given, but no transfer attack", hint="--suite full or --attack transfer:pgd")
+    for name in changes:
+        if name not in {each.removeprefix(TRANSFER) for each in names}:
+            raise UserError(f"--set {name}.… is given, but '{name}' does not run", hint=f"--attack {name} adds it")
     documents: list[dict[str, Any]] = []
     opened: list[Predictor] = []
     for path in model:
@@ -76,10 +85,11 @@ def attack(
         part = chosen.subset(limit or len(chosen))
         epsilons = radii or [_default_eps(predictor.artifact, images, norm)]
         surrogates: list[Surrogate] = []
-        if any(name.startswith(TRANSFER) for name in names):
+        if transfers:
             surrogates = _surrogates(surrogate, images, quiet)
         rows = plan(names, norm=cast(Any, norm), eps=epsilons, surrogates=surrogates, settings=changes)
         folder = _folder(output, predictor, len(model))
+        _check_folder(folder)
         if not quiet:
             shown = f"{len(part):,} {split} images of {images.name}"
             print(f"{path}: {len(rows)} attacks on {shown}, judged by {predictor.runtime}", file=sys.stderr)
@@ -88,14 +98,12 @@ def attack(
                 predictor,
                 part,
                 rows,
-                norm=cast(Any, norm),
-                eps=epsilons,
                 seed=seed,
                 batch_size=batch_size or default_batch_size(predictor.input_shape),
                 store=folder / "units",
                 on_progress=progress,
             )
-        command = shlex.join(["dgad", *sys.argv[1:]])
+        command = shlex.join(context.obj)
         document = results(evaluation, command=command, dataset=images.name, split=split)
         write(evaluation, document, folder)
         documents.append(document | {"folder": str(folder)})
@@ -140,7 +148,38 @@ def _open(
 
     shape = dataset_of(None, dataset, data_dir, image_size).shape if dataset else None
     predictor = load(path, shape)
-    return predictor, dataset_of(predictor.artifact, dataset, data_dir, image_size)
+    images = dataset_of(predictor.artifact, dataset, data_dir, image_size)
+    _check_classes(path, predictor, images)
+    return predictor, images
+
+
+def _check_classes(path: Path, predictor: "Predictor", images: "Dataset") -> None:
+    """The labels of the images mean what the model's logits mean.
+
+    Raises:
+        UserError: their classes differ.
+    """
+    if predictor.artifact is not None and predictor.artifact.classes != images.classes:
+        raise UserError(
+            f"'{path}' knows the classes {_few(predictor.artifact.classes)}, {images.name} has {_few(images.classes)}",
+            hint="name the images it was trained for with --dataset and --data-dir",
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")
+
+
+def _check_folder(folder: Path) -> None:
+    """Make the results folder, before hours of work for it.
+
+    Raises:
+        UserError: it holds results that are not ours.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    old = folder / "results.json"
+    if old.exists() and '"dgad/results/' not in old.read_text(encoding="utf-8", errors="replace")[:200]:
+        raise UserError(f"'{old}' was not written by dgad", hint="choose another --output")
 
 
 def _default_eps(artifact: "Artifact | None", images: "Dataset", norm: str) -> float:
@@ -168,6 +207,7 @@ def _surrogates(files: list[Path] | None, images: "Dataset", quiet: bool) -> "li
                 f"{images.name} has {images.shape} and {len(images.classes)}",
                 hint="a surrogate must be trained for the same images",
             )
+        _check_classes(path, predictor, images)
         taken = {each.name for each in found}
         name = path.stem if path.stem not in taken else f"{path.stem}-{predictor.sha256[:8]}"
         found.append(Surrogate(name, predictor))

@@ -3,13 +3,12 @@
 It is why `dgad attack --model student.onnx` needs no further flag, and why a file found in a year explains itself.
 """
 
-import json
 import platform
 from collections.abc import Mapping
 from importlib import metadata as packages
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dgad_tk.common import UserError
 
@@ -21,9 +20,9 @@ KEY = "dgad"
 class Artifact(BaseModel):
     """What a model file says about itself. Unknown keys are kept: an older reader hands on a newer record."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
 
-    schema_: str = SCHEMA
+    schema_: str = Field(SCHEMA, alias="schema", pattern="^dgad/artifact/")
     model: str
     """Row of the MODELS table."""
     classes: list[str]
@@ -50,7 +49,11 @@ class Artifact(BaseModel):
     """SHA-256 of the file this one was made from."""
 
     def to_json(self) -> str:
-        return self.model_dump_json(by_alias=False)
+        return self.model_dump_json(by_alias=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain values."""
+        return self.model_dump(mode="json", by_alias=True)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "Artifact":
@@ -92,8 +95,3 @@ def tool_versions() -> dict[str, str]:
         except packages.PackageNotFoundError:
             continue  # onnxruntime comes under one of two names
     return found
-
-
-def pretty(record: Artifact) -> str:
-    """The record as indented JSON, for people."""
-    return json.dumps(record.model_dump(), indent=2, ensure_ascii=False)

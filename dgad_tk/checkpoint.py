@@ -1,14 +1,15 @@
 """Weights with their metadata record (safetensors), and what a run resumes from. Nothing here unpickles code."""
 
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from io import BytesIO
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dgad_tk.artifact import KEY, Artifact
@@ -21,8 +22,9 @@ STATE_FORMAT = 1
 def save_weights(path: Path, model: nn.Module, artifact: Artifact) -> None:
     """Write a model's parameters, buffers and record. The file holds tensors and text: opening it runs nothing."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    content = save(tensors, metadata={KEY: artifact.to_json()})
     with written_aside(path) as aside:
-        save_file(tensors, aside, metadata={KEY: artifact.to_json()})
+        aside.write_bytes(content)  # by Python, whose error on a full disk says so
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Artifact]:
@@ -76,12 +78,17 @@ def load_model(path: Path) -> tuple[nn.Module, Artifact]:
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write what a run needs to resume: tensors and plain values only, so that it loads with `weights_only`."""
+    content = BytesIO()
+    torch.save({"format": STATE_FORMAT, **state}, content)
     with written_aside(path) as aside:
-        torch.save({"format": STATE_FORMAT, **state}, aside)
+        aside.write_bytes(content.getbuffer())
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
     """What `save_state` wrote.
+
+    Args:
+        keys: what has to be there.
 
     Raises:
         UserError: missing, corrupt, of another version, or a pickle that holds more than tensors and plain values.
@@ -91,12 +98,14 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is not a zip archive")  # a bare pickle need not even be tried
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles; what they are not is what counts
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises whatever the damaged bytes lead it to
         raise UserError(
-            f"'{path}' is not a checkpoint that can be read safely: {str(error).splitlines()[0]}",
+            f"'{path}' is not a checkpoint that can be read safely: {(str(error).splitlines() or [''])[0]}",
             hint="it may be cut short or come from elsewhere; start the run anew",
         ) from None
-    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
+    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT or not state.keys() >= set(keys):
         raise UserError(f"'{path}' is not a checkpoint of this version", hint="start the run anew")
     return state

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -55,11 +56,11 @@ def lookup(table: Mapping[str, T], name: str, what: str) -> T:
     return table[name]
 
 
-def parse_fraction(text: str | float, what: str = "eps") -> float:
-    """`8/255`, `0.03` or a number, as a float in [0, 1].
+def parse_fraction(text: str | float, what: str = "eps", *, upper: float = 1.0) -> float:
+    """`8/255`, `0.03` or a number, as a float in [0, upper].
 
     Raises:
-        UserError: not a number, or outside [0, 1].
+        UserError: not a number, or outside these bounds.
     """
     try:
         value = float(Fraction(text.strip())) if isinstance(text, str) and "/" in text else float(text)
@@ -68,9 +69,10 @@ def parse_fraction(text: str | float, what: str = "eps") -> float:
             f"{what} must be a fraction of 1 such as 8/255 or 0.03, got '{text}'",
             hint="pixels run from 0 to 1 here, whatever the dataset's own range",
         ) from None
-    if not 0 <= value <= 1:
+    if not 0 <= value <= upper:
+        bounds = "not be negative" if upper == math.inf else f"be between 0 and {upper:g}"
         raise UserError(
-            f"{what} must be between 0 and 1, got '{text}'",
+            f"{what} must {bounds}, got '{text}'",
             hint=f"write {text}/255 if you mean {text} of 255 grey levels" if 1 < value <= 255 else "for example 8/255",
         )
     return value

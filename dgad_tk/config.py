@@ -3,7 +3,9 @@
 Importing this file imports no torch, so that the command line can check a config before it loads anything heavy.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -14,6 +16,9 @@ from dgad_tk.common import UserError, lookup, nearest, parse_fraction, written_a
 
 Fraction = Annotated[float, BeforeValidator(parse_fraction)]
 """A share of the pixel range [0, 1]; `8/255` is accepted."""
+
+Radius = Annotated[float, BeforeValidator(partial(parse_fraction, upper=math.inf)), Field(gt=0)]
+"""A distance in units of the pixel range; in L2 it may be above 1."""
 
 ENVIRONMENT_PREFIX = "DGAD_"
 _NOT_CONFIG = {"DGAD_CACHE"}
@@ -30,9 +35,15 @@ class ThreatModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     norm: Literal["linf", "l2"] = "linf"
-    eps: Fraction
-    step_size: Fraction
+    eps: Radius
+    step_size: Radius
     steps: int = Field(10, ge=1)
+
+    @model_validator(mode="after")
+    def _within_the_pixels(self) -> Self:
+        if self.norm == "linf":
+            parse_fraction(self.eps)
+        return self
 
     @classmethod
     def of(cls, norm: Literal["linf", "l2"], eps: float, steps: int = 10) -> Self:
@@ -48,7 +59,7 @@ class TrainConfig(BaseModel):
     dataset: str = "digits"
     data_dir: Path | None = None
     image_size: int | None = Field(None, ge=4, le=512)
-    limit_train: int | None = Field(None, ge=1)
+    limit_train: int | None = Field(None, ge=2)
     """The first N of the training split's fixed stratified order."""
 
     method: str = "dgad"
@@ -85,9 +96,25 @@ class TrainConfig(BaseModel):
     max_seconds: float | None = Field(None, gt=0)
     """Stop after the epoch in which this much time has passed. The result then depends on the machine."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_threat(cls, values: Any) -> Any:
+        """What a threat model leaves open is the dataset's: `threat: {steps: 7}` is enough."""
+        threat = values.get("threat") if isinstance(values, dict) else None
+        if not isinstance(threat, dict) or {"eps", "step_size"} <= threat.keys():
+            return values
+        from dgad_tk.data import DATASETS  # numpy, and no torch
+
+        spec = DATASETS.get(values.get("dataset", cls.model_fields["dataset"].default))
+        eps = threat.get("eps", spec.eps.get(threat.get("norm", "linf")) if spec else None)
+        if eps is None:
+            return values
+        step_size = parse_fraction(eps, upper=math.inf) / 4
+        return {**values, "threat": {"eps": eps, "step_size": step_size, **threat}}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -161,6 +188,8 @@ def validated(model: type[M], values: Mapping[str, Any], where: str) -> M:
         return model.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
+        if isinstance(cause := first.get("ctx", {}).get("error"), UserError):
+            raise UserError(f"{where}: {cause.message}", hint=cause.hint) from None
         name = ".".join(str(part) for part in first["loc"]) or "config"
         if first["type"] == "extra_forbidden":
             known = model if len(first["loc"]) == 1 else ThreatModel
@@ -204,7 +233,7 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
         if key not in TrainConfig.model_fields:
             raise UserError(f"environment variable {name} names no key", hint=nearest(key, TrainConfig.model_fields))
-        found[key] = yaml.safe_load(text)
+        found[key] = parse_value(text)
     return found
 
 
@@ -218,14 +247,17 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         UserError: not of the form key=value.
     """
     values: dict[str, Any] = {}
-    for key, value in map(parse_setting, settings):
+    for setting in settings:
+        key, value = parse_setting(setting)
         owner, dot, name = key.partition(".")
         if not dot:
             values[key] = value
-        elif owner in TrainConfig.model_fields:
-            values.setdefault(owner, {})[name] = value
-        else:
-            values.setdefault("method_options", {})[key] = value
+            continue
+        owner, name = (owner, name) if owner in TrainConfig.model_fields else ("method_options", key)
+        held = values.setdefault(owner, {})
+        if not isinstance(held, dict):
+            raise UserError(f"--set {setting}: '{owner}' was set to {held!r} before", hint="set one or the other")
+        held[name] = value
     return values
 
 
@@ -238,7 +270,16 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise UserError(f"--set needs key=value, got '{setting}'", hint="for example --set lr=0.05")
+    return key, parse_value(text)
+
+
+def parse_value(text: str) -> Any:
+    """A value as YAML reads it; what YAML cannot read, or reads as text although it is a number (`1e-1`), as it is."""
     try:
-        return key, yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
-        return key, text
+        return text
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

@@ -53,19 +53,26 @@ class RunFolder:
         return validated(TrainConfig, read_yaml(self.config), str(self.config))
 
     def records(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl. A last line that a killed process left half-written is dropped."""
+        """Lines of metrics.jsonl, up to the first that is not whole: a killed process may leave half of one."""
         found: list[dict[str, Any]] = []
         if self.metrics.is_file():
-            for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    found.append(json.loads(line))
+                    record = json.loads(line)
                 except json.JSONDecodeError:
                     break
+                if not isinstance(record, dict) or "event" not in record:
+                    break
+                found.append(record)
         return found
 
     def finished(self) -> bool:
         records = self.records()
         return self.best.is_file() and bool(records) and records[-1]["event"] == "end"
+
+    def written(self) -> int:
+        """When the run was last written to, in nanoseconds since the epoch."""
+        return max(path.stat().st_mtime_ns for path in (self.config, self.metrics) if path.exists())
 
     def append(self, record: dict[str, Any]) -> None:
         with self.metrics.open("a", encoding="utf-8") as file:
@@ -73,7 +80,9 @@ class RunFolder:
 
     def cut_back(self, epochs: int) -> None:
         """Forget what metrics.jsonl says of epochs from `epochs` on: a resumed run will write them again."""
-        kept = [record for record in self.records() if record["event"] == "epoch" and record["epoch"] < epochs]
+        kept = [
+            record for record in self.records() if record["event"] == "epoch" and record.get("epoch", epochs) < epochs
+        ]
         with written_aside(self.metrics) as aside:
             aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
@@ -106,7 +115,7 @@ def newest_run(root: Path = RUNS, *, finished: bool, prefix: str = "") -> RunFol
             f"no {kind} run under '{root}'" + (f" called {prefix}" if prefix else ""),
             hint="`dgad train` makes one" if finished else "start it without --resume, or name it with --out",
         )
-    return max(fitting, key=lambda folder: folder.config.stat().st_mtime_ns)
+    return max(fitting, key=RunFolder.written)
 
 
 def weights_of(source: Path) -> Path:

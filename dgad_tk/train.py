@@ -204,12 +204,12 @@ def fit(
         nesterov=config.nesterov,
     )
     state = _State()
+    origin = {"teacher": teacher_name, "dataset": dataset.sha256}
     if folder.last.is_file():
-        saved = load_state(folder.last)
-        student.load_state_dict(saved["student"])
-        optimizer.load_state_dict(saved["optimizer"])
-        state = _State(**saved["state"])
+        state = _restore(folder, student, optimizer, origin)
     folder.cut_back(state.epoch)
+    for left in [*folder.path.glob(".last-*"), *folder.path.glob(".best-*")]:
+        left.unlink()  # of a process that was killed while it wrote
     loop = _Epoch(
         config,
         method,
@@ -249,6 +249,7 @@ def fit(
                 "student": student.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "state": vars(state),
+                "origin": origin,
                 "best_sha256": sha256_file(folder.best) if folder.best.is_file() else "",
             },
         )
@@ -266,6 +267,30 @@ class _State:
     best_clean: float = 0.0
     best_robust: float = 0.0
     seconds: float = 0.0
+
+
+def _restore(folder: RunFolder, student: nn.Module, optimizer: torch.optim.Optimizer, origin: dict[str, str]) -> _State:
+    """Put a run back to its last checkpoint.
+
+    Raises:
+        UserError: the checkpoint is damaged, or was made with another teacher or other images.
+    """
+    saved = load_state(folder.last, ("student", "optimizer", "state", "origin", "best_sha256"))
+    for what, sha in origin.items():
+        if saved["origin"].get(what) != sha:
+            raise UserError(
+                f"the run in '{folder.path}' was begun with another {what}: {saved['origin'].get(what)}, not {sha}",
+                hint=f"put the old {what} back, or start a new run",
+            )
+    if saved["best_sha256"] and not folder.best.is_file():
+        raise UserError(f"'{folder.best}' is gone, and the run needs it", hint="start a new run")
+    try:
+        student.load_state_dict(saved["student"])
+        optimizer.load_state_dict(saved["optimizer"])
+        return _State(**saved["state"])
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"'{folder.last}' does not fit this run: {reason}", hint="start a new run") from None
 
 
 def _out_of_time(config: TrainConfig, state: _State, begun: float | None = None) -> bool:
@@ -447,6 +472,7 @@ def _describe(
             "selected_on": config.select_on,
             "selected_by": method.selected_by,
             "selection_images": selection_size,
+            "selection_threat": config.attack.model_dump(),
             "clean_accuracy": state.best_clean,
             "robust_accuracy": state.best_robust,
             "dataset_sha256": dataset.sha256,

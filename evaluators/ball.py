@@ -39,13 +39,13 @@ def into_ball(x_adv: Images, x: Images, norm: Norm, eps: float) -> Images:
 def l2(x_adv: Images, x: Images) -> NDArray[np.float64]:
     """Euclidean distance of each image, `(N,)`."""
     gap = x_adv.astype(np.float64) - x
-    return np.asarray(np.sqrt(np.square(gap).reshape(len(x), -1).sum(axis=1)))
+    return np.asarray(np.sqrt(np.square(gap).sum(axis=(1, 2, 3))))
 
 
 def linf(x_adv: Images, x: Images) -> NDArray[np.float64]:
     """Largest pixel difference of each image, `(N,)`."""
-    gap = np.abs(x_adv.astype(np.float64) - x).reshape(len(x), -1)
-    return np.asarray(gap.max(axis=1, initial=0.0))
+    gap = np.abs(x_adv.astype(np.float64) - x)
+    return np.asarray(gap.max(axis=(1, 2, 3), initial=0.0))
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:

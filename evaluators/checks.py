@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from evaluators.evaluate import Evaluation, Outcome
+from evaluators.evaluate import IDLE, Evaluation, Outcome
 
 Verdict = Literal["high", "warn", "unreliable"]
 _ORDER: tuple[Verdict, ...] = ("high", "warn", "unreliable")
@@ -58,9 +58,9 @@ def _of_rows(evaluation: Evaluation) -> list[Item]:
     for eps in evaluation.eps:
         rows = {outcome.row.id: outcome for outcome in evaluation.outcomes if outcome.unit and outcome.row.eps == eps}
         white = {key: _robust(outcome) for key, outcome in rows.items() if outcome.row.source == "white-box"}
-        one = next((outcome for outcome in rows.values() if outcome.row.attack == "fgsm"), None)
-        many = next((outcome for outcome in rows.values() if outcome.row.attack == "pgd"), None)
-        if one and many and one.row.surrogate is None and many.row.surrogate is None:
+        own = {outcome.row.attack: outcome for outcome in rows.values() if outcome.row.surrogate is None}
+        one, many = own.get("fgsm"), own.get("pgd")
+        if one and many:
             gap = _robust(many) - _robust(one)
             items.append(
                 Item(
@@ -82,6 +82,8 @@ def _of_rows(evaluation: Evaluation) -> list[Item]:
             )
     for outcome in evaluation.outcomes:
         items += [Item(outcome.row.id, "warn", text) for text in (outcome.unit.warnings if outcome.unit else [])]
+        if IDLE in outcome.flags:
+            items.append(Item(outcome.row.id, "warn", IDLE))
     return items
 
 

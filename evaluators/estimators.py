@@ -63,7 +63,7 @@ class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]
     def loss_gradient(
         self, x: NDArray[Any] | Tensor, y: NDArray[Any] | Tensor, training_mode: bool = False, **kwargs: Any
     ) -> NDArray[Any] | Tensor:
-        """Gradient of the summed cross-entropy with respect to `x`, of x's shape."""
+        """Gradient of the mean cross-entropy of the batch with respect to `x`, of x's shape."""
         x = x.float().contiguous() if isinstance(x, Tensor) else np.ascontiguousarray(x, dtype=np.float32)
         gradient: NDArray[Any] | Tensor = super().loss_gradient(x, y, training_mode=training_mode, **kwargs)
         return gradient

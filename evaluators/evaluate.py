@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dgad_tk import __version__
+from dgad_tk.artifact import tool_versions
 from dgad_tk.common import UserError, format_fraction
 from dgad_tk.data import Split
 from dgad_tk.predictor import Images, Logits, Predictor
@@ -28,6 +28,7 @@ from evaluators.units import NOT_ATTACKED, Unit, UnitStore
 CHUNK = 500
 """Images in a unit of work. Cut from the dataset's fixed order, so it never depends on how many are evaluated."""
 GALLERY = 4
+IDLE = "unreliable: the attack changed under 1 % of the attacked images"
 TWIN_TOLERANCE = 1e-3
 TWIN_AGREEMENT = 0.995
 SURROGATE_SLACK = 0.10
@@ -124,8 +125,14 @@ class Evaluation:
         return float(self.clean_right.mean())
 
     def held(self, eps: float) -> NDArray[np.bool_]:
-        """Images that are right when clean and withstand every budget attack that ran at `eps`, bool `(n,)`."""
+        """Images that are right when clean and withstand every budget attack that ran at `eps`, bool `(n,)`.
+
+        Raises:
+            ValueError: none ran there.
+        """
         units = [outcome.unit for outcome in self.outcomes if outcome.unit and outcome.row.eps == eps]
+        if not units:
+            raise ValueError(f"no budget attack ran at eps {eps}: expected one of {list(self.eps)}")
         held = self.clean_right.copy()
         for unit in units:
             held &= ~unit.broken
@@ -147,7 +154,7 @@ def plan(
     """Rows for attack names as `suites.expand` gives them; budget attacks get one for each eps.
 
     Raises:
-        UserError: a setting that an attack does not have, or a norm that it cannot be judged in.
+        UserError: a setting that an attack does not have, a norm that it cannot be judged in, or two rows of one name.
     """
     settings = settings or {}
     rows: list[Row] = []
@@ -166,16 +173,19 @@ def plan(
                 if radius is not None and len(eps) > 1:
                     label += f"@{format_fraction(radius)}"
                 rows.append(Row(label, name, spec, params, own_norm, radius, surrogate))
+    labels = [row.id for row in rows]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise UserError(f"two rows would be called '{twice}'", hint="give each eps and each surrogate once")
     return rows
 
 
+# TF32 moves logits by 1e-3, more than a verdict may depend on.
+@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 def evaluate(
     predictor: Predictor,
     split: Split,
     rows: Sequence[Row],
     *,
-    norm: Norm,
-    eps: Sequence[float],
     seed: int = 0,
     batch_size: int | None = None,
     store: Path | None = None,
@@ -184,8 +194,7 @@ def evaluate(
     """Attack `predictor` on the images of `split`.
 
     Args:
-        rows: from `plan`.
-        norm, eps: the threat, for the record; each row carries its own.
+        rows: from `plan`; the budget rows carry the threat.
         seed: of every draw that an attack makes.
         batch_size: images at a time; attacks by other packages draw batch by batch, so it belongs to the question.
             None is `default_batch_size`.
@@ -199,13 +208,16 @@ def evaluate(
     chunks = [slice(start, min(start + CHUNK, len(split))) for start in range(0, len(split), CHUNK)]
     clean_pred, clean_right, digest, hashes = _clean(predictor, split, chunks, batch_size)
     twin, probes = _compare_twin(predictor, split, batch_size)
+    # Whatever could change an outcome belongs into the question that a stored one answers.
     context = {
         "model": predictor.sha256,
         "seed": seed,
         "batch_size": batch_size,
         "threads": torch.get_num_threads(),
+        "versions": tool_versions(),
+        "runtime": predictor.runtime,
+        "gpu": torch.cuda.is_available(),
     }
-    context |= {"version": __version__, "runtime": predictor.runtime}
     units = UnitStore(store)
     outcomes: list[Outcome] = []
     for number, row in enumerate(rows):
@@ -239,8 +251,8 @@ def evaluate(
         twin,
         probes,
         digest,
-        norm,
-        tuple(eps),
+        next((row.norm for row in rows if row.eps is not None), "linf"),
+        tuple(dict.fromkeys(row.eps for row in rows if row.eps is not None)),
         seed,
         batch_size,
         split,
@@ -379,6 +391,11 @@ def _compare_twin(predictor: Predictor, split: Split, batch_size: int) -> tuple[
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).to(device), reduction="sum")
     (gradient,) = torch.autograd.grad(loss, images)
     ours, theirs = logits.detach().cpu().numpy(), predictor.predict(x)
+    if not np.isfinite(theirs).all():
+        raise UserError(
+            f"'{predictor.path}' answers clean images with logits that are not finite",
+            hint="there is nothing to attack: look at its weights and how it was exported",
+        )
     difference = float(np.abs(ours - theirs).max())
     agreement = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
     scale = max(1.0, float(np.abs(theirs).max()))
@@ -459,5 +476,5 @@ def _flags(row: Row, unit: Unit) -> list[str]:
     flags += unit.warnings
     attacked = int(unit.attacked.sum())
     if attacked and float((unit.linf[unit.attacked] > 0).mean()) < 0.01:
-        flags.append("unreliable: the attack changed under 1 % of the attacked images")
+        flags.append(IDLE)
     return flags

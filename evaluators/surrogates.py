@@ -1,5 +1,6 @@
 """Surrogates for transfer attacks, trained on the spot where the user gives none."""
 
+import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -21,7 +22,7 @@ EPOCHS = 15
 
 
 def made_on_the_spot(dataset: Dataset, *, on_progress: OnProgress | None = None) -> list[Surrogate]:
-    """Standard-trained surrogates of other shapes than the student, cached by the images they were trained on.
+    """Two standard-trained surrogates, a small and a larger one, cached by their training and its images.
 
     Their accuracy depends on how far a machine gets in SECONDS; their weights' SHA-256 goes into the results.
     """
@@ -44,7 +45,9 @@ def _trained(name: str, dataset: Dataset, on_progress: OnProgress | None) -> Pre
         max_seconds=SECONDS,
         select_every=EPOCHS,
     ).resolved()
-    folder = RunFolder(cache_dir() / "surrogates" / f"{dataset.name}-{dataset.sha256[:16]}-{name}-{EPOCHS}")
+    question = f"{dataset.sha256} {config.to_yaml()}"
+    key = hashlib.sha256(question.encode()).hexdigest()[:16]
+    folder = RunFolder(cache_dir() / "surrogates" / f"{dataset.name}-{name}-{key}")
     if not folder.finished():
         folder.path.parent.mkdir(parents=True, exist_ok=True)
         # Trained aside and renamed, so that two evaluations at once cannot write into one folder.

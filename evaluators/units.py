@@ -3,9 +3,9 @@ stopped and does only new work when an attack or more images are added."""
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,13 @@ class UnitStore:
         if path is None or not path.is_file():
             return None
         try:
-            with np.load(path) as arrays:
+            with np.load(BytesIO(path.read_bytes())) as arrays:
                 found = dict(arrays)
             plain = json.loads(str(found.pop("plain")))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except Exception:  # noqa: BLE001 - numpy, zipfile and zlib raise what damaged bytes lead them to
             return None
-        return Unit(**found, **plain)
+        complete = found.keys() | plain.keys() == {each.name for each in fields(Unit)}
+        return Unit(**found, **plain) if complete else None
 
     def put(self, question: Mapping[str, Any], unit: Unit) -> None:
         """Write an answer aside and rename it."""

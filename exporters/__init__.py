@@ -1,5 +1,6 @@
 """Model files, out and in. A new format is a file with save and load, and a row in EXPORTERS."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from dgad_tk.checkpoint import load_model
 from dgad_tk.common import GateError, UserError, lookup, nearest, sha256_file
 from dgad_tk.config import ThreatModel
 from dgad_tk.predictor import Images, Predictor, load_safetensors
-from exporters.to_onnx import load_onnx, save_onnx
-from exporters.to_torchscript import load_torchscript, save_torchscript
+from exporters.to_onnx import load_onnx, read_onnx_record, save_onnx
+from exporters.to_torchscript import load_torchscript, read_torchscript_record, save_torchscript
 from exporters.verify import Parity, verify
 
 Load = Callable[[Path, tuple[int, int, int] | None], Predictor]
@@ -26,20 +27,25 @@ class Format:
     Attributes:
         suffix: of its files.
         save: (model in eval mode, record, path, **options).
+        record: the record in a file of this format, read without running anything; None where there is none.
         options: names of the options that `save` takes.
         note: said when it is written.
     """
 
     suffix: str
     save: Callable[..., None]
+    record: Callable[[Path], Artifact | None]
     options: tuple[str, ...] = ()
     note: str = ""
 
 
 EXPORTERS: dict[str, Format] = {
-    "onnx": Format(".onnx", save_onnx, ("opset",)),
+    "onnx": Format(".onnx", save_onnx, read_onnx_record, ("opset",)),
     "torchscript": Format(
-        ".pt", save_torchscript, note="PyTorch calls TorchScript deprecated; prefer onnx for new deployments"
+        ".pt",
+        save_torchscript,
+        read_torchscript_record,
+        note="PyTorch calls TorchScript deprecated; prefer onnx for new deployments",
     ),
 }
 
@@ -110,7 +116,7 @@ def export(
     artifact = artifact.model_copy(update={"source_sha256": sha256_file(source)})
     if images is None:
         images = np.random.default_rng(0).random((16, *artifact.input_shape), dtype=np.float32)
-    aside = output.with_name(f".{output.name}.unverified{chosen.suffix}")
+    aside = output.with_name(f".{output.stem}-{os.getpid()}-unverified{chosen.suffix}")
     aside.parent.mkdir(parents=True, exist_ok=True)
     try:
         chosen.save(model, artifact, aside, **options)
@@ -125,7 +131,8 @@ def export(
 
 def threat_of(artifact: Artifact) -> ThreatModel:
     """What the model was trained to resist; 8/255 where it was not."""
-    return ThreatModel.model_validate(artifact.threat) if artifact.threat else ThreatModel.of("linf", 8 / 255)
+    known = {key: value for key, value in artifact.threat.items() if key in ThreatModel.model_fields}
+    return ThreatModel.model_validate(known) if known else ThreatModel.of("linf", 8 / 255)
 
 
 def _check_output(output: Path, chosen: Format, overwrite: bool) -> None:
@@ -141,7 +148,7 @@ def _check_output(output: Path, chosen: Format, overwrite: bool) -> None:
     if not output.exists() or overwrite:
         return
     try:
-        ours = LOADERS[output.suffix](output, None).artifact is not None
+        ours = chosen.record(output) is not None
     except UserError:
         ours = False
     if not ours:

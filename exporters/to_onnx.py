@@ -53,8 +53,18 @@ def save_onnx(model: nn.Module, artifact: Artifact, path: Path, opset: int = DEF
         raise UserError(f"asked for opset {opset}, the exporter wrote {written}", hint=f"use --opset {written}")
     onnx.helper.set_model_props(proto, {KEY: artifact.to_json()})
     onnx.checker.check_model(proto, full_check=True)
+    content = proto.SerializeToString()
     with written_aside(path) as aside:
-        onnx.save(proto, str(aside))
+        aside.write_bytes(content)
+
+
+def read_onnx_record(path: Path) -> Artifact | None:
+    """The record in an ONNX file, without opening a session; None where there is none."""
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except DecodeError:
+        return None
+    return Artifact.from_mapping({entry.key: entry.value for entry in proto.metadata_props}, str(path))
 
 
 def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None) -> Predictor:
@@ -134,6 +144,11 @@ def _input_shape(
     if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
         found = ", ".join(f"{entry.name}: {entry.type} {entry.shape}" for entry in inputs) or "no input"
         raise UserError(f"'{path}' is not an image classifier: it takes {found}", hint=hint)
+    if isinstance(inputs[0].shape[0], int):
+        raise UserError(
+            f"'{path}' takes batches of exactly {inputs[0].shape[0]}: {inputs[0].shape}",
+            hint="export it with a dynamic batch dimension",
+        )
     declared = inputs[0].shape[1:]
     if all(isinstance(size, int) for size in declared):
         channels, height, width = declared

@@ -1,8 +1,10 @@
 """TorchScript files: a traced network and the metadata record. PyTorch calls the format deprecated; it still runs."""
 
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -27,9 +29,22 @@ def _deprecation_known() -> Iterator[None]:
 def save_torchscript(model: nn.Module, artifact: Artifact, path: Path) -> None:
     """Trace `model` (eval mode) at batch 2 and write it with its record."""
     example = torch.zeros(2, *artifact.input_shape)
-    with _deprecation_known(), torch.no_grad(), written_aside(path) as aside:
+    content = BytesIO()
+    with _deprecation_known(), torch.no_grad():
         traced = torch.jit.trace(model.eval(), example)  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, str(aside), _extra_files={EXTRA_FILE: artifact.to_json()})
+        torch.jit.save(traced, content, _extra_files={EXTRA_FILE: artifact.to_json()})
+    with written_aside(path) as aside:
+        aside.write_bytes(content.getbuffer())  # torch's own writer aborts the process when the disk is full
+
+
+def read_torchscript_record(path: Path) -> Artifact | None:
+    """The record in a TorchScript file, without running the file; None where there is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = next((name for name in archive.namelist() if name.endswith(f"/extra/{EXTRA_FILE}")), None)
+            return Artifact.from_json(archive.read(member).decode(), str(path)) if member else None
+    except (zipfile.BadZipFile, UnicodeDecodeError):
+        return None
 
 
 def load_torchscript(path: Path, input_shape: tuple[int, int, int] | None = None) -> Predictor:

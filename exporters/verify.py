@@ -55,7 +55,8 @@ def verify(source: nn.Module, exported: Predictor, images: Images, threat: Threa
         threat: for the PGD images.
     """
     need = sum(BATCHES)
-    assert len(images) >= need, f"expected at least {need} images, got {len(images)}"
+    if len(images) < need:
+        raise ValueError(f"expected at least {need} images, got {len(images)}")
     clean = torch.from_numpy(images[:need])
     with torch.no_grad():
         predicted = source(clean).argmax(dim=1)

@@ -36,7 +36,7 @@ def test_invariants_of_every_attack(name: str, norm: Any, runtime: str, tmp_path
     wrong[:3] = 1 - wrong[:3]  # the clean model gets these wrong: they are nobody's success
     split = type(split)(split.base, split.index, wrong)
 
-    evaluation = evaluate(predictor, split, plan([name], norm=norm, eps=[eps]), norm=norm, eps=[eps], batch_size=16)
+    evaluation = evaluate(predictor, split, plan([name], norm=norm, eps=[eps]), batch_size=16)
     unit = evaluation.outcomes[0].unit
     assert unit is not None
     assert unit.attacked.tolist() == [False] * 3 + [True] * 21
@@ -151,8 +151,10 @@ def test_autoattack_says_what_its_authors_doubt(tmp_path: Path) -> None:
 def test_bad_parameters() -> None:
     for setting, message in [
         ({"pgd": {"step": 5}}, "attack 'pgd' has no parameter 'step' .did you mean 'steps'"),
-        ({"pgd": {"steps": 0}}, "pgd.steps must be a positive int, got 0"),
-        ({"pgd": {"steps": "ten"}}, "pgd.steps must be a positive int, got 'ten'"),
+        ({"pgd": {"steps": 0}}, "pgd.steps must be a whole number of at least 1, got 0"),
+        ({"pgd": {"steps": "ten"}}, "pgd.steps must be a whole number of at least 1, got 'ten'"),
+        ({"pgd": {"relative_step": -0.1}}, "pgd.relative_step must be a number of at least 0, got -0.1"),
+        ({"pgd": {"relative_step": float("nan")}}, "pgd.relative_step must be a number of at least 0, got nan"),
     ]:
         with pytest.raises(UserError, match=message):
             plan(["pgd"], norm="linf", eps=[0.1], settings=setting)

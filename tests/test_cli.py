@@ -14,7 +14,7 @@ from PIL import Image
 from test_exporters import hostile_files
 
 from cli import app
-from dgad_tk.checkpoint import save_weights
+from dgad_tk.checkpoint import load_model, save_weights
 from dgad_tk.models import build_model
 from exporters import export
 
@@ -72,7 +72,7 @@ def test_the_whole_road(dgad: Run, tmp_path: Path) -> None:
     assert json.loads(out)["file"] == "student.pt"
 
     code, out, _ = dgad("inspect", "student.onnx")
-    assert json.loads(out)["model"] == "resnet8"
+    assert json.loads(out)["metadata"]["model"] == "resnet8"
 
     models = ["--model", "student.onnx", "--model", "student.pt", "--model", "plain/best.safetensors"]
     attacks = ["--suite", "fast", "--attack", "transfer:fgsm", "--surrogate", "plain"]
@@ -156,6 +156,18 @@ def test_export_without_a_run(dgad: Run) -> None:
         ),
         (["attack", "--model", "c3.safetensors"], "takes images of shape (3, 8, 8)"),
         (["attack", "--model", "theirs.onnx"], "not a valid ONNX model"),
+        (["attack", "--model", "w.safetensors", "--output", "text.txt/x"], "text.txt"),
+        (["attack", "--model", "w.safetensors", "--output", "text.txt"], "text.txt"),
+        (["attack", "--model", "w.safetensors", "--output", "theirs"], "was not written by dgad"),
+        (["attack", "--model", "w.safetensors", "--eps", "0.1,0.1"], "two rows would be called"),
+        (["attack", "--model", "w.safetensors", "--surrogate", "w.safetensors"], "no transfer attack"),
+        (["attack", "--model", "w.safetensors", "--set", "autoattack.steps=3"], "'autoattack' does not run"),
+        (["attack", "--model", "w.safetensors", "--seed", "-1"], "seed"),
+        (["attack", "--model", "letters.safetensors"], "knows the classes a, b, c, d, … (10), digits has 0, 1, 2, 3"),
+        (["export", "w.safetensors", "--output", "text.txt/x.onnx"], "text.txt"),
+        (["train", "--seed", "99999999999999999999999"], "seed"),
+        (["train", "--limit-train", "1"], "limit_train"),
+        (["train", "--set", "lr=0.1", "--set", "lr.x=1"], "'lr' was set to 0.1 before"),
         (["inspect", "text.txt"], "by its suffix"),
         (["list", "atacks"], "unknown table 'atacks'"),
         (["trian"], "trian"),
@@ -167,7 +179,10 @@ def test_bad_input(dgad: Run, weights: Path, tmp_path: Path, arguments: list[str
     save_weights(Path("c3.safetensors"), build_model("resnet8", in_channels=3, classes=10), artifact(shape=(3, 8, 8)))
     Path("text.txt").write_text("just words")
     Path("theirs.onnx").write_bytes(b"somebody's work")
+    save_weights(Path("letters.safetensors"), load_model(weights)[0], artifact(classes=list("abcdefghij")))
     Path("empty").mkdir()
+    Path("theirs").mkdir()
+    Path("theirs/results.json").write_text('{"schema": "somebody/else"}')
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     refused(dgad(*arguments), message)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -207,6 +222,52 @@ def test_onnx_from_elsewhere_needs_its_images_named(dgad: Run, weights: Path) ->
     assert "worst case" in out
 
 
+def test_a_disk_that_fills_up(dgad: Run, weights: Path, tmp_path: Path) -> None:
+    """Writing past a limit on the size of files, as a full disk does, in every writer; the process goes on."""
+    import resource
+    import signal
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    results = []
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        results.append(dgad("export", weights))
+        results.append(dgad("export", weights, "--format", "torchscript"))
+        results.append(dgad("train", "--method", "standard", *QUICK))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    for result in results:
+        refused(result, "File too large")
+    assert not list(tmp_path.glob("*.onnx"))
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_strangers_code_is_not_run_to_see_whose_it_is(
+    dgad: Run, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(weights, "torchscript", Path("student.pt"))
+
+    def never(*arguments: Any, **more: Any) -> None:
+        raise AssertionError("opened")
+
+    monkeypatch.setattr("torch.jit.load", never)
+    with pytest.raises(AssertionError, match="opened"):  # only to verify the new file, after the old one was looked at
+        export(weights, "torchscript", Path("student.pt"))
+    Path("student.pt").write_bytes(b"theirs")
+    refused(dgad("export", weights, "--format", "torchscript"), "was not written by dgad")
+
+
+def test_the_table_is_whole_without_a_terminal(dgad: Run, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    options = ["--attack", "transfer:pgd", "--surrogate", weights, "--limit", "10"]
+    code, out, err = dgad("attack", "--model", weights, *options)
+    assert code == 0, err
+    assert "transfer:weights:pgd" in out
+    assert "95 % interval" in out
+
+
 def test_an_interrupt_says_how_to_go_on(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: Any, **more: Any) -> None:
         raise KeyboardInterrupt
@@ -233,7 +294,7 @@ def test_a_full_disk_is_one_line(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError(28, "No space left on device", "runs/x/last.ckpt")
 
     monkeypatch.setattr("dgad_tk.train.train", full)
-    refused(dgad("train"), "cannot write 'runs/x/last.ckpt': No space left on device")
+    refused(dgad("train"), "cannot use 'runs/x/last.ckpt': No space left on device")
 
 
 def test_a_failed_parity_check_is_exit_code_1(dgad: Run, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

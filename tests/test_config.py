@@ -85,14 +85,30 @@ def test_bad_values(values: dict[str, Any], message: str) -> None:
         validated(TrainConfig, values, "config")
 
 
+def test_a_threat_may_be_given_in_part() -> None:
+    """What is left open is the dataset's, and the step follows the radius."""
+    steps = validated(TrainConfig, {"threat": {"steps": 7}}, "x").attack
+    assert (steps.eps, steps.step_size, steps.steps) == (0.15, 0.0375, 7)
+    colour = validated(TrainConfig, {"dataset": "imagefolder", "threat": {"norm": "l2"}}, "x").attack
+    assert (colour.norm, colour.eps, colour.step_size) == ("l2", 0.5, 0.125)
+    assert validated(TrainConfig, {"threat": {"eps": "8/255"}}, "x").attack.step_size == 2 / 255
+    assert ThreatModel.of("l2", 2.0).eps == 2.0
+    with pytest.raises(UserError, match="between 0 and 1, got '2"):
+        validated(TrainConfig, {"threat": {"eps": 2.0}}, "x")
+
+
 def test_settings() -> None:
     assert parse_settings(["lr=0.05", "threat.eps=8/255", "dgad.pcr_weight=10", "dgad.map=false"]) == {
         "lr": 0.05,
         "threat": {"eps": "8/255"},
         "method_options": {"dgad.pcr_weight": 10, "dgad.map": False},
     }
+    assert parse_settings(["lr=1e-1"]) == {"lr": 0.1}
     with pytest.raises(UserError, match="needs key=value, got 'lr'"):
         parse_settings(["lr"])
+    for pair in (["lr=0.1", "lr.x=1"], ["method_options=5", "dgad.map=false"]):
+        with pytest.raises(UserError, match="was set to"):
+            parse_settings(pair)
 
 
 def test_environment() -> None:

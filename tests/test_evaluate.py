@@ -30,7 +30,7 @@ def run(predictor: Predictor, names: list[str] | None = None, **options: Any) ->
     split = options.pop("split", None) or load_dataset("digits").test.subset(options.pop("n", 40))
     eps = options.pop("eps", [EPS])
     planned = plan(names or ["fgsm", "pgd"], norm="linf", eps=eps, surrogates=options.pop("surrogates", ()))
-    return evaluate(predictor, split, planned, norm="linf", eps=eps, **options)
+    return evaluate(predictor, split, planned, **options)
 
 
 @pytest.fixture
@@ -154,8 +154,10 @@ def test_an_evaluation_goes_on_where_it_stopped(
     runs.clear()
     run(predictor, n=64, store=tmp_path, seed=1)
     assert len(runs) == 8  # another question
-    for unit in tmp_path.glob("*.npz"):
-        unit.write_bytes(b"damaged")
+    for number, unit in enumerate(sorted(tmp_path.glob("*.npz"))):
+        content = bytearray(unit.read_bytes())
+        content[len(content) // 3 :: 7] = b"?" * len(content[len(content) // 3 :: 7])
+        unit.write_bytes(content if number % 2 else b"damaged")
     runs.clear()
     run(predictor, n=64, store=tmp_path)
     assert len(runs) == 8
@@ -183,6 +185,39 @@ def test_transfer_examples_are_made_on_the_surrogate(predictor: Predictor) -> No
     document = results(evaluation, command="", dataset="digits", split="test")
     assert document["attacks"][2]["status"] == "skipped"
     assert document["attacks"][2]["reason"] == "there was no training split"
+
+
+def test_a_chunk_without_a_right_image(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing to attack there, and no crash; the record stays whole."""
+    monkeypatch.setattr(engine, "CHUNK", 4)
+    split = load_dataset("digits").test.subset(9)
+    wrong = split.labels.copy()
+    wrong[4:] = (wrong[4:] + 1) % 10
+    evaluation = run(predictor, ["fgsm", "pgd", "cw2"], split=type(split)(split.base, split.index, wrong))
+    for outcome in evaluation.outcomes:
+        assert outcome.unit is not None
+        assert not outcome.unit.attacked[4:].any()
+        assert outcome.unit.l2.shape == (9,)
+
+
+def test_the_worst_case_is_only_known_where_an_attack_ran(predictor: Predictor) -> None:
+    evaluation = run(predictor, ["pgd"])
+    assert evaluation.worst_case(EPS) < evaluation.clean_accuracy
+    with pytest.raises(ValueError, match="no budget attack ran at eps 0.3"):
+        evaluation.worst_case(0.3)
+
+
+def test_rows_have_names_of_their_own(predictor: Predictor) -> None:
+    for eps in ([0.1, 0.1], [0.1, 0.10001]):
+        with pytest.raises(UserError, match="two rows would be called 'pgd@0.1'"):
+            plan(["pgd"], norm="linf", eps=eps)
+    with pytest.raises(UserError, match="two rows would be called"):
+        plan(["transfer:pgd"], norm="linf", eps=[0.1], surrogates=[Surrogate("a", predictor)] * 2)
+
+
+def test_a_model_that_answers_nan_is_refused(predictor: Predictor) -> None:
+    with pytest.raises(UserError, match="logits that are not finite"):
+        run(replace(predictor, predict=lambda images: predictor.predict(images) * np.float32(np.nan)))
 
 
 def test_a_poor_surrogate_is_skipped_with_the_reason(predictor: Predictor) -> None:

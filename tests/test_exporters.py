@@ -3,6 +3,7 @@
 import os
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_a_file_that_computes_something_else_gets_no_name(
             honest(model, *more, **options)
             model.get_submodule("net.linear").bias[0] -= 0.01  # type: ignore[operator,index]
 
-    monkeypatch.setitem(exporters.EXPORTERS, "onnx", exporters.Format(".onnx", wrong))
+    monkeypatch.setitem(exporters.EXPORTERS, "onnx", replace(EXPORTERS["onnx"], save=wrong))
     with pytest.raises(ParityError, match="differs from its source"):
         export(weights, "onnx", target)
     assert target.read_bytes() == before

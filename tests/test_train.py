@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,52 @@ def test_unfit_teachers(tmp_path: Path, weights: Path) -> None:
             train(quick(teacher=str(tmp_path / name)), out=tmp_path / f"run-{name}")
 
 
+def test_resuming_with_another_teacher_is_refused(tmp_path: Path) -> None:
+    first = train(quick(method="standard", epochs=1), out=tmp_path / "a")
+    other = train(quick(method="standard", epochs=1, seed=1), out=tmp_path / "b")
+    given = tmp_path / "teacher.safetensors"
+    given.write_bytes(first.best.read_bytes())
+    config = quick(teacher=str(given))
+
+    def stop(state: Progress) -> None:
+        if state.epoch == 1:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(config, out=tmp_path / "run", on_progress=stop)
+    given.write_bytes(other.best.read_bytes())
+    with pytest.raises(UserError, match="was begun with another teacher"):
+        train(config, out=tmp_path / "run", resume=True)
+    given.write_bytes(first.best.read_bytes())
+    assert train(config, out=tmp_path / "run", resume=True).finished()
+
+
+def test_damaged_run_folders(tmp_path: Path) -> None:
+    def broken(damage: Callable[[RunFolder], object]) -> None:
+        folder = RunFolder(tmp_path / "run")
+        shutil.rmtree(folder.path, ignore_errors=True)
+
+        def stop(state: Progress) -> None:
+            if state.epoch == 1:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            train(quick(method="standard"), out=folder.path, on_progress=stop)
+        damage(folder)
+        train(quick(method="standard"), out=folder.path, resume=True)
+
+    for content in (b"3\n", b"null\n", b'{"a": 1}\n', b"\xff\xfe\n"):
+        broken(lambda folder, content=content: folder.metrics.write_bytes(folder.metrics.read_bytes() + content))  # type: ignore[misc]
+    for message, damage in [
+        ("read safely", lambda folder: folder.last.write_bytes(folder.last.read_bytes()[:2000])),
+        ("of this version", lambda folder: torch.save({"format": 1}, folder.last)),
+        ("is gone", lambda folder: folder.best.unlink()),
+        ("unknown key 'lrr'", lambda folder: folder.config.write_text("lrr: 3\n")),
+    ]:
+        with pytest.raises(UserError, match=message):
+            broken(damage)
+
+
 def test_names_are_checked_before_hours_of_work(tmp_path: Path) -> None:
     for change, message in [
         ({"student": "resnet9"}, "unknown model 'resnet9'"),
@@ -236,6 +284,22 @@ def test_bfloat16_trains(tmp_path: Path) -> None:
     folder = train(quick(method="pgd-at", precision="bf16", epochs=1), out=tmp_path / "run")
     assert math.isfinite(folder.records()[0]["loss"])
     assert all(value.dtype != torch.bfloat16 for value in weights(folder).values())
+
+
+def test_normalisation_by_the_training_images(tmp_path: Path) -> None:
+    folder = train(quick(method="standard", normalize="dataset", epochs=1), out=tmp_path / "run")
+    split = load_dataset("digits").train
+    pixels = split.take(slice(None)) / 255.0
+    model, artifact = load_model(folder.best)
+    assert artifact.normalize["mean"] == pytest.approx([pixels.mean()])
+    assert artifact.normalize["std"] == pytest.approx([pixels.std()])
+    assert float(model.state_dict()["normalize.mean"]) == pytest.approx(pixels.mean())
+
+
+def test_time_can_be_limited(tmp_path: Path) -> None:
+    folder = train(quick(method="standard", epochs=50, max_seconds=0.01, select_every=50), out=tmp_path / "run")
+    assert [record["event"] for record in folder.records()] == ["epoch", "end"]
+    assert folder.best.is_file()
 
 
 def test_metrics_are_json_a_line(tmp_path: Path) -> None:

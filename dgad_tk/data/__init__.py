@@ -73,7 +73,7 @@ def load_dataset(name: str, *, data_dir: Path | None = None, image_size: int | N
 
     options: dict[str, str | int] = {}
     if data_dir is not None:
-        options["data_dir"] = str(data_dir)
+        options["data_dir"] = str(data_dir.expanduser().resolve())
     if decoded.image_size is not None:
         options["image_size"] = decoded.image_size
     train, val, test = make_splits(decoded.parts)

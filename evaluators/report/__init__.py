@@ -31,7 +31,7 @@ def results(evaluation: Evaluation, *, command: str, dataset: str, split: str) -
             "path": str(predictor.path),
             "sha256": predictor.sha256,
             "format": predictor.format,
-            "metadata": predictor.artifact.model_dump() if predictor.artifact else None,
+            "metadata": predictor.artifact.to_dict() if predictor.artifact else None,
         },
         "dataset": {"name": dataset, "split": split, "n": n, "sha256": evaluation.images_sha256},
         "threat": {"norm": evaluation.norm, "eps": list(evaluation.eps)},
@@ -110,6 +110,7 @@ def _worst_cases(evaluation: Evaluation) -> list[dict[str, Any]]:
 def write(evaluation: Evaluation, document: dict[str, Any], folder: Path) -> None:
     """Write all files of one evaluated model into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").unlink(missing_ok=True)  # it comes back last: a folder that has one is complete
     with written_aside(folder / "samples.npz") as aside:
         np.savez_compressed(aside, **_samples(evaluation))
     with written_aside(folder / "gallery.npz") as aside:
@@ -128,7 +129,6 @@ def write(evaluation: Evaluation, document: dict[str, Any], folder: Path) -> Non
                 *(attack[key] for key in keys),
             ]
             writer.writerow([*values, json.dumps(attack["params"]), "; ".join(attack["flags"])])
-    # Last, so that a folder with results.json is complete.
     with written_aside(folder / "results.json") as aside:
         aside.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
