@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from dgad_tk.train import Progress as TrainingState
+    from dgad_tk.epoch import Progress as TrainingState
     from evaluators.evaluate import Progress as AttackState
 
 QUIET_SECONDS = 10.0

@@ -54,9 +54,24 @@ def train(
     from cli.progress import TrainingProgress
     from dgad_tk.train import train as run_training
 
+    if not quiet:
+        _announce(run_config)
     with TrainingProgress(quiet=quiet) as progress:
         folder = run_training(run_config, out=out, resume=resume, on_progress=progress)
     _print_result(folder, as_json)
+
+
+def _announce(config: "TrainConfig") -> None:
+    """What is about to happen, on stderr."""
+    from dgad_tk.common import format_fraction, lookup
+    from dgad_tk.methods import METHODS
+
+    threat = f"{config.attack.norm} {format_fraction(config.attack.eps)}, {config.attack.steps} steps"
+    text = f"{config.student} by {config.method} on {config.dataset} for {config.epochs} epochs ({threat})"
+    if lookup(METHODS, config.method, "method").needs_teacher:
+        auto = f"a {config.teacher_model} that is trained first, by {config.teacher_method}, since none was given"
+        text += f"; teacher: {auto if config.teacher == 'auto' else config.teacher}"
+    print(text, file=sys.stderr)
 
 
 _FLAGS = {

@@ -135,3 +135,31 @@ def weights_of(source: Path) -> Path:
     if not source.is_file():
         raise UserError(f"no such file or run folder: '{source}'", hint="`ls runs` shows what there is")
     return source
+
+
+def claim(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
+    """Make the run folder this run's own.
+
+    Raises:
+        UserError: it holds another run, or a run of another config.
+    """
+    blocking = next((path for path in [folder.path, *folder.path.parents] if path.exists() and not path.is_dir()), None)
+    if blocking:
+        raise UserError(
+            f"the run folder '{folder.path}' cannot be made: '{blocking}' is a file", hint="choose another --out"
+        )
+    if not folder.exists():
+        if resume:
+            raise UserError(f"nothing to resume in '{folder.path}'", hint="start the run without --resume")
+        if folder.path.exists() and any(folder.path.iterdir()):
+            raise UserError(f"'{folder.path}' is not empty and not a run folder", hint="choose another --out")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        config.save(folder.config)
+        return
+    if not resume:
+        raise UserError(f"'{folder.path}' already holds a run", hint="add --resume to go on, or choose another --out")
+    if differences := config.differences(folder.read_config()):
+        raise UserError(
+            f"the run in '{folder.path}' has another config: " + "; ".join(differences),
+            hint="resume with the settings it was started with, or start a new run",
+        )

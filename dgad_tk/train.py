@@ -1,50 +1,25 @@
 """fit(): the training loop. Every method, one loop, one student; resumes to the same weights bit for bit."""
 
-import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from dgad_tk.artifact import Artifact, tool_versions
-from dgad_tk.checkpoint import load_model, load_state, save_state, save_weights
+from dgad_tk.checkpoint import load_state, save_state, save_weights
 from dgad_tk.common import UserError, lookup, sha256_file
-from dgad_tk.config import ThreatModel, TrainConfig
-from dgad_tk.data import Augmentation, Dataset, Split, load_dataset
-from dgad_tk.data.augment import augment, to_float
+from dgad_tk.config import TrainConfig
+from dgad_tk.data import Dataset, load_dataset
 from dgad_tk.draws import Draws
+from dgad_tk.epoch import Epoch, OnProgress
 from dgad_tk.fold import folded
-from dgad_tk.inner_max import inner_max, start_point
-from dgad_tk.losses import cross_entropy
-from dgad_tk.methods import METHODS, Batch, Method, build_method
+from dgad_tk.methods import METHODS, Method, build_method
 from dgad_tk.models import MODELS, build_model
-from dgad_tk.runs import RunFolder, new_run_folder, weights_of
-
-TEACHER_SUFFIXES = (".safetensors",)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands, handed to `on_progress` after each step and, with `metrics`, after each epoch."""
-
-    role: str
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    terms: dict[str, float]
-    samples_per_second: float
-    metrics: dict[str, float] | None = None
-
-
-OnProgress = Callable[[Progress], None]
+from dgad_tk.runs import RunFolder, claim, new_run_folder
+from dgad_tk.selection import accuracies
+from dgad_tk.teachers import open_teacher
 
 
 def train(
@@ -90,34 +65,6 @@ def train(
     return fit(config, method, dataset, folder, teacher=teacher, teacher_name=teacher_name, on_progress=on_progress)
 
 
-def claim(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
-    """Make the run folder this run's own.
-
-    Raises:
-        UserError: it holds another run, or a run of another config.
-    """
-    blocking = next((path for path in [folder.path, *folder.path.parents] if path.exists() and not path.is_dir()), None)
-    if blocking:
-        raise UserError(
-            f"the run folder '{folder.path}' cannot be made: '{blocking}' is a file", hint="choose another --out"
-        )
-    if not folder.exists():
-        if resume:
-            raise UserError(f"nothing to resume in '{folder.path}'", hint="start the run without --resume")
-        if folder.path.exists() and any(folder.path.iterdir()):
-            raise UserError(f"'{folder.path}' is not empty and not a run folder", hint="choose another --out")
-        folder.path.mkdir(parents=True, exist_ok=True)
-        config.save(folder.config)
-        return
-    if not resume:
-        raise UserError(f"'{folder.path}' already holds a run", hint="add --resume to go on, or choose another --out")
-    if differences := config.differences(folder.read_config()):
-        raise UserError(
-            f"the run in '{folder.path}' has another config: " + "; ".join(differences),
-            hint="resume with the settings it was started with, or start a new run",
-        )
-
-
 def make_teacher(
     config: TrainConfig, dataset: Dataset, folder: RunFolder, *, resume: bool, on_progress: OnProgress | None
 ) -> Path:
@@ -132,33 +79,6 @@ def make_teacher(
         claim(folder, run, resume=resume and folder.exists())
         fit(run, method, dataset, folder, role="teacher", on_progress=on_progress)
     return folder.best
-
-
-def open_teacher(source: Path, dataset: Dataset) -> tuple[nn.Module, str]:
-    """The teacher in a weights file or run folder, in eval mode with frozen weights, and `name sha256` of it.
-
-    Raises:
-        UserError: it cannot be read, or was made for other images or classes.
-    """
-    weights = weights_of(source)
-    if weights.suffix not in TEACHER_SUFFIXES:
-        raise UserError(
-            f"cannot read '{weights}' as a teacher: expected {' or '.join(TEACHER_SUFFIXES)}",
-            hint="a run folder or best.safetensors of `dgad train` can teach",
-        )
-    teacher, artifact = load_model(weights)
-    if artifact.input_shape[0] != dataset.shape[0]:
-        raise UserError(
-            f"the teacher takes {artifact.input_shape[0]} channels, '{dataset.name}' has {dataset.shape[0]}",
-            hint="train a teacher on this dataset: --teacher auto",
-        )
-    if artifact.classes != dataset.classes:
-        raise UserError(
-            f"the teacher knows {len(artifact.classes)} classes ({', '.join(artifact.classes[:5])}, ...), "
-            f"'{dataset.name}' has {len(dataset.classes)} ({', '.join(dataset.classes[:5])}, ...)",
-            hint="train a teacher on this dataset: --teacher auto",
-        )
-    return teacher.eval().requires_grad_(False), f"{artifact.model} {sha256_file(weights)}"
 
 
 def fit(
@@ -210,7 +130,7 @@ def fit(
     folder.cut_back(state.epoch)
     for left in [*folder.path.glob(".last-*"), *folder.path.glob(".best-*")]:
         left.unlink()  # of a process that was killed while it wrote
-    loop = _Epoch(
+    loop = Epoch(
         config,
         method,
         student,
@@ -298,134 +218,6 @@ def _out_of_time(config: TrainConfig, state: _State, begun: float | None = None)
     return config.max_seconds is not None and state.seconds + running >= config.max_seconds
 
 
-@dataclass
-class _Epoch:
-    """One pass over the training images."""
-
-    config: TrainConfig
-    method: Method
-    student: nn.Module
-    teacher: nn.Module | None
-    optimizer: torch.optim.Optimizer
-    split: Split
-    augmentation: Augmentation
-    draws: Draws
-    device: torch.device
-    role: str
-    on_progress: OnProgress | None
-
-    def run(self, epoch: int) -> dict[str, float]:
-        """Train for one epoch; mean of each loss term and the accuracy on what was trained on."""
-        config = self.config
-        batches = list(
-            batch_positions(self.draws.permutation("order", len(self.split), epoch=epoch), config.batch_size)
-        )
-        self.student.train()
-        totals: dict[str, float] = {}
-        seen, begun = 0, time.perf_counter()
-        for number, positions in enumerate(batches):
-            rate = learning_rate(config, epoch, (epoch + number / len(batches)) / config.epochs)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            found = self._step(positions, epoch)
-            if not math.isfinite(found["loss"]):
-                raise UserError(
-                    f"{self.role}: the loss became {found['loss']} in epoch {epoch + 1}, step {number + 1}",
-                    hint="lower the learning rate: --set lr=0.01",
-                )
-            seen += len(positions)
-            for name, value in found.items():
-                totals[name] = totals.get(name, 0.0) + value * len(positions)
-            means = {name: total / seen for name, total in totals.items()}
-            pace = seen / (time.perf_counter() - begun)
-            self.progress = Progress(self.role, epoch, config.epochs, number + 1, len(batches), means, pace)
-            if self.on_progress:
-                self.on_progress(self.progress)
-        return {"lr": rate, **means, "samples_per_second": round(pace, 1)}
-
-    def _step(self, positions: NDArray[np.int64], epoch: int) -> dict[str, float]:
-        images, labels, index = fetch(self.split, positions, self.device)
-        x = augment(images, augmentation=self.augmentation, draws=self.draws, index=index, epoch=epoch)
-        noise = partial(draw_noise, self.draws, "attack", x.shape[1:], index, epoch)
-        with autocast(self.config, self.device):
-            step = self.method.step(
-                self.student,
-                self.teacher,
-                Batch(x, labels, noise, self.config.batch_size),
-                self.config.attack,
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        step.loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        accuracy = (step.logits.argmax(dim=1) == labels).float().mean()
-        names = ["loss", "accuracy", *step.terms]
-        values = torch.stack([step.loss.detach(), accuracy, *step.terms.values()]).tolist()  # one wait for the device
-        return dict(zip(names, values, strict=True))
-
-
-def batch_positions(order: Tensor, batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Cut an epoch's order into batches. The last may be short, but a single left-over image joins the batch before:
-    alone it has no variance for BatchNorm where the feature map has shrunk to one pixel."""
-    positions = order.numpy()
-    ends = [*range(batch_size, len(positions), batch_size), len(positions)]
-    if len(ends) > 1 and ends[-1] - ends[-2] == 1:
-        del ends[-2]
-    for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        yield positions[start:end]
-
-
-def learning_rate(config: TrainConfig, epoch: int, progress: float) -> float:
-    """The rate for `epoch` (from 0); `progress` is the share of the whole run that lies behind."""
-    if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
-    passed = sum(epoch >= round(milestone * config.epochs) for milestone in config.milestones)
-    return config.lr * 0.1**passed
-
-
-def draw_noise(draws: Draws, purpose: str, shape: torch.Size, index: Tensor, epoch: int, kind: str) -> Tensor:
-    """Start noise of an attack, `(len(index), *shape)`: a function of (seed, purpose, epoch, dataset index)."""
-    if kind == "normal":
-        return draws.normal(purpose, tuple(shape), index=index, epoch=epoch)
-    return 2 * draws.uniform(purpose, tuple(shape), index=index, epoch=epoch) - 1
-
-
-def accuracies(
-    model: nn.Module,
-    split: Split,
-    threat: ThreatModel,
-    draws: Draws,
-    *,
-    device: torch.device,
-    batch_size: int = 256,
-) -> tuple[float, float]:
-    """Clean accuracy and accuracy under PGD (cross-entropy, uniform start) with `threat.steps` steps of eps / 4.
-
-    The model is used in eval mode and left as it is. The start noise is the same at every call, so that epochs compare.
-    """
-    model = folded(model)
-    threat = ThreatModel.of(threat.norm, threat.eps, threat.steps)
-    clean = robust = 0
-    for start in range(0, len(split), batch_size):
-        positions = np.arange(start, min(start + batch_size, len(split)))
-        images, labels, index = fetch(split, positions, device)
-        x = to_float(images)
-        noise = partial(draw_noise, draws, "selection", x.shape[1:], index, 0)
-        begin = start_point(x, threat, "uniform", noise, clip=True)
-        x_adv = inner_max(lambda z, y=labels: cross_entropy(model(z), y), x, begin, threat)  # type: ignore[misc]
-        with torch.no_grad():
-            right = model(x).argmax(dim=1) == labels
-            clean += int(right.sum())
-            robust += int((right & (model(x_adv).argmax(dim=1) == labels)).sum())
-    return clean / len(split), robust / len(split)
-
-
-def fetch(split: Split, positions: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """uint8 images `(N, C, H, W)`, labels and dataset indices of `positions`, on `device`."""
-    images = torch.from_numpy(split.take(positions)).to(device, non_blocking=True)
-    labels = torch.from_numpy(split.labels[positions]).to(device, non_blocking=True)
-    return images, labels, torch.from_numpy(split.index[positions]).to(device, non_blocking=True)
-
-
 def pick_device(name: str) -> torch.device:
     """`auto` is the GPU where there is one.
 
@@ -436,11 +228,6 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise UserError("--device cuda: this torch sees no GPU", hint="--device auto takes the CPU where there is none")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
-
-
-def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 where the config asks for it."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
 
 
 def _describe(

@@ -1,6 +1,7 @@
 """Attacks as ART attacks, models as ART estimators, and the record of what the deployed runtime answered."""
 
-from evaluators.evaluate import Evaluation, Row, Surrogate, evaluate, plan
+from evaluators.evaluate import Evaluation, evaluate
+from evaluators.rows import Row, Surrogate, plan
 from evaluators.suites import SUITES, expand
 
 __all__ = ["SUITES", "Evaluation", "Row", "Surrogate", "evaluate", "expand", "plan"]

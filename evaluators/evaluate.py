@@ -6,65 +6,30 @@ candidate is brought into the ball to the last bit and judged by `predictor.pred
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dgad_tk.artifact import tool_versions
-from dgad_tk.common import UserError, format_fraction
 from dgad_tk.data import Split
 from dgad_tk.predictor import Images, Logits, Predictor
-from evaluators.attacks import ATTACKS, AttackSpec, Budget
+from evaluators.attacks import Budget
 from evaluators.ball import Norm, into_ball, l2, linf
 from evaluators.estimators import Counted, to_estimator
-from evaluators.suites import TRANSFER
+from evaluators.judge import check_images, compare_twin, images_of, judge
+from evaluators.rows import Row
 from evaluators.units import NOT_ATTACKED, Unit, UnitStore
 
 CHUNK = 500
 """Images in a unit of work. Cut from the dataset's fixed order, so it never depends on how many are evaluated."""
 GALLERY = 4
 IDLE = "unreliable: the attack changed under 1 % of the attacked images"
-TWIN_TOLERANCE = 1e-3
-TWIN_AGREEMENT = 0.995
 SURROGATE_SLACK = 0.10
-
-
-@dataclass(frozen=True)
-class Surrogate:
-    """A model that transfer examples are made on.
-
-    Attributes:
-        name: in row ids, unique.
-        predictor: None where there could be none, for `reason`.
-    """
-
-    name: str
-    predictor: Predictor | None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the results: an attack, where its gradients come from, and how far it may go."""
-
-    id: str
-    attack: str
-    spec: AttackSpec
-    params: Mapping[str, Any]
-    norm: Norm
-    eps: float | None
-    surrogate: Surrogate | None = None
-
-    @property
-    def source(self) -> Literal["white-box", "black-box", "transfer"]:
-        if self.surrogate is not None:
-            return "transfer"
-        return "white-box" if self.spec.needs_gradients else "black-box"
 
 
 @dataclass
@@ -143,42 +108,6 @@ class Evaluation:
         return float(self.held(eps).mean())
 
 
-def plan(
-    names: Sequence[str],
-    *,
-    norm: Norm,
-    eps: Sequence[float],
-    surrogates: Sequence[Surrogate] = (),
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
-) -> list[Row]:
-    """Rows for attack names as `suites.expand` gives them; budget attacks get one for each eps.
-
-    Raises:
-        UserError: a setting that an attack does not have, a norm that it cannot be judged in, or two rows of one name.
-    """
-    settings = settings or {}
-    rows: list[Row] = []
-    for full_name in names:
-        name = full_name.removeprefix(TRANSFER)
-        spec = ATTACKS[name]
-        if norm not in spec.norms:
-            raise UserError(f"attack '{name}' has no norm '{norm}'", hint="expected one of " + ", ".join(spec.norms))
-        params = spec.parameters(name, settings.get(name, {}))
-        radii = eps if spec.kind == "budget" else [None]
-        own_norm = norm if spec.kind == "budget" else spec.norms[0]
-        sources: Sequence[Surrogate | None] = surrogates if full_name != name else [None]
-        for surrogate in sources:
-            for radius in radii:
-                label = f"{TRANSFER}{surrogate.name}:{name}" if surrogate else name
-                if radius is not None and len(eps) > 1:
-                    label += f"@{format_fraction(radius)}"
-                rows.append(Row(label, name, spec, params, own_norm, radius, surrogate))
-    labels = [row.id for row in rows]
-    if twice := next((label for label in labels if labels.count(label) > 1), None):
-        raise UserError(f"two rows would be called '{twice}'", hint="give each eps and each surrogate once")
-    return rows
-
-
 # TF32 moves logits by 1e-3, more than a verdict may depend on.
 @torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 def evaluate(
@@ -203,11 +132,11 @@ def evaluate(
     Raises:
         UserError: images of another shape, labels out of range, or a twin that differs from the runtime.
     """
-    _check_images(predictor, split)
+    check_images(predictor, split)
     batch_size = batch_size or default_batch_size(predictor.input_shape)
     chunks = [slice(start, min(start + CHUNK, len(split))) for start in range(0, len(split), CHUNK)]
     clean_pred, clean_right, digest, hashes = _clean(predictor, split, chunks, batch_size)
-    twin, probes = _compare_twin(predictor, split, batch_size)
+    twin, probes = compare_twin(predictor, split, batch_size)
     # Whatever could change an outcome belongs into the question that a stored one answers.
     context = {
         "model": predictor.sha256,
@@ -277,7 +206,7 @@ class _Attacker:
     batch_size: int
 
     def run(self, split: Split, chunk: slice, right: NDArray[np.bool_]) -> Unit:
-        x_all, labels_all = _images(split, chunk), split.labels[chunk]
+        x_all, labels_all = images_of(split, chunk), split.labels[chunk]
         x, labels, index = x_all[right], labels_all[right], split.index[chunk][right]
         begun = time.perf_counter()
         source = self.row.surrogate.predictor if self.row.surrogate else self.predictor
@@ -326,37 +255,6 @@ class _Calls:
         return self.predictor.predict(images)
 
 
-def judge(predictor: Predictor, images: Images, batch_size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The deployed runtime's predictions `(N,)`, first index of the largest logit, and where all logits are finite."""
-    predicted, finite = [np.zeros(0, np.int64)], [np.zeros(0, np.bool_)]
-    for start in range(0, len(images), batch_size):
-        logits = predictor.predict(np.ascontiguousarray(images[start : start + batch_size]))
-        predicted.append(logits.argmax(axis=1))
-        finite.append(np.logical_and.reduce(np.isfinite(logits), axis=1))
-    return np.concatenate(predicted), np.concatenate(finite)
-
-
-def _images(split: Split, positions: slice) -> Images:
-    # Divided in float32, as the training does it, so that both see the same pixels to the last bit.
-    return np.divide(split.take(positions), np.float32(255), dtype=np.float32)
-
-
-def _check_images(predictor: Predictor, split: Split) -> None:
-    if len(split) == 0:
-        raise UserError("there are no images to evaluate", hint="choose another --split or a larger --limit")
-    shape = split.base.shape[1:]
-    if shape != predictor.input_shape:
-        raise UserError(
-            f"the model takes images of shape {predictor.input_shape} (C, H, W), the dataset has {shape}",
-            hint="name the dataset it was trained on with --dataset, or --image-size for an image folder",
-        )
-    if split.labels.max() >= predictor.classes:
-        raise UserError(
-            f"the model has {predictor.classes} classes, the dataset has a label {split.labels.max()}",
-            hint="name the dataset it was trained on with --dataset",
-        )
-
-
 def _clean(
     predictor: Predictor, split: Split, chunks: Sequence[slice], batch_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], str, list[str]]:
@@ -370,50 +268,10 @@ def _clean(
         content = raw.tobytes() + labels.tobytes() + split.index[chunk].tobytes()
         total.update(content)
         hashes.append(hashlib.sha256(content).hexdigest())
-        predicted, finite = judge(predictor, _images(split, chunk), batch_size)
+        predicted, finite = judge(predictor, images_of(split, chunk), batch_size)
         predictions.append(predicted)
         rights.append((predicted == labels) & finite)
     return np.concatenate(predictions), np.concatenate(rights), total.hexdigest(), hashes
-
-
-def _compare_twin(predictor: Predictor, split: Split, batch_size: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Runtime against module on the first images, and what the module's outputs and gradients look like.
-
-    Raises:
-        UserError: they differ by more than rounding.
-    """
-    if predictor.module is None:
-        return {}, {}
-    x, labels = _images(split, slice(0, batch_size)), split.labels[:batch_size]
-    device = next((value.device for value in predictor.module.state_dict().values()), torch.device("cpu"))
-    images = torch.from_numpy(x).to(device).requires_grad_()
-    logits = predictor.module(images)
-    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).to(device), reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, images)
-    ours, theirs = logits.detach().cpu().numpy(), predictor.predict(x)
-    if not np.isfinite(theirs).all():
-        raise UserError(
-            f"'{predictor.path}' answers clean images with logits that are not finite",
-            hint="there is nothing to attack: look at its weights and how it was exported",
-        )
-    difference = float(np.abs(ours - theirs).max())
-    agreement = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
-    scale = max(1.0, float(np.abs(theirs).max()))
-    if not (difference <= TWIN_TOLERANCE * scale and agreement >= TWIN_AGREEMENT):
-        raise UserError(
-            f"'{predictor.path}': gradients would come from a module that differs from the runtime: "
-            f"max |difference| {difference:.3g} of logits up to {scale:.3g}, {agreement:.1%} equal predictions",
-            hint="this is a defect of the conversion; please report it with the file",
-        )
-    flat = gradient.flatten(1)
-    probes = {
-        "zero_gradients": float((flat.abs().amax(dim=1) == 0).float().mean()),
-        "finite_gradients": float(torch.isfinite(flat).all(dim=1).float().mean()),
-        "looks_like_probabilities": float(
-            bool((theirs >= 0).all() and np.allclose(theirs.sum(axis=1), 1.0, atol=1e-4))
-        ),
-    }
-    return {"max_abs_diff": difference, "argmax_agreement": agreement}, probes
 
 
 def _why_skip(row: Row, split: Split, batch_size: int, accuracy: float) -> str:
@@ -423,7 +281,7 @@ def _why_skip(row: Row, split: Split, batch_size: int, accuracy: float) -> str:
     if row.surrogate.predictor is None:
         return row.surrogate.reason
     sample = split.subset(min(len(split), 1000))
-    predicted, _ = judge(row.surrogate.predictor, _images(sample, slice(None)), batch_size)
+    predicted, _ = judge(row.surrogate.predictor, images_of(sample, slice(None)), batch_size)
     own = float((predicted == sample.labels).mean())
     if own < accuracy - SURROGATE_SLACK:
         return (

@@ -8,11 +8,12 @@ from pathlib import Path
 from dgad_tk.common import cache_dir
 from dgad_tk.config import TrainConfig
 from dgad_tk.data import Dataset
+from dgad_tk.epoch import OnProgress
 from dgad_tk.methods import build_method
 from dgad_tk.predictor import Predictor, load_safetensors
 from dgad_tk.runs import RunFolder
-from dgad_tk.train import OnProgress, fit
-from evaluators.evaluate import Surrogate
+from dgad_tk.train import fit
+from evaluators.rows import Surrogate
 
 MODELS = ("resnet8", "resnet20")
 IMAGES = 5000

@@ -1,0 +1,46 @@
+"""Which images come in which batch, and how they get onto the device; the learning rate of each step."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dgad_tk.config import TrainConfig
+from dgad_tk.data import Split
+from dgad_tk.draws import Draws
+
+
+def batch_positions(order: Tensor, batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Cut an epoch's order into batches. The last may be short, but a single left-over image joins the batch before:
+    alone it has no variance for BatchNorm where the feature map has shrunk to one pixel."""
+    positions = order.numpy()
+    ends = [*range(batch_size, len(positions), batch_size), len(positions)]
+    if len(ends) > 1 and ends[-1] - ends[-2] == 1:
+        del ends[-2]
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        yield positions[start:end]
+
+
+def fetch(split: Split, positions: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """uint8 images `(N, C, H, W)`, labels and dataset indices of `positions`, on `device`."""
+    images = torch.from_numpy(split.take(positions)).to(device, non_blocking=True)
+    labels = torch.from_numpy(split.labels[positions]).to(device, non_blocking=True)
+    return images, labels, torch.from_numpy(split.index[positions]).to(device, non_blocking=True)
+
+
+def draw_noise(draws: Draws, purpose: str, shape: torch.Size, index: Tensor, epoch: int, kind: str) -> Tensor:
+    """Start noise of an attack, `(len(index), *shape)`: a function of (seed, purpose, epoch, dataset index)."""
+    if kind == "normal":
+        return draws.normal(purpose, tuple(shape), index=index, epoch=epoch)
+    return 2 * draws.uniform(purpose, tuple(shape), index=index, epoch=epoch) - 1
+
+
+def learning_rate(config: TrainConfig, epoch: int, progress: float) -> float:
+    """The rate for `epoch` (from 0); `progress` is the share of the whole run that lies behind."""
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    passed = sum(epoch >= round(milestone * config.epochs) for milestone in config.milestones)
+    return config.lr * 0.1**passed

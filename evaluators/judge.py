@@ -1,0 +1,84 @@
+"""The verdict of the deployed runtime, and whether the module that gives gradients is the same function."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dgad_tk.common import UserError
+from dgad_tk.data import Split
+from dgad_tk.predictor import Images, Predictor
+
+TWIN_TOLERANCE = 1e-3
+"""On logits, relative to the largest one."""
+TWIN_AGREEMENT = 0.995
+
+
+def judge(predictor: Predictor, images: Images, batch_size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The deployed runtime's predictions `(N,)`, first index of the largest logit, and where all logits are finite."""
+    predicted, finite = [np.zeros(0, np.int64)], [np.zeros(0, np.bool_)]
+    for start in range(0, len(images), batch_size):
+        logits = predictor.predict(np.ascontiguousarray(images[start : start + batch_size]))
+        predicted.append(logits.argmax(axis=1))
+        finite.append(np.logical_and.reduce(np.isfinite(logits), axis=1))
+    return np.concatenate(predicted), np.concatenate(finite)
+
+
+def images_of(split: Split, positions: slice) -> Images:
+    # Divided in float32, as the training does it, so that both see the same pixels to the last bit.
+    return np.divide(split.take(positions), np.float32(255), dtype=np.float32)
+
+
+def check_images(predictor: Predictor, split: Split) -> None:
+    if len(split) == 0:
+        raise UserError("there are no images to evaluate", hint="choose another --split or a larger --limit")
+    shape = split.base.shape[1:]
+    if shape != predictor.input_shape:
+        raise UserError(
+            f"the model takes images of shape {predictor.input_shape} (C, H, W), the dataset has {shape}",
+            hint="name the dataset it was trained on with --dataset, or --image-size for an image folder",
+        )
+    if split.labels.max() >= predictor.classes:
+        raise UserError(
+            f"the model has {predictor.classes} classes, the dataset has a label {split.labels.max()}",
+            hint="name the dataset it was trained on with --dataset",
+        )
+
+
+def compare_twin(predictor: Predictor, split: Split, batch_size: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Runtime against module on the first images, and what the module's outputs and gradients look like.
+
+    Raises:
+        UserError: they differ by more than rounding.
+    """
+    if predictor.module is None:
+        return {}, {}
+    x, labels = images_of(split, slice(0, batch_size)), split.labels[:batch_size]
+    device = next((value.device for value in predictor.module.state_dict().values()), torch.device("cpu"))
+    images = torch.from_numpy(x).to(device).requires_grad_()
+    logits = predictor.module(images)
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).to(device), reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, images)
+    ours, theirs = logits.detach().cpu().numpy(), predictor.predict(x)
+    if not np.isfinite(theirs).all():
+        raise UserError(
+            f"'{predictor.path}' answers clean images with logits that are not finite",
+            hint="there is nothing to attack: look at its weights and how it was exported",
+        )
+    difference = float(np.abs(ours - theirs).max())
+    agreement = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
+    scale = max(1.0, float(np.abs(theirs).max()))
+    if not (difference <= TWIN_TOLERANCE * scale and agreement >= TWIN_AGREEMENT):
+        raise UserError(
+            f"'{predictor.path}': gradients would come from a module that differs from the runtime: "
+            f"max |difference| {difference:.3g} of logits up to {scale:.3g}, {agreement:.1%} equal predictions",
+            hint="this is a defect of the conversion; please report it with the file",
+        )
+    flat = gradient.flatten(1)
+    probes = {
+        "zero_gradients": float((flat.abs().amax(dim=1) == 0).float().mean()),
+        "finite_gradients": float(torch.isfinite(flat).all(dim=1).float().mean()),
+        "looks_like_probabilities": float(
+            bool((theirs >= 0).all() and np.allclose(theirs.sum(axis=1), 1.0, atol=1e-4))
+        ),
+    }
+    return {"max_abs_diff": difference, "argmax_agreement": agreement}, probes

@@ -1,0 +1,80 @@
+"""What an evaluation asks: rows of attacks, radii and surrogates."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dgad_tk.common import UserError, format_fraction
+from dgad_tk.predictor import Predictor
+from evaluators.attacks import ATTACKS, AttackSpec
+from evaluators.ball import Norm
+from evaluators.suites import TRANSFER
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A model that transfer examples are made on.
+
+    Attributes:
+        name: in row ids, unique.
+        predictor: None where there could be none, for `reason`.
+    """
+
+    name: str
+    predictor: Predictor | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the results: an attack, where its gradients come from, and how far it may go."""
+
+    id: str
+    attack: str
+    spec: AttackSpec
+    params: Mapping[str, Any]
+    norm: Norm
+    eps: float | None
+    surrogate: Surrogate | None = None
+
+    @property
+    def source(self) -> Literal["white-box", "black-box", "transfer"]:
+        if self.surrogate is not None:
+            return "transfer"
+        return "white-box" if self.spec.needs_gradients else "black-box"
+
+
+def plan(
+    names: Sequence[str],
+    *,
+    norm: Norm,
+    eps: Sequence[float],
+    surrogates: Sequence[Surrogate] = (),
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Row]:
+    """Rows for attack names as `suites.expand` gives them; budget attacks get one for each eps.
+
+    Raises:
+        UserError: a setting that an attack does not have, a norm that it cannot be judged in, or two rows of one name.
+    """
+    settings = settings or {}
+    rows: list[Row] = []
+    for full_name in names:
+        name = full_name.removeprefix(TRANSFER)
+        spec = ATTACKS[name]
+        if norm not in spec.norms:
+            raise UserError(f"attack '{name}' has no norm '{norm}'", hint="expected one of " + ", ".join(spec.norms))
+        params = spec.parameters(name, settings.get(name, {}))
+        radii = eps if spec.kind == "budget" else [None]
+        own_norm = norm if spec.kind == "budget" else spec.norms[0]
+        sources: Sequence[Surrogate | None] = surrogates if full_name != name else [None]
+        for surrogate in sources:
+            for radius in radii:
+                label = f"{TRANSFER}{surrogate.name}:{name}" if surrogate else name
+                if radius is not None and len(eps) > 1:
+                    label += f"@{format_fraction(radius)}"
+                rows.append(Row(label, name, spec, params, own_norm, radius, surrogate))
+    labels = [row.id for row in rows]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise UserError(f"two rows would be called '{twice}'", hint="give each eps and each surrogate once")
+    return rows
