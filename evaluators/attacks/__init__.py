@@ -1,4 +1,4 @@
-"""ATTACKS: every attack by name. A new one is a builder and a row here; `--attack`, suites, tests and reports follow."""
+"""ATTACKS: every attack by name. A new one is a builder and a row here; flags, suites, tests and reports follow."""
 
 import math
 from collections.abc import Callable, Mapping
