@@ -131,7 +131,10 @@ def evaluate(
 
     Raises:
         UserError: images of another shape, labels out of range, or a twin that differs from the runtime.
+        ValueError: a store for a predictor without a hash, whose units nothing could tell from another's.
     """
+    if store is not None and not predictor.sha256:
+        raise ValueError("expected a predictor with a sha256, which its stored units are kept under")
     check_images(predictor, split)
     batch_size = batch_size or default_batch_size(predictor.input_shape)
     chunks = [slice(start, min(start + CHUNK, len(split))) for start in range(0, len(split), CHUNK)]

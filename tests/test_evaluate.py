@@ -163,6 +163,11 @@ def test_an_evaluation_goes_on_where_it_stopped(
     assert len(runs) == 8
 
 
+def test_units_need_a_model_that_can_be_told_apart(predictor: Predictor, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="with a sha256"):
+        run(replace(predictor, sha256=""), store=tmp_path)
+
+
 def test_chunks_do_not_change_the_record(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(predictor)
     monkeypatch.setattr(engine, "CHUNK", 7)

@@ -1,0 +1,43 @@
+"""Surrogates trained on the spot: made once, kept, and never half a folder."""
+
+from pathlib import Path
+
+import pytest
+
+import evaluators.surrogates as surrogates
+from dgad_tk.data import load_dataset
+from dgad_tk.epoch import Progress
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DGAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(surrogates, "EPOCHS", 1)
+    monkeypatch.setattr(surrogates, "IMAGES", 64)
+
+
+def test_made_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, seen = load_dataset("digits"), list[Progress]()
+    made = surrogates.made_on_the_spot(dataset, on_progress=seen.append)
+    assert [each.name for each in made] == ["resnet8", "resnet20"]
+    assert {state.role for state in seen} == {"surrogate resnet8", "surrogate resnet20"}
+    assert all(each.predictor and each.predictor.input_shape == dataset.shape for each in made)
+    seen.clear()
+    again = surrogates.made_on_the_spot(dataset, on_progress=seen.append)
+    assert not seen
+    assert [each.predictor and each.predictor.sha256 for each in again] == [
+        each.predictor and each.predictor.sha256 for each in made
+    ]
+    monkeypatch.setattr(surrogates, "IMAGES", 32)
+    surrogates.made_on_the_spot(dataset, on_progress=seen.append)
+    assert seen  # another training is another surrogate
+
+
+def test_an_interrupted_training_leaves_nothing(tmp_path: Path) -> None:
+    def stop(state: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        surrogates.made_on_the_spot(load_dataset("digits"), on_progress=stop)
+    assert list((tmp_path / "cache" / "surrogates").iterdir()) == []
+    assert len(surrogates.made_on_the_spot(load_dataset("digits"))) == 2
