@@ -31,11 +31,16 @@ def fetch(split: Split, positions: NDArray[np.int64], device: torch.device) -> t
     return images, labels, torch.from_numpy(split.index[positions]).to(device, non_blocking=True)
 
 
-def draw_noise(draws: Draws, purpose: str, shape: torch.Size, index: Tensor, epoch: int, kind: str) -> Tensor:
-    """Start noise of an attack, `(len(index), *shape)`: a function of (seed, purpose, epoch, dataset index)."""
+def draw_noise(
+    draws: Draws, purpose: str, shape: tuple[int, ...], index: Tensor, kind: str, *, epoch: int = 0, step: int = 0
+) -> Tensor:
+    """Start noise of an attack, `(len(index), *shape)`, standard normal or uniform on [-1, 1].
+
+    A function of (seed, purpose, epoch, dataset index, step).
+    """
     if kind == "normal":
-        return draws.normal(purpose, tuple(shape), index=index, epoch=epoch)
-    return 2 * draws.uniform(purpose, tuple(shape), index=index, epoch=epoch) - 1
+        return draws.normal(purpose, tuple(shape), index=index, epoch=epoch, step=step)
+    return 2 * draws.uniform(purpose, tuple(shape), index=index, epoch=epoch, step=step) - 1
 
 
 def learning_rate(config: TrainConfig, epoch: int, progress: float) -> float:

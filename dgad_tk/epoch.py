@@ -86,7 +86,7 @@ class Epoch:
     def _step(self, positions: NDArray[np.int64], epoch: int) -> dict[str, float]:
         images, labels, index = fetch(self.split, positions, self.device)
         x = augment(images, augmentation=self.augmentation, draws=self.draws, index=index, epoch=epoch)
-        noise = partial(draw_noise, self.draws, "attack", x.shape[1:], index, epoch)
+        noise = partial(draw_noise, self.draws, "attack", x.shape[1:], index, epoch=epoch)
         with autocast(self.config, self.device):
             step = self.method.step(
                 self.student,

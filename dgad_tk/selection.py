@@ -36,7 +36,7 @@ def accuracies(
         positions = np.arange(start, min(start + batch_size, len(split)))
         images, labels, index = fetch(split, positions, device)
         x = to_float(images)
-        noise = partial(draw_noise, draws, "selection", x.shape[1:], index, 0)
+        noise = partial(draw_noise, draws, "selection", x.shape[1:], index)
         begin = start_point(x, threat, "uniform", noise, clip=True)
         x_adv = inner_max(lambda z, y=labels: cross_entropy(model(z), y), x, begin, threat)  # type: ignore[misc]
         with torch.no_grad():

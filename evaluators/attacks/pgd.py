@@ -10,6 +10,7 @@ from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dgad_tk.batches import draw_noise
 from dgad_tk.config import ThreatModel
 from dgad_tk.draws import Draws
 from dgad_tk.inner_max import Init, inner_max, start_point
@@ -103,16 +104,10 @@ class ProjectedGradient(EvasionAttack):  # type: ignore[misc]
 
     def _ascend(self, x: Tensor, y: Tensor, index: Tensor, restart: int) -> Tensor:
         threat = ThreatModel(norm=self.norm, eps=self.eps, step_size=self.step_size, steps=self.steps)
-        noise = partial(_noise, Draws(self.seed), tuple(x.shape[1:]), index, restart)
+        noise = partial(draw_noise, Draws(self.seed), "pgd", x.shape[1:], index, step=restart)
         start = start_point(x, threat, self.init, noise, clip=True)
         return inner_max(lambda z: cross_entropy(self._logits(z), y), x, start, threat)
 
     def _logits(self, x: Tensor) -> Tensor:
         logits: Tensor = self.estimator._predict_framework(x)[0]  # with the estimator's own preprocessing
         return logits
-
-
-def _noise(draws: Draws, shape: tuple[int, ...], index: Tensor, restart: int, kind: str) -> Tensor:
-    if kind == "normal":
-        return draws.normal("pgd", shape, index=index, step=restart)
-    return 2 * draws.uniform("pgd", shape, index=index, step=restart) - 1
