@@ -65,7 +65,9 @@ def _announce(config: "TrainConfig") -> None:
     """What is about to happen, on stderr."""
     from dgad_tk.common import format_fraction, lookup
     from dgad_tk.methods import METHODS
+    from dgad_tk.models import MODELS
 
+    lookup(MODELS, config.student, "model")
     threat = f"{config.attack.norm} {format_fraction(config.attack.eps)}, {config.attack.steps} steps"
     text = f"{config.student} by {config.method} on {config.dataset} for {config.epochs} epochs ({threat})"
     if lookup(METHODS, config.method, "method").needs_teacher:
