@@ -10,12 +10,18 @@ runs/<dataset>-<method>-<student>[-N]/
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dgad_tk.common import UserError, written_aside
 from dgad_tk.config import TrainConfig, read_yaml, validated
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 RUNS = Path("runs")
 
@@ -163,3 +169,23 @@ def claim(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
             f"the run in '{folder.path}' has another config: " + "; ".join(differences),
             hint="resume with the settings it was started with, or start a new run",
         )
+
+
+@contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Keep a run folder to this process. The system lets go of it when the process ends, however it ends.
+
+    Raises:
+        UserError: another process trains there.
+    """
+    if fcntl is None:
+        yield
+        return
+    with (folder.path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in '{folder.path}'", hint="wait for it, or choose another --out"
+            ) from None
+        yield

@@ -17,7 +17,7 @@ from dgad_tk.epoch import Epoch, OnProgress
 from dgad_tk.fold import folded
 from dgad_tk.methods import METHODS, Method, build_method
 from dgad_tk.models import MODELS, build_model
-from dgad_tk.runs import RunFolder, claim, new_run_folder
+from dgad_tk.runs import RunFolder, claim, locked, new_run_folder
 from dgad_tk.selection import accuracies
 from dgad_tk.teachers import open_teacher
 
@@ -58,11 +58,12 @@ def train(
     folder = RunFolder(out) if out else new_run_folder(config)
     given = open_teacher(Path(config.teacher), dataset) if method.needs_teacher and config.teacher != "auto" else None
     claim(folder, config, resume=resume)
-    teacher, teacher_name = given or (None, "")
-    if method.needs_teacher and given is None:
-        weights = make_teacher(config, dataset, folder.teacher, resume=resume, on_progress=on_progress)
-        teacher, teacher_name = open_teacher(weights, dataset)
-    return fit(config, method, dataset, folder, teacher=teacher, teacher_name=teacher_name, on_progress=on_progress)
+    with locked(folder):
+        teacher, teacher_name = given or (None, "")
+        if method.needs_teacher and given is None:
+            weights = make_teacher(config, dataset, folder.teacher, resume=resume, on_progress=on_progress)
+            teacher, teacher_name = open_teacher(weights, dataset)
+        return fit(config, method, dataset, folder, teacher=teacher, teacher_name=teacher_name, on_progress=on_progress)
 
 
 def make_teacher(

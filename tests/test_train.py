@@ -24,7 +24,7 @@ from dgad_tk.config import ThreatModel, TrainConfig, read_yaml
 from dgad_tk.data import load_dataset
 from dgad_tk.draws import Draws
 from dgad_tk.epoch import Progress
-from dgad_tk.runs import RunFolder, new_run_folder, newest_run, weights_of
+from dgad_tk.runs import RunFolder, locked, new_run_folder, newest_run, weights_of
 from dgad_tk.selection import accuracies
 from dgad_tk.train import train
 
@@ -196,6 +196,14 @@ def test_resuming_with_another_teacher_is_refused(tmp_path: Path) -> None:
         train(config, out=tmp_path / "run", resume=True)
     given.write_bytes(first.best.read_bytes())
     assert train(config, out=tmp_path / "run", resume=True).finished()
+
+
+def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
+    config = quick(method="standard", epochs=1)
+    folder = train(config, out=tmp_path / "run")
+    with locked(folder), pytest.raises(UserError, match="another process is training in"):
+        train(config, out=folder.path, resume=True)
+    assert train(config, out=folder.path, resume=True).finished()
 
 
 def test_damaged_run_folders(tmp_path: Path) -> None:
