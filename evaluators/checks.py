@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from evaluators.evaluate import IDLE, Evaluation, Outcome
+from evaluators.record import IDLE, Evaluation, Outcome
 
 Verdict = Literal["high", "warn", "unreliable"]
 _ORDER: tuple[Verdict, ...] = ("high", "warn", "unreliable")

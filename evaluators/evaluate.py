@@ -7,7 +7,7 @@ candidate is brought into the ball to the last bit and judged by `predictor.pred
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +19,17 @@ from dgad_tk.artifact import tool_versions
 from dgad_tk.data import Split
 from dgad_tk.predictor import Images, Logits, Predictor
 from evaluators.attacks import Budget
-from evaluators.ball import Norm, into_ball, l2, linf
+from evaluators.ball import into_ball, l2, linf
 from evaluators.estimators import Counted, to_estimator
 from evaluators.judge import check_images, compare_twin, images_of, judge
+from evaluators.record import IDLE, Evaluation, Outcome
 from evaluators.rows import Row
 from evaluators.units import NOT_ATTACKED, Unit, UnitStore
 
 CHUNK = 500
 """Images in a unit of work. Cut from the dataset's fixed order, so it never depends on how many are evaluated."""
 GALLERY = 4
-IDLE = "unreliable: the attack changed under 1 % of the attacked images"
 SURROGATE_SLACK = 0.10
-
-
-@dataclass
-class Outcome:
-    """A row and its units, joined over the chunks; `reason` says why there are none."""
-
-    row: Row
-    unit: Unit | None = None
-    reason: str = ""
-    flags: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -53,59 +43,6 @@ class Progress:
     n: int
     broken: int
     attacked: int
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The record of one evaluated model.
-
-    Attributes:
-        predictor: what was evaluated.
-        labels, clean_pred: int64 `(n,)`.
-        index: int64 `(n,)`, rows of the dataset.
-        clean_right: bool `(n,)`; a non-finite logit counts as wrong.
-        outcomes: a row each.
-        twin: difference of module and runtime on clean images.
-        probes: what the checks need to know about the model itself.
-        images_sha256: of the images and labels that were evaluated.
-    """
-
-    predictor: Predictor
-    labels: NDArray[np.int64]
-    index: NDArray[np.int64]
-    clean_pred: NDArray[np.int64]
-    clean_right: NDArray[np.bool_]
-    outcomes: list[Outcome]
-    twin: dict[str, float]
-    probes: dict[str, float]
-    images_sha256: str
-    norm: Norm
-    eps: tuple[float, ...]
-    seed: int
-    batch_size: int
-    split: Split
-
-    @property
-    def clean_accuracy(self) -> float:
-        return float(self.clean_right.mean())
-
-    def held(self, eps: float) -> NDArray[np.bool_]:
-        """Images that are right when clean and withstand every budget attack that ran at `eps`, bool `(n,)`.
-
-        Raises:
-            ValueError: none ran there.
-        """
-        units = [outcome.unit for outcome in self.outcomes if outcome.unit and outcome.row.eps == eps]
-        if not units:
-            raise ValueError(f"no budget attack ran at eps {eps}: expected one of {list(self.eps)}")
-        held = self.clean_right.copy()
-        for unit in units:
-            held &= ~unit.broken
-        return held
-
-    def worst_case(self, eps: float) -> float:
-        """Share of all images that are in `held(eps)`."""
-        return float(self.held(eps).mean())
 
 
 # TF32 moves logits by 1e-3, more than a verdict may depend on.
@@ -150,10 +87,11 @@ def evaluate(
         "runtime": predictor.runtime,
         "gpu": torch.cuda.is_available(),
     }
+    unfit = _unfit_surrogates(rows, split, batch_size, float(clean_right.mean()))
     units = UnitStore(store)
     outcomes: list[Outcome] = []
     for number, row in enumerate(rows):
-        outcome = Outcome(row, reason=_why_skip(row, split, batch_size, float(clean_right.mean())))
+        outcome = Outcome(row, reason=unfit.get(row.surrogate.name, "") if row.surrogate else "")
         outcomes.append(outcome)
         if outcome.reason:
             continue
@@ -277,21 +215,22 @@ def _clean(
     return np.concatenate(predictions), np.concatenate(rights), total.hexdigest(), hashes
 
 
-def _why_skip(row: Row, split: Split, batch_size: int, accuracy: float) -> str:
-    """Why a transfer row cannot be run, or nothing."""
-    if row.surrogate is None:
-        return ""
-    if row.surrogate.predictor is None:
-        return row.surrogate.reason
+def _unfit_surrogates(rows: Sequence[Row], split: Split, batch_size: int, accuracy: float) -> dict[str, str]:
+    """Names of the surrogates that no transfer row can be run with, and why."""
+    reasons: dict[str, str] = {}
     sample = split.subset(min(len(split), 1000))
-    predicted, _ = judge(row.surrogate.predictor, images_of(sample, slice(None)), batch_size)
-    own = float((predicted == sample.labels).mean())
-    if own < accuracy - SURROGATE_SLACK:
-        return (
-            f"surrogate {row.surrogate.name} is right on {own:.1%} of the images, the target on {accuracy:.1%}: "
-            f"more than {SURROGATE_SLACK:.0%} worse makes weak examples"
-        )
-    return ""
+    for surrogate in {row.surrogate.name: row.surrogate for row in rows if row.surrogate}.values():
+        if surrogate.predictor is None:
+            reasons[surrogate.name] = surrogate.reason
+            continue
+        predicted, _ = judge(surrogate.predictor, images_of(sample, slice(None)), batch_size)
+        own = float((predicted == sample.labels).mean())
+        if own < accuracy - SURROGATE_SLACK:
+            reasons[surrogate.name] = (
+                f"surrogate {surrogate.name} is right on {own:.1%} of the images, the target on {accuracy:.1%}: "
+                f"more than {SURROGATE_SLACK:.0%} worse makes weak examples"
+            )
+    return reasons
 
 
 def _question(row: Row) -> dict[str, Any]:

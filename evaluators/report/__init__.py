@@ -12,7 +12,7 @@ from dgad_tk.artifact import tool_versions
 from dgad_tk.common import written_aside
 from evaluators.ball import wilson
 from evaluators.checks import check
-from evaluators.evaluate import Evaluation, Outcome
+from evaluators.record import Evaluation, Outcome
 
 SCHEMA = "dgad/results/1"
 GALLERY_LIMIT = 64

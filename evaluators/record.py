@@ -1,0 +1,77 @@
+"""The record of an evaluation: for every image and every row, what the deployed runtime answered."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgad_tk.data import Split
+from dgad_tk.predictor import Predictor
+from evaluators.ball import Norm
+from evaluators.rows import Row
+from evaluators.units import Unit
+
+IDLE = "unreliable: the attack changed under 1 % of the attacked images"
+
+
+@dataclass
+class Outcome:
+    """A row and its units, joined over the chunks; `reason` says why there are none."""
+
+    row: Row
+    unit: Unit | None = None
+    reason: str = ""
+    flags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The record of one evaluated model.
+
+    Attributes:
+        predictor: what was evaluated.
+        labels, clean_pred: int64 `(n,)`.
+        index: int64 `(n,)`, rows of the dataset.
+        clean_right: bool `(n,)`; a non-finite logit counts as wrong.
+        outcomes: a row each.
+        twin: difference of module and runtime on clean images.
+        probes: what the checks need to know about the model itself.
+        images_sha256: of the images and labels that were evaluated.
+    """
+
+    predictor: Predictor
+    labels: NDArray[np.int64]
+    index: NDArray[np.int64]
+    clean_pred: NDArray[np.int64]
+    clean_right: NDArray[np.bool_]
+    outcomes: list[Outcome]
+    twin: dict[str, float]
+    probes: dict[str, float]
+    images_sha256: str
+    norm: Norm
+    eps: tuple[float, ...]
+    seed: int
+    batch_size: int
+    split: Split
+
+    @property
+    def clean_accuracy(self) -> float:
+        return float(self.clean_right.mean())
+
+    def held(self, eps: float) -> NDArray[np.bool_]:
+        """Images that are right when clean and withstand every budget attack that ran at `eps`, bool `(n,)`.
+
+        Raises:
+            ValueError: none ran there.
+        """
+        units = [outcome.unit for outcome in self.outcomes if outcome.unit and outcome.row.eps == eps]
+        if not units:
+            raise ValueError(f"no budget attack ran at eps {eps}: expected one of {list(self.eps)}")
+        held = self.clean_right.copy()
+        for unit in units:
+            held &= ~unit.broken
+        return held
+
+    def worst_case(self, eps: float) -> float:
+        """Share of all images that are in `held(eps)`."""
+        return float(self.held(eps).mean())
