@@ -17,6 +17,9 @@ from dgad_tk.common import UserError, lookup, nearest, parse_fraction, written_a
 Fraction = Annotated[float, BeforeValidator(parse_fraction)]
 """A share of the pixel range [0, 1]; `8/255` is accepted."""
 
+When = Annotated[float, Field(ge=0)]
+"""A moment of a run: below 1 a share of its epochs, else a number of whole epochs."""
+
 Radius = Annotated[float, BeforeValidator(partial(parse_fraction, upper=math.inf)), Field(gt=0)]
 """A distance in units of the pixel range; in L2 it may be above 1."""
 
@@ -24,6 +27,11 @@ ENVIRONMENT_PREFIX = "DGAD_"
 _NOT_CONFIG = {"DGAD_CACHE"}
 
 M = TypeVar("M", bound=BaseModel)
+
+
+def epoch_of(when: float, epochs: int) -> int:
+    """The epoch, from 0, that begins at `when`."""
+    return round(when * epochs) if when < 1 else round(when)
 
 
 class ThreatModel(BaseModel):

@@ -83,6 +83,17 @@ def in_train_mode(model: nn.Module) -> Iterator[None]:
         model.train(before)
 
 
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Put BatchNorm's running statistics back to what they were."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
+
+
 def _norms(x: Tensor) -> Tensor:
     """L2 norm of each image, `(N, 1, 1, 1)`, never 0."""
     norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)

@@ -8,20 +8,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """KL(P‖Q) = sum_c P_c (log P_c - log Q_c), `(N, K)` and `(N, K)` to `(N,)`.
+def kl(p_logits: Tensor, q_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(P‖Q) = sum_c P_c (log P_c - log Q_c), `(N, K)` and `(N, K)` to `(N,)`; both softened by `temperature`.
 
     True divergence, with P's entropy: where P depends on the attacked image, as the teacher does in AdaAD and DGAD,
     bare cross-entropy has another gradient.
     """
     assert p_logits.shape == q_logits.shape, f"expected equal shapes, got {p_logits.shape} and {q_logits.shape}"
+    if temperature != 1.0:
+        p_logits, q_logits = p_logits / temperature, q_logits / temperature
     log_p, log_q = F.log_softmax(p_logits, dim=1), F.log_softmax(q_logits, dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log S_y, `(N, K)` and int64 `(N,)` to `(N,)`."""
-    return F.cross_entropy(logits, labels, reduction="none")
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """-log S_y, `(N, K)` and int64 `(N,)` to `(N,)`; the label shares `smoothing` of its mass among all K classes."""
+    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+
+
+def soft_label(logits: Tensor, labels: Tensor, *, of_logits: float) -> Tensor:
+    """Logarithm of `of_logits` softmax(logits) + (1 - `of_logits`) onehot(labels), `(N, K)`.
+
+    It stands for logits wherever only their softmax counts.
+    """
+    onehot = F.one_hot(labels, logits.shape[1])
+    mixed = of_logits * F.softmax(logits, dim=1) + (1 - of_logits) * onehot
+    return mixed.clamp(min=torch.finfo(mixed.dtype).tiny).log()
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -51,6 +63,16 @@ def swap_label(logits: Tensor, labels: Tensor, where: Tensor) -> Tensor:
     chosen = where[:, None]
     swapped = logits.scatter(1, label, torch.where(chosen, of_rival, of_label))
     return swapped.scatter(1, rival, torch.where(chosen, of_label, of_rival))
+
+
+def runner_up(logits: Tensor, labels: Tensor) -> Tensor:
+    """The class with the largest logit but the label's, int64 `(N,)`."""
+    return _without_label(logits, labels).argmax(dim=1)
+
+
+def squared_gap(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """sum_c (P_c - Q_c)^2, `(N, K)` and `(N, K)` to `(N,)`."""
+    return (F.softmax(p_logits, dim=1) - F.softmax(q_logits, dim=1)).square().sum(dim=1)
 
 
 def _without_label(logits: Tensor, labels: Tensor) -> Tensor:

@@ -55,8 +55,18 @@ class Golden:
     def threat(self) -> ThreatModel:
         return ThreatModel(eps=float(self["eps"]), step_size=float(self["step"]), steps=int(self["steps"]))
 
-    def batch(self, nominal_size: int = 16) -> Batch:
-        return Batch(self["x"], self["y"], lambda kind: self["noise_raw"], nominal_size)
+    def batch(self, nominal_size: int = 16, epoch: int = 0) -> Batch:
+        return Batch(self["x"], self["y"], self._noise, nominal_size, epoch, epochs=200)
+
+    def _noise(self, kind: str) -> Tensor:
+        """As drawn; the uniform one is stored in units of the pixels, and methods take it on [-1, 1]."""
+        stored = self["noise_raw"]
+        assert (self.config_init() == "uniform") == (kind == "uniform")
+        return stored / float(self["eps"]) if kind == "uniform" else stored
+
+    def config_init(self) -> str:
+        """The start of the attack that the file was made with."""
+        return str(self.config["init"])
 
     def run(self, method: Method, student: nn.Module, **changes: Any) -> Step:
         """Our step on the stored weights, batch and noise, with its gradients in `student`."""

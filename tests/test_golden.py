@@ -1,26 +1,38 @@
 """The methods against the authors' released code: x', loss, every gradient and BatchNorm's statistics, in float64."""
 
+from typing import Any
+
 import pytest
 import torch
-from golden import Golden, close, forward_trace
+from golden import DATA, Golden, close, forward_trace
 
 from dgad_tk.methods import Method, build_method
 
-CASES = {
+KL = {"kl_adv": "term.kl_adv", "kl_clean": "term.kl_clean"}
+ADV = {"kl_adv": "term.kl_adv"}
+DGAD = {"l_st": "term.l_st", "l_at": "term.l_at"}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "pgd_at": ("pgd-at", {}, {"ce_adv": "term.ce_adv", "ce_clean": "term.ce_clean"}),
     "trades": ("trades", {"beta": 6.0}, {"ce_clean": "term.ce_clean", "kl": "term.kl"}),
-    "dgad_resnet": (
-        "dgad",
-        {"pcr_weight": 5.0},
-        {"l_st": "term.l_st", "l_at": "term.l_at", "pcr": "term.pcr"},
-    ),
-    "dgad_mobilenetv2": (
-        "dgad",
-        {"pcr_weight": 10.0, "mobilenet_loss": "released"},
-        {"l_st": "term.l_st", "l_at": "term.l_at", "pcr": "term.pcr"},
-    ),
-    "dgad_alp_off": ("dgad", {"pcr_weight": 0.0}, {"l_st": "term.l_st", "l_at": "term.l_at"}),
+    "mart": ("mart", {"beta": 6.0}, {"bce": "term.bce", "robust": "term.robust"}),
+    "ard": ("ard", {"kl_reduction": "elementmean"}, {"kl": "term.kl", "ce_clean": "term.ce_clean"}),
+    "iad1_before": ("iad", {}, {"ce_clean": "term.ce_clean"}),
+    "iad1_after": ("iad", {}, {"ce_clean": "term.ce_clean"}),
+    "rslad": ("rslad", {"kl_reduction": "elementmean", "log_offset": 1e-5}, KL),
+    "adaad_c10_alpha1": ("adaad", {"kl_reduction": "elementmean"}, ADV),
+    "adaad_c10_alpha05": ("adaad", {"kl_reduction": "elementmean", "alpha": 0.5}, KL),
+    "adaad_c100_alpha1": ("adaad", {}, ADV),
+    "adaad_c100_alpha05": ("adaad", {"alpha": 0.5}, KL),
+    "dgad_resnet": ("dgad", {"pcr_weight": 5.0}, DGAD | {"pcr": "term.pcr"}),
+    "dgad_mobilenetv2": ("dgad", {"pcr_weight": 10.0, "mobilenet_loss": "released"}, DGAD | {"pcr": "term.pcr"}),
+    "dgad_alp_off": ("dgad", {"pcr_weight": 0.0}, DGAD),
 }
+EPOCH = {"iad1_after": 60}
+"""Of 200; the others do not depend on it."""
+
+
+def test_every_oracle_is_held_against_something() -> None:
+    assert {path.stem for path in DATA.glob("*.npz")} == set(CASES)
 
 
 def check_gradients(golden: Golden, student: torch.nn.Module, prefix: str = "grad.") -> None:
@@ -38,11 +50,12 @@ def test_step_equals_released_code(name: str) -> None:
     golden, method = Golden(name), build_method(method_name, options)
     student = golden.network("student")
     with forward_trace(student) as trace:
-        step = golden.run(method, student)
+        step = golden.run(method, student, batch=golden.batch(epoch=EPOCH.get(name, 0)))
 
     assert step.x_adv is not None
     assert close(step.x_adv, golden["x_adv"])
     assert close(step.loss.detach(), golden["loss"])
+    assert close(step.logits.detach(), golden["student_logits_adv"])
     for ours, theirs in terms.items():
         assert close(step.terms[ours], golden[theirs]), ours
     check_gradients(golden, student)
@@ -52,6 +65,17 @@ def test_step_equals_released_code(name: str) -> None:
         assert close(mean, golden["bn_trace.running_mean"][at])
         assert close(variance, golden["bn_trace.running_var"][at])
     assert int(student[1].num_batches_tracked) == int(golden["student_after.1.num_batches_tracked"])
+
+
+def test_iads_parts_equal_the_stored_ones() -> None:
+    golden = Golden("iad1_after")
+    step = golden.run(build_method("iad", {}), golden.network("student"), batch=golden.batch(epoch=60))
+    trust = golden["teacher_weight"]
+    assert close(step.terms["distill"], golden["kl_per_sample.distill"].mean())
+    assert close(step.terms["introspection"], ((1 - trust) * golden["kl_per_sample.introspection"]).mean())
+    paper = build_method("iad", {"teacher_weighted": True})
+    weighted = golden.run(paper, golden.network("student"), batch=golden.batch(epoch=60)).terms["distill"]
+    assert close(weighted, (trust * golden["kl_per_sample.distill"]).mean())
 
 
 def test_intended_mobilenet_loss_equals_the_mended_parenthesis() -> None:

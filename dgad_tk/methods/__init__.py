@@ -7,9 +7,19 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from dgad_tk.common import UserError, lookup, nearest
-from dgad_tk.methods.base import Batch, Method, Step
+from dgad_tk.methods.adaad import AdaAd, AdaIad
+from dgad_tk.methods.akd import Akd
+from dgad_tk.methods.alp import Alp
+from dgad_tk.methods.ard import Ard
+from dgad_tk.methods.base import AdversarialMethod, Batch, Method, Step
 from dgad_tk.methods.dgad import Dgad
+from dgad_tk.methods.iad import Iad
+from dgad_tk.methods.igdm import Igdm
+from dgad_tk.methods.kd import Kd
+from dgad_tk.methods.mart import Mart
 from dgad_tk.methods.pgd_at import PgdAt
+from dgad_tk.methods.rslad import Rslad
+from dgad_tk.methods.score import Score
 from dgad_tk.methods.standard import Standard
 from dgad_tk.methods.trades import Trades
 
@@ -17,18 +27,68 @@ METHODS: dict[str, type[Method]] = {
     "standard": Standard,
     "pgd-at": PgdAt,
     "trades": Trades,
+    "mart": Mart,
+    "alp": Alp,
+    "score": Score,
+    "kd": Kd,
+    "ard": Ard,
+    "iad": Iad,
+    "rslad": Rslad,
+    "akd": Akd,
+    "adaad": AdaAd,
+    "adaiad": AdaIad,
     "dgad": Dgad,
 }
+
+ADDONS: dict[str, type[Igdm]] = {"igdm": Igdm}
+"""What can be added to a distillation method: `--method adaad+igdm`."""
+
+
+def find_method(name: str) -> type[Method]:
+    """The row of METHODS behind `adaad` or `adaad+igdm`.
+
+    Raises:
+        UserError: no such method or add-on, or the two do not go together.
+    """
+    base, *addons = name.split("+")
+    cls = lookup(METHODS, base, "method")
+    for addon in addons:
+        lookup(ADDONS, addon, "add-on")
+        if not (cls.needs_teacher and issubclass(cls, AdversarialMethod)):
+            fitting = [row for row, other in METHODS.items() if other.needs_teacher and other is not METHODS["kd"]]
+            raise UserError(
+                f"'{addon}' needs a method that attacks and has a teacher, '{base}' is none",
+                hint="one of " + ", ".join(fitting),
+            )
+    return cls
 
 
 def build_method(name: str, options: Mapping[str, Any]) -> Method:
     """The method `name` with `options` in place of its defaults; `dgad.map` and `map` are the same option of dgad.
 
+    Args:
+        name: row of METHODS, with add-ons behind a plus sign (`adaad+igdm`).
+        options: an add-on's carry its name (`igdm.weight`).
+
     Raises:
         UserError: unknown method, unknown option (with the nearest known one) or a value out of range.
     """
-    cls = lookup(METHODS, name, "method")
-    options = {key.removeprefix(f"{name}."): value for key, value in options.items()}
+    cls = find_method(name)
+    base, *addons = name.split("+")
+    of_addons: dict[str, dict[str, Any]] = {addon: {} for addon in addons}
+    of_base: dict[str, Any] = {}
+    for key, value in options.items():
+        owner, _, option = key.rpartition(".")
+        if owner in ADDONS and owner not in of_addons:
+            raise UserError(f"option '{key}' needs --method {name}+{owner}", hint=f"'{owner}' is an add-on")
+        of_addons.get(owner, of_base)[option if owner in (base, *addons) else key] = value
+    method = _validated(cls, base, of_base)
+    for addon in addons:
+        method = _validated(ADDONS[addon], addon, {"base": method, **of_addons[addon]})
+    return method
+
+
+def _validated(cls: type[Method], name: str, options: Mapping[str, Any]) -> Method:
     known = [field.name for field in fields(cls)]
     for option in options:
         if option not in known:
@@ -42,4 +102,4 @@ def build_method(name: str, options: Mapping[str, Any]) -> Method:
         raise UserError(f"{where}: {message}", hint=f"`dgad list methods` shows what '{name}' takes") from None
 
 
-__all__ = ["METHODS", "Batch", "Method", "Step", "build_method"]
+__all__ = ["ADDONS", "METHODS", "Batch", "Method", "Step", "build_method", "find_method"]

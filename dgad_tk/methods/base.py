@@ -2,36 +2,72 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from dgad_tk.config import ThreatModel
 from dgad_tk.fold import folded
-from dgad_tk.inner_max import Init, Noise, Objective, in_train_mode, inner_max, start_point
+from dgad_tk.inner_max import Init, Noise, Objective, in_train_mode, inner_max, kept_statistics, start_point
 
-BatchNormMode = Literal["eval", "train"]
+BatchNormMode = Literal["eval", "train", "batch"]
+"""Running statistics; the batch's own, and the running ones move; the batch's own, and the running ones stay."""
+
+KlReduction = Literal["batchmean", "elementmean"]
+"""Sum over classes and mean over the batch; or mean over both, which is 1/K of it."""
 
 ObjectiveOn = Callable[[nn.Module], Objective]
 """Of a student: what its attack maximises."""
+
+
+def _alone(value: Tensor) -> Tensor:
+    return value
 
 
 @dataclass(frozen=True)
 class Batch:
     """One augmented mini-batch.
 
+    Where several processes share a batch, this is one process's part of it. Methods reduce through `mean` and
+    `mean_where`, which see all parts, so that every loss is that of the whole batch and no method knows how many
+    processes there are.
+
     Attributes:
         x: images `(N, C, H, W)` in [0, 1].
         y: labels, int64 `(N,)`.
         noise: draws of x's shape that belong to these images in this epoch.
         nominal_size: the configured batch size; the last batch of an epoch may hold fewer.
+        epoch: the epoch this step belongs to, from 0.
+        epochs: how many the run has.
+        x_adv: adversarial images made already; the method then makes none.
+        n: images of the whole batch.
+        across: sums a tensor over the processes, differentiably.
     """
 
     x: Tensor
     y: Tensor
     noise: Noise = field(repr=False)
     nominal_size: int
+    epoch: int = 0
+    epochs: int = 1
+    x_adv: Tensor | None = None
+    n: int = 0
+    across: Callable[[Tensor], Tensor] = field(default=_alone, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n", self.n or len(self.x))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of `(N,)` over the whole batch, a scalar."""
+        return self.across(values.sum()) / self.n
+
+    def mean_where(self, values: Tensor, where: Tensor) -> Tensor:
+        """Mean over the chosen images of the whole batch; 0 where none is chosen."""
+        chosen: Tensor = torch.where(where, values, 0)
+        return self.across(chosen.sum()) / self.across(where.sum()).clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -42,7 +78,7 @@ class Step:
         loss: the scalar to call backward on.
         terms: its parts before weighting, by the names of the paper, and shares worth watching. Detached scalars.
         x_adv: the adversarial batch, None for methods without one.
-        logits: the student's on the images it is judged by (adversarial where there are any), for the progress line.
+        logits: the student's on the images it is judged by (adversarial where there are any), with their graph.
     """
 
     loss: Tensor
@@ -88,11 +124,32 @@ class AdversarialMethod(Method):
 
         `objective_on` may be handed a stand-in that computes the same: in eval mode the BatchNorms are folded.
         """
+        if batch.x_adv is not None:
+            return batch.x_adv
         start = start_point(batch.x, threat, self.init, batch.noise, clip=self.clip_start)
         if self.bn_in_attack == "eval":
             return inner_max(objective_on(folded(student)), batch.x, start, threat)
-        with in_train_mode(student):
+        keep = kept_statistics(student) if self.bn_in_attack == "batch" else nullcontext()
+        with keep, in_train_mode(student):
             return inner_max(objective_on(student), batch.x, start, threat)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(AdversarialMethod):
+    """A method with a teacher.
+
+    Attributes:
+        kl_reduction: mean over the batch of the divergence, or of its mean over classes (1/K of it). The latter is
+            what some released codes compute; it weakens the loss against weight decay.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+
+    kl_reduction: KlReduction = "batchmean"
+
+    def reduced(self, divergence: Tensor, classes: int) -> Tensor:
+        """A divergence a sample `(N,)` under `kl_reduction`, `(N,)`; its mean over the batch is the term."""
+        return divergence / classes if self.kl_reduction == "elementmean" else divergence
 
 
 def require(teacher: nn.Module | None) -> nn.Module:

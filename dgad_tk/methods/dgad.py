@@ -1,20 +1,19 @@
 """DGAD: Dynamic Guidance Adversarial Distillation."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgad_tk.config import ThreatModel
 from dgad_tk.inner_max import Objective
-from dgad_tk.losses import kl, margin, predicted_wrong, swap_label
-from dgad_tk.methods.base import AdversarialMethod, Batch, Step, require
+from dgad_tk.losses import kl, margin, predicted_wrong, soft_label, squared_gap, swap_label
+from dgad_tk.methods.base import Batch, Distillation, Step, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dgad(AdversarialMethod):
+class Dgad(Distillation):
     """Park & Min, ECCV 2024, https://arxiv.org/abs/2409.01627.
 
     MAP (section 4.1) sends the samples whose clean image the teacher gets wrong, m_i = 1, to standard training ST, the
@@ -50,10 +49,11 @@ class Dgad(AdversarialMethod):
         els_adv: swap labels in T(x').
         pcr_weight: beta; 0 switches PCR off.
         pcr: `mse_mean` over N·K elements, or the mean over samples of the L2 norm or of its square.
-        kl_reduction: mean over the batch of the divergence, or of its mean over classes (1/K of it).
+        label_mode: what corrects the teacher where it is wrong (Table 3): `swap` is ELS; `smooth` puts the smoothed
+            label in its place; `mix` mixes it with the label. The paper gives neither amount: the defaults are ours.
+        smoothing: mass of the smoothed label that all K classes share.
+        mixing: weight of the label in the mixture.
     """
-
-    needs_teacher: ClassVar[bool] = True
 
     map: bool = True
     els_clean: bool = True
@@ -64,11 +64,16 @@ class Dgad(AdversarialMethod):
     mobilenet_loss: Literal["off", "intended", "released"] = "off"
     divisor: Literal["n", "bs"] = "n"
     attack_subset: Literal["all", "used"] = "all"
-    kl_reduction: Literal["batchmean", "elementmean"] = "batchmean"
+    label_mode: Literal["swap", "smooth", "mix"] = "swap"
+    smoothing: float = 0.1
+    mixing: float = 0.5
 
     def __post_init__(self) -> None:
         if self.pcr_weight < 0:
             raise ValueError(f"pcr_weight must not be negative, got {self.pcr_weight}")
+        for name in ("smoothing", "mixing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if self.attack_subset == "used" and self.pcr_weight > 0:
             raise ValueError("attack_subset 'used' leaves PCR without adversarial images: it needs pcr_weight 0")
         if self.mobilenet_loss != "off" and self.subset_weights == "equal":
@@ -89,19 +94,30 @@ class Dgad(AdversarialMethod):
         with torch.no_grad():
             target_adv = teacher(x_adv)
             if self.els_clean:
-                target_clean = swap_label(target_clean, y, wrong)
+                target_clean = self._corrected(target_clean, y, wrong)
             if self.els_adv:
-                target_adv = swap_label(target_adv, y, margin(target_adv, y) < 0)
+                target_adv = self._corrected(target_adv, y, margin(target_adv, y) < 0)
 
-        scale = 1 / x.new_tensor(logits_clean.shape[1]) if self.kl_reduction == "elementmean" else 1.0
-        l_st = _mean_where(kl(target_clean, logits_clean), wrong) * scale
-        l_at = _mean_where(kl(target_adv, logits_adv), ~wrong) * scale
-        loss = self._combine(l_st, l_at, wrong, batch)
-        terms = {"l_st": l_st, "l_at": l_at, "teacher_wrong": wrong.to(x.dtype).mean()}
+        classes = logits_clean.shape[1]
+        l_st = batch.mean_where(self.reduced(kl(target_clean, logits_clean), classes), wrong)
+        l_at = batch.mean_where(self.reduced(kl(target_adv, logits_adv), classes), ~wrong)
+        n_m = batch.across(wrong.sum())
+        loss = self._combine(l_st, l_at, n_m, batch)
+        terms = {"l_st": l_st, "l_at": l_at, "teacher_wrong": n_m.to(x.dtype) / batch.n}
         if self.pcr_weight > 0:
-            terms["pcr"] = self._consistency(logits_clean, logits_adv)
+            terms["pcr"] = batch.mean(self._consistency(logits_clean, logits_adv))
             loss = loss + self.pcr_weight * terms["pcr"]
-        return Step(loss, {name: term.detach() for name, term in terms.items()}, x_adv, logits_adv.detach())
+        return Step(loss, {name: term.detach() for name, term in terms.items()}, x_adv, logits_adv)
+
+    def _corrected(self, target: Tensor, y: Tensor, where: Tensor) -> Tensor:
+        """The teacher's logits `(N, K)`, with the label put right in the rows `where`."""
+        if self.label_mode == "swap":
+            return swap_label(target, y, where)
+        if self.label_mode == "mix":
+            instead = soft_label(target, y, of_logits=1 - self.mixing)
+        else:
+            instead = soft_label(torch.zeros_like(target), y, of_logits=self.smoothing)
+        return torch.where(where[:, None], instead, target)
 
     def _attack(
         self, student: nn.Module, teacher: nn.Module, batch: Batch, threat: ThreatModel, wrong: Tensor
@@ -109,15 +125,14 @@ class Dgad(AdversarialMethod):
         def objective_on(net: nn.Module) -> Objective:
             return lambda images: kl(teacher(images), net(images))
 
-        if self.attack_subset == "all":
+        if self.attack_subset == "all" or batch.x_adv is not None:
             return self.attack(student, batch, threat, objective_on)
         rest = ~wrong
-        part = Batch(batch.x[rest], batch.y[rest], lambda kind: batch.noise(kind)[rest], batch.nominal_size)
+        part = replace(batch, x=batch.x[rest], y=batch.y[rest], noise=lambda kind: batch.noise(kind)[rest])
         return batch.x.masked_scatter(rest[:, None, None, None], self.attack(student, part, threat, objective_on))
 
-    def _combine(self, l_st: Tensor, l_at: Tensor, wrong: Tensor, batch: Batch) -> Tensor:
-        n = len(batch.x) if self.divisor == "n" else batch.nominal_size
-        share = wrong.sum() / n
+    def _combine(self, l_st: Tensor, l_at: Tensor, n_m: Tensor, batch: Batch) -> Tensor:
+        share = n_m / (batch.n if self.divisor == "n" else batch.nominal_size)
         if self.mobilenet_loss == "released" and self.pcr_weight > 0:
             return 0.5 * (share * l_st + (1 - share)) * l_at
         if self.subset_weights == "equal":
@@ -126,16 +141,10 @@ class Dgad(AdversarialMethod):
         return factor * (share * l_st + (1 - share) * l_at)
 
     def _consistency(self, logits_clean: Tensor, logits_adv: Tensor) -> Tensor:
-        gap = F.softmax(logits_adv, dim=1) - F.softmax(logits_clean, dim=1)
+        squared = squared_gap(logits_adv, logits_clean)
         if self.pcr == "mse_mean":
-            return gap.square().mean()
-        squared = gap.square().sum(dim=1)
+            return squared / logits_clean.shape[1]
         if self.pcr == "sq_l2":
-            return squared.mean()
+            return squared
         # The norm has no gradient at 0, where a sample's two predictions agree to the last bit.
-        return squared.clamp(min=1e-24).sqrt().mean()
-
-
-def _mean_where(values: Tensor, where: Tensor) -> Tensor:
-    """Mean of `values[where]`, 0 of none, without waiting for the device to say how many there are."""
-    return torch.where(where, values, 0).sum() / where.sum().clamp(min=1)
+        return squared.clamp(min=1e-24).sqrt()

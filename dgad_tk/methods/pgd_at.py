@@ -21,10 +21,12 @@ class PgdAt(AdversarialMethod):
 
     Attributes:
         clean_forward: run that forward. Off, the running statistics are of adversarial images only.
+        label_smoothing: of the loss, not of the attack; the released code has none.
     """
 
     clip_start: bool = True
     clean_forward: bool = True
+    label_smoothing: float = 0.0
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         def objective_on(net: nn.Module) -> Objective:
@@ -32,9 +34,9 @@ class PgdAt(AdversarialMethod):
 
         x_adv = self.attack(student, batch, threat, objective_on)
         logits = student(x_adv)
-        loss = cross_entropy(logits, batch.y).mean()
+        loss = batch.mean(cross_entropy(logits, batch.y, self.label_smoothing))
         terms = {"ce_adv": loss.detach()}
         if self.clean_forward:
             with torch.no_grad():
-                terms["ce_clean"] = cross_entropy(student(batch.x), batch.y).mean()
-        return Step(loss, terms, x_adv, logits.detach())
+                terms["ce_clean"] = batch.mean(cross_entropy(student(batch.x), batch.y))
+        return Step(loss, terms, x_adv, logits)

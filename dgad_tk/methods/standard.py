@@ -15,11 +15,16 @@ class Standard(Method):
     """L = CE(s(x), y).
 
     The best epoch is chosen by clean accuracy: under attack every epoch of it is near zero.
+
+    Attributes:
+        label_smoothing: mass of the label that all classes share.
     """
 
     selected_by: ClassVar[Literal["robust", "clean"]] = "clean"
 
+    label_smoothing: float = 0.0
+
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         logits = student(batch.x)
-        loss = cross_entropy(logits, batch.y).mean()
-        return Step(loss, {"ce_clean": loss.detach()}, None, logits.detach())
+        loss = batch.mean(cross_entropy(logits, batch.y, self.label_smoothing))
+        return Step(loss, {"ce_clean": loss.detach()}, None, logits)

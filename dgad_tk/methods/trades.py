@@ -21,21 +21,21 @@ class Trades(AdversarialMethod):
 
     Attributes:
         beta: weight of the divergence.
+        label_smoothing: of the cross-entropy; the released code has none.
     """
 
     beta: float = 6.0
+    label_smoothing: float = 0.0
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         def objective_on(net: nn.Module) -> Objective:
-            with (
-                torch.no_grad()
-            ):  # the released attack computes its target anew at every step; it is the same each time
+            with torch.no_grad():  # the released attack computes it anew at every step; it is the same each time
                 target = net(batch.x)
             return lambda images: kl(target, net(images))
 
         x_adv = self.attack(student, batch, threat, objective_on)
-        ce_clean = cross_entropy(student(batch.x), batch.y).mean()
+        ce_clean = batch.mean(cross_entropy(student(batch.x), batch.y, self.label_smoothing))
         logits_adv = student(x_adv)
-        divergence = kl(student(batch.x), logits_adv).mean()
+        divergence = batch.mean(kl(student(batch.x), logits_adv))
         loss = ce_clean + self.beta * divergence
-        return Step(loss, {"ce_clean": ce_clean.detach(), "kl": divergence.detach()}, x_adv, logits_adv.detach())
+        return Step(loss, {"ce_clean": ce_clean.detach(), "kl": divergence.detach()}, x_adv, logits_adv)
