@@ -1,30 +1,153 @@
 """Teachers from files: opened, checked against the images, frozen."""
 
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from dgad_tk.artifact import KEY
+from dgad_tk.batches import fetch
 from dgad_tk.checkpoint import load_model
 from dgad_tk.common import UserError, sha256_file
 from dgad_tk.data import Dataset
+from dgad_tk.data.augment import to_float
+from dgad_tk.foreign import SUFFIXES, read_checkpoint
+from dgad_tk.matching import match_network
+from dgad_tk.models import Normalize, check_input
 from dgad_tk.runs import weights_of
 
-SUFFIXES = (".safetensors",)
+BETTER = 0.05
+"""By how much of the images the other reading has to be better before it is worth a warning."""
 
 
-def open_teacher(source: Path, dataset: Dataset) -> tuple[nn.Module, str]:
-    """The teacher in a weights file or run folder, in eval mode with frozen weights, and `name sha256` of it.
+def open_teacher(
+    source: Path,
+    dataset: Dataset,
+    *,
+    model: str = "",
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+) -> tuple[nn.Module, str]:
+    """The teacher in a file or run folder, in eval mode with frozen weights on the CPU, and `name sha256` of it.
+
+    Args:
+        source: a run folder or weights file of `dgad train`, or a checkpoint of another project: safetensors, or what
+            `torch.save` wrote, read as weights only.
+        model: network of a foreign checkpoint; empty to tell it from the weights. A file of ours says it itself.
+        mean, std: what a foreign teacher's images were normalised with, unless its file says so.
 
     Raises:
-        UserError: it cannot be read, or was made for other images or classes.
+        UserError: it cannot be read, is another network, or was made for other images or classes.
     """
     weights = weights_of(source)
     if weights.suffix not in SUFFIXES:
         raise UserError(
             f"cannot read '{weights}' as a teacher: expected {' or '.join(SUFFIXES)}",
-            hint="a run folder or best.safetensors of `dgad train` can teach",
+            hint="a run folder or best.safetensors of `dgad train` can teach, and so can a PyTorch checkpoint",
         )
-    teacher, artifact = load_model(weights)
+    if _is_ours(weights):
+        if mean or std:
+            raise UserError(
+                f"'{weights}' says itself how it normalises its images",
+                hint="leave out --teacher-mean and --teacher-std",
+            )
+        teacher, name = _open_ours(weights, dataset)
+    else:
+        teacher, name = match_network(
+            read_checkpoint(weights),
+            model,
+            in_channels=dataset.shape[0],
+            classes=len(dataset.classes),
+            mean=mean,
+            std=std,
+        )
+    check_input(teacher, f"the teacher {name}", dataset.shape, len(dataset.classes))
+    return teacher.eval().requires_grad_(False), f"{name} {sha256_file(weights)}"
+
+
+@dataclass(frozen=True)
+class TeacherCheck:
+    """How well a teacher knows the images it is to teach on.
+
+    Attributes:
+        name: of its network.
+        n: number of training images looked at.
+        as_is: share of them that it gets right.
+        other_reading: the same with the images normalised by their own mean and std, or, where the teacher normalises
+            inside, without that.
+        normalises: the teacher normalises inside.
+        warnings: what to doubt; empty for a teacher to rely on.
+    """
+
+    name: str
+    n: int
+    as_is: float
+    other_reading: float
+    normalises: bool
+    warnings: list[str] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """One line of summary, without the warnings."""
+        other = "without the teacher's normalisation" if self.normalises else "with the images normalised"
+        return (
+            f"teacher {self.name}: {self.as_is:.1%} of {self.n:,} training images right as they are, "
+            f"{self.other_reading:.1%} {other}"
+        )
+
+
+def check_teacher(
+    teacher: nn.Module,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    name: str = "",
+    limit: int = 1000,
+    batch_size: int = 250,
+) -> TeacherCheck:
+    """Clean accuracy of a teacher on the first `limit` training images, in the split's order; draws nothing at random.
+
+    Args:
+        teacher: of `open_teacher`; moved to `device`.
+        name: of its network, or what `open_teacher` returned.
+        limit: at least 1.
+    """
+    teacher = teacher.to(device).eval()
+    split = dataset.train.subset(min(limit, len(dataset.train)))
+    batches = [np.arange(start, min(start + batch_size, len(split))) for start in range(0, len(split), batch_size)]
+    inside = getattr(teacher, "normalize", None)
+    normalises = isinstance(inside, Normalize)
+    # Over these images alone: over all of a large dataset it would take minutes.
+    mean, std = replace(dataset, train=split).statistics()
+    other = teacher.get_submodule("net") if normalises else nn.Sequential(Normalize(mean, std), teacher).to(device)
+    right = [0, 0]
+    with torch.no_grad():
+        for positions in batches:
+            images, labels, _ = fetch(split, positions, device)
+            for number, reading in enumerate((teacher, other)):
+                right[number] += int((reading(to_float(images)).argmax(dim=1) == labels).sum())
+    as_is, other_reading = (count / len(split) for count in right)
+    found = TeacherCheck(name.partition(" ")[0], len(split), as_is, other_reading, normalises)
+    found.warnings.extend(_doubts(found, len(dataset.classes), mean, std))
+    return found
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file carries the record of `save_weights`. Of a damaged one the foreign reader says why."""
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
+def _open_ours(path: Path, dataset: Dataset) -> tuple[nn.Module, str]:
+    teacher, artifact = load_model(path)
     if artifact.input_shape[0] != dataset.shape[0]:
         raise UserError(
             f"the teacher takes {artifact.input_shape[0]} channels, '{dataset.name}' has {dataset.shape[0]}",
@@ -36,4 +159,35 @@ def open_teacher(source: Path, dataset: Dataset) -> tuple[nn.Module, str]:
             f"'{dataset.name}' has {len(dataset.classes)} ({', '.join(dataset.classes[:5])}, ...)",
             hint="train a teacher on this dataset: --teacher auto",
         )
-    return teacher.eval().requires_grad_(False), f"{artifact.model} {sha256_file(weights)}"
+    return teacher, artifact.model
+
+
+def _doubts(check: TeacherCheck, classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> list[str]:
+    chance = 1 / classes
+    # Twice what guessing gives, less than that where classes are few; never within its noise on so few images.
+    noise = 3 * math.sqrt(chance * (1 - chance) / check.n)
+    guessing = chance + max(noise, min(chance, (1 - chance) / 4))
+    doubts = []
+    if check.as_is < guessing:
+        doubts.append(
+            f"the teacher is right on {check.as_is:.1%} of {check.n:,} training images, "
+            f"and guessing on {chance:.1%}: it may be made for other images, for classes in another order, "
+            "or for another normalisation (--teacher-mean, --teacher-std)"
+        )
+    if check.other_reading >= max(guessing, check.as_is + BETTER):
+        better = f"{check.other_reading:.1%} instead of {check.as_is:.1%} of {check.n:,} training images"
+        if check.normalises:
+            doubts.append(
+                f"the teacher gets {better} right without its normalisation: it was trained on plain images; "
+                "leave out --teacher-mean and --teacher-std"
+            )
+        else:
+            doubts.append(
+                f"the teacher gets {better} right when they are normalised: it was trained on normalised images; "
+                f"give the values of its training, about --teacher-mean {_values(mean)} --teacher-std {_values(std)}"
+            )
+    return doubts
+
+
+def _values(numbers: tuple[float, ...]) -> str:
+    return ",".join(f"{number:.4f}" for number in numbers)

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from architectures import SMALLEST
 from conftest import artifact, randomise_batch_norm
 from onnx import TensorProto, helper
 
@@ -20,7 +21,7 @@ from dgad_tk.artifact import KEY, Artifact
 from dgad_tk.checkpoint import load_model, save_weights
 from dgad_tk.common import UserError
 from dgad_tk.config import ThreatModel
-from dgad_tk.models import MODELS, build_model
+from dgad_tk.models import build_model
 from exporters import EXPORTERS, ParityError, export, load
 from exporters.verify import compare_logits, verify
 
@@ -46,7 +47,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SMALLEST)
 @pytest.mark.parametrize("format", EXPORTERS)
 def test_every_model_in_every_format(exported: Any, name: str, format: str) -> None:
     source, target = exported(name, format)
@@ -67,7 +68,7 @@ def test_every_model_in_every_format(exported: Any, name: str, format: str) -> N
             assert np.abs(predictor.module(torch.from_numpy(x)).numpy() - expected).max() <= 1e-5 * scale
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SMALLEST)
 def test_gradients_through_the_onnx_file(exported: Any, name: str) -> None:
     """Against the source module in double; in float32 a rounding can flip a ReLU, so median image by image there."""
     source, target = exported(name, "onnx")

@@ -1,20 +1,37 @@
-"""MODELS: every network that can be a student, a teacher or a surrogate. A new one is a builder and a row here."""
+"""MODELS: every network that can be a student, a teacher or a surrogate. A new one is a builder and a row here.
+
+`torchvision:NAME` and `timm:NAME` name networks of these libraries; everything that takes a row takes them too.
+"""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from dgad_tk.common import lookup
+from dgad_tk.common import UserError, lookup, nearest
+from dgad_tk.models.libraries import LIBRARIES, Builder, check_input
 from dgad_tk.models.mobilenet_v2 import mobilenetv2
-from dgad_tk.models.resnet import resnet8, resnet18, resnet20
+from dgad_tk.models.preact_resnet import preact_resnet18
+from dgad_tk.models.resnet import resnet8, resnet18, resnet20, resnet34, resnet56
+from dgad_tk.models.vgg import vgg16
+from dgad_tk.models.wide_resnet import wrn_16_4, wrn_28_10, wrn_34_10, wrn_34_20
 
-MODELS: dict[str, Callable[[int, int], nn.Module]] = {
+__all__ = ["LIBRARIES", "MODELS", "Normalize", "build_model", "check_input", "count_parameters", "find_model"]
+
+MODELS: dict[str, Builder] = {
     "resnet8": resnet8,
     "resnet20": resnet20,
+    "resnet56": resnet56,
     "resnet18": resnet18,
+    "resnet34": resnet34,
+    "preact-resnet18": preact_resnet18,
     "mobilenetv2": mobilenetv2,
+    "wrn-16-4": wrn_16_4,
+    "wrn-28-10": wrn_28_10,
+    "wrn-34-10": wrn_34_10,
+    "wrn-34-20": wrn_34_20,
+    "vgg16": vgg16,
 }
 
 
@@ -33,19 +50,33 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
+def find_model(name: str) -> Builder:
+    """The builder `(in_channels, classes) -> network` of a row of MODELS, or of a library's model.
+
+    Raises:
+        UserError: unknown name, or the library is not installed.
+    """
+    library, colon, its_name = name.partition(":")
+    if not colon:
+        return lookup(MODELS, name, "model")
+    if library not in LIBRARIES:
+        raise UserError(f"unknown library '{library}' in model '{name}'", hint=nearest(library, LIBRARIES))
+    return LIBRARIES[library](its_name)
+
+
 def build_model(
     name: str, *, in_channels: int, classes: int, mean: Sequence[float] = (), std: Sequence[float] = ()
 ) -> nn.Module:
     """A classifier of images in [0, 1]: `(N, in_channels, H, W)` to logits `(N, classes)`, randomly initialised.
 
     Args:
-        name: row of MODELS.
+        name: row of MODELS, `torchvision:NAME` or `timm:NAME`.
         mean, std: a value a channel, applied inside the model; empty for no normalisation, as in the paper's code.
 
     Raises:
-        UserError: unknown model.
+        UserError: unknown model, or one that cannot take that many channels.
     """
-    net = lookup(MODELS, name, "model")(in_channels, classes)
+    net = find_model(name)(in_channels, classes)
     normalize = Normalize(mean, std) if mean else nn.Identity()
     return nn.Sequential(OrderedDict(normalize=normalize, net=net))
 

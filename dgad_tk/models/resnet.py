@@ -33,19 +33,19 @@ class ResNet(nn.Module):
 
     Args:
         widths: channels of each stage; every stage but the first halves the resolution.
-        blocks: basic blocks a stage.
+        blocks: basic blocks of each stage.
     """
 
-    def __init__(self, in_channels: int, classes: int, *, widths: Sequence[int], blocks: int) -> None:
+    def __init__(self, in_channels: int, classes: int, *, widths: Sequence[int], blocks: Sequence[int]) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.stages = len(widths)
         before = widths[0]
-        for number, width in enumerate(widths, start=1):
+        for number, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
             first_stride = 1 if number == 1 else 2
             stage = [BasicBlock(before, width, first_stride)]
-            stage += [BasicBlock(width, width, 1) for _ in range(blocks - 1)]
+            stage += [BasicBlock(width, width, 1) for _ in range(count - 1)]
             self.add_module(f"layer{number}", nn.Sequential(*stage))
             before = width
         self.linear = nn.Linear(before, classes)
@@ -60,7 +60,12 @@ class ResNet(nn.Module):
 
 def resnet18(in_channels: int, classes: int) -> ResNet:
     """11,173,962 parameters for 3 channels and 10 classes."""
-    return ResNet(in_channels, classes, widths=(64, 128, 256, 512), blocks=2)
+    return ResNet(in_channels, classes, widths=(64, 128, 256, 512), blocks=(2, 2, 2, 2))
+
+
+def resnet34(in_channels: int, classes: int) -> ResNet:
+    """21,282,122 parameters for 3 channels and 10 classes."""
+    return ResNet(in_channels, classes, widths=(64, 128, 256, 512), blocks=(3, 4, 6, 3))
 
 
 def resnet20(in_channels: int, classes: int) -> ResNet:
@@ -68,9 +73,14 @@ def resnet20(in_channels: int, classes: int) -> ResNet:
 
     He et al., section 4.2, with a 1x1 convolution where the shape changes (their option B) in place of zero padding.
     """
-    return ResNet(in_channels, classes, widths=(16, 32, 64), blocks=3)
+    return ResNet(in_channels, classes, widths=(16, 32, 64), blocks=(3, 3, 3))
+
+
+def resnet56(in_channels: int, classes: int) -> ResNet:
+    """855,770 parameters for 3 channels and 10 classes: resnet20 with nine blocks a stage."""
+    return ResNet(in_channels, classes, widths=(16, 32, 64), blocks=(9, 9, 9))
 
 
 def resnet8(in_channels: int, classes: int) -> ResNet:
     """78,042 parameters for 3 channels and 10 classes: resnet20 with one block a stage, the compact student."""
-    return ResNet(in_channels, classes, widths=(16, 32, 64), blocks=1)
+    return ResNet(in_channels, classes, widths=(16, 32, 64), blocks=(1, 1, 1))

@@ -1,0 +1,89 @@
+"""Wide residual networks as robust teachers are published: TRADES' layout, keys and initialisation."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class WideBlock(nn.Module):
+    """BN, ReLU, 3x3 convolution, twice, and a shortcut; a 1x1 one of the activated input where the shape changes."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.convShortcut: nn.Conv2d | None = None
+        if stride != 1 or in_channels != channels:
+            self.convShortcut = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn1(x))
+        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        return out + (x if self.convShortcut is None else self.convShortcut(active))
+
+
+class WideStage(nn.Module):
+    """Blocks of one width; the first changes width and resolution."""
+
+    def __init__(self, in_channels: int, channels: int, *, blocks: int, stride: int) -> None:
+        super().__init__()
+        first = WideBlock(in_channels, channels, stride)
+        self.layer = nn.Sequential(first, *(WideBlock(channels, channels, 1) for _ in range(blocks - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        return out
+
+
+class WideResNet(nn.Module):
+    """WRN-depth-width (Zagoruyko & Komodakis, BMVC 2016) with the parameter names of TRADES' checkpoints.
+
+    Theirs also hold `sub_block1`, which no forward pass reads, so it is left out. The last feature map is averaged over
+    whatever size it has, where theirs pools 8x8: the same for 32x32 images.
+
+    Args:
+        depth: 6 n + 4 for n blocks a stage.
+        width: factor on the channels 16, 32, 64 of the stages.
+    """
+
+    def __init__(self, in_channels: int, classes: int, *, depth: int, width: int) -> None:
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f"depth must be 6 n + 4, got {depth}")
+        blocks = (depth - 4) // 6
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.block1 = WideStage(16, 16 * width, blocks=blocks, stride=1)
+        self.block2 = WideStage(16 * width, 32 * width, blocks=blocks, stride=2)
+        self.block3 = WideStage(32 * width, 64 * width, blocks=blocks, stride=2)
+        self.bn1 = nn.BatchNorm2d(64 * width)
+        self.fc = nn.Linear(64 * width, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.block3(self.block2(self.block1(self.conv1(x))))
+        logits: Tensor = self.fc(F.adaptive_avg_pool2d(F.relu(self.bn1(out)), 1).flatten(1))
+        return logits
+
+
+def wrn_16_4(in_channels: int, classes: int) -> WideResNet:
+    """2,748,890 parameters for 3 channels and 10 classes."""
+    return WideResNet(in_channels, classes, depth=16, width=4)
+
+
+def wrn_28_10(in_channels: int, classes: int) -> WideResNet:
+    """36,479,194 parameters for 3 channels and 10 classes."""
+    return WideResNet(in_channels, classes, depth=28, width=10)
+
+
+def wrn_34_10(in_channels: int, classes: int) -> WideResNet:
+    """46,160,474 parameters for 3 channels and 10 classes: the usual CIFAR teacher."""
+    return WideResNet(in_channels, classes, depth=34, width=10)
+
+
+def wrn_34_20(in_channels: int, classes: int) -> WideResNet:
+    """184,531,674 parameters for 3 channels and 10 classes: the strongest of the papers' public teachers."""
+    return WideResNet(in_channels, classes, depth=34, width=20)
