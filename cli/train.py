@@ -63,14 +63,14 @@ def train(
 
 def _announce(config: "TrainConfig") -> None:
     """What is about to happen, on stderr."""
-    from dgad_tk.common import format_fraction, lookup
-    from dgad_tk.methods import METHODS
-    from dgad_tk.models import MODELS
+    from dgad_tk.common import format_fraction
+    from dgad_tk.methods import find_method
+    from dgad_tk.models import find_model
 
-    lookup(MODELS, config.student, "model")
+    find_model(config.student)
     threat = f"{config.attack.norm} {format_fraction(config.attack.eps)}, {config.attack.steps} steps"
     text = f"{config.student} by {config.method} on {config.dataset} for {config.epochs} epochs ({threat})"
-    if lookup(METHODS, config.method, "method").needs_teacher:
+    if find_method(config.method).needs_teacher:
         auto = f"a {config.teacher_model} that is trained first, by {config.teacher_method}, since none was given"
         text += f"; teacher: {auto if config.teacher == 'auto' else config.teacher}"
     print(text, file=sys.stderr)

@@ -8,17 +8,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dgad_tk.config import TrainConfig
+from dgad_tk.config import TrainConfig, epoch_of
 from dgad_tk.data import Split
 from dgad_tk.draws import Draws
 
 
-def batch_positions(order: Tensor, batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Cut an epoch's order into batches. The last may be short, but a single left-over image joins the batch before:
-    alone it has no variance for BatchNorm where the feature map has shrunk to one pixel."""
+def batch_positions(order: Tensor, batch_size: int, smallest: int = 2) -> Iterator[NDArray[np.int64]]:
+    """Cut an epoch's order into batches. The last may be short, but fewer than `smallest` images join the batch before:
+    a single one has no variance for BatchNorm where the feature map has shrunk to one pixel."""
     positions = order.numpy()
     ends = [*range(batch_size, len(positions), batch_size), len(positions)]
-    if len(ends) > 1 and ends[-1] - ends[-2] == 1:
+    if len(ends) > 1 and ends[-1] - ends[-2] < smallest:
         del ends[-2]
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         yield positions[start:end]
@@ -43,9 +43,17 @@ def draw_noise(
     return 2 * draws.uniform(purpose, tuple(shape), index=index, epoch=epoch, step=step) - 1
 
 
-def learning_rate(config: TrainConfig, epoch: int, progress: float) -> float:
-    """The rate for `epoch` (from 0); `progress` is the share of the whole run that lies behind."""
+def learning_rate(config: TrainConfig, at: float) -> float:
+    """The rate at a moment of the run, in epochs from its beginning."""
+    share = at / config.epochs
     if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
-    passed = sum(epoch >= round(milestone * config.epochs) for milestone in config.milestones)
-    return config.lr * 0.1**passed
+        rest = max(config.epochs - config.warmup_epochs, 1e-9)
+        rate = config.lr * 0.5 * (1 + math.cos(math.pi * max(at - config.warmup_epochs, 0) / rest))
+    elif config.schedule == "cyclic":
+        rate = config.lr * min(share / 0.4, (1 - share) / 0.6)
+    elif config.schedule == "piecewise":
+        passed = sum(math.floor(at) >= epoch_of(milestone, config.epochs) for milestone in config.milestones)
+        rate = config.lr * 0.1**passed
+    else:
+        rate = config.lr
+    return rate * min(at / config.warmup_epochs, 1) if config.warmup_epochs else rate

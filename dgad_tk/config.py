@@ -26,6 +26,9 @@ Radius = Annotated[float, BeforeValidator(partial(parse_fraction, upper=math.inf
 ENVIRONMENT_PREFIX = "DGAD_"
 _NOT_CONFIG = {"DGAD_CACHE"}
 
+FREE = {"checkpoint_minutes"}
+"""Keys that a resumed run may change."""
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -78,8 +81,12 @@ class TrainConfig(BaseModel):
     """Normalisation inside the student: none as in the paper's code, or the training split's mean and std."""
 
     teacher: str = "auto"
-    """`auto` trains one first; else a .safetensors file or a run folder. Ignored by methods without a teacher."""
-    teacher_model: str = "resnet20"
+    """`auto` trains one first; else a run folder or a file of weights or of a model. Ignored by methods without one."""
+    teacher_model: str = ""
+    """Network of an auto teacher, resnet20 if not given; or of a file of weights, told from the file if not given."""
+    teacher_mean: tuple[float, ...] = ()
+    teacher_std: tuple[float, ...] = ()
+    """Normalisation that a teacher from a file expects, a value a channel; none for one that has it inside."""
     teacher_method: str = "trades"
     teacher_epochs: int | None = Field(None, ge=1)
     teacher_lr: float | None = Field(None, gt=0)
@@ -94,19 +101,43 @@ class TrainConfig(BaseModel):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     nesterov: bool = False
-    schedule: Literal["piecewise", "cosine"] = "piecewise"
-    milestones: tuple[Fraction, ...] = (0.5, 0.75)
-    """Shares of the epochs after which the learning rate falls to a tenth: the paper's 100 and 150 of 200."""
+    schedule: Literal["piecewise", "cosine", "cyclic", "constant"] = "piecewise"
+    """`cyclic` rises from 0 to `lr` over two fifths of the run and falls back to 0, in straight lines."""
+    milestones: tuple[When, ...] = (0.5, 0.75)
+    """When the learning rate falls to a tenth, as shares of the epochs or as epochs: the paper's 100 and 150 of 200."""
+    warmup_epochs: float = Field(0.0, ge=0)
+    """The learning rate rises to its schedule's in a straight line over so many epochs."""
+    clip_grad: float | None = Field(None, gt=0)
+    """Largest L2 norm of the whole gradient."""
+
+    averaging: Literal["none", "ema", "swa"] = "none"
+    """Select and save an average of the weights: exponential over the steps, or plain over the late epochs."""
+    ema_decay: float = Field(0.999, gt=0, lt=1)
+    swa_start: When = 0.75
+    awp_gamma: float = Field(0.0, ge=0)
+    """Adversarial weight perturbation, relative to each layer's norm (Wu et al., NeurIPS 2020: 5e-3); 0 is off."""
+    awp_start: When = 0
 
     select_on: Literal["val", "test"] = "val"
     """Split for choosing the best epoch. `test` is what the papers do; it leaks, and the record says so."""
     select_every: int = Field(1, ge=1)
+    early_stop: int | None = Field(None, ge=1)
+    """End after so many epochs without a better one."""
     max_seconds: float | None = Field(None, gt=0)
     """Stop after the epoch in which this much time has passed. The result then depends on the machine."""
 
     seed: int = Field(0, ge=0, lt=2**32)
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the inner maximisation."""
+    outer_precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward passes that the weights learn from."""
+    compile: bool = False
+    """Have torch.compile make the networks of the inner maximisation."""
+    sync_bn: bool = False
+    """BatchNorm's statistics over the batches of all processes, as if there were one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_minutes: float | None = Field(10.0, gt=0)
+    """How often to save within an epoch; every epoch's end is saved anyway."""
 
     @model_validator(mode="before")
     @classmethod
@@ -128,6 +159,8 @@ class TrainConfig(BaseModel):
     def _consistent(self) -> Self:
         if list(self.milestones) != sorted(self.milestones):
             raise ValueError(f"milestones must ascend, got {list(self.milestones)}")
+        if len(self.teacher_mean) != len(self.teacher_std):
+            raise ValueError(f"teacher_mean has {len(self.teacher_mean)} values, teacher_std {len(self.teacher_std)}")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
         return self
@@ -157,6 +190,8 @@ class TrainConfig(BaseModel):
             if key in self.model_fields_set:
                 own.pop(f"teacher_{key}", None)
             own[f"teacher_{key}"] = getattr(self, f"teacher_{key}") or own.get(f"teacher_{key}", same)
+        if self.teacher == "auto" and not self.teacher_model:
+            own["teacher_model"] = "resnet20"
         own["threat"] = self.threat or ThreatModel.of("linf", spec.eps["linf"])
         return self.model_copy(update=own)
 
@@ -168,6 +203,8 @@ class TrainConfig(BaseModel):
                 "method_options": self.teacher_options,
                 "student": self.teacher_model,
                 "teacher": "auto",
+                "teacher_mean": (),
+                "teacher_std": (),
                 "epochs": self.teacher_epochs,
                 "lr": self.teacher_lr,
             }
@@ -181,9 +218,11 @@ class TrainConfig(BaseModel):
             aside.write_text(self.to_yaml(), encoding="utf-8")
 
     def differences(self, other: "TrainConfig") -> list[str]:
-        """`key: mine, not theirs` for each key in which two runs differ."""
+        """`key: mine, not theirs` for each key in which two runs differ and which changes what comes out."""
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
-        return [f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+        return [
+            f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key] and key not in FREE
+        ]
 
 
 def validated(model: type[M], values: Mapping[str, Any], where: str) -> M:

@@ -6,6 +6,10 @@ rounding alone.
 """
 
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,7 +29,7 @@ class Folded(nn.Module):
         replica = copy.deepcopy(source).eval().requires_grad_(False)
         self.pairs: list[tuple[str, str]] = []
         try:
-            traced = fx.symbolic_trace(replica)
+            traced = fx.GraphModule(replica, _Tracer().trace(replica))
         except (fx.proxy.TraceError, TypeError):  # control flow that depends on the data
             self.net: nn.Module = replica
         else:
@@ -33,6 +37,7 @@ class Folded(nn.Module):
             self.net = traced
         self.net.to(memory_format=torch.channels_last)
         self.refresh(source)
+        self._compiled: list[Callable[[Tensor], Tensor]] = []  # in a list, so as not to be a submodule
 
     @torch.no_grad()
     def refresh(self, source: nn.Module) -> None:
@@ -52,8 +57,51 @@ class Folded(nn.Module):
             tensor.copy_(values[name])
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.net(x)
-        return logits
+        # Channels-last all the way: convolutions run faster so, and with it nothing is reordered between them.
+        net = self._compiled[0] if self._compiled else self.net
+        logits: Tensor = net(x.contiguous(memory_format=torch.channels_last))
+        return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+    def compile_net(self) -> None:
+        """Have torch.compile make the forward and backward code at the first call."""
+        if not self._compiled:
+            self._compiled.append(torch.compile(self.net, dynamic=False))
+
+
+class _Tracer(fx.Tracer):
+    """Sees a BatchNorm as one thing, our own subclass of it too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """How the networks are run inside an inner maximisation. It changes rounding and speed, nothing else.
+
+    Attributes:
+        precision: `bf16` runs them under autocast: sums of products of bfloat16, kept in float32.
+        compiled: by torch.compile. Pays for MobileNetV2, costs for ResNet-18 (docs/measurements.md).
+    """
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compiled: bool = False
+
+    def view(self, model: nn.Module) -> Folded:
+        """`model` in eval mode as it is now, folded."""
+        view = folded(model)
+        if self.compiled:
+            view.compile_net()
+        return view
+
+    def context(self, device: torch.device) -> AbstractContextManager[object]:
+        """Autocast, or nothing."""
+        return autocast(self.precision, device)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 where it is asked for."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 _views: WeakKeyDictionary[nn.Module, Folded] = WeakKeyDictionary()

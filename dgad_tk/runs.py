@@ -103,7 +103,8 @@ def _numbered(base: Path) -> Iterator[Path]:
 
 def new_run_folder(config: TrainConfig, root: Path = RUNS) -> RunFolder:
     """The first free name for a run of `config`."""
-    base = root / f"{config.dataset}-{config.method}-{config.student}"
+    name = f"{config.dataset}-{config.method}-{config.student}".replace(":", "-")  # no colon in a name on Windows
+    base = root / name
     return RunFolder(next(path for path in _numbered(base) if not path.exists()))
 
 
@@ -172,13 +173,16 @@ def claim(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
 
 
 @contextmanager
-def locked(folder: RunFolder) -> Iterator[None]:
+def locked(folder: RunFolder, *, wanted: bool = True) -> Iterator[None]:
     """Keep a run folder to this process. The system lets go of it when the process ends, however it ends.
+
+    Args:
+        wanted: off for the processes that work under a leader's lock.
 
     Raises:
         UserError: another process trains there.
     """
-    if fcntl is None:
+    if fcntl is None or not wanted:
         yield
         return
     with (folder.path / ".lock").open("w") as file:

@@ -1,5 +1,6 @@
 """Accuracy of a network in training, clean and under PGD, by which the best epoch is chosen."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -10,8 +11,9 @@ from dgad_tk.batches import draw_noise, fetch
 from dgad_tk.config import ThreatModel
 from dgad_tk.data import Split
 from dgad_tk.data.augment import to_float
+from dgad_tk.distributed import across, world
 from dgad_tk.draws import Draws
-from dgad_tk.fold import folded
+from dgad_tk.fold import Inner, folded
 from dgad_tk.inner_max import inner_max, start_point
 from dgad_tk.losses import cross_entropy
 
@@ -24,23 +26,33 @@ def accuracies(
     *,
     device: torch.device,
     batch_size: int = 256,
+    inner: Inner | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
     """Clean accuracy and accuracy under PGD (cross-entropy, uniform start) with `threat.steps` steps of eps / 4.
 
     The model is used in eval mode and left as it is. The start noise is the same at every call, so that epochs compare.
+    Where several processes train, each takes its share of the images, and all return the accuracy on all of them.
+
+    Args:
+        inner: how the model is run inside the attack; the verdict is always float32's.
+        between: called after each batch; what it raises ends the search.
     """
-    model = folded(model)
+    inner, here = inner or Inner(), world()
+    attacked, judge = inner.view(model), folded(model)
     threat = ThreatModel.of(threat.norm, threat.eps, threat.steps)
-    clean = robust = 0
-    for start in range(0, len(split), batch_size):
-        positions = np.arange(start, min(start + batch_size, len(split)))
+    counts = torch.zeros(2, device=device, dtype=torch.float64)
+    for positions in np.split(np.arange(len(split)), range(batch_size, len(split), batch_size)):
+        positions = np.array_split(positions, here.size)[here.rank]
         images, labels, index = fetch(split, positions, device)
         x = to_float(images)
         noise = partial(draw_noise, draws, "selection", x.shape[1:], index)
         begin = start_point(x, threat, "uniform", noise, clip=True)
-        x_adv = inner_max(lambda z, y=labels: cross_entropy(model(z), y), x, begin, threat)  # type: ignore[misc]
+        with inner.context(device):
+            x_adv = inner_max(lambda z, y=labels: cross_entropy(attacked(z), y), x, begin, threat)  # type: ignore[misc]
         with torch.no_grad():
-            right = model(x).argmax(dim=1) == labels
-            clean += int(right.sum())
-            robust += int((right & (model(x_adv).argmax(dim=1) == labels)).sum())
+            right = judge(x).argmax(dim=1) == labels
+            counts += torch.stack([right.sum(), (right & (judge(x_adv).argmax(dim=1) == labels)).sum()])
+        between()
+    clean, robust = across(counts).tolist()
     return clean / len(split), robust / len(split)

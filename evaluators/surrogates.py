@@ -9,10 +9,11 @@ from dgad_tk.common import cache_dir
 from dgad_tk.config import TrainConfig
 from dgad_tk.data import Dataset
 from dgad_tk.epoch import OnProgress
+from dgad_tk.fit import fit
 from dgad_tk.methods import build_method
 from dgad_tk.predictor import Predictor, load_safetensors
 from dgad_tk.runs import RunFolder
-from dgad_tk.train import fit
+from dgad_tk.train import pick_device
 from evaluators.rows import Surrogate
 
 MODELS = ("resnet8", "resnet20")
@@ -56,7 +57,8 @@ def _trained(name: str, dataset: Dataset, on_progress: OnProgress | None) -> Pre
         try:
             config.save(aside.config)
             method = build_method(config.method, config.method_options)
-            fit(config, method, dataset, aside, role=f"surrogate {name}", on_progress=on_progress)
+            device = pick_device(config.device)
+            fit(config, method, dataset, aside, device=device, role=f"surrogate {name}", on_progress=on_progress)
             _take_name(aside.path, folder)
         finally:
             shutil.rmtree(aside.path, ignore_errors=True)

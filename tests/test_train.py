@@ -253,10 +253,18 @@ def test_a_loss_that_explodes_stops_with_a_hint(tmp_path: Path) -> None:
 
 def test_schedules() -> None:
     piecewise = TrainConfig(epochs=200)
-    rates = [learning_rate(piecewise, epoch, epoch / 200) for epoch in (0, 99, 100, 149, 150, 199)]
+    rates = [learning_rate(piecewise, at) for at in (0, 99.9, 100, 149.9, 150, 199.9)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    assert [
+        learning_rate(TrainConfig(epochs=110, milestones=(100, 105)), at) for at in (99, 100, 105)
+    ] == pytest.approx([0.1, 0.01, 0.001])
     cosine = TrainConfig(schedule="cosine", lr=0.2)
-    assert [learning_rate(cosine, 0, share) for share in (0, 0.5, 1)] == pytest.approx([0.2, 0.1, 0.0])
+    assert [learning_rate(cosine, at) for at in (0, 100, 200)] == pytest.approx([0.2, 0.1, 0.0])
+    warm = TrainConfig(schedule="cosine", lr=0.2, epochs=110, warmup_epochs=10)
+    assert [learning_rate(warm, at) for at in (0, 5, 10, 60, 110)] == pytest.approx([0.0, 0.1, 0.2, 0.1, 0.0])
+    cyclic = TrainConfig(schedule="cyclic", lr=0.2, epochs=50)
+    assert [learning_rate(cyclic, at) for at in (0, 10, 20, 35, 50)] == pytest.approx([0.0, 0.1, 0.2, 0.1, 0.0])
+    assert learning_rate(TrainConfig(schedule="constant", lr=0.3), 7.5) == 0.3
 
 
 @pytest.mark.parametrize(("n", "sizes"), [(10, [4, 4, 2]), (9, [4, 5]), (4, [4]), (1, [1]), (8, [4, 4]), (5, [5])])

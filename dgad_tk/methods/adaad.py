@@ -14,7 +14,8 @@ from dgad_tk.methods.iad import reliability
 
 @dataclass(frozen=True, kw_only=True)
 class AdaAd(Distillation):
-    """AdaAD. Huang et al., CVPR 2023, eq. 8, https://openaccess.thecvf.com/content/CVPR2023/html/Huang_Boosting_Accuracy_and_Robustness_of_Student_Models_via_Adaptive_Adversarial_CVPR_2023_paper.html.
+    """AdaAD. Huang et al., CVPR 2023, eq. 8, "Boosting accuracy and robustness of student models via adaptive
+    adversarial distillation", https://openaccess.thecvf.com/CVPR2023.
 
         L = alpha KL(T(x')‖S(x')) + (1 - alpha) KL(T(x)‖S(x))
 
@@ -25,7 +26,7 @@ class AdaAd(Distillation):
     Attributes:
         alpha: weight of the adversarial term.
         clean_forward: at alpha 1, run the clean forward nevertheless.
-    """  # noqa: E501 - a link is a link
+    """
 
     alpha: float = 1.0
     clean_forward: bool = True

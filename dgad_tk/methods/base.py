@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dgad_tk.config import ThreatModel
-from dgad_tk.fold import folded
+from dgad_tk.distributed import bare
+from dgad_tk.fold import Inner
 from dgad_tk.inner_max import Init, Noise, Objective, in_train_mode, inner_max, kept_statistics, start_point
 
 BatchNormMode = Literal["eval", "train", "batch"]
@@ -45,6 +46,7 @@ class Batch:
         x_adv: adversarial images made already; the method then makes none.
         n: images of the whole batch.
         across: sums a tensor over the processes, differentiably.
+        inner: how the networks are run inside the attack.
     """
 
     x: Tensor
@@ -56,6 +58,7 @@ class Batch:
     x_adv: Tensor | None = None
     n: int = 0
     across: Callable[[Tensor], Tensor] = field(default=_alone, repr=False)
+    inner: Inner = field(default_factory=Inner)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", self.n or len(self.x))
@@ -127,11 +130,13 @@ class AdversarialMethod(Method):
         if batch.x_adv is not None:
             return batch.x_adv
         start = start_point(batch.x, threat, self.init, batch.noise, clip=self.clip_start)
-        if self.bn_in_attack == "eval":
-            return inner_max(objective_on(folded(student)), batch.x, start, threat)
-        keep = kept_statistics(student) if self.bn_in_attack == "batch" else nullcontext()
-        with keep, in_train_mode(student):
-            return inner_max(objective_on(student), batch.x, start, threat)
+        student = bare(student)
+        with batch.inner.context(batch.x.device):
+            if self.bn_in_attack == "eval":
+                return inner_max(objective_on(batch.inner.view(student)), batch.x, start, threat)
+            keep = kept_statistics(student) if self.bn_in_attack == "batch" else nullcontext()
+            with keep, in_train_mode(student):
+                return inner_max(objective_on(student), batch.x, start, threat)
 
 
 @dataclass(frozen=True, kw_only=True)

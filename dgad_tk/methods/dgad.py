@@ -61,7 +61,7 @@ class Dgad(Distillation):
     pcr_weight: float = 5.0
     pcr: Literal["mse_mean", "l2norm", "sq_l2"] = "mse_mean"
     subset_weights: Literal["share", "equal"] = "share"
-    mobilenet_loss: Literal["off", "intended", "released"] = "off"
+    mobilenet_loss: Literal["plain", "intended", "released"] = "plain"
     divisor: Literal["n", "bs"] = "n"
     attack_subset: Literal["all", "used"] = "all"
     label_mode: Literal["swap", "smooth", "mix"] = "swap"
@@ -76,7 +76,7 @@ class Dgad(Distillation):
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if self.attack_subset == "used" and self.pcr_weight > 0:
             raise ValueError("attack_subset 'used' leaves PCR without adversarial images: it needs pcr_weight 0")
-        if self.mobilenet_loss != "off" and self.subset_weights == "equal":
+        if self.mobilenet_loss != "plain" and self.subset_weights == "equal":
             raise ValueError("mobilenet_loss has weights of its own: it needs subset_weights 'share'")
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:

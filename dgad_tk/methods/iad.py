@@ -23,8 +23,8 @@ class Iad(Distillation):
     The second term begins at `begin`. x' maximises CE(s(x'), y) from a uniform start, with the student in train mode.
 
     The paper multiplies the teacher's term by a_i; the released code does not (`teacher_weighted`). As released, the
-    target S(x) is not detached, an unused second adversarial forward moves the running statistics, and the learning rate
-    falls only once (at 100 of 200 epochs).
+    target S(x) is not detached and an unused second adversarial forward moves the running statistics. The released
+    learning rate falls only once (at 100 of 200 epochs).
 
     Attributes:
         alpha: weight of distillation against the labels.

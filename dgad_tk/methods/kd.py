@@ -13,10 +13,12 @@ from dgad_tk.methods.base import Batch, Method, Step, require
 
 @dataclass(frozen=True, kw_only=True)
 class Kd(Method):
-    """L = alpha tau^2 KL(T_tau(x)‖S_tau(x)) + (1 - alpha) CE(s(x), y). Hinton et al. 2015, https://arxiv.org/abs/1503.02531.
+    """Knowledge distillation. Hinton, Vinyals, Dean 2015, https://arxiv.org/abs/1503.02531.
 
-    Nothing is attacked, so little robustness passes from teacher to student; the best epoch is chosen by clean accuracy.
-    The paper fixes neither alpha nor tau; these are common values.
+        L = alpha tau^2 KL(T_tau(x)‖S_tau(x)) + (1 - alpha) CE(s(x), y)
+
+    Nothing is attacked, so little robustness passes from teacher to student; the best epoch is chosen by its clean
+    accuracy. The paper fixes neither alpha nor tau; these are common values.
 
     Attributes:
         alpha: weight of the teacher against the labels.

@@ -14,7 +14,7 @@ from dgad_tk.methods.base import AdversarialMethod, Batch, Step
 
 @dataclass(frozen=True, kw_only=True)
 class Mart(AdversarialMethod):
-    """Misclassification-aware adversarial training. Wang et al., ICLR 2020, eq. 11, https://openreview.net/forum?id=rklOg6EFwS.
+    """Misclassification-aware training. Wang et al., ICLR 2020, eq. 11, https://openreview.net/forum?id=rklOg6EFwS.
 
     y2 is the likeliest wrong class on x', and x' maximises CE(s(x'), y):
 

@@ -16,7 +16,7 @@ from dgad_tk.methods.base import AdversarialMethod, Batch, Step
 class Score(AdversarialMethod):
     """Self-consistent robust error, in the form of TRADES. Pang et al., ICML 2022, https://arxiv.org/abs/2202.10103.
 
-    Squared differences of probabilities take the place of cross-entropy and divergence, LSE(P, Q) = sum_c (P_c - Q_c)^2:
+    Squared errors of probabilities take the place of cross-entropy and divergence, LSE(P, Q) = sum_c (P_c - Q_c)^2:
 
         L = mean_i relu( LSE(S(x_i), y~_i) + beta LSE(S(x'_i), S(x_i)) - bound )
 

@@ -1,0 +1,208 @@
+"""What `torchrun` needs: who we are among the processes, sums over all of them, BatchNorm over the whole batch.
+
+Each process takes its part of every batch and computes the loss of the whole one: sums over samples go through
+`across`, whose gradient does too. Averaging the parameters' gradients over the processes, which is what
+DistributedDataParallel does, then gives exactly the gradient of that loss.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dgad_tk.common import UserError
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=2)
+"""How long a process waits for the others: one of them may be decoding a dataset."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of this run, as `torchrun` made them; one of one without it."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes and reports."""
+        return self.rank == 0
+
+
+def world() -> World:
+    """The processes that have met; this one alone where none has."""
+    return launched() if dist.is_initialized() else World()
+
+
+def launched() -> World:
+    """The processes that torchrun's environment speaks of.
+
+    Raises:
+        UserError: the environment is not one that torchrun makes.
+    """
+    try:
+        found = World(
+            *(int(os.environ.get(*pair)) for pair in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
+        )
+    except ValueError as error:
+        raise UserError(
+            f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers: {error}", hint="start with torchrun"
+        ) from None
+    if not 0 <= found.rank < found.size:
+        raise UserError(f"RANK is {found.rank} of WORLD_SIZE {found.size}", hint="start with torchrun")
+    return found
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """Meet the other processes, by NCCL on GPUs and Gloo elsewhere; nothing to do for one alone."""
+    here = launched()
+    if here.size == 1 or dist.is_initialized():
+        yield here
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(here.local_rank)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield here
+    finally:
+        dist.destroy_process_group()
+
+
+def across(value: Tensor) -> Tensor:
+    """Sum of `value` over the processes, differentiable."""
+    summed: Tensor = _Across.apply(value) if dist.is_initialized() else value
+    return summed
+
+
+class _Across(torch.autograd.Function):
+    """Every process holds the sum, so the gradient of each summand is the sum of the processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def leaders(value: T) -> T:
+    """The leader's `value`, in every process."""
+    if not dist.is_initialized():
+        return value
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def largest(value: int, device: torch.device) -> int:
+    """The largest `value` of any process: what one alone decided would leave the others waiting for it."""
+    if not dist.is_initialized():
+        return value
+    found = torch.tensor(value, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found)
+
+
+def gathered(value: T) -> list[T]:
+    """Every process's `value`, by rank, in every process."""
+    if not dist.is_initialized():
+        return [value]
+    held: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(held, value)
+    return held
+
+
+class Trained(nn.Module):
+    """A network as training calls it: images laid out channels-last, logits in float32 at least.
+
+    Args:
+        net: the network; its parameters are trained where they are.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x.contiguous(memory_format=torch.channels_last))
+        return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+
+def shared(model: nn.Module) -> nn.Module:
+    """`model` for the outer step, with its gradients averaged over the processes after each backward pass.
+
+    Its running statistics stay each process's own: see `average_statistics`.
+    """
+    trained = Trained(model)
+    return DistributedDataParallel(trained, broadcast_buffers=False) if dist.is_initialized() else trained
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The network inside what `shared` made: without weight gradients, as in an attack, there is nothing to average."""
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    return model.net if isinstance(model, Trained) else model
+
+
+@torch.no_grad()
+def average_statistics(model: nn.Module) -> None:
+    """Set BatchNorm's running statistics to their mean over the processes, so that all hold the same network."""
+    if not dist.is_initialized():
+        return
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(across(buffer) / dist.get_world_size())
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose batch statistics are those of all processes.
+
+    torch's SyncBatchNorm refuses CPU tensors. This one is two sums over the processes, the second of squares about the
+    mean, which loses no digits where the mean is large.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        count = across(input.new_tensor(input.numel() / input.shape[1]))
+        mean = across(input.sum(dim=(0, 2, 3))) / count
+        centred = input - mean[:, None, None]
+        variance = across(centred.square().sum(dim=(0, 2, 3))) / count
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)
+        scaled = centred * (variance + self.eps).rsqrt()[:, None, None]
+        if self.affine:
+            scaled = scaled * self.weight[:, None, None] + self.bias[:, None, None]
+        return scaled
+
+
+def synchronised(model: nn.Module) -> nn.Module:
+    """Make every BatchNorm2d of `model` a SyncedBatchNorm2d, in place; the parameters keep their names."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if type(child) is nn.BatchNorm2d:
+                twin = SyncedBatchNorm2d(
+                    child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+                )
+                twin.load_state_dict(child.state_dict())
+                setattr(module, name, twin)
+    return model
