@@ -127,8 +127,16 @@ def gathered(value: T) -> list[T]:
     return held
 
 
+def layout(device: torch.device) -> torch.memory_format:
+    """How to lay out images and weights of a network in training mode."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
 class Trained(nn.Module):
-    """A network as training calls it: images laid out channels-last, logits in float32 at least.
+    """A network as training calls it: laid out as its device likes it, logits in float32 at least.
+
+    Channels-last on a GPU only: on a CPU it gains little in training mode, and torch's BatchNorm there sums its
+    statistics with 40 times the rounding, enough to flip a ReLU a step.
 
     Args:
         net: the network; its parameters are trained where they are.
@@ -139,7 +147,7 @@ class Trained(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.net(x.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self.net(x.contiguous(memory_format=layout(x.device)))
         return logits.float() if logits.dtype == torch.bfloat16 else logits
 
 

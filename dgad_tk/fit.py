@@ -13,7 +13,7 @@ from dgad_tk.checkpoint import load_state, save_state, save_weights
 from dgad_tk.common import UserError, sha256_file, written_aside
 from dgad_tk.config import TrainConfig
 from dgad_tk.data import Dataset
-from dgad_tk.distributed import average_statistics, gathered, largest, synchronised, world
+from dgad_tk.distributed import average_statistics, gathered, largest, layout, synchronised, world
 from dgad_tk.draws import Draws
 from dgad_tk.epoch import Epoch, Learner, NonFiniteLossError, OnProgress, Position
 from dgad_tk.fold import Inner
@@ -129,7 +129,7 @@ class _Run:
         check_input(student, config.student, self.dataset.shape, len(self.dataset.classes))
         if config.sync_bn:
             student = synchronised(student)
-        return student.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return student.to(self.device, memory_format=layout(self.device))  # type: ignore[call-overload,no-any-return]
 
     def go(self) -> None:
         """From the last checkpoint to the end."""

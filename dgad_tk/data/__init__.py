@@ -1,10 +1,11 @@
 """Datasets: the table, and `load_dataset`. No torch is imported here: the command line reads the names."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 from dgad_tk.common import UserError, lookup
-from dgad_tk.data import digits, fashion_mnist, imagefolder
+from dgad_tk.data import cifar, digits, fashion_mnist, imagefolder, svhn, tiny_imagenet
 from dgad_tk.data.spec import Augmentation, Dataset, DatasetSpec, Split
 from dgad_tk.data.splits import make_splits
 
@@ -31,12 +32,45 @@ DATASETS: dict[str, DatasetSpec] = {
     ),
     "fashion-mnist": DatasetSpec(
         name="fashion-mnist",
-        description="Fashion-MNIST, 1x28x28, 60,000 + 10,000 images; from --data-dir or Debian's package",
+        description="Fashion-MNIST, 1x28x28, 60,000 + 10,000 images; --data-dir, --download or Debian's package",
         load=fashion_mnist.load,
         augmentation=Augmentation(padding=2, flip=True),
         # L2: among the first 5,000 test images, the nearest of another class is 2 * 1.0 away.
         eps={"linf": 0.1, "l2": 1.0},
         training={"epochs": 40, "schedule": "cosine"},
+        download=fashion_mnist.download,
+    ),
+    "cifar10": DatasetSpec(
+        name="cifar10",
+        description="CIFAR-10, 3x32x32, 50,000 + 10,000 images; --data-dir or --download",
+        load=partial(cifar.load, cifar.CIFAR10),
+        augmentation=Augmentation(padding=4, flip=True),
+        eps={"linf": 8 / 255, "l2": 0.5},
+        download=partial(cifar.download, cifar.CIFAR10),
+    ),
+    "cifar100": DatasetSpec(
+        name="cifar100",
+        description="CIFAR-100, its 100 fine classes, 3x32x32, 50,000 + 10,000 images; --data-dir or --download",
+        load=partial(cifar.load, cifar.CIFAR100),
+        augmentation=Augmentation(padding=4, flip=True),
+        eps={"linf": 8 / 255, "l2": 0.5},
+        download=partial(cifar.download, cifar.CIFAR100),
+    ),
+    "svhn": DatasetSpec(
+        name="svhn",
+        description="SVHN's cropped digits, 3x32x32, 73,257 + 26,032 images; --data-dir or --download",
+        load=svhn.load,
+        augmentation=Augmentation(padding=4, flip=False),  # a mirrored digit is another one, or none
+        eps={"linf": 8 / 255, "l2": 0.5},
+        download=svhn.download,
+    ),
+    "tiny-imagenet": DatasetSpec(
+        name="tiny-imagenet",
+        description="Tiny ImageNet, 200 classes, 3x64x64, 100,000 + 10,000 images (its val/); --data-dir",
+        load=tiny_imagenet.load,
+        augmentation=Augmentation(padding=4, flip=True),
+        eps={"linf": 8 / 255, "l2": 0.5},
+        download=tiny_imagenet.download,
     ),
     "imagefolder": DatasetSpec(
         name="imagefolder",
@@ -44,22 +78,25 @@ DATASETS: dict[str, DatasetSpec] = {
         load=imagefolder.load,
         augmentation=Augmentation(padding=4, flip=True),
         eps={"linf": 8 / 255, "l2": 0.5},
-        needs_data_dir=True,
         resizable=True,
     ),
 }
 
 
-def load_dataset(name: str, *, data_dir: Path | None = None, image_size: int | None = None) -> Dataset:
+def load_dataset(
+    name: str, *, data_dir: Path | None = None, image_size: int | None = None, download: bool = False
+) -> Dataset:
     """The dataset `name` with its fixed splits; decoded and cached at the first call, then memory-mapped.
 
     Args:
         name: row of DATASETS.
-        data_dir: where the files are, for a dataset that is read from some.
+        data_dir: where the files are, for a dataset that is read from some. Without it they are looked for where
+            `download` puts them, `downloads/NAME` below `dgad_tk.common.cache_dir()`.
         image_size: height and width to bring the images to, for a dataset that has no size of its own.
+        download: fetch the files first unless they are there; otherwise nothing is ever fetched.
 
     Raises:
-        UserError: unknown name, an option that does not apply, or data that are missing or damaged.
+        UserError: unknown name, an option that does not apply, data that are missing or damaged, or no network.
     """
     spec = lookup(DATASETS, name, "dataset")
     if image_size is not None and not spec.resizable:
@@ -67,9 +104,12 @@ def load_dataset(name: str, *, data_dir: Path | None = None, image_size: int | N
             f"dataset '{name}' has images of one size and takes no --image-size",
             hint="only imagefolder resizes; leave the option out",
         )
-    if data_dir is None and spec.needs_data_dir:
-        raise UserError(f"dataset '{name}' needs --data-dir", hint="the folder that holds train/ and test/")
-    decoded = spec.load(data_dir and Path(os.path.expanduser(data_dir)), image_size)
+    folder = data_dir and Path(os.path.expanduser(data_dir))
+    if download:
+        if spec.download is None:
+            raise UserError(f"dataset '{name}' takes no --download", hint="there is nothing to fetch; leave it out")
+        spec.download(folder)
+    decoded = spec.load(folder, image_size)
 
     options: dict[str, str | int] = {}
     if data_dir is not None:

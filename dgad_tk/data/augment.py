@@ -11,7 +11,7 @@ from dgad_tk.draws import Draws
 def to_float(images: Tensor) -> Tensor:
     """uint8 `(N, C, H, W)` to float32 in [0, 1]: v / 255, correctly rounded on every device."""
     # By a tensor on the device: by a plain number, CUDA multiplies by the rounded reciprocal.
-    return images.to(torch.float32) / torch.full((), 255.0, device=images.device)
+    return images.to(torch.float32, copy=True).div_(torch.full((), 255.0, device=images.device))
 
 
 def augment(images: Tensor, *, augmentation: Augmentation, draws: Draws, index: Tensor, epoch: int) -> Tensor:
@@ -24,20 +24,20 @@ def augment(images: Tensor, *, augmentation: Augmentation, draws: Draws, index: 
         index: dataset indices, int64 `(N,)`; an image meets the same draws in any batch.
         epoch: 0, 1, ...
     """
-    n, channels, height, width = images.shape
+    n, _, height, width = images.shape
     assert index.shape == (n,), f"{n} images, indices {tuple(index.shape)}"
     device, padding = images.device, augmentation.padding
     index = index.to(device)
     # Corner of the crop in the padded image: 0 moves the content down or right, 2 * padding up or left.
     corner = draws.integers("augment-crop", (2,), low=0, high=2 * padding + 1, index=index, epoch=epoch)
-    columns = torch.arange(width, device=device).expand(n, width)
+    top, left = corner.unbind(1)
+    padded = F.pad(images, (padding,) * 4)[:, None]
+    side = torch.zeros_like(index)
     if augmentation.flip:
-        mirrored = draws.integers("augment-flip", (1,), low=0, high=2, index=index, epoch=epoch) == 1
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    columns = columns + corner[:, 1:]
-    rows = torch.arange(height, device=device) + corner[:, :1]
-
-    padded = F.pad(images, (padding,) * 4)
-    sample = torch.arange(n, device=device)[:, None, None, None]
-    channel = torch.arange(channels, device=device)[:, None, None]
-    return to_float(padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]])
+        # To mirror a crop is to crop the mirrored image as far from its right edge.
+        side = draws.integers("augment-flip", (1,), low=0, high=2, index=index, epoch=epoch)[:, 0]
+        padded = torch.cat([padded, padded.flip(-1)], dim=1)
+        left = torch.where(side == 1, 2 * padding - left, left)
+    # Every crop there is, as a view; so the chosen ones are copied by whole images and not pixel by pixel.
+    crops = padded.unfold(3, height, 1).unfold(4, width, 1)
+    return to_float(crops[torch.arange(n, device=device), side, :, top, left])

@@ -2,9 +2,8 @@
 
 import gzip
 import os
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -13,7 +12,9 @@ import numpy as np
 
 from dgad_tk.common import UserError
 from dgad_tk.data.cache import cached
+from dgad_tk.data.download import Remote, downloads, fetch_files
 from dgad_tk.data.fingerprint import source_file
+from dgad_tk.data.reading import at_end, exactly, readable
 from dgad_tk.data.spec import Decoded, Images, Labels, Shape, Source
 
 CLASSES = [
@@ -22,10 +23,7 @@ CLASSES = [
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the four files."""
 PREFIXES = {"train": "train", "test": "t10k"}
-GET_IT = (
-    "install Debian's package dataset-fashion-mnist, or let torchvision.datasets.FashionMNIST(ROOT, "
-    "download=True) fetch it and give --data-dir ROOT"
-)
+GET_IT = "install Debian's package dataset-fashion-mnist, give --data-dir ROOT, or --download"
 BLOCK = 4096
 
 
@@ -45,10 +43,28 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
     )
 
 
+def download(data_dir: Path | None) -> None:
+    """Fetch the four files to torchvision's place below `data_dir`, or below the cache, unless they are to be found.
+
+    Raises:
+        UserError: no network, or what came is not Fashion-MNIST.
+    """
+    with suppress(UserError):
+        _find(data_dir)
+        return
+    from torchvision.datasets import FashionMNIST  # knows where they are; imports torch
+
+    remotes = [Remote(FashionMNIST.mirrors[0] + name, name, md5) for name, md5 in FashionMNIST.resources]
+    fetch_files((data_dir or downloads("fashion-mnist")) / "FashionMNIST" / "raw", remotes)
+
+
 def _find(data_dir: Path | None) -> tuple[Path, dict[str, str]]:
     """The folder with the four files, and the name of each as it is there (packed or not)."""
     wanted = [f"{prefix}-{kind}" for prefix in PREFIXES.values() for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
-    folders = [DEBIAN] if data_dir is None else [data_dir / "FashionMNIST" / "raw", data_dir / "raw", data_dir]
+    root = data_dir or downloads("fashion-mnist")
+    folders = [root / "FashionMNIST" / "raw", root / "raw", root]
+    if data_dir is None:
+        folders.insert(0, DEBIAN)
     missing: list[str] = []
     for folder in folders:
         # Unpacked first: where torchvision left both, it reads these.
@@ -62,18 +78,18 @@ def _find(data_dir: Path | None) -> tuple[Path, dict[str, str]]:
         raise UserError(f"{hint_folder}: Fashion-MNIST without {', '.join(missing)}", hint=GET_IT)
     if data_dir is not None and not os.path.isdir(data_dir):
         raise UserError(f"--data-dir {data_dir} is not a folder", hint=GET_IT)
-    raise UserError(f"no Fashion-MNIST in {data_dir or DEBIAN}", hint=GET_IT)
+    raise UserError(f"no Fashion-MNIST in {data_dir or f'{DEBIAN} or {root}'}", hint=GET_IT)
 
 
 def _source(root: Path, files: dict[str, str], part: str) -> Source:
     images_path = root / files[f"{PREFIXES[part]}-images-idx3-ubyte"]
     labels_path = root / files[f"{PREFIXES[part]}-labels-idx1-ubyte"]
-    with _readable(images_path), _opened(images_path) as file:
+    with readable(images_path, "Fashion-MNIST"), _opened(images_path) as file:
         count, height, width = _header(file, 3)
-    with _readable(labels_path), _opened(labels_path) as file:
+    with readable(labels_path, "Fashion-MNIST"), _opened(labels_path) as file:
         (n,) = _header(file, 1)
-        labels: Labels = np.frombuffer(_exactly(file, n), dtype=np.uint8).astype(np.int64)
-        _at_end(file)
+        labels: Labels = np.frombuffer(exactly(file, n), dtype=np.uint8).astype(np.int64)
+        at_end(file)
         if n != count or n == 0 or labels.max() >= len(CLASSES):
             raise ValueError(f"{n} labels up to {labels.max(initial=0)} for {count} images of {len(CLASSES)} classes")
     shape = (1, height, width)
@@ -81,25 +97,14 @@ def _source(root: Path, files: dict[str, str], part: str) -> Source:
 
 
 def _blocks(path: Path, shape: Shape) -> Iterator[Images]:
-    with _readable(path), _opened(path) as file:
+    with readable(path, "Fashion-MNIST"), _opened(path) as file:
         left = _header(file, 3)[0]
         while left:
             n = min(left, BLOCK)
-            pixels = np.frombuffer(_exactly(file, n * shape[1] * shape[2]), dtype=np.uint8)
+            pixels = np.frombuffer(exactly(file, n * shape[1] * shape[2]), dtype=np.uint8)
             yield pixels.reshape(n, *shape)
             left -= n
-        _at_end(file)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Damage of any kind as one line that names the file."""
-    try:
-        yield
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(
-            f"{path} cannot be read as Fashion-MNIST: {error}", hint="delete the file and fetch it again"
-        ) from None
+        at_end(file)
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -108,18 +113,6 @@ def _opened(path: Path) -> BinaryIO:
 
 def _header(file: BinaryIO, dimensions: int) -> list[int]:
     """The sizes in an idx header: two zeros, 8 for unsigned bytes, the number of dimensions, a word each."""
-    if _exactly(file, 4) != bytes([0, 0, 8, dimensions]):
+    if exactly(file, 4) != bytes([0, 0, 8, dimensions]):
         raise ValueError(f"not an idx file of unsigned bytes in {dimensions} dimensions")
-    return [int(size) for size in np.frombuffer(_exactly(file, 4 * dimensions), dtype=">u4")]
-
-
-def _exactly(file: BinaryIO, size: int) -> bytes:
-    found = file.read(size)
-    if len(found) != size:
-        raise ValueError("it ends too early")
-    return found
-
-
-def _at_end(file: BinaryIO) -> None:
-    if file.read(1):  # reading past the last image also makes gzip compare its checksum
-        raise ValueError("it is longer than its header says")
+    return [int(size) for size in np.frombuffer(exactly(file, 4 * dimensions), dtype=">u4")]

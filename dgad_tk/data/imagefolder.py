@@ -45,19 +45,21 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
             f"image_size must be from {SMALLEST} to {LARGEST}, got {size}",
             hint=f"the default is {DEFAULT_SIZE}",
         )
-    if data_dir is None or not os.path.isdir(data_dir):
+    if data_dir is None:
+        raise UserError("dataset 'imagefolder' needs --data-dir", hint=LAYOUT)
+    if not os.path.isdir(data_dir):
         raise UserError(f"--data-dir {data_dir} is not a folder", hint=LAYOUT)
-    trees = {part: _tree(data_dir, folder) for part, folder in _folders(data_dir).items()}
+    trees = {part: tree_of(data_dir, folder) for part, folder in _folders(data_dir).items()}
     classes = list(trees["train"])
     for part, tree in trees.items():
-        _check_classes(data_dir, part, classes, tree)
+        check_classes(data_dir, part, classes, tree)
     decoded = cached(
         "imagefolder",
         data_dir,
         [file for part in sorted(trees) for files in trees[part].values() for file in files],
         # Which folder plays which part is a matter of the names in it, and these are in the key already.
         salt=f"image_size {size}",
-        build=lambda: (classes, {part: _source(data_dir, tree, size) for part, tree in trees.items()}),
+        build=lambda: (classes, {part: source_of(data_dir, tree, size) for part, tree in trees.items()}),
     )
     return replace(decoded, image_size=size)
 
@@ -73,16 +75,16 @@ def _folders(data_dir: Path) -> dict[str, str]:
     return {name: name for name in sorted(there)}
 
 
-def _tree(data_dir: Path, folder: str) -> Tree:
+def tree_of(data_dir: Path, folder: str) -> Tree:
     """The files of every class below `data_dir/folder`.
 
     Raises:
         UserError: a folder cannot be read or a class is empty.
     """
-    names = sorted(entry.name for entry in _entries(data_dir / folder) if _is_dir(entry))
+    names = sorted(entry.name for entry in entries(data_dir / folder) if is_dir(entry))
     tree = {}
     for name in names:
-        tree[name] = sorted(_images(data_dir, f"{folder}/{name}", ()), key=lambda file: file.name)
+        tree[name] = sorted(images_below(data_dir, f"{folder}/{name}"), key=lambda file: file.name)
         if not tree[name]:
             raise UserError(
                 f"class folder {data_dir / folder / name} has no image",
@@ -91,34 +93,40 @@ def _tree(data_dir: Path, folder: str) -> Tree:
     return tree
 
 
-def _images(root: Path, folder: str, ancestors: tuple[Path, ...]) -> Iterator[SourceFile]:
+def images_below(root: Path, folder: str, ancestors: tuple[Path, ...] = ()) -> Iterator[SourceFile]:
+    """The image files in a folder and in those below it, in no order."""
     real = (root / folder).resolve()
     if real in ancestors:
         return  # a link that leads back up
-    for entry in _entries(root / folder):
-        if _is_dir(entry):
-            yield from _images(root, f"{folder}/{entry.name}", (*ancestors, real))
+    for entry in entries(root / folder):
+        if is_dir(entry):
+            yield from images_below(root, f"{folder}/{entry.name}", (*ancestors, real))
         elif entry.name.lower().endswith(EXTENSIONS):
             yield source_file(root, f"{folder}/{entry.name}")
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def entries(folder: Path) -> list[os.DirEntry[str]]:
     """What is in a folder, without hidden files (`.DS_Store`, `._copy.jpg`)."""
     try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+        with os.scandir(folder) as found:
+            return [entry for entry in found if not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(f"cannot read {folder}: {error.strerror or error}", hint="check its permissions") from None
 
 
-def _is_dir(entry: os.DirEntry[str]) -> bool:
+def is_dir(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
 
 
-def _check_classes(data_dir: Path, part: str, classes: list[str], tree: Tree) -> None:
+def check_classes(data_dir: Path, part: str, classes: list[str], tree: Tree) -> None:
+    """Two classes at least, and the same in every part.
+
+    Raises:
+        UserError: they are not.
+    """
     if len(tree) < 2:
         found = f"only '{next(iter(tree))}'" if tree else "none"
         raise UserError(f"{data_dir}: at least 2 class folders are needed for {part}, found {found}", hint=LAYOUT)
@@ -134,42 +142,43 @@ def _check_classes(data_dir: Path, part: str, classes: list[str], tree: Tree) ->
         )
 
 
-def _source(root: Path, tree: Tree, size: int) -> Source:
+def source_of(root: Path, tree: Tree, size: int, *, exact: bool = False) -> Source:
+    """The images of a tree, class by class; `exact` refuses an image of another size instead of squeezing it."""
     files = [file for files in tree.values() for file in files]
     labels: Labels = np.repeat(np.arange(len(tree)), [len(files) for files in tree.values()]).astype(np.int64)
-    return Source((3, size, size), labels, partial(_blocks, root, files, size))
+    return Source((3, size, size), labels, partial(_blocks, root, files, size, exact))
 
 
-def _blocks(root: Path, files: Sequence[SourceFile], size: int) -> Iterator[Images]:
+def _blocks(root: Path, files: Sequence[SourceFile], size: int, exact: bool) -> Iterator[Images]:
     n = max(1, BLOCK_BYTES // (3 * size * size))
     pieces = [[root / file.name for file in files[start : start + n]] for start in range(0, len(files), n)]
     if sum(file.size for file in files) < THREADS_FROM_BYTES * len(files):
-        yield from (_decode_all(piece, size) for piece in pieces)
+        yield from (_decode_all(piece, size, exact) for piece in pieces)
         return
     threads = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         # Only so many ahead: results must not pile up in memory when the disk is slower than the decoding.
         ahead: deque[Future[Images]] = deque()
         for piece in pieces:
-            ahead.append(pool.submit(_decode_all, piece, size))
+            ahead.append(pool.submit(_decode_all, piece, size, exact))
             if len(ahead) > 2 * threads:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
-def _decode_all(paths: Sequence[Path], size: int) -> Images:
+def _decode_all(paths: Sequence[Path], size: int, exact: bool) -> Images:
     block = np.empty((len(paths), 3, size, size), dtype=np.uint8)
     for row, path in enumerate(paths):
-        block[row] = decode(path, size).transpose(2, 0, 1)
+        block[row] = decode(path, size, exact=exact).transpose(2, 0, 1)
     return block
 
 
-def decode(path: Path, size: int) -> Images:
+def decode(path: Path, size: int, *, exact: bool = False) -> Images:
     """One image file as uint8 `(size, size, 3)`.
 
     Raises:
-        UserError: it is damaged, or has more than 8 bits a channel.
+        UserError: it is damaged, or has more than 8 bits a channel, or another size where that is to be `exact`.
     """
     from PIL import Image  # not needed to know the names of the datasets
 
@@ -178,6 +187,9 @@ def decode(path: Path, size: int) -> Images:
             if file.mode[0] in "IF":
                 # Pillow would clip to 255, which makes most of such an image white.
                 raise UserError(f"{path} has 16-bit or float pixels (mode {file.mode})", hint="convert it to 8 bits")
+            if exact and file.size != (size, size):
+                width, height = file.size
+                raise UserError(f"{path} is {width}x{height}, not {size}x{size}", hint="replace the file or delete it")
             # Straight from a palette with transparency to RGB, the colours are the same, but Pillow warns.
             image = file.convert("RGBA") if file.mode == "P" and "transparency" in file.info else file
             return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))

@@ -118,7 +118,7 @@ class DatasetSpec:
         augmentation: of training images.
         eps: norm ("linf", "l2") to the default radius, as a fraction of 1.
         training: settings of a TrainConfig that differ from the paper's for CIFAR, by name.
-        needs_data_dir: there is nothing to load without `--data-dir`.
+        download: fetches the files to a data_dir, or below the cache, unless they are there; None where there are none.
         resizable: `--image-size` applies; otherwise the data have one size of their own.
     """
 
@@ -128,7 +128,7 @@ class DatasetSpec:
     augmentation: Augmentation
     eps: Mapping[str, float]
     training: Mapping[str, Any] = field(default_factory=dict)
-    needs_data_dir: bool = False
+    download: Callable[[Path | None], None] | None = None
     resizable: bool = False
 
 
@@ -161,6 +161,14 @@ class Dataset:
         """(C, H, W)."""
         _, channels, height, width = self.train.base.shape
         return channels, height, width
+
+    @property
+    def train_and_val(self) -> Split:
+        """All training images, for runs that hold none of them out: where validation was cut from them, with it."""
+        if self.val.base is not self.train.base:
+            return self.train
+        index = np.concatenate([self.val.index, self.train.index])
+        return replace(self.train, index=index, labels=np.concatenate([self.val.labels, self.train.labels]))
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -1,0 +1,425 @@
+"""CIFAR-10 and CIFAR-100 against torchvision's own reading of the same files; their pickles run nothing here."""
+
+import os
+import pickle
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dgad_tk.common import UserError
+from dgad_tk.data import Dataset, cifar, load_dataset, plain_pickle
+
+Pixels = NDArray[np.uint8]
+NAMES = {"cifar10": [f"kind-{9 - n}" for n in range(10)], "cifar100": [f"fine_{99 - n}" for n in range(100)]}
+FILES = {
+    "cifar10": [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"],
+    "cifar100": ["train", "test"],
+}
+FOLDERS = {
+    ("cifar10", True): ("cifar-10-batches-py", "batches.meta"),
+    ("cifar10", False): ("cifar-10-batches-bin", "batches.meta.txt"),
+    ("cifar100", True): ("cifar-100-python", "meta"),
+    ("cifar100", False): ("cifar-100-binary", "fine_label_names.txt"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DGAD_CACHE", str(tmp_path / "cache"))
+
+
+def python2(value: object) -> bytes:
+    """`value` in the opcodes that Python 2's cPickle wrote the official files with, in protocol 2."""
+
+    def body(value: object) -> bytes:
+        match value:
+            case None:
+                return b"N"
+            case bool():
+                return b"\x88" if value else b"\x89"
+            case int():
+                return b"K" + bytes([value]) if 0 <= value < 256 else b"J" + struct.pack("<i", value)
+            case bytes() if len(value) < 256:
+                return b"U" + bytes([len(value)]) + value + b"q\x01"
+            case bytes():
+                return b"T" + struct.pack("<i", len(value)) + value + b"r" + struct.pack("<I", 300)
+            case tuple():
+                return b"(" + b"".join(map(body, value)) + b"t"
+            case list():
+                return b"]q\x05(" + b"".join(map(body, value)) + b"e"
+            case dict():
+                return b"}(" + b"".join(body(key) + body(item) for key, item in value.items()) + b"u"
+            case np.ndarray():
+                dtype = b"cnumpy\ndtype\n" + body((b"u1", 0, 1)) + b"R"
+                dtype += body((3, b"|", None, None, None, -1, -1, 0)) + b"b"
+                state = b"(" + body(1) + body(value.shape) + dtype + body(False) + body(value.tobytes()) + b"t"
+                made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + body((0,)) + body(b"b") + b"tR"
+                return made + state + b"b"
+        raise AssertionError(value)
+
+    return b"\x80\x02" + body(value) + b"."
+
+
+def as_text(value: dict[bytes, object]) -> dict[str, object]:
+    """With text where Python 2 has bytes, as Python 3 would write it; torchvision reads these keys only."""
+    names = {key: item for key, item in value.items() if isinstance(item, list) and isinstance(item[0], bytes)}
+    return {key.decode(): [name.decode() for name in names[key]] if key in names else value[key] for key in value}
+
+
+WRITERS: dict[str, Callable[[dict[bytes, object]], bytes]] = {
+    "python 2": python2,
+    "protocol 2": lambda value: pickle.dumps(value, protocol=2),
+    "protocol 2, text": lambda value: pickle.dumps(as_text(value), protocol=2),
+    "protocol 3, text": lambda value: pickle.dumps(as_text(value), protocol=3),
+    "protocol 4": lambda value: pickle.dumps(value, protocol=4),
+}
+
+
+def contents(name: str, n: int = 30) -> dict[str, tuple[Pixels, list[int]]]:
+    rng = np.random.default_rng(0)
+    classes = len(NAMES[name])
+    return {
+        file: (rng.integers(0, 256, (n, 3072), dtype=np.uint8), rng.integers(0, classes, n).tolist())
+        for file in FILES[name]
+    }
+
+
+def write(root: Path, name: str, form: str = "python 2", n: int = 30) -> Path:
+    """The dataset below `root` in one of the WRITERS' forms or in the binary one; the folder with the files."""
+    folder, meta = FOLDERS[name, form != "binary"]
+    (root / folder).mkdir(parents=True)
+    hundred = name == "cifar100"
+    for file, (pixels, labels) in contents(name, n).items():
+        if form == "binary":
+            columns = [np.zeros(n, np.uint8)] * hundred + [np.array(labels, np.uint8)]
+            records = np.concatenate([np.stack(columns, axis=1), pixels], axis=1)
+            (root / folder / f"{file}.bin").write_bytes(records.tobytes())
+            continue
+        values: dict[bytes, object] = {b"batch_label": b"a batch", b"data": pixels}
+        values[b"fine_labels" if hundred else b"labels"] = labels
+        values[b"coarse_labels"] = [label // 5 for label in labels]
+        values[b"filenames"] = [f"{row}.png".encode() for row in range(n)]
+        (root / folder / file).write_bytes(WRITERS[form](values))
+    names = [label.encode() for label in NAMES[name]]
+    if form == "binary":
+        (root / folder / meta).write_bytes(b"\n".join(names) + b"\n\n")
+    else:
+        key = b"fine_label_names" if hundred else b"label_names"
+        (root / folder / meta).write_bytes(WRITERS[form]({b"num_vis": 3072, key: names, b"other": [b"x"]}))
+    return root / folder
+
+
+def of_torchvision(root: Path, name: str, train: bool) -> Any:
+    """torchvision's dataset over the files in `root`, its MD5 sums left out."""
+    from torchvision import datasets
+
+    parent = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+
+    class Unchecked(parent):  # type: ignore[misc, valid-type]
+        meta = parent.meta | {"md5": None}
+
+        def _check_integrity(self) -> bool:
+            return True
+
+    return Unchecked(root, train=train)
+
+
+def in_file_order(dataset: Dataset) -> tuple[list[int], list[int]]:
+    """Labels of all training and test images in the order of the files."""
+    index = np.concatenate([dataset.train.index, dataset.val.index])
+    labels = np.concatenate([dataset.train.labels, dataset.val.labels])
+    return labels[np.argsort(index)].tolist(), dataset.test.labels[np.argsort(dataset.test.index)].tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", ["python 2", "protocol 2, text", "protocol 3, text"])
+def test_pickles_equal_torchvisions(tmp_path: Path, name: str, form: str) -> None:
+    folder = write(tmp_path, name, form)
+    dataset = load_dataset(name, data_dir=tmp_path)
+    train, test = (of_torchvision(tmp_path, name, part) for part in (True, False))
+    np.testing.assert_array_equal(dataset.train.base.transpose(0, 2, 3, 1), train.data)
+    np.testing.assert_array_equal(dataset.test.base.transpose(0, 2, 3, 1), test.data)
+    assert in_file_order(dataset) == (train.targets, test.targets)
+    assert dataset.classes == train.classes == NAMES[name]
+    assert isinstance(dataset.train.base, np.memmap)
+    assert dataset.options == {"data_dir": str(tmp_path)}
+    assert load_dataset(name, data_dir=folder).sha256 == dataset.sha256  # the inner folder will do
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_form_has_the_same_content(tmp_path: Path, name: str) -> None:
+    found = {}
+    for form in [*WRITERS, "binary"]:
+        write(tmp_path / form, name, form)
+        found[form] = load_dataset(name, data_dir=tmp_path / form)
+    assert len({dataset.sha256 for dataset in found.values()}) == 1
+    binary, pickles = found["binary"], found["python 2"]
+    np.testing.assert_array_equal(binary.train.base, pickles.train.base)
+    assert (binary.classes, in_file_order(binary)) == (pickles.classes, in_file_order(pickles))
+
+
+def test_an_incomplete_version_does_not_hide_a_whole_one(tmp_path: Path) -> None:
+    (write(tmp_path, "cifar10") / "data_batch_3").unlink()
+    write(tmp_path, "cifar10", "binary")
+    assert len(load_dataset("cifar10", data_dir=tmp_path).train) == 135
+
+
+def test_pieces_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "cifar10", "protocol 2")
+    whole = load_dataset("cifar10", data_dir=tmp_path).sha256
+    monkeypatch.setattr(plain_pickle, "PIECE", 1000)  # cuts characters of two bytes apart
+    monkeypatch.setattr(cifar, "BLOCK", 7)
+    monkeypatch.setenv("DGAD_CACHE", str(tmp_path / "another"))
+    assert load_dataset("cifar10", data_dir=tmp_path).sha256 == whole
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_short_arrays_come_with_the_pickle(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "short"
+    path.write_bytes(WRITERS[form]({b"data": np.arange(6, dtype=np.uint8).reshape(2, 3)}))
+    with path.open("rb") as file:
+        (found,) = plain_pickle.read(file).values()  # type: ignore[attr-defined]
+    assert found == plain_pickle.Array((2, 3), "u1", False, bytes(range(6)))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_plain_values_equal_pickles(tmp_path: Path, protocol: int) -> None:
+    shared = ["x" * 300, -1, 2**31 - 1, 70_000, 2**80, -0.5, None, True, False]
+    value = {"a": [shared, shared], b"b" * 5: (), 3: ((1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)), "c": [], "d": {"e": [1]}}
+    value["many"] = [str(n) for n in range(3000)]  # more than one batch of them, and a long memo
+    (tmp_path / "plain").write_bytes(pickle.dumps(value, protocol=protocol))
+    with (tmp_path / "plain").open("rb") as file:
+        assert plain_pickle.read(file) == value
+
+
+# Pickles that would run code
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("exploded",)
+
+
+@pytest.mark.parametrize("file", ["batches.meta", "data_batch_1", "test_batch"])
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_a_pickle_that_would_run_code_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, protocol: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = write(tmp_path, "cifar10")
+    bomb = pickle.dumps({b"data": Bomb(), b"labels": [1], b"label_names": []}, protocol=protocol)
+    (folder / file).write_bytes(bomb)
+    with pytest.raises(UserError, match=f"{file} cannot be read as CIFAR-10.*mkdir.*nothing was run") as error:
+        load_dataset("cifar10", data_dir=tmp_path)
+    assert "\n" not in str(error.value)
+    assert error.value.hint
+    assert not Path("exploded").exists()
+    pickle.loads(bomb)  # the bomb does work
+    assert Path("exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"cantigravity\nxyz\n.",  # to look a name up would import its module
+        b"\x8c\x0bantigravity\x8c\x03xyz\x93.",
+        b"(S'x'\niantigravity\nxyz\n.",
+        b"(cantigravity\nxyz\no.",
+        b"cantigravity\nxyz\n)\x81.",
+        b"cnumpy\nndarray\n)\x81.",
+        b"cnumpy\nndarray\n(K\x05tR.",
+        b"cnumpy\nndarray\n}U\x01xK\x01sb.",
+        b"cnumpy.core.multiarray\n_reconstruct\n}b.",
+        b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00hex\x86R.",
+        b"cnumpy\ndtype.__init__.__globals__\n.",
+        b"cbuiltins\neval\n.",
+        b"K\x01Pid\n.",
+        b"\x82\x01.",
+        b"U\x02idQ.",
+    ],
+    ids=str,
+)
+def test_what_a_pickle_could_ask_for(tmp_path: Path, body: bytes) -> None:
+    (tmp_path / "odd").write_bytes(b"\x80\x02" + body)
+    sys.modules.pop("antigravity", None)
+    with (tmp_path / "odd").open("rb") as file, pytest.raises(ValueError, match="^its? "):
+        plain_pickle.read(file)
+    assert "antigravity" not in sys.modules
+
+
+def test_random_damage_is_a_clear_error(tmp_path: Path) -> None:
+    """Whatever is overwritten or cut off, reading either succeeds or is a ValueError, and soon."""
+    whole = python2({b"data": np.zeros((2, 3), np.uint8), b"labels": [1, 2], b"x": (None, [b"y" * 20], 70_000)})
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(3000):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, len(whole), rng.integers(1, 4)):
+            damaged[at] = rng.integers(0, 256)
+        (tmp_path / "damaged").write_bytes(damaged[: rng.integers(len(whole) // 2, len(whole) + 1)])
+        with (tmp_path / "damaged").open("rb") as file:
+            try:
+                plain_pickle.read(file)
+                outcomes.add("read")
+            except ValueError:
+                outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
+
+
+@pytest.mark.parametrize("nested", [b"(" + b"l" * 9, b")" + b"\x85" * 200_000, b"]" + b"]a" * 9], ids=len)
+def test_nesting_is_no_way_in(tmp_path: Path, nested: bytes) -> None:
+    for end in (b"K\x01s.", b")R.", b"}b."):
+        (tmp_path / "deep").write_bytes(b"\x80\x02}" + nested + end)
+        with (tmp_path / "deep").open("rb") as file, pytest.raises(ValueError, match="it is no sound|has no place"):
+            plain_pickle.read(file)
+
+
+# Damage
+
+
+def spoil(folder: Path, how: str) -> None:
+    path = folder / "data_batch_2"
+    whole = path.read_bytes()
+    values = pickle.loads(whole, encoding="bytes")
+    match how:
+        case "cut":
+            path.write_bytes(whole[: len(whole) // 2])
+        case "cut in the labels":
+            path.write_bytes(whole[:-300])
+        case "empty":
+            path.write_bytes(b"")
+        case "no pickle":
+            path.write_bytes(b"<html>not found</html>")
+        case "longer":
+            path.write_bytes(whole + b"x")
+        case "a list":
+            path.write_bytes(python2([1]))
+        case "meta cut":
+            (folder / "batches.meta").write_bytes(b"\x80\x02}")
+        case "nine names":
+            (folder / "batches.meta").write_bytes(python2({b"label_names": [b"a"] * 2 + [b"c"] * 8}))
+        case "no names":
+            (folder / "batches.meta").write_bytes(python2({b"names": []}))
+        case "numbers as names":
+            (folder / "batches.meta").write_bytes(python2({b"label_names": list(range(10))}))
+        case _:
+            key, value = {
+                "no data": (b"data", [1]),
+                "no labels": (b"labels", None),
+                "too few labels": (b"labels", values[b"labels"][1:]),
+                "label 10": (b"labels", [10] * 30),
+                "label -1": (b"labels", [-1] * 30),
+                "labels of text": (b"labels", [b"1"] * 30),
+                "other size": (b"data", np.zeros((30, 3071), np.uint8)),
+                "one dimension": (b"data", np.zeros(30 * 3072, np.uint8)),
+                "none": (b"data", np.zeros((0, 3072), np.uint8)),
+            }[how]
+            more: dict[bytes, object] = {b"labels": []} if how == "none" else {}
+            path.write_bytes(python2(values | {key: value} | more))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("cut", "data_batch_2 cannot be read as CIFAR-10: it ends too early"),
+        ("cut in the labels", "data_batch_2 cannot be read as CIFAR-10: it ends too early"),
+        ("empty", "data_batch_2 cannot be read as CIFAR-10: it ends too early"),
+        ("no pickle", "data_batch_2 cannot be read as CIFAR-10: it is no pickle"),
+        ("longer", "data_batch_2 cannot be read as CIFAR-10: it is longer"),
+        ("a list", "holds a list, not a dict"),
+        ("meta cut", "batches.meta cannot be read as CIFAR-10's class names: it ends too early"),
+        ("nine names", "2 names for 10 classes"),
+        ("no names", "it holds no list 'label_names'"),
+        ("numbers as names", "a int where text belongs"),
+        ("no data", "it holds no array 'data'"),
+        ("no labels", "it holds no list 'labels'"),
+        ("too few labels", "29 labels for 30 images"),
+        ("label 10", "30 labels from 10 to 10 for 10 classes"),
+        ("label -1", "30 labels from -1 to -1 for 10 classes"),
+        ("labels of text", "'labels' holds something else than small integers"),
+        ("other size", r"'data' is u1 \(30, 3071\), not rows of 3072 bytes"),
+        ("one dimension", r"'data' is u1 \(92160,\), not rows of 3072 bytes"),
+        ("none", "0 labels"),
+    ],
+)
+def test_damaged_pickles_are_named(tmp_path: Path, how: str, message: str) -> None:
+    spoil(write(tmp_path, "cifar10"), how)
+    with pytest.raises(UserError, match=message) as error:
+        load_dataset("cifar10", data_dir=tmp_path)
+    assert error.value.hint
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", [1, -1])
+def test_encoded_pixels_of_another_number(tmp_path: Path, change: int) -> None:
+    folder = write(tmp_path, "cifar10", "protocol 2")
+    pixels = np.zeros((30, 3072), np.uint8)
+    whole = pickle.dumps({b"data": pixels, b"labels": [1] * 30}, protocol=2)
+    size = pixels.nbytes
+    found = b"X" + struct.pack("<I", size) + bytes(size)
+    assert found in whole
+    changed = b"X" + struct.pack("<I", size + change) + bytes(size + change)
+    (folder / "data_batch_1").write_bytes(whole.replace(found, changed))
+    with pytest.raises(UserError, match=f"{'more' if change > 0 else 'fewer'} than announced"):
+        load_dataset("cifar10", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("how", ["cut", "label", "empty", "names"])
+def test_damaged_records_are_named(tmp_path: Path, how: str) -> None:
+    folder = write(tmp_path, "cifar100", "binary")
+    path = folder / "train.bin"
+    whole = path.read_bytes()
+    match how:
+        case "cut":
+            path.write_bytes(whole[:-1])
+        case "label":
+            path.write_bytes(bytes([0, 100]) + whole[2:])
+        case "empty":
+            path.write_bytes(b"")
+        case "names":
+            (folder / "fine_label_names.txt").write_text("apple\n")
+    with pytest.raises(UserError, match="cannot be read as CIFAR-100") as error:
+        load_dataset("cifar100", data_dir=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no CIFAR-10 in .*empty") as error:
+        load_dataset("cifar10", data_dir=tmp_path / "empty")
+    assert "cifar-10-batches-py or cifar-10-batches-bin" in error.value.hint
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        load_dataset("cifar10", data_dir=tmp_path / "nowhere")
+    (tmp_path / "empty" / "cifar-10-python.tar.gz").write_bytes(b"")
+    with pytest.raises(UserError, match="cifar-10-python.tar.gz is not unpacked") as error:
+        load_dataset("cifar10", data_dir=tmp_path / "empty")
+    assert "tar -xzf" in error.value.hint
+    (write(tmp_path, "cifar10") / "test_batch").unlink()
+    with pytest.raises(UserError, match="cifar-10-batches-py: CIFAR-10 without test_batch"):
+        load_dataset("cifar10", data_dir=tmp_path)
+
+
+def test_an_unofficial_file_is_mentioned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "pickles", "cifar100")
+    load_dataset("cifar100", data_dir=tmp_path / "pickles")
+    assert [record.getMessage().split(" is not the official")[0][-5:] for record in caplog.records] == [
+        "/meta", "/test", "train",
+    ]  # fmt: skip
+
+
+def test_sums_are_torchvisions() -> None:
+    from torchvision import datasets
+
+    for ours, theirs in ((cifar.CIFAR10, datasets.CIFAR10), (cifar.CIFAR100, datasets.CIFAR100)):
+        meta = {theirs.meta["filename"]: theirs.meta["md5"]}
+        assert dict(ours.md5) == meta | dict(theirs.train_list) | dict(theirs.test_list)
+        layout = ours.layouts[0]
+        assert (layout.folder, layout.archive) == (theirs.base_folder, theirs.filename)
+        assert list(layout.parts["train"]) == [name for name, _ in theirs.train_list]
+        assert ours.names_key == theirs.meta["key"]

@@ -1,0 +1,164 @@
+"""SVHN against scipy, which torchvision reads it with."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.io import savemat
+
+from dgad_tk.common import UserError
+from dgad_tk.data import load_dataset, svhn
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DGAD_CACHE", str(tmp_path / "cache"))
+
+
+def arrays(seed: int, n: int) -> Arrays:
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (32, 32, 3, n), dtype=np.uint8)
+    return {"X": images, "y": rng.integers(1, 11, (n, 1)).astype(np.uint8)}
+
+
+def write(root: Path, *, packed: bool = True, n: int = 41, **changed: Any) -> Path:
+    """Both files; what is `changed` is so in the training file. The official ones are compressed."""
+    root.mkdir(exist_ok=True)
+    savemat(root / "train_32x32.mat", {**arrays(0, n), **changed}, do_compression=packed)
+    savemat(root / "test_32x32.mat", arrays(1, n + 1), do_compression=packed)
+    return root
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("n", [1, 40, 41])
+def test_equals_torchvisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool, n: int) -> None:
+    from torchvision.datasets import SVHN
+
+    class Unchecked(SVHN):  # type: ignore[misc]
+        split_list = {part: [name, name, None] for part, name in svhn.FILES.items()}  # noqa: RUF012
+
+    monkeypatch.setattr(svhn, "BLOCK", 16)
+    write(tmp_path, packed=packed, n=n + 1)
+    dataset = load_dataset("svhn", data_dir=tmp_path)
+    train, test = (Unchecked(tmp_path, split=part) for part in ("train", "test"))
+    np.testing.assert_array_equal(dataset.train.base, train.data)
+    np.testing.assert_array_equal(dataset.test.base, test.data)
+    np.testing.assert_array_equal(dataset.test.labels, test.labels[dataset.test.index])
+    np.testing.assert_array_equal(dataset.train.labels, train.labels[dataset.train.index])
+    assert dataset.classes == [str(digit) for digit in range(10)]
+    assert not dataset.spec.augmentation.flip
+
+
+@pytest.mark.parametrize("kind", ["u1", "i2", "i4", "u8", "f4", "f8"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_however_labels_are_stored(tmp_path: Path, kind: str, packed: bool) -> None:
+    plain = load_dataset("svhn", data_dir=write(tmp_path / "plain"))
+    labels = arrays(0, 41)["y"].astype(kind)
+    other = load_dataset("svhn", data_dir=write(tmp_path / "other", packed=packed, y=labels.T, note="hello"))
+    assert other.sha256 == plain.sha256
+
+
+def test_ten_means_zero(tmp_path: Path) -> None:
+    dataset = load_dataset("svhn", data_dir=write(tmp_path, n=20, y=np.array([10, 1, 9, 10] * 5)))
+    labels = np.concatenate([dataset.train.labels, dataset.val.labels])
+    index = np.concatenate([dataset.train.index, dataset.val.index])
+    assert labels[np.argsort(index)].tolist() == [0, 1, 9, 0] * 5
+
+
+def test_variables_in_another_order(tmp_path: Path) -> None:
+    expected = load_dataset("svhn", data_dir=write(tmp_path / "plain")).sha256
+    root = write(tmp_path / "other")
+    found = arrays(0, 41)
+    savemat(root / "train_32x32.mat", {"note": "x" * 3000, "y": found["y"], "X": found["X"]}, do_compression=True)
+    assert load_dataset("svhn", data_dir=root).sha256 == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"y": np.zeros((41, 1), np.uint8)}, "labels are not all from 1 to 10"),
+        ({"y": np.full((41, 1), 11, np.uint8)}, "labels are not all from 1 to 10"),
+        ({"y": np.full((41, 1), np.nan)}, "labels are not all from 1 to 10"),
+        ({"y": np.full((40, 1), 1, np.uint8)}, r"\(40, 1\) labels for 41 images"),
+        ({"y": "text"}, "y is no array of numbers"),
+        ({"X": np.zeros((32, 32, 3, 41)) + 0.5}, "X is f8"),
+        ({"X": np.zeros((32, 32, 1, 41), np.uint8)}, "not bytes"),
+        ({"X": np.zeros((41, 3, 32, 32), np.uint8)}, "not bytes"),
+        ({"X": np.zeros((32, 32, 3, 41), np.uint16)}, "not bytes"),
+        ({"X": np.zeros((32, 32, 3, 0), np.uint8), "y": np.zeros((0, 1))}, "labels for 0 images"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("packed", [True, False])
+def test_other_content_is_named(tmp_path: Path, changed: Arrays, message: str, packed: bool) -> None:
+    write(tmp_path, packed=packed, **changed)
+    with pytest.raises(UserError, match=f"train_32x32.mat cannot be read as SVHN: .*{message}") as error:
+        load_dataset("svhn", data_dir=tmp_path)
+    assert error.value.hint
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("how", ["half", "by one", "header", "empty", "no mat", "hdf5", "no X", "no y"])
+def test_damage_is_named(tmp_path: Path, how: str, packed: bool) -> None:
+    write(tmp_path, packed=packed)
+    path = tmp_path / "test_32x32.mat"
+    whole, found = path.read_bytes(), arrays(0, 5)
+    match how:
+        case "no X" | "no y":
+            savemat(path, {name: value for name, value in found.items() if name not in how}, do_compression=packed)
+        case _:
+            path.write_bytes({
+                "half": whole[: len(whole) // 2],
+                "by one": whole[:-1],
+                "header": whole[:100],
+                "empty": b"",
+                "no mat": b"<html>not found</html>" * 20,
+                "hdf5": whole[:124] + b"\x00\x02IM" + whole[128:],
+            }[how])  # fmt: skip
+    with pytest.raises(UserError, match="test_32x32.mat cannot be read as SVHN") as error:
+        load_dataset("svhn", data_dir=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    """Of a compressed file, as the official ones are: zlib has a checksum."""
+    write(tmp_path)
+    path = tmp_path / "train_32x32.mat"
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    path.write_bytes(bytes(whole))
+    with pytest.raises(UserError, match="train_32x32.mat cannot be read as SVHN"):
+        load_dataset("svhn", data_dir=tmp_path)
+
+
+def test_random_damage_is_a_user_error_or_none(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    write(tmp_path, packed=False, n=20)
+    path = tmp_path / "train_32x32.mat"
+    whole = path.read_bytes()
+    at = [*range(124, 200), *range(len(whole) - 80, len(whole))]  # what is no pixel
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for byte in rng.choice(at, 2):
+            damaged[byte] = rng.integers(0, 256)
+        path.write_bytes(bytes(damaged))
+        with suppress(UserError):
+            for block in svhn._source(path).blocks():
+                assert block.shape[1:] == (3, 32, 32)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no SVHN in"):
+        load_dataset("svhn", data_dir=tmp_path)
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        load_dataset("svhn", data_dir=tmp_path / "nowhere")
+    (write(tmp_path) / "test_32x32.mat").unlink()
+    with pytest.raises(UserError, match="SVHN without test_32x32.mat") as error:
+        load_dataset("svhn", data_dir=tmp_path)
+    assert "--download" in error.value.hint
