@@ -6,6 +6,7 @@ rounding alone.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,8 +14,11 @@ from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from dgad_tk.frozen_conv import FrozenConv2d, can_freeze
 
 
 class Folded(nn.Module):
@@ -34,6 +38,7 @@ class Folded(nn.Module):
             self.net: nn.Module = replica
         else:
             self.pairs = _drop_batch_norms(traced)
+            _freeze_convolutions(traced)
             self.net = traced
         self.net.to(memory_format=torch.channels_last)
         self.refresh(source)
@@ -55,6 +60,9 @@ class Folded(nn.Module):
             values |= {f"{conv_name}.weight": weight, f"{conv_name}.bias": bias}
         for name, tensor in [*self.net.named_parameters(), *self.net.named_buffers()]:
             tensor.copy_(values[name])
+        for module in self.net.modules():
+            if isinstance(module, FrozenConv2d):
+                module.refreshed()
 
     def forward(self, x: Tensor) -> Tensor:
         # Channels-last all the way: convolutions run faster so, and with it nothing is reordered between them.
@@ -125,10 +133,7 @@ def folded(source: nn.Module) -> Folded:
 def _drop_batch_norms(traced: fx.GraphModule) -> list[tuple[str, str]]:
     """Take each BatchNorm that alone reads a convolution's output out of the graph; names of both."""
     modules = dict(traced.named_modules())
-    calls: dict[str, int] = {}
-    for node in traced.graph.nodes:
-        if node.op == "call_module":
-            calls[node.target] = calls.get(node.target, 0) + 1
+    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
     pairs: list[tuple[str, str]] = []
     for node in list(traced.graph.nodes):
         if node.op != "call_module" or not isinstance(norm := modules[node.target], nn.BatchNorm2d):
@@ -149,3 +154,27 @@ def _drop_batch_norms(traced: fx.GraphModule) -> list[tuple[str, str]]:
     traced.delete_all_unused_submodules()
     traced.recompile()
     return pairs
+
+
+def _freeze_convolutions(traced: fx.GraphModule) -> None:
+    """Put a FrozenConv2d in each convolution's place, and with it the ReLU that alone reads it."""
+    modules = dict(traced.named_modules())
+    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
+    for node in list(traced.graph.nodes):
+        if node.op != "call_module" or calls[node.target] > 1 or not can_freeze(conv := modules[node.target]):
+            continue
+        assert isinstance(conv, nn.Conv2d)
+        reader = next(iter(node.users)) if len(node.users) == 1 else None
+        relu = reader is not None and _is_relu(reader, modules)
+        traced.set_submodule(node.target, FrozenConv2d(conv, relu=relu))
+        if relu and reader is not None:
+            reader.replace_all_uses_with(node)
+            traced.graph.erase_node(reader)
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+
+
+def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return type(modules[str(node.target)]) is nn.ReLU
+    return node.op == "call_function" and node.target in (F.relu, torch.relu)
