@@ -62,8 +62,8 @@ app.command("quickstart")(quickstart.quickstart)
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
+    command = ["dgad", *(sys.argv[1:] if arguments is None else arguments)]
     try:
-        command = ["dgad", *(sys.argv[1:] if arguments is None else arguments)]
         code = app(args=arguments, prog_name="dgad", standalone_mode=False, obj=command)
         if code == INTERRUPTED:  # Typer makes an exit of Ctrl-C
             raise KeyboardInterrupt
@@ -84,18 +84,26 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return _report()
         return _say(f"cannot use '{error.filename}': {os.strerror(error.errno)}", _DISK[error.errno])
     except (KeyboardInterrupt, typer.Abort):
-        print("\ninterrupted", file=sys.stderr)
-        print("hint: `dgad train --resume` goes on; so does the same `dgad attack` command", file=sys.stderr)
+        if _rank() == "0":
+            print("\ninterrupted", file=sys.stderr)
+        if command[1:2] == ["attack"]:
+            print("hint: the same command goes on where it stopped", file=sys.stderr)
         return INTERRUPTED
     except Exception:  # noqa: BLE001 - the last place that can tell the user what happened
         return _report()
 
 
 def _say(message: str, hint: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    where = "" if _rank() == "0" else f"process {_rank()}: "
+    print(f"error: {where}{' '.join(message.split())}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
     return BAD_INPUT
+
+
+def _rank() -> str:
+    """Which of torchrun's processes this is. All but the first say nothing but errors."""
+    return os.environ.get("RANK", "0")
 
 
 def _report() -> int:

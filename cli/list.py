@@ -18,20 +18,23 @@ def _datasets() -> Lines:
 
 
 def _methods() -> Lines:
-    from dgad_tk.methods import METHODS
+    from dgad_tk.methods import ADDONS, METHODS
 
     lines = []
-    for name, method in METHODS.items():
+    for name, method in [*METHODS.items(), *((f"+{name}", addon) for name, addon in ADDONS.items())]:
         options = " ".join(f"{each.name}={each.default}" for each in fields(method) if each.default is not MISSING)
-        summary = (method.__doc__ or "").strip().splitlines()[0]
+        summary = " ".join((method.__doc__ or "").split("\n\n")[0].split())
+        if name.startswith("+"):
+            summary += f" For methods that distil and attack: --method adaad{name}"
         lines.append((name, f"{summary}\n{options}" if options else summary))
     return lines
 
 
 def _models() -> Lines:
-    from dgad_tk.models import MODELS
+    from dgad_tk.models import LIBRARIES, MODELS
 
-    return [(name, (build.__doc__ or "").strip().splitlines()[0]) for name, build in MODELS.items()]
+    own = [(name, (build.__doc__ or "").strip().splitlines()[0]) for name, build in MODELS.items()]
+    return own + [(f"{library}:NAME", f"any classifier of {library}, untrained") for library in LIBRARIES]
 
 
 def _attacks() -> Lines:
@@ -52,18 +55,25 @@ def _formats() -> Lines:
     return [(name, f"{each.suffix} {each.note}".strip()) for name, each in EXPORTERS.items()]
 
 
+def _recipes() -> Lines:
+    from dgad_tk.recipe import load_recipe, recipe_names
+
+    return [(name, load_recipe(name).summary) for name in recipe_names()]
+
+
 TABLES: dict[str, Callable[[], Lines]] = {
     "attacks": _attacks,
     "datasets": _datasets,
     "formats": _formats,
     "methods": _methods,
     "models": _models,
+    "recipes": _recipes,
     "suites": _suites,
 }
 
 
 def list_table(
-    what: Annotated[str, typer.Argument(help="attacks, datasets, formats, methods, models or suites.")],
+    what: Annotated[str, typer.Argument(help="attacks, datasets, formats, methods, models, recipes or suites.")],
 ) -> None:
     """List what there is to choose from."""
     lines = lookup(TABLES, what, "table")()

@@ -36,6 +36,7 @@ class _Live:
             refresh_per_second=4,
         )
         self.tasks: dict[str, TaskID] = {}
+        self.begun: dict[str, tuple[float, float]] = {}
         self.last_line = 0.0
 
     def __enter__(self) -> Self:
@@ -55,13 +56,35 @@ class _Live:
             print(text, file=sys.stderr, flush=True)
         self.last_line = time.monotonic()
 
+    def message(self, text: str) -> None:
+        """Something to know; a warning is said to the quiet too."""
+        if self.quiet and text.startswith("warning: "):
+            print(text, file=sys.stderr, flush=True)
+        self.line(text)
+
     def show(self, name: str, done: float, total: float, detail: str) -> None:
         """Move the bar `name`; off a terminal, a line now and then."""
         if name not in self.tasks:
-            self.tasks[name] = self.bar.add_task(name, total=total, detail="")
+            # A resumed run is not at 0, and did not come this far just now.
+            self.tasks[name] = self.bar.add_task(name, total=total, completed=int(done), detail="")
+            self.begun[name] = (time.monotonic(), done)
         self.bar.update(self.tasks[name], completed=done, total=total, detail=detail)
         if not self.live and time.monotonic() - self.last_line > QUIET_SECONDS:
-            self.line(f"{name} {done / total:.0%} {detail}")
+            self.line(f"{name} {done / total:.0%} {detail}" + self._left(name, done, total))
+
+    def _left(self, name: str, done: float, total: float) -> str:
+        """`, 34 min left` at the pace so far."""
+        begun, before = self.begun[name]
+        if done <= before:
+            return ""
+        return f", {duration((time.monotonic() - begun) * (total - done) / (done - before))} left"
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `34 min` or `5.2 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class TrainingProgress(_Live):

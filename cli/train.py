@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,20 +15,33 @@ if TYPE_CHECKING:
     from dgad_tk.config import TrainConfig
     from dgad_tk.runs import RunFolder
 
-RECIPES = Path(__file__).parent.parent / "dgad_tk" / "recipes"
-
 
 def train(
-    config: Annotated[str | None, typer.Option(help="YAML file or recipe; flags override it.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="YAML file or recipe (`dgad list recipes`); flags override it.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="See `dgad list datasets`. [digits]")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the images.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the dataset if it is not there.")] = False,
     image_size: Annotated[int | None, typer.Option(help="Resize an image folder to this. [32]")] = None,
-    method: Annotated[str | None, typer.Option(help="See `dgad list methods`. [dgad]")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="See `dgad list methods`; NAME+igdm adds gradient matching. [dgad]")
+    ] = None,
     student: Annotated[str | None, typer.Option(help="See `dgad list models`. [resnet8]")] = None,
     teacher: Annotated[
-        str | None, typer.Option(help=".safetensors file, run folder, or auto: train one first. [auto]")
+        str | None,
+        typer.Option(
+            help="Run folder, weights (.safetensors, a PyTorch checkpoint), .onnx or TorchScript (.pt; it is code, so "
+            "only one you trust), or auto: train one first. [auto]"
+        ),
     ] = None,
-    teacher_model: Annotated[str | None, typer.Option(help="Network of an auto teacher. [resnet20]")] = None,
+    teacher_model: Annotated[
+        str | None, typer.Option(help="Network of an auto teacher, or of foreign weights. [resnet20, told from them]")
+    ] = None,
+    teacher_mean: Annotated[
+        str | None, typer.Option(help="What a foreign teacher's images are normalised by: 0.49,0.48,0.45. [nothing]")
+    ] = None,
+    teacher_std: Annotated[str | None, typer.Option(help="With --teacher-mean.")] = None,
     teacher_method: Annotated[str | None, typer.Option(help="How an auto teacher is trained. [trades]")] = None,
     teacher_epochs: Annotated[int | None, typer.Option(help="Epochs of an auto teacher. [as --epochs]")] = None,
     settings: Annotated[
@@ -38,27 +52,69 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="[64 on digits, else 128]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of every random draw. [0]")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16. [fp32]")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile for the inner maximisation.")] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. [runs/DATASET-METHOD-STUDENT]")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, or with the newest unfinished one.")
     ] = False,
+    checkpoint_minutes: Annotated[
+        float | None, typer.Option(help="Save this often within an epoch; its end is always saved. [10]")
+    ] = None,
     limit_train: Annotated[int | None, typer.Option(help="Use the first N training images.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train a student; first its teacher, if it needs one and none is given."""
-    given = {name: value for name, value in locals().items() if name in _FLAGS and value is not None}
+    """Train a student; first its teacher, if it needs one and none is given.
+
+    Ctrl-C ends the run after the step it is in, and saves it; a second Ctrl-C ends it at once.
+    """
+    flags = {name: value for name, value in locals().items() if name in _FLAGS}
+    given = {name: value for name, value in flags.items() if value is not None and value is not False}
+    for name in ("teacher_mean", "teacher_std"):
+        if name in given:
+            given[name] = _numbers(given[name], f"--{name.replace('_', '-')}")
     run_config, out = _configured(given, config, settings or [], out, resume)
 
     from cli.progress import TrainingProgress
+    from cli.teacher import model_file_teacher
+    from dgad_tk.distributed import launched
+    from dgad_tk.runs import RunFolder, new_run_folder
     from dgad_tk.train import train as run_training
 
+    leads = launched().leads
+    quiet = quiet or not leads
     if not quiet:
         _announce(run_config)
-    with TrainingProgress(quiet=quiet) as progress:
-        folder = run_training(run_config, out=out, resume=resume, on_progress=progress)
-    _print_result(folder, as_json)
+    out = out or new_run_folder(run_config).path
+    opened = model_file_teacher(run_config, download=download)
+    try:
+        with TrainingProgress(quiet=quiet) as progress:
+            folder = run_training(
+                run_config,
+                out=out,
+                resume=resume,
+                teacher=opened,
+                download=download,
+                on_progress=progress,
+                on_message=progress.message,
+            )
+    except KeyboardInterrupt:
+        if leads:
+            _say_how_to_resume(RunFolder(out), launched().size)
+        raise
+    if leads:
+        _print_result(folder, run_config, as_json)
+
+
+def _numbers(text: str, flag: str) -> list[float]:
+    """`0.49,0.48,0.45` as numbers."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f"{flag} must be numbers with commas between them, got '{text}'", hint=f"for example {flag} 0.49,0.48,0.45"
+        ) from None
 
 
 def _announce(config: "TrainConfig") -> None:
@@ -76,6 +132,15 @@ def _announce(config: "TrainConfig") -> None:
     print(text, file=sys.stderr)
 
 
+def _say_how_to_resume(folder: "RunFolder", processes: int) -> None:
+    """On stderr, as a command to copy."""
+    if not folder.exists():
+        print("\nnothing was written yet: the same command begins anew", file=sys.stderr)
+        return
+    again = f"dgad train --out {shlex.quote(str(folder.path))} --resume"
+    print(f"\nto go on: {again}" + (" (under torchrun, as before)" if processes > 1 else ""), file=sys.stderr)
+
+
 _FLAGS = {
     "dataset",
     "data_dir",
@@ -84,13 +149,17 @@ _FLAGS = {
     "student",
     "teacher",
     "teacher_model",
+    "teacher_mean",
+    "teacher_std",
     "teacher_method",
     "teacher_epochs",
     "epochs",
     "batch_size",
     "seed",
     "precision",
+    "compile",
     "device",
+    "checkpoint_minutes",
     "limit_train",
 }
 
@@ -99,7 +168,8 @@ def _configured(
     given: dict[str, Any], config: str | None, settings: list[str], out: Path | None, resume: bool
 ) -> tuple["TrainConfig", Path | None]:
     """Defaults, then the config file or the run to resume, then `DGAD_*`, then flags."""
-    from dgad_tk.config import TrainConfig, from_environment, parse_settings, read_yaml, validated
+    from dgad_tk.config import TrainConfig, from_environment, parse_settings, validated
+    from dgad_tk.recipe import load_recipe
     from dgad_tk.runs import RunFolder, newest_run
 
     values: dict[str, Any] = {}
@@ -110,7 +180,8 @@ def _configured(
         out = folder.path
         values = folder.read_config().model_dump(mode="json")
     if config:
-        values |= read_yaml(_config_path(config))
+        recipe = load_recipe(config)
+        values |= recipe.values | ({"paper": recipe.paper} if recipe.paper else {})
     values |= from_environment(os.environ)
     values |= given
     changes = parse_settings(settings)
@@ -119,29 +190,47 @@ def _configured(
             values[key] = {**values[key], **value}
         else:
             values[key] = value
-    return validated(TrainConfig, values, "config").resolved(), out
+    found = validated(TrainConfig, values, "config").resolved()
+    if "teacher" not in values:
+        _refuse_another_teacher(found)
+    return found, out
 
 
-def _config_path(name: str) -> Path:
-    recipe = RECIPES / f"{name}.yaml"
-    if not Path(name).is_file() and recipe.is_file():
-        return recipe
-    return Path(name)
+def _refuse_another_teacher(config: "TrainConfig") -> None:
+    """A run whose teacher is one certain file does not train some other without being told to.
+
+    Raises:
+        UserError: the paper's teacher is such a file.
+    """
+    instruction = config.paper.get("teacher_file")
+    if not instruction:
+        return
+    from dgad_tk.methods import find_method
+
+    if find_method(config.method).needs_teacher:
+        raise UserError(
+            f"the paper's teacher has to be given: {instruction}",
+            hint="--teacher FILE [--teacher-model NAME]; --teacher auto trains a "
+            f"{config.teacher_model} by {config.teacher_method} instead",
+        )
 
 
-def _print_result(folder: "RunFolder", as_json: bool) -> None:
+def _print_result(folder: "RunFolder", config: "TrainConfig", as_json: bool) -> None:
     from dgad_tk.checkpoint import read_weights
+    from dgad_tk.recipe import printed_figures, printed_place
 
     _, artifact = read_weights(folder.best)
     training = artifact.training
     if as_json:
-        print(json.dumps({"run": str(folder.path), **training}))
+        print(json.dumps({"run": str(folder.path), **training} | ({"paper": config.paper} if config.paper else {})))
         return
+    accuracies = f"clean {training['clean_accuracy']:.1%}, PGD {training['robust_accuracy']:.1%}"
     print(
         f"{folder.path}: {artifact.model} by {artifact.method}, best epoch {training['best_epoch']} of "
-        f"{training['epochs']}: clean {training['clean_accuracy']:.1%}, PGD {training['robust_accuracy']:.1%} "
-        f"({training['selection_images']} {training['selected_on']} images)"
+        f"{training['epochs']}: {accuracies} ({training['selection_images']} {training['selected_on']} images)"
     )
+    if figures := printed_figures(config.paper):
+        print(f"paper: {figures} ({printed_place(config.paper)}); here: {accuracies} on {training['selected_on']}")
     if training["selected_on"] == "test":
         print(
             "note: the epoch was chosen on the test images, so these are not held-out figures",

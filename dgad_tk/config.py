@@ -26,7 +26,7 @@ Radius = Annotated[float, BeforeValidator(partial(parse_fraction, upper=math.inf
 ENVIRONMENT_PREFIX = "DGAD_"
 _NOT_CONFIG = {"DGAD_CACHE"}
 
-FREE = {"checkpoint_minutes"}
+FREE = {"checkpoint_minutes", "paper"}
 """Keys that a resumed run may change."""
 
 M = TypeVar("M", bound=BaseModel)
@@ -139,6 +139,9 @@ class TrainConfig(BaseModel):
     checkpoint_minutes: float | None = Field(10.0, gt=0)
     """How often to save within an epoch; every epoch's end is saved anyway."""
 
+    paper: dict[str, Any] = {}
+    """What the paper prints for this run, for reports; changes nothing."""
+
     @model_validator(mode="before")
     @classmethod
     def _complete_threat(cls, values: Any) -> Any:
@@ -207,6 +210,7 @@ class TrainConfig(BaseModel):
                 "teacher_std": (),
                 "epochs": self.teacher_epochs,
                 "lr": self.teacher_lr,
+                "paper": {},
             }
         )
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from dgad_tk.artifact import KEY
+from dgad_tk.artifact import KEY, Artifact
 from dgad_tk.batches import fetch
 from dgad_tk.checkpoint import load_model
 from dgad_tk.common import UserError, sha256_file
@@ -55,7 +55,9 @@ def open_teacher(
                 f"'{weights}' says itself how it normalises its images",
                 hint="leave out --teacher-mean and --teacher-std",
             )
-        teacher, name = _open_ours(weights, dataset)
+        teacher, record = load_model(weights)
+        name = record.model
+        check_record(record, dataset)
     else:
         teacher, name = match_network(
             read_checkpoint(weights),
@@ -67,6 +69,25 @@ def open_teacher(
         )
     check_input(teacher, f"the teacher {name}", dataset.shape, len(dataset.classes))
     return teacher.eval().requires_grad_(False), f"{name} {sha256_file(weights)}"
+
+
+def check_record(record: Artifact, dataset: Dataset) -> None:
+    """See that a teacher with this record takes a dataset's images and means its classes.
+
+    Raises:
+        UserError: it was trained for others.
+    """
+    if record.input_shape[0] != dataset.shape[0]:
+        raise UserError(
+            f"the teacher takes {record.input_shape[0]} channels, '{dataset.name}' has {dataset.shape[0]}",
+            hint="train a teacher on this dataset: --teacher auto",
+        )
+    if record.classes != dataset.classes:
+        raise UserError(
+            f"the teacher knows {len(record.classes)} classes ({', '.join(record.classes[:5])}, ...), "
+            f"'{dataset.name}' has {len(dataset.classes)} ({', '.join(dataset.classes[:5])}, ...)",
+            hint="train a teacher on this dataset: --teacher auto",
+        )
 
 
 @dataclass(frozen=True)
@@ -144,22 +165,6 @@ def _is_ours(path: Path) -> bool:
             return KEY in (file.metadata() or {})
     except (OSError, SafetensorError):
         return False
-
-
-def _open_ours(path: Path, dataset: Dataset) -> tuple[nn.Module, str]:
-    teacher, artifact = load_model(path)
-    if artifact.input_shape[0] != dataset.shape[0]:
-        raise UserError(
-            f"the teacher takes {artifact.input_shape[0]} channels, '{dataset.name}' has {dataset.shape[0]}",
-            hint="train a teacher on this dataset: --teacher auto",
-        )
-    if artifact.classes != dataset.classes:
-        raise UserError(
-            f"the teacher knows {len(artifact.classes)} classes ({', '.join(artifact.classes[:5])}, ...), "
-            f"'{dataset.name}' has {len(dataset.classes)} ({', '.join(dataset.classes[:5])}, ...)",
-            hint="train a teacher on this dataset: --teacher auto",
-        )
-    return teacher, artifact.model
 
 
 def _doubts(check: TeacherCheck, classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> list[str]:

@@ -2,20 +2,26 @@
 
 import importlib
 import json
+import shlex
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from conftest import artifact
 from PIL import Image
 from test_exporters import hostile_files
 
 from cli import app
 from dgad_tk.checkpoint import load_model, save_weights
+from dgad_tk.common import UserError, sha256_file
+from dgad_tk.config import TrainConfig
 from dgad_tk.models import build_model
+from dgad_tk.runs import RunFolder
 from exporters import export
 
 Run = Callable[..., tuple[int, str, str]]
@@ -119,6 +125,24 @@ def test_export_without_a_run(dgad: Run) -> None:
         (["train", "--set", "lr"], "--set needs key=value"),
         (["train", "--config", "missing.yaml"], "cannot read config 'missing.yaml'"),
         (["train", "--config", "text.txt"], "must hold keys and values"),
+        (["train", "--config", "papre/table4/rn18-trades"], "unknown recipe 'papre/table4/rn18-trades'"),
+        (["train", "--config", "circle.yaml"], "extends itself: circle -> circle"),
+        (["train", "--config", "misspelt.yaml"], "unknown key 'epoch'"),
+        (["train", "--config", "paper/table4/rn18-wrn34-10-dgad"], "has to be given: no public file: train it with"),
+        (["train", "--config", "extended.yaml", "--seed", "3"], "has to be given: Chen2021LTD_WRN34_20 of RobustBench"),
+        (["train", "--method", "adaad+igmd"], "unknown add-on 'igmd'"),
+        (["train", "--method", "trades+igdm"], "'igdm' needs a method that attacks and has a teacher"),
+        (["train", "--teacher-mean", "0.5"], "teacher_mean has 1 values, teacher_std 0"),
+        (["train", "--teacher-mean", "0.5;0.4", "--teacher-std", "0.2"], "--teacher-mean must be numbers with commas"),
+        (["train", "--teacher-mean", "0.5", "--teacher-std", "a,b"], "--teacher-std must be numbers with commas"),
+        (["train", "--teacher-mean", "", "--teacher-std", ""], "--teacher-mean must be numbers with commas"),
+        (["train", "--teacher-mean", "nan", "--teacher-std", "1"], "teacher_mean"),
+        (["train", "--checkpoint-minutes", "0"], "checkpoint_minutes"),
+        (["train", "--checkpoint-minutes", "often"], "often"),
+        (["train", "--download"], "takes no --download"),
+        (["train", "--teacher", "missing.onnx"], "no such file or run folder"),
+        (["train", "--teacher", "theirs.onnx"], "not a valid ONNX model"),
+        (["train", "--teacher", "text.txt"], "cannot read 'text.txt' as a teacher"),
         (["train", "--teacher", "missing.safetensors"], "no such file or run folder"),
         (["train", "--teacher-method", "dgad"], "needs a teacher itself"),
         (["train", "--resume"], "no unfinished run"),
@@ -180,6 +204,9 @@ def test_bad_input(dgad: Run, weights: Path, tmp_path: Path, arguments: list[str
     Path("text.txt").write_text("just words")
     Path("theirs.onnx").write_bytes(b"somebody's work")
     save_weights(Path("letters.safetensors"), load_model(weights)[0], artifact(classes=list("abcdefghij")))
+    Path("circle.yaml").write_text("extends: circle.yaml\n")
+    Path("misspelt.yaml").write_text("extends: default\nepoch: 3\n")
+    Path("extended.yaml").write_text("extends: fair/table4/rn18-wrn34-20-rslad\nepochs: 3\n")
     Path("empty").mkdir()
     Path("theirs").mkdir()
     Path("theirs/results.json").write_text('{"schema": "somebody/else"}')
@@ -269,13 +296,34 @@ def test_the_table_is_whole_without_a_terminal(dgad: Run, weights: Path, monkeyp
 
 
 def test_an_interrupt_says_how_to_go_on(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command it prints ends the run that Ctrl-C stopped, auto teacher and all."""
+    from cli.progress import TrainingProgress
+
+    def interrupting(self: TrainingProgress, state: Any) -> None:
+        if state.role == "teacher" and state.epoch == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "__call__", interrupting)
+        code, out, err = dgad("train", *QUICK, "--epochs", "2", "--out", "a run")
+    assert (code, out) == (130, "")
+    (command,) = [line.removeprefix("to go on: ") for line in err.splitlines() if line.startswith("to go on: ")]
+    assert command == "dgad train --out 'a run' --resume"
+    assert err.count("--resume") == 1
+    code, out, err = dgad(*shlex.split(command)[1:], "--quiet")
+    assert code == 0, err
+    assert out.startswith("a run: resnet8 by dgad, best epoch ")
+
+
+def test_an_interrupt_before_there_is_a_run(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: Any, **more: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dgad_tk.train.train", interrupted)
     code, _, err = dgad("train")
     assert code == 130
-    assert "--resume" in err
+    assert "--resume" not in err
+    assert "begins anew" in err
 
 
 def test_a_bug_keeps_its_traceback(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +353,7 @@ def test_a_failed_parity_check_is_exit_code_1(dgad: Run, weights: Path, monkeypa
     assert not Path("student.onnx").exists()
 
 
-@pytest.mark.parametrize("what", ["attacks", "datasets", "formats", "methods", "models", "suites"])
+@pytest.mark.parametrize("what", ["attacks", "datasets", "formats", "methods", "models", "recipes", "suites"])
 def test_lists(dgad: Run, what: str) -> None:
     code, out, _ = dgad("list", what)
     assert code == 0
@@ -339,3 +387,202 @@ def test_the_default_recipe_is_the_default() -> None:
     from cli.train import _configured
 
     assert _configured({}, "default", [], None, resume=False) == _configured({}, None, [], None, resume=False)
+
+
+def test_lists_hold_what_is_no_row(dgad: Run) -> None:
+    assert "\n+igdm " in dgad("list", "methods")[1]
+    assert "\ntorchvision:NAME  " in dgad("list", "models")[1]
+    assert "\npaper/table1/cifar10-wrn34-10-pgd-at " in dgad("list", "recipes")[1]
+
+
+def test_flags_reach_the_config() -> None:
+    """A 0 is a value; a switch that is not set leaves what a file says."""
+    from cli.train import _configured, _numbers
+
+    assert _numbers("0.49, .48,1e-1", "--teacher-mean") == [0.49, 0.48, 0.1]
+    given = {"teacher_mean": [0.5], "teacher_std": [0.2], "compile": True, "checkpoint_minutes": 1.5}
+    config, _ = _configured(given, None, [], None, resume=False)
+    assert (config.teacher_mean, config.teacher_std, config.compile) == ((0.5,), (0.2,), True)
+    assert config.checkpoint_minutes == 1.5
+
+
+def test_seed_0_overrides_and_an_absent_switch_does_not(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[TrainConfig] = []
+
+    def caught(config: TrainConfig, **more: Any) -> None:
+        seen.append(config)
+        raise UserError("enough", hint="enough")
+
+    monkeypatch.setattr("dgad_tk.train.train", caught)
+    Path("c.yaml").write_text("seed: 5\ncompile: true\n")
+    dgad("train", "--config", "c.yaml", "--seed", "0")
+    assert (seen[0].seed, seen[0].compile) == (0, True)
+
+
+def test_a_recipe_is_printed_beside_the_result(dgad: Run) -> None:
+    """A run of one's own on digits that takes over what the paper prints; the run folder keeps it."""
+    small = "dataset: digits\nstudent: resnet8\nteacher_model: resnet8\nselect_on: val\n"
+    Path("mine.yaml").write_text("extends: paper/table4/rn18-wrn34-10-dgad\n" + small)
+    code, out, err = dgad("train", "--config", "mine.yaml", *QUICK, "--teacher", "auto", "--quiet", "--out", "r")
+    assert code == 0, err
+    _, paper = out.splitlines()
+    assert paper.startswith("paper: clean 87.58, AA 50.59 (test set, Table 4, second hand); here: clean ")
+    assert paper.endswith(" on val")
+    assert yaml.safe_load(Path("r/config.yaml").read_text())["paper"]["row"] == "DGAD, ResNet-18 from WRN-34-10"
+    assert "paper" not in Path("r/teacher/config.yaml").read_text().replace("paper: {}", "")
+    code, again, err = dgad("train", "--out", "r", "--resume", "--quiet")
+    assert code == 0, err
+    assert again == out
+    code, out, _ = dgad("train", "--config", "mine.yaml", *QUICK, "--method", "standard", "--quiet", "--out", "s")
+    assert code == 2  # the method's options are another's; but it needs no teacher
+    code, out, _ = dgad("train", "--out", "r", "--resume", "--json", "--quiet")
+    assert json.loads(out)["paper"]["figures"] == {"clean": 87.58, "aa": 50.59}
+
+
+def test_model_files_teach_as_their_weights_do(dgad: Run, weights: Path) -> None:
+    """ONNX, TorchScript and safetensors of one teacher: the same first step, and the same on resuming."""
+    options = [*QUICK, "--batch-size", "64", "--quiet"]
+    shutil.copy(weights, "student.safetensors")
+    losses = {}
+    for format, name in (("", "student.safetensors"), ("onnx", "student.onnx"), ("torchscript", "student.pt")):
+        if format:
+            export(weights, format, Path(name))
+        folder = Path(f"run-{name}")
+        code, _, err = dgad("train", *options, "--teacher", name, "--out", folder)
+        assert code == 0, err
+        assert err.startswith("warning: the teacher is right on ")  # an untrained one; the quiet are told too
+        assert "teacher/" not in {path.name for path in folder.iterdir()}
+        losses[name] = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+        said = load_model(folder / "best.safetensors")[1].teacher
+        assert said == f"resnet8 {sha256_file(Path(name))}"
+        code, _, err = dgad("train", "--out", folder, "--resume", "--quiet")
+        assert code == 0, err
+    ours = losses.pop("student.safetensors")
+    for found in losses.values():
+        for term in ("loss", "l_st", "l_at", "pcr"):
+            assert found[term] == pytest.approx(ours[term], abs=1e-4)
+
+
+def test_a_run_with_a_model_file_as_teacher_resumes(dgad: Run, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cli.progress import TrainingProgress
+
+    def interrupting(self: TrainingProgress, state: Any) -> None:
+        if state.epoch == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    export(weights, "onnx", Path("teacher.onnx"))
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "__call__", interrupting)
+        code, _, err = dgad("train", *QUICK, "--epochs", "2", "--teacher", "teacher.onnx", "--out", "r")
+    assert code == 130, err
+    shutil.copy("teacher.onnx", "aside.onnx")
+    export(weights, "onnx", Path("teacher.onnx"), opset=18)
+    refused(dgad("train", "--out", "r", "--resume"), "was begun with another teacher")
+    shutil.copy("aside.onnx", "teacher.onnx")
+    code, out, err = dgad("train", "--out", "r", "--resume")
+    assert code == 0, err
+    assert "of 2: clean" in out
+
+
+def test_a_checkpoint_called_pt_is_no_torchscript(dgad: Run, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told apart by what is in the file, and nothing is run to tell."""
+    import torch
+
+    def never(*arguments: Any, **more: Any) -> None:
+        raise AssertionError("opened")
+
+    torch.save(load_model(weights)[0].get_submodule("net").state_dict(), "theirs.pt")
+    monkeypatch.setattr("torch.jit.load", never)
+    code, _, err = dgad("train", *QUICK, "--teacher", "theirs.pt", "--quiet")
+    assert code == 0, err
+    Path("torn.pt").write_bytes(Path("theirs.pt").read_bytes()[:5000])
+    refused(dgad("train", *QUICK, "--teacher", "torn.pt"), "torn.pt")
+
+
+def test_model_files_that_do_not_fit(dgad: Run, weights: Path, tmp_path: Path) -> None:
+    import onnx
+
+    net = build_model("resnet8", in_channels=3, classes=10)
+    save_weights(Path("c3.safetensors"), net, artifact(shape=(3, 8, 8)))
+    letters = artifact(classes=list("abcdefghij"))
+    save_weights(Path("letters.safetensors"), load_model(weights)[0], letters)
+    for name in ("c3", "letters"):
+        export(Path(f"{name}.safetensors"), "onnx", Path(f"{name}.onnx"))
+        export(Path(f"{name}.safetensors"), "torchscript", Path(f"{name}.pt"))
+    refused(dgad("train", *QUICK, "--teacher", "c3.onnx"), "the teacher takes 3 channels, 'digits' has 1")
+    refused(dgad("train", *QUICK, "--teacher", "letters.pt"), "the teacher knows 10 classes (a, b, c, d, e, ...)")
+    export(weights, "onnx", Path("student.onnx"))
+    normalised = ["--teacher-mean", "0.3", "--teacher-std", "0.2"]
+    refused(dgad("train", *QUICK, "--teacher", "student.onnx", *normalised), "says itself how it normalises")
+    proto = onnx.load("student.onnx")
+    del proto.metadata_props[:]
+    onnx.save(proto, "theirs.onnx")
+    two = ["--teacher-mean", "0.3,0.3", "--teacher-std", "0.2,0.2"]
+    refused(dgad("train", *QUICK, "--teacher", "theirs.onnx", *two), "gives 2 values")
+    assert not Path("runs").exists()
+    code, _, err = dgad("train", *QUICK, "--teacher", "theirs.onnx", *normalised, "--out", "normalised")
+    assert code == 0, err
+    assert "teacher theirs: " in err
+    assert "without the teacher's normalisation" in err
+    proto = onnx.load("c3.onnx")
+    del proto.metadata_props[:]
+    onnx.save(proto, "theirs.onnx")
+    refused(
+        dgad("train", *QUICK, "--teacher", "theirs.onnx"), "takes images of shape (3, 8, 8), 'digits' has (1, 8, 8)"
+    )
+
+
+def test_time_left_is_told_off_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the pace of this process: what a resumed run had done before does not count."""
+    from cli import progress
+
+    now = [1000.0]
+    monkeypatch.setattr("cli.progress.time.monotonic", lambda: now[0])
+    with progress.TrainingProgress(quiet=False) as shown:
+        shown.show("student", 50, 100, "180 images/s")
+        now[0] += 60
+        shown.show("student", 51, 100, "180 images/s")
+    assert capsys.readouterr().err.splitlines() == [
+        "student 50% 180 images/s",
+        "student 51% 180 images/s, 49 min left",
+    ]
+    assert [progress.duration(seconds) for seconds in (5, 89, 90, 5399, 5400, 36000)] == [
+        "5 s",
+        "89 s",
+        "2 min",
+        "90 min",
+        "1.5 h",
+        "10.0 h",
+    ]
+
+
+def test_messages_and_the_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    from cli.progress import TrainingProgress
+
+    for quiet in (False, True):
+        shown = TrainingProgress(quiet=quiet)
+        shown.message("teacher x: fine")
+        shown.message("warning: it is not")
+    assert capsys.readouterr().err.splitlines() == ["teacher x: fine", "warning: it is not", "warning: it is not"]
+
+
+def test_another_process_of_torchrun_is_silent_but_for_errors(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    folders: list[Path] = []
+
+    def trained(config: TrainConfig, *, out: Path, **more: Any) -> RunFolder:
+        folders.append(out)
+        return RunFolder(out)
+
+    def interrupted(*arguments: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dgad_tk.train.train", trained)
+    assert dgad("train") == (0, "", "")
+    assert folders == [Path("runs/digits-dgad-resnet8")]
+    refused(dgad("train", "--dataset", "digit"), "process 1: unknown dataset 'digit'")
+    monkeypatch.setattr("dgad_tk.train.train", interrupted)
+    assert dgad("train") == (130, "", "")
+    monkeypatch.setenv("RANK", "one")
+    refused(dgad("train"), "RANK, WORLD_SIZE and LOCAL_RANK must be numbers")

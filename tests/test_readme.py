@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from dgad_tk.data import DATASETS
-from dgad_tk.methods import METHODS
+from dgad_tk.methods import ADDONS, METHODS
 from dgad_tk.models import MODELS
+from dgad_tk.recipe import recipe_names
 from evaluators.attacks import ATTACKS
 from evaluators.suites import SUITES
 from exporters import EXPORTERS
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_python_in_the_readme_runs(
@@ -36,6 +38,7 @@ def test_the_python_in_the_readme_runs(
     ("row", "table"),
     [
         ("methods", METHODS),
+        ("add-ons", ADDONS),
         ("students, teachers", MODELS),
         ("datasets", DATASETS),
         ("formats", EXPORTERS),
@@ -53,3 +56,14 @@ def test_the_three_commands_are_the_quickstarts() -> None:
 
     for command in COMMANDS:
         assert f"\ndgad {' '.join(command)}\n" in README
+
+
+def test_the_recipes_it_names_are_there() -> None:
+    named = re.findall(r"(?:--config |extends: )((?:paper|fair)/\S+?)[`\s]", README)
+    assert len(named) == 3
+    assert set(named) <= set(recipe_names())
+
+
+def test_every_link_into_the_tree_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).is_file(), target

@@ -1,0 +1,91 @@
+"""Teachers that are model files: ONNX, TorchScript and whatever else `exporters` opens."""
+
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dgad_tk.common import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dgad_tk.config import TrainConfig
+
+
+def model_file_teacher(config: "TrainConfig", *, download: bool = False) -> "tuple[nn.Module, str] | None":
+    """The teacher of a run whose config names a model file, in eval mode, frozen, with its name and SHA-256.
+
+    None where the method has no teacher, or it is trained first, or it is weights, which `dgad_tk` reads itself.
+
+    Args:
+        config: resolved.
+        download: as for the training itself, which comes after: a file may leave the shape of its images open.
+
+    Raises:
+        UserError: it cannot be opened, or was made for other images or classes.
+    """
+    from dgad_tk.methods import find_method
+
+    path = Path(config.teacher)
+    if config.teacher == "auto" or not find_method(config.method).needs_teacher or not _is_model_file(path):
+        return None
+    from torch import nn
+
+    from dgad_tk.data import load_dataset
+    from dgad_tk.models import Normalize, check_input
+    from dgad_tk.teachers import check_record
+    from exporters import load
+
+    dataset = load_dataset(config.dataset, data_dir=config.data_dir, image_size=config.image_size, download=download)
+    predictor = load(path, dataset.shape)
+    module, record = predictor.module, predictor.artifact
+    if module is None:
+        raise UserError(
+            f"'{path}' has no gradients, and a teacher is attacked through", hint="give its weights or an ONNX file"
+        )
+    if record is not None:
+        check_record(record, dataset)
+    if predictor.input_shape != dataset.shape:
+        raise UserError(
+            f"'{path}' takes images of shape {predictor.input_shape}, '{dataset.name}' has {dataset.shape}",
+            hint="a model file takes the images it was made for; its weights may take others",
+        )
+    name = record.model if record is not None else path.stem.replace(" ", "-")
+    if config.teacher_mean:
+        if record is not None:
+            raise UserError(
+                f"'{path}' says itself how it normalises its images",
+                hint="leave out --teacher-mean and --teacher-std",
+            )
+        if len(config.teacher_mean) != dataset.shape[0]:
+            raise UserError(
+                f"--teacher-mean gives {len(config.teacher_mean)} values, "
+                f"the images of '{dataset.name}' have {dataset.shape[0]} channels",
+                hint="a value a channel",
+            )
+    # As `build_model` lays networks out: the check of a teacher looks for that, and a bare TorchScript module is no
+    # whole nn.Module.
+    normalize = Normalize(config.teacher_mean, config.teacher_std) if config.teacher_mean else nn.Identity()
+    teacher = nn.Sequential(OrderedDict(normalize=normalize, net=module.cpu())).eval().requires_grad_(False)
+    check_input(teacher, f"the teacher {name}", dataset.shape, len(dataset.classes))
+    return teacher, f"{name} {predictor.sha256}"
+
+
+def _is_model_file(path: Path) -> bool:
+    """Whether `exporters` opens it. A .pt is TorchScript if there is code in it, else a checkpoint of weights."""
+    from exporters import LOADERS
+
+    if not path.is_file() or path.suffix == ".safetensors" or path.suffix not in LOADERS:
+        return False
+    return path.suffix != ".pt" or _is_torchscript(path)
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Told from the names in the archive: nothing in it is read, let alone run."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.partition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError):
+        return False
+    return "constants.pkl" in names and any(name.startswith("code/") for name in names)
