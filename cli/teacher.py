@@ -2,6 +2,8 @@
 
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,33 +13,37 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dgad_tk.config import TrainConfig
+    from dgad_tk.data import Dataset
 
 
-def model_file_teacher(config: "TrainConfig", *, download: bool = False) -> "tuple[nn.Module, str] | None":
-    """The teacher of a run whose config names a model file, in eval mode, frozen, with its name and SHA-256.
+def model_file_teacher(config: "TrainConfig") -> "Callable[[Dataset], tuple[nn.Module, str]] | None":
+    """What opens the teacher of a run whose config names a model file, for `dgad_tk.train.train`.
 
     None where the method has no teacher, or it is trained first, or it is weights, which `dgad_tk` reads itself.
 
     Args:
         config: resolved.
-        download: as for the training itself, which comes after: a file may leave the shape of its images open.
-
-    Raises:
-        UserError: it cannot be opened, or was made for other images or classes.
     """
     from dgad_tk.methods import find_method
 
     path = Path(config.teacher)
     if config.teacher == "auto" or not find_method(config.method).needs_teacher or not _is_model_file(path):
         return None
+    return partial(_open, config, path)
+
+
+def _open(config: "TrainConfig", path: Path, dataset: "Dataset") -> "tuple[nn.Module, str]":
+    """The teacher in a model file, in eval mode, frozen, with its name and SHA-256.
+
+    Raises:
+        UserError: it cannot be opened, or was made for other images or classes.
+    """
     from torch import nn
 
-    from dgad_tk.data import load_dataset
     from dgad_tk.models import Normalize, check_input
     from dgad_tk.teachers import check_record
     from exporters import load
 
-    dataset = load_dataset(config.dataset, data_dir=config.data_dir, image_size=config.image_size, download=download)
     predictor = load(path, dataset.shape)
     module, record = predictor.module, predictor.artifact
     if module is None:

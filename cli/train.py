@@ -87,17 +87,17 @@ def train(
     if not quiet:
         _announce(run_config)
     out = out or new_run_folder(run_config).path
-    opened = model_file_teacher(run_config, download=download)
     try:
         with TrainingProgress(quiet=quiet) as progress:
             folder = run_training(
                 run_config,
                 out=out,
                 resume=resume,
-                teacher=opened,
+                teacher=model_file_teacher(run_config),
                 download=download,
                 on_progress=progress,
                 on_message=progress.message,
+                on_stop=_say_stopping if leads else lambda: None,
             )
     except KeyboardInterrupt:
         if leads:
@@ -130,6 +130,11 @@ def _announce(config: "TrainConfig") -> None:
         auto = f"a {config.teacher_model} that is trained first, by {config.teacher_method}, since none was given"
         text += f"; teacher: {auto if config.teacher == 'auto' else config.teacher}"
     print(text, file=sys.stderr)
+
+
+def _say_stopping() -> None:
+    """In a signal handler, where print might be in the middle of something."""
+    os.write(2, b"\nstopping after this step; once more stops at once\n")
 
 
 def _say_how_to_resume(folder: "RunFolder", processes: int) -> None:

@@ -5,6 +5,7 @@ Each process takes its part of every batch and computes the loss of the whole on
 DistributedDataParallel does, then gives exactly the gradient of that loss.
 """
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,7 +158,12 @@ def shared(model: nn.Module) -> nn.Module:
     Its running statistics stay each process's own: see `average_statistics`.
     """
     trained = Trained(model)
-    return DistributedDataParallel(trained, broadcast_buffers=False) if dist.is_initialized() else trained
+    if not dist.is_initialized():
+        return trained
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # the old one warns
+    options: dict[str, Any] = {name: False}
+    return DistributedDataParallel(trained, **options)
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -169,12 +175,17 @@ def bare(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def average_statistics(model: nn.Module) -> None:
-    """Set BatchNorm's running statistics to their mean over the processes, so that all hold the same network."""
+    """Set BatchNorm's running statistics to their mean over the processes, so that all hold the same network.
+
+    A second time changes no bit: a run that was interrupted just after the first is resumed with it.
+    """
     if not dist.is_initialized():
         return
     for buffer in model.buffers():
         if buffer.is_floating_point():
-            buffer.copy_(across(buffer) / dist.get_world_size())
+            origin = buffer.clone()
+            dist.broadcast(origin, src=0)
+            buffer.copy_(origin + across(buffer - origin) / dist.get_world_size())
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
@@ -187,9 +198,10 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        count = across(input.new_tensor(input.numel() / input.shape[1]))
-        mean = across(input.sum(dim=(0, 2, 3))) / count
-        centred = input - mean[:, None, None]
+        x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input  # as torch's own under autocast
+        count = across(x.new_tensor(x.numel() / x.shape[1]))
+        mean = across(x.sum(dim=(0, 2, 3))) / count
+        centred = x - mean[:, None, None]
         variance = across(centred.square().sum(dim=(0, 2, 3))) / count
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
@@ -200,7 +212,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         scaled = centred * (variance + self.eps).rsqrt()[:, None, None]
         if self.affine:
             scaled = scaled * self.weight[:, None, None] + self.bias[:, None, None]
-        return scaled
+        return scaled.to(input.dtype)
 
 
 def synchronised(model: nn.Module) -> nn.Module:
@@ -211,6 +223,6 @@ def synchronised(model: nn.Module) -> nn.Module:
                 twin = SyncedBatchNorm2d(
                     child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
                 )
-                twin.load_state_dict(child.state_dict())
+                twin.load_state_dict(child.state_dict(), assign=True)  # with its dtype
                 setattr(module, name, twin)
     return model

@@ -91,8 +91,15 @@ class Learner:
         )
         # With BatchNorm's statistics: a fresh pass over clean images would lose those of the adversarial ones.
         self.averaged = (
-            None if config.averaging == "none" else AveragedModel(student, multi_avg_fn=average, use_buffers=True)
+            None
+            if config.averaging == "none"
+            else AveragedModel(student, multi_avg_fn=_but_counts(average), use_buffers=True)
         )
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The student and, where one is kept, the average."""
+        return [self.student] if self.averaged is None else [self.student, self.averaged]
 
     @property
     def best(self) -> nn.Module:
@@ -135,6 +142,19 @@ class Learner:
             with torch.no_grad():
                 for moved, value in before:
                     moved.copy_(value)
+
+
+def _but_counts(average: Callable[..., None]) -> Callable[..., None]:
+    """`average` of floating tensors; integers, BatchNorm's counts of batches, are taken over as they are."""
+
+    def update(averaged: list[Tensor], current: list[Tensor], number: Tensor) -> None:
+        if averaged[0].is_floating_point():
+            average(averaged, current, number)
+        else:
+            for held, value in zip(averaged, current, strict=True):
+                held.copy_(value)
+
+    return update
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -51,6 +52,7 @@ def fit(
     teacher_name: str = "",
     role: str = "student",
     on_progress: OnProgress | None = None,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> RunFolder:
     """Train one network into `folder`, from its last checkpoint if there is one.
 
@@ -61,6 +63,7 @@ def fit(
         device: where to train.
         teacher: frozen, in eval mode.
         role: what to call the network in progress messages.
+        on_stop: called in the signal handler when somebody asks the run to end.
 
     Raises:
         UserError: the loss is not finite, or the checkpoint cannot be read.
@@ -68,7 +71,7 @@ def fit(
     """
     if folder.finished():
         return folder
-    with stop_requests() as request:
+    with stop_requests(on_stop) as request:
         run = _Run(config, method, dataset, folder, device, teacher, teacher_name, role, on_progress, request)
         run.go()
     return folder
@@ -112,7 +115,7 @@ class _Run:
             role,
             on_progress,
         )
-        self.state, self.saved_at = State(), time.monotonic()
+        self.state, self.saved_at, self.time_is_up = State(), time.monotonic(), False
         self.seconds_before, self.started = 0.0, time.perf_counter()
 
     def _student(self) -> nn.Module:
@@ -136,10 +139,12 @@ class _Run:
         config = self.config
         if self.folder.last.is_file():
             self._restore()
+            self.time_is_up = self._out_of_time()
         if self.here.leads:
             self.folder.cut_back(self.state.epoch)
-            for left in [*self.folder.path.glob(".last-*"), *self.folder.path.glob(".best-*")]:
-                left.unlink()  # of a process that was killed while it wrote
+            for name in ("last", "best", "metrics", "config", "non-finite-batch"):
+                for left in self.folder.path.glob(f".{name}-*"):
+                    left.unlink()  # of a process that was killed while it wrote
         with open_events(self.folder.path / "tensorboard", self.state.epoch, self.here.leads) as note:
             while not self._done():
                 metrics = self._epoch()
@@ -152,14 +157,15 @@ class _Run:
                 self._save()
         if self.here.leads:
             state = self.state
-            ended = {"epoch": state.epoch, "best_epoch": state.best_epoch, "seconds": round(state.seconds, 3)}
+            ended = {"epoch": state.epoch, "best_epoch": state.best_epoch, "seconds": round(self._elapsed(), 3)}
             self.folder.append({"event": "end", "epochs": config.epochs, **ended})
 
     def _done(self) -> bool:
         state, config = self.state, self.config
-        if config.early_stop is not None and state.epoch - 1 - state.best_epoch >= config.early_stop:
+        judged = state.epoch % config.select_every == 0  # else the epoch may yet prove better
+        if config.early_stop is not None and judged and state.epoch - 1 - state.best_epoch >= config.early_stop:
             return True
-        return state.epoch >= config.epochs or (state.epoch > 0 and self._out_of_time())
+        return state.epoch >= config.epochs or (state.best_epoch >= 0 and self.time_is_up)
 
     def _elapsed(self) -> float:
         """Seconds of training so far, of this process and of those it resumed."""
@@ -177,10 +183,12 @@ class _Run:
         except NonFiniteLossError as error:
             raise self._explained(error) from None
         if not config.sync_bn:
-            average_statistics(self.learner.student)
+            for network in self.learner.networks:
+                average_statistics(network)
         training = self.state.position.seconds
         begun, state = time.perf_counter(), self.state
-        if number + 1 == config.epochs or (number + 1) % config.select_every == 0 or self._out_of_time():
+        self.time_is_up = self._out_of_time()  # asked once: a run that ends here has judged this epoch
+        if number + 1 == config.epochs or (number + 1) % config.select_every == 0 or self.time_is_up:
             network = self.learner.best
             clean, robust = accuracies(
                 network,
@@ -219,7 +227,7 @@ class _Run:
     def _save(self) -> None:
         """Write last.ckpt: what `_restore` needs to go on as if nothing had happened."""
         learner = self.learner
-        own = {name: buffer.cpu() for name, buffer in learner.student.named_buffers()}
+        own = [{name: buffer.cpu() for name, buffer in network.named_buffers()} for network in learner.networks]
         statistics = gathered(own)  # each process has its own, unless BatchNorm is synchronised
         self.saved_at = time.monotonic()
         if not self.here.leads:
@@ -257,10 +265,11 @@ class _Run:
             raise UserError(f"'{folder.best}' is gone, and the run needs it", hint="start a new run")
         try:
             learner.student.load_state_dict(saved["student"])
-            learner.student.load_state_dict(saved["statistics"][self.here.rank], strict=False)
             learner.optimizer.load_state_dict(saved["optimizer"])
             if learner.averaged is not None:
                 learner.averaged.load_state_dict(saved["averaged"])
+            for network, own in zip(learner.networks, saved["statistics"][self.here.rank], strict=True):
+                network.load_state_dict(own, strict=False)
             state = dict(saved["state"])
             self.state = State(**(state | {"position": Position(**state["position"])}))
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:

@@ -26,9 +26,10 @@ class Folded(nn.Module):
 
     Args:
         source: any module that `torch.fx` can trace; one that it cannot is copied as it is.
+        compiled: have torch.compile make the code at the first call; else convolutions are frozen.
     """
 
-    def __init__(self, source: nn.Module) -> None:
+    def __init__(self, source: nn.Module, *, compiled: bool = False) -> None:
         super().__init__()
         replica = copy.deepcopy(source).eval().requires_grad_(False)
         self.pairs: list[tuple[str, str]] = []
@@ -38,11 +39,14 @@ class Folded(nn.Module):
             self.net: nn.Module = replica
         else:
             self.pairs = _drop_batch_norms(traced)
-            _freeze_convolutions(traced)
+            if not compiled:
+                _freeze_convolutions(traced)
             self.net = traced
         self.net.to(memory_format=torch.channels_last)
         self.refresh(source)
-        self._compiled: list[Callable[[Tensor], Tensor]] = []  # in a list, so as not to be a submodule
+        self._run: list[Callable[[Tensor], Tensor]] = [  # in a list, so as not to be a submodule
+            torch.compile(self.net, dynamic=False) if compiled else self.net
+        ]
 
     @torch.no_grad()
     def refresh(self, source: nn.Module) -> None:
@@ -59,21 +63,16 @@ class Folded(nn.Module):
             )
             values |= {f"{conv_name}.weight": weight, f"{conv_name}.bias": bias}
         for name, tensor in [*self.net.named_parameters(), *self.net.named_buffers()]:
-            tensor.copy_(values[name])
+            if name in values:  # tracing keeps tensors that the code writes down itself
+                tensor.copy_(values[name])
         for module in self.net.modules():
             if isinstance(module, FrozenConv2d):
                 module.refreshed()
 
     def forward(self, x: Tensor) -> Tensor:
         # Channels-last all the way: convolutions run faster so, and with it nothing is reordered between them.
-        net = self._compiled[0] if self._compiled else self.net
-        logits: Tensor = net(x.contiguous(memory_format=torch.channels_last))
+        logits = self._run[0](x.contiguous(memory_format=torch.channels_last))
         return logits.float() if logits.dtype == torch.bfloat16 else logits
-
-    def compile_net(self) -> None:
-        """Have torch.compile make the forward and backward code at the first call."""
-        if not self._compiled:
-            self._compiled.append(torch.compile(self.net, dynamic=False))
 
 
 class _Tracer(fx.Tracer):
@@ -97,10 +96,7 @@ class Inner:
 
     def view(self, model: nn.Module) -> Folded:
         """`model` in eval mode as it is now, folded."""
-        view = folded(model)
-        if self.compiled:
-            view.compile_net()
-        return view
+        return folded(model, compiled=self.compiled)
 
     def context(self, device: torch.device) -> AbstractContextManager[object]:
         """Autocast, or nothing."""
@@ -112,19 +108,20 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-_views: WeakKeyDictionary[nn.Module, Folded] = WeakKeyDictionary()
+_views: WeakKeyDictionary[nn.Module, dict[bool, Folded]] = WeakKeyDictionary()
 
 
-def folded(source: nn.Module) -> Folded:
+def folded(source: nn.Module, *, compiled: bool = False) -> Folded:
     """`source` in eval mode as it is now, folded. The copy is made once a module and refreshed at each call."""
-    view = _views.get(source)
+    views = _views.setdefault(source, {})
+    view = views.get(compiled)
     parameter = next(source.parameters(), None)
     held = next(view.parameters(), None) if view is not None else None
     same_place = (
         parameter is None or held is None or (parameter.device == held.device and parameter.dtype == held.dtype)
     )
     if view is None or not same_place:
-        _views[source] = view = Folded(source)
+        views[compiled] = view = Folded(source, compiled=compiled)
     else:
         view.refresh(source)
     return view

@@ -1,9 +1,9 @@
 """A convolution whose weights stay as they are for a while: only the gradient to its input is ever asked for.
 
 What pays (benchmarks/train_step.py): the weights are cast for autocast once, not at every call, and a ReLU works in
-place. On a CPU also: images are laid out channels-last, but for float32 maps of at most 4 pixels' width, where that takes
+place. On a CPU also: images are laid out channels-last, except float32 maps at most 4 pixels wide, where that takes
 1.6 times as long. And the input gradient of depthwise and of strided 1x1 kernels is computed as a convolution with the
-kernel turned round: torch's own is half as fast for these, and in bfloat16 with a stride many times slower.
+kernel turned round: torch's own is half as fast there, and in bfloat16 with a stride many times slower.
 """
 
 from typing import Any
@@ -31,7 +31,8 @@ class FrozenConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d, *, relu: bool) -> None:
         super().__init__()
         self.weight, self.bias, self.relu = conv.weight, conv.bias, relu
-        self.stride, self.padding, self.dilation, self.groups = _numbers(conv)
+        self.stride, self.padding, self.dilation = _pair(conv.stride), _pair(conv.padding), _pair(conv.dilation)
+        self.groups = conv.groups
         self._kernels: dict[tuple[torch.dtype, torch.device, bool], _Kernel] = {}
 
     def refreshed(self) -> None:
@@ -88,7 +89,7 @@ class _TurnedRound(torch.autograd.Function):
         return F.conv2d(x, weight, bias, stride, padding, groups=groups)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         sizes, turned, stride, padding, groups = ctx.kernel
         # What a stride of 1 would have given, and how much the turned kernel reaches over its edges.
@@ -124,10 +125,9 @@ def _fits(padding: tuple[int, int], weight: Tensor) -> bool:
     return all(edge < size for edge, size in zip(padding, weight.shape[2:], strict=True))
 
 
-def _numbers(conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
-    """Stride, padding, dilation and groups; `can_freeze` has seen that the padding is numbers."""
-    stride, padding, dilation = ((int(a), int(b)) for a, b in (conv.stride, conv.padding, conv.dilation))
-    return stride, padding, dilation, conv.groups
+def _pair(numbers: object) -> tuple[int, int]:
+    assert isinstance(numbers, tuple)
+    return int(numbers[0]), int(numbers[1])
 
 
 def can_freeze(conv: nn.Module) -> bool:

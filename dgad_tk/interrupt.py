@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -12,20 +12,25 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """Whether somebody asked the run to end."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, on_asked: Callable[[], None]) -> None:
+        self.asked, self._on_asked = False, on_asked
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The signal handler. Asked a second time, it does not wait for the step to end."""
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        self._on_asked()
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Note signals instead of dying of them. Only a process's main thread can; elsewhere nothing is ever asked."""
-    request = StopRequest()
+def stop_requests(on_asked: Callable[[], None] = lambda: None) -> Iterator[StopRequest]:
+    """Note signals instead of dying of them. Only a process's main thread can; elsewhere nothing is ever asked.
+
+    Args:
+        on_asked: called in the signal handler, the first time.
+    """
+    request = StopRequest(on_asked)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -26,10 +26,11 @@ def train(
     *,
     out: Path | None = None,
     resume: bool = False,
-    teacher: Opened | None = None,
+    teacher: Callable[[Dataset], Opened] | None = None,
     download: bool = False,
     on_progress: OnProgress | None = None,
     on_message: Callable[[str], None] | None = None,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> RunFolder:
     """Train a student, and first its teacher where the method needs one and the config gives none.
 
@@ -39,10 +40,11 @@ def train(
         config: what to train; need not be resolved.
         out: run folder; None takes the first free name under runs/.
         resume: go on from the last checkpoint in `out`.
-        teacher: opened by the caller, for formats that are not read here; `config.teacher` says where it came from.
+        teacher: opens a teacher of a format that is not read here; `config.teacher` says where it comes from.
         download: fetch the dataset where it is not there yet.
         on_progress: called often; keep it cheap.
         on_message: told what a user should know, a line at a time.
+        on_stop: called in the signal handler when somebody asks the run to end.
 
     Returns:
         The run folder, with the best epoch in `best.safetensors`.
@@ -69,7 +71,7 @@ def train(
         leaders(None)
         dataset = load_dataset(config.dataset, data_dir=config.data_dir, image_size=config.image_size)
         folder = RunFolder(Path(leaders(str(out or new_run_folder(config).path))))
-        given = teacher or (_given_teacher(config, dataset) if method.needs_teacher else None)
+        given = _given_teacher(config, dataset, teacher) if method.needs_teacher else None
         if given is not None and here.leads:
             for line in _examined(given, dataset, device):
                 say(line)
@@ -78,7 +80,9 @@ def train(
         leaders(None)
         with locked(folder, wanted=here.leads):
             if method.needs_teacher and given is None:
-                weights = _make_teacher(config, dataset, folder.teacher, device, resume=resume, on_progress=on_progress)
+                weights = _make_teacher(
+                    config, dataset, folder.teacher, device, resume=resume, on_progress=on_progress, on_stop=on_stop
+                )
                 leaders(None)  # the leader has written them
                 given = open_teacher(weights, dataset)
             module, name = given or (None, "")
@@ -91,12 +95,15 @@ def train(
                 teacher=module,
                 teacher_name=name,
                 on_progress=on_progress,
+                on_stop=on_stop,
             )
 
 
-def _given_teacher(config: TrainConfig, dataset: Dataset) -> Opened | None:
+def _given_teacher(config: TrainConfig, dataset: Dataset, opener: Callable[[Dataset], Opened] | None) -> Opened | None:
     if config.teacher == "auto":
         return None
+    if opener is not None:
+        return opener(dataset)
     return open_teacher(
         Path(config.teacher),
         dataset,
@@ -121,15 +128,18 @@ def _make_teacher(
     *,
     resume: bool,
     on_progress: OnProgress | None,
+    on_stop: Callable[[], None],
 ) -> Path:
     """Train the teacher of a run that was given none, or go on with it; its weights."""
     run = config.for_teacher()
     method = build_method(run.method, run.method_options)
     if not leaders(folder.finished()):
         if launched().leads:
+            for left in folder.path.glob(".config-*"):
+                left.unlink()  # of a process that was killed while it wrote
             claim(folder, run, resume=resume and folder.exists())
         leaders(None)
-        fit(run, method, dataset, folder, device=device, role="teacher", on_progress=on_progress)
+        fit(run, method, dataset, folder, device=device, role="teacher", on_progress=on_progress, on_stop=on_stop)
     return folder.best
 
 

@@ -71,4 +71,4 @@ class Score(AdversarialMethod):
     def _label(self, logits: Tensor, y: Tensor) -> Tensor:
         classes = logits.shape[1]
         share = self.label_smoothing / (classes - 1)
-        return (1 - classes * share) * F.one_hot(y, classes) + share
+        return (1 - classes * share) * F.one_hot(y, classes).to(logits.dtype) + share
