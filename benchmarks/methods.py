@@ -2,8 +2,8 @@
 
     python benchmarks/methods.py --dataset fashion-mnist --limit-train 10000 --epochs 3 --out runs/methods
 
-One run folder a method, precision and seed; what is finished is not run again, and what was cut short goes on. Clean and
-PGD-10 accuracy are of the test images, at the dataset's eps; the epoch was chosen on validation.
+One run folder a method, precision and seed; what is finished is not run again, and what was cut short goes on. Accuracies
+are of the test images, at the dataset's eps; only the last epoch is looked at.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def report(label: str, folder: RunFolder, arguments: argparse.Namespace) -> None
     records = [record for record in folder.records() if record["event"] == "epoch"]
     pace = sum(record["samples_per_second"] for record in records) / len(records)
     loss = records[-1]["loss"]
-    print(f"{label:<28} clean {clean:6.1%}  PGD-10 {robust:6.1%}  last loss {loss:7.3f}  {pace:5.0f} images/s", flush=True)
+    print(f"{label:<28} clean {clean:6.1%}  PGD-10 {robust:6.1%}  loss {loss:7.3f}  {pace:5.0f} images/s", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What one training step of DGAD costs here, against a plain step written as the paper's equations read.
 
-The plain step is eager, float32, channels-first, with nothing folded or compiled, but honest: the teacher is frozen, the
-inner maximisation asks for the gradient to the images only, and both use the same threads. Ours is `Dgad.step` as
+The plain step is eager, float32, channels-first, with nothing folded or compiled, but honest: the teacher is frozen,
+the inner maximisation asks for the gradient to the images only, and both use the same threads. Ours is `Dgad.step` as
 `dgad train` runs it. All variants take turns; ratios are medians over the rounds.
 
     python benchmarks/train_step.py --pairs resnet18:resnet18,mobilenetv2:resnet18,resnet18:wrn-34-10 --batch-size 16
