@@ -177,7 +177,7 @@ def bare(model: nn.Module) -> nn.Module:
 def average_statistics(model: nn.Module) -> None:
     """Set BatchNorm's running statistics to their mean over the processes, so that all hold the same network.
 
-    A second time changes no bit: a run that was interrupted just after the first is resumed with it.
+    What they agree on keeps its bits: a run that was interrupted after this is resumed with doing it again.
     """
     if not dist.is_initialized():
         return

@@ -31,7 +31,7 @@ def soft_label(logits: Tensor, labels: Tensor, *, of_logits: float) -> Tensor:
 
     It stands for logits wherever only their softmax counts.
     """
-    onehot = F.one_hot(labels, logits.shape[1])
+    onehot = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
     mixed = of_logits * F.softmax(logits, dim=1) + (1 - of_logits) * onehot
     return mixed.clamp(min=torch.finfo(mixed.dtype).tiny).log()
 

@@ -158,7 +158,7 @@ def claim(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
     if not folder.exists():
         if resume:
             raise UserError(f"nothing to resume in '{folder.path}'", hint="start the run without --resume")
-        if folder.path.exists() and any(folder.path.iterdir()):
+        if folder.path.exists() and any(not path.name.startswith(".config-") for path in folder.path.iterdir()):
             raise UserError(f"'{folder.path}' is not empty and not a run folder", hint="choose another --out")
         folder.path.mkdir(parents=True, exist_ok=True)
         config.save(folder.config)
