@@ -2,8 +2,8 @@
 
     python benchmarks/methods.py --dataset fashion-mnist --limit-train 10000 --epochs 3 --out runs/methods
 
-One run folder a method, precision and seed; what is finished is not run again, and what was cut short goes on. Accuracies
-are of the test images, at the dataset's eps; only the last epoch is looked at.
+One run folder a method, precision and seed; what is finished is not run again, and what was cut short goes on.
+Accuracies are of the test images, at the dataset's eps; only the last epoch is looked at.
 """
 
 import argparse

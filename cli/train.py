@@ -43,7 +43,9 @@ def train(
     ] = None,
     teacher_std: Annotated[str | None, typer.Option(help="With --teacher-mean.")] = None,
     teacher_method: Annotated[str | None, typer.Option(help="How an auto teacher is trained. [trades]")] = None,
-    teacher_epochs: Annotated[int | None, typer.Option(help="Epochs of an auto teacher. [as --epochs]")] = None,
+    teacher_epochs: Annotated[
+        int | None, typer.Option(help="Epochs of an auto teacher. [as --epochs, or 20 on digits]")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value: any key of config.yaml, or METHOD.option. Repeatable."),
@@ -51,7 +53,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="[25 on digits, 40 on fashion-mnist, else 200]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="[64 on digits, else 128]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of every random draw. [0]")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16. [fp32]")] = None,
+    precision: Annotated[str | None, typer.Option(help="Of the inner maximisation: fp32 or bf16. [fp32]")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile for the inner maximisation.")] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. [runs/DATASET-METHOD-STUDENT]")] = None,

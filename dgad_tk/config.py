@@ -151,8 +151,8 @@ class TrainConfig(BaseModel):
             return values
         from dgad_tk.data import DATASETS  # numpy, and no torch
 
-        spec = DATASETS.get(values.get("dataset", cls.model_fields["dataset"].default))
-        eps = threat.get("eps", spec.eps.get(threat.get("norm", "linf")) if spec else None)
+        spec = DATASETS.get(str(values.get("dataset", cls.model_fields["dataset"].default)))
+        eps = threat.get("eps", spec.eps.get(str(threat.get("norm", "linf"))) if spec else None)
         if eps is None:
             return values
         step_size = parse_fraction(eps, upper=math.inf) / 4
@@ -164,6 +164,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"milestones must ascend, got {list(self.milestones)}")
         if len(self.teacher_mean) != len(self.teacher_std):
             raise ValueError(f"teacher_mean has {len(self.teacher_mean)} values, teacher_std {len(self.teacher_std)}")
+        if self.teacher_mean and self.teacher == "auto":
+            raise ValueError("teacher_mean and teacher_std are of a teacher from a file, and teacher is auto")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
         return self

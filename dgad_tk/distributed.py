@@ -7,11 +7,11 @@ DistributedDataParallel does, then gives exactly the gradient of that loss.
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -65,14 +65,25 @@ def launched() -> World:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """Meet the other processes, by NCCL on GPUs and Gloo elsewhere; nothing to do for one alone."""
+    """Meet the other processes, by NCCL on GPUs and Gloo elsewhere; nothing to do for one alone.
+
+    Raises:
+        UserError: there is nobody to meet.
+    """
     here = launched()
     if here.size == 1 or dist.is_initialized():
         yield here
         return
     if device.type == "cuda":
         torch.cuda.set_device(here.local_rank)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:  # no address in the environment, or nobody there
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"RANK and WORLD_SIZE speak of {here.size} processes, which cannot meet: {reason}",
+            hint="start with torchrun, or unset RANK and WORLD_SIZE",
+        ) from None
     try:
         yield here
     finally:
@@ -108,6 +119,24 @@ def leaders(value: T) -> T:
     held = [value]
     dist.broadcast_object_list(held, src=0)
     return held[0]
+
+
+def by_leader(work: Callable[[], T]) -> T:
+    """What `work` returns, in every process; the leader alone does it.
+
+    Raises:
+        UserError: the leader's, in every process: the others would wait for it in vain.
+    """
+    done: tuple[T | None, UserError | None] = None, None
+    if world().leads:
+        try:
+            done = work(), None
+        except UserError as error:
+            done = None, error
+    found, failed = leaders(done)
+    if failed is not None:
+        raise failed
+    return cast(T, found)
 
 
 def largest(value: int, device: torch.device) -> int:

@@ -222,7 +222,8 @@ class Epoch:
             across=across,
             inner=Inner(config.precision, config.compile),
         )
-        step = self._gradients(batch)
+        with self._seeded(epoch, number, here.rank):
+            step = self._gradients(batch)
         accuracy = batch.mean((step.logits.detach().argmax(dim=1) == labels).to(step.logits.dtype))
         names = ["loss", "accuracy", *step.terms]
         values = torch.stack([step.loss.detach(), accuracy, *step.terms.values()]).tolist()  # one wait for the device
@@ -233,6 +234,16 @@ class Epoch:
             )
         learner.learn(rate)
         return found
+
+    @contextmanager
+    def _seeded(self, epoch: int, number: int, rank: int) -> Iterator[None]:
+        """torch's own generator, made a function of the step: Dropout in networks of libraries knows no other."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            word = self.draws.words("torch", (1,), index=torch.tensor([number]), epoch=epoch, step=rank)
+            torch.default_generator.manual_seed(int(word))
+            if self.device.type == "cuda":
+                torch.cuda.manual_seed(int(word))
+            yield
 
     def _gradients(self, batch: Batch) -> Step:
         """The method's step, and its gradients in the student, on perturbed weights where the config says so."""

@@ -182,9 +182,8 @@ class _Run:
             metrics = self.loop.run(number, self.state.position, self._after_step)
         except NonFiniteLossError as error:
             raise self._explained(error) from None
-        if not config.sync_bn:
-            for network in self.learner.networks:
-                average_statistics(network)
+        for network in self.learner.networks:  # also with sync_bn, which knows BatchNorm2d alone
+            average_statistics(network)
         training = self.state.position.seconds
         begun, state = time.perf_counter(), self.state
         self.time_is_up = self._out_of_time()  # asked once: a run that ends here has judged this epoch

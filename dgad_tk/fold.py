@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from dgad_tk.distributed import SyncedBatchNorm2d
 from dgad_tk.frozen_conv import FrozenConv2d, can_freeze
 
 
@@ -76,10 +77,10 @@ class Folded(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Sees a BatchNorm as one thing, our own subclass of it too."""
+    """Sees our own BatchNorm as one thing, as torch's. Not any subclass: timm's have an activation inside."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+        return type(m) is SyncedBatchNorm2d or super().is_leaf_module(m, module_qualified_name)
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ class Inner:
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """bfloat16 where it is asked for."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    # Without the cache of cast weights: until torch 2.10 at least, one filled under no_grad, as by AdaAD's clean
+    # forward, cuts the weights off from the loss.
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
 _views: WeakKeyDictionary[nn.Module, dict[bool, Folded]] = WeakKeyDictionary()

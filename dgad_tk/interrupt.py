@@ -39,4 +39,4 @@ def stop_requests(on_asked: Callable[[], None] = lambda: None) -> Iterator[StopR
         yield request
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python

@@ -5,6 +5,7 @@ runs/<dataset>-<method>-<student>[-N]/
     metrics.jsonl       one line an epoch, and an "end" line when finished
     last.ckpt           what resuming needs
     best.safetensors    weights of the best epoch and their metadata record
+    tensorboard/        events, where TensorBoard is installed
     teacher/            the same again, where the run trained its own teacher
 """
 
@@ -173,16 +174,13 @@ def claim(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
 
 
 @contextmanager
-def locked(folder: RunFolder, *, wanted: bool = True) -> Iterator[None]:
+def locked(folder: RunFolder) -> Iterator[None]:
     """Keep a run folder to this process. The system lets go of it when the process ends, however it ends.
-
-    Args:
-        wanted: off for the processes that work under a leader's lock.
 
     Raises:
         UserError: another process trains there.
     """
-    if fcntl is None or not wanted:
+    if fcntl is None:
         yield
         return
     with (folder.path / ".lock").open("w") as file:

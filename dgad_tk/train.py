@@ -1,6 +1,8 @@
 """train(): from a config to a run folder; the teacher first, where the method needs one."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from dgad_tk.common import UserError
 from dgad_tk.config import TrainConfig
 from dgad_tk.data import Dataset, load_dataset
-from dgad_tk.distributed import joined, launched, leaders
+from dgad_tk.distributed import by_leader, joined, launched, leaders
 from dgad_tk.epoch import OnProgress
 from dgad_tk.fit import fit
 from dgad_tk.methods import build_method, find_method
@@ -50,7 +52,8 @@ def train(
         The run folder, with the best epoch in `best.safetensors`.
 
     Raises:
-        UserError: bad config, unreadable data or teacher, `out` in use, or a checkpoint that does not fit the config.
+        UserError: bad config, unreadable data or teacher, `out` in use, a checkpoint that does not fit the config, or
+            fewer images than the processes need.
         KeyboardInterrupt: on Ctrl-C or SIGTERM; the run is saved.
     """
     config = config.resolved()
@@ -66,19 +69,18 @@ def train(
     device = pick_device(config.device)
     say = on_message if on_message and launched().leads else lambda line: None
     with joined(device) as here:
-        if here.leads:  # first, so that the others find it downloaded and decoded
-            load_dataset(config.dataset, data_dir=config.data_dir, image_size=config.image_size, download=download)
-        leaders(None)
-        dataset = load_dataset(config.dataset, data_dir=config.data_dir, image_size=config.image_size)
+        images = partial(load_dataset, config.dataset, data_dir=config.data_dir, image_size=config.image_size)
+        by_leader(lambda: images(download=download) and None)  # first: the others find it downloaded and decoded
+        dataset = images()
+        _enough_for_all(min(config.batch_size, config.limit_train or len(dataset.train), len(dataset.train)), here.size)
         folder = RunFolder(Path(leaders(str(out or new_run_folder(config).path))))
         given = _given_teacher(config, dataset, teacher) if method.needs_teacher else None
         if given is not None and here.leads:
             for line in _examined(given, dataset, device):
                 say(line)
-        if here.leads:
-            claim(folder, config, resume=resume)
-        leaders(None)
-        with locked(folder, wanted=here.leads):
+        by_leader(lambda: claim(folder, config, resume=resume))
+        with ExitStack() as held:
+            by_leader(lambda: held.enter_context(locked(folder)))
             if method.needs_teacher and given is None:
                 weights = _make_teacher(
                     config, dataset, folder.teacher, device, resume=resume, on_progress=on_progress, on_stop=on_stop
@@ -97,6 +99,19 @@ def train(
                 on_progress=on_progress,
                 on_stop=on_stop,
             )
+
+
+def _enough_for_all(images: int, processes: int) -> None:
+    """See that every process gets images of a batch, and more than the one that has no variance for BatchNorm.
+
+    Raises:
+        UserError: it does not.
+    """
+    if images < 2 * processes:
+        raise UserError(
+            f"{processes} processes share batches of {images} images, and each needs 2",
+            hint="a larger --batch-size, more images, or fewer processes",
+        )
 
 
 def _given_teacher(config: TrainConfig, dataset: Dataset, opener: Callable[[Dataset], Opened] | None) -> Opened | None:
@@ -134,13 +149,15 @@ def _make_teacher(
     run = config.for_teacher()
     method = build_method(run.method, run.method_options)
     if not leaders(folder.finished()):
-        if launched().leads:
-            for left in folder.path.glob(".config-*"):
-                left.unlink()  # of a process that was killed while it wrote
-            claim(folder, run, resume=resume and folder.exists())
-        leaders(None)
+        by_leader(lambda: _claim_again(folder, run, resume=resume))
         fit(run, method, dataset, folder, device=device, role="teacher", on_progress=on_progress, on_stop=on_stop)
     return folder.best
+
+
+def _claim_again(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
+    for left in folder.path.glob(".config-*"):
+        left.unlink()  # of a process that was killed while it wrote
+    claim(folder, config, resume=resume and folder.exists())
 
 
 def pick_device(name: str) -> torch.device:

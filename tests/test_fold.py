@@ -72,7 +72,24 @@ class Branching(nn.Module):
         return out if out.sum() > 0 else -out
 
 
-@pytest.mark.parametrize("build", [Awkward, Branching])
+class NormAndReLU(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: a BatchNorm that does more than its name says."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu()
+
+
+class OtherNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 2, 1), NormAndReLU(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.conv(x))
+        return out
+
+
+@pytest.mark.parametrize("build", [Awkward, Branching, OtherNorm])
 def test_what_cannot_be_folded_stays(build: type[nn.Module]) -> None:
     model = randomise_batch_norm_with_some(build())
     view = Folded(model)

@@ -343,6 +343,17 @@ def test_a_loss_that_is_no_number_leaves_what_led_to_it(tmp_path: Path, monkeypa
         assert '"epoch": 1' in file.metadata()["about"]
 
 
+def test_dropout_is_drawn_by_the_seed_and_not_by_torchs_state(tmp_path: Path) -> None:
+    found = []
+    for number in range(2):
+        torch.rand(1 + number)  # another state of torch's own generator
+        before = torch.get_rng_state()
+        config = quick(student="torchvision:mobilenet_v2", limit_train=16, batch_size=8, epochs=1)
+        found.append(load_file(train(config, out=tmp_path / str(number)).best))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
 def test_the_outer_precision_is_that_of_the_forwards_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[tuple[torch.dtype, torch.dtype]] = set()
 

@@ -1,7 +1,7 @@
 """Adversarial knowledge distillation with soft labels."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ class Akd(AdversarialMethod):
         teacher_input: what the teacher sees.
     """
 
-    needs_teacher = True
+    needs_teacher: ClassVar[bool] = True
 
     lam: float = 0.5
     temperature: float = 1.0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dgad_tk.config import ThreatModel
-from dgad_tk.distributed import bare
+from dgad_tk.distributed import Trained, bare
 from dgad_tk.fold import Inner
 from dgad_tk.inner_max import Init, Noise, Objective, in_train_mode, inner_max, kept_statistics, start_point
 
@@ -136,7 +136,7 @@ class AdversarialMethod(Method):
                 return inner_max(objective_on(batch.inner.view(student)), batch.x, start, threat)
             keep = kept_statistics(student) if self.bn_in_attack == "batch" else nullcontext()
             with keep, in_train_mode(student):
-                return inner_max(objective_on(student), batch.x, start, threat)
+                return inner_max(objective_on(Trained(student)), batch.x, start, threat)
 
 
 @dataclass(frozen=True, kw_only=True)

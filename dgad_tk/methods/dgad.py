@@ -76,6 +76,8 @@ class Dgad(Distillation):
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if self.attack_subset == "used" and self.pcr_weight > 0:
             raise ValueError("attack_subset 'used' leaves PCR without adversarial images: it needs pcr_weight 0")
+        if self.attack_subset == "used" and self.bn_in_attack != "eval":
+            raise ValueError("attack_subset 'used' may leave BatchNorm no batch: it needs bn_in_attack 'eval'")
         if self.mobilenet_loss != "plain" and self.subset_weights == "equal":
             raise ValueError("mobilenet_loss has weights of its own: it needs subset_weights 'share'")
 

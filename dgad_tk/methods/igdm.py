@@ -1,6 +1,7 @@
 """Indirect gradient distillation, added to another method."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ class Igdm(Method):
         weight: 1 on CIFAR-10, 10 on CIFAR-100 and Tiny ImageNet.
     """
 
-    needs_teacher = True
+    needs_teacher: ClassVar[bool] = True
 
     base: Method
     weight: float = 1.0

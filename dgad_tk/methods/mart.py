@@ -36,12 +36,13 @@ class Mart(AdversarialMethod):
             return lambda images: cross_entropy(net(images), batch.y)
 
         x_adv = self.attack(student, batch, threat, objective_on)
-        clean = F.softmax(student(batch.x), dim=1)
+        log_clean = F.log_softmax(student(batch.x), dim=1)
+        clean = log_clean.exp()
         logits_adv = student(x_adv)
         adv = F.softmax(logits_adv, dim=1)
         of_rival = adv.gather(1, runner_up(logits_adv.detach(), batch.y)[:, None])[:, 0]
         boosted = cross_entropy(logits_adv, batch.y) - torch.log(1.0001 - of_rival + 1e-12)
         of_label = clean.gather(1, batch.y[:, None])[:, 0]
-        divergence = (torch.xlogy(clean, clean) - clean * torch.log(adv + 1e-12)).sum(dim=1)
+        divergence = (clean * (log_clean - torch.log(adv + 1e-12))).sum(dim=1)
         bce, robust = batch.mean(boosted), batch.mean(divergence * (1.0000001 - of_label))
         return Step(bce + self.beta * robust, {"bce": bce.detach(), "robust": robust.detach()}, x_adv, logits_adv)
