@@ -243,12 +243,14 @@ def validated(model: type[M], values: Mapping[str, Any], where: str) -> M:
         first = error.errors()[0]
         if isinstance(cause := first.get("ctx", {}).get("error"), UserError):
             raise UserError(f"{where}: {cause.message}", hint=cause.hint) from None
-        name = ".".join(str(part) for part in first["loc"]) or "config"
+        name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = model if len(first["loc"]) == 1 else ThreatModel
             hint = nearest(str(first["loc"][-1]), known.model_fields)
             raise UserError(f"{where}: unknown key '{name}'", hint=hint) from None
         message = first["msg"].removeprefix("Value error, ")
+        if not name:  # of several keys together: the message names them
+            raise UserError(f"{where}: {message}", hint="see `dgad train --help`") from None
         raise UserError(f"{where}: {name}: {message}, got {first['input']!r}", hint="see `dgad train --help`") from None
 
 

@@ -137,6 +137,10 @@ def test_export_without_a_run(dgad: Run) -> None:
         (["train", "--teacher-mean", "0.5", "--teacher-std", "a,b"], "--teacher-std must be numbers with commas"),
         (["train", "--teacher-mean", "", "--teacher-std", ""], "--teacher-mean must be numbers with commas"),
         (["train", "--teacher-mean", "nan", "--teacher-std", "1"], "teacher_mean"),
+        (
+            ["train", "--teacher-mean", "0.5", "--teacher-std", "0.2"],
+            "are of a teacher from a file, and teacher is auto",
+        ),
         (["train", "--checkpoint-minutes", "0"], "checkpoint_minutes"),
         (["train", "--checkpoint-minutes", "often"], "often"),
         (["train", "--download"], "takes no --download"),
@@ -400,7 +404,13 @@ def test_flags_reach_the_config() -> None:
     from cli.train import _configured, _numbers
 
     assert _numbers("0.49, .48,1e-1", "--teacher-mean") == [0.49, 0.48, 0.1]
-    given = {"teacher_mean": [0.5], "teacher_std": [0.2], "compile": True, "checkpoint_minutes": 1.5}
+    given = {
+        "teacher": "net.pt",
+        "teacher_mean": [0.5],
+        "teacher_std": [0.2],
+        "compile": True,
+        "checkpoint_minutes": 1.5,
+    }
     config, _ = _configured(given, None, [], None, resume=False)
     assert (config.teacher_mean, config.teacher_std, config.compile) == ((0.5,), (0.2,), True)
     assert config.checkpoint_minutes == 1.5
