@@ -2,8 +2,8 @@
 
 What pays (benchmarks/train_step.py): the weights are cast for autocast once, not at every call, and a ReLU works in
 place. On a CPU also: images are laid out channels-last, except float32 maps 4 pixels wide of 512 channels, where that
-takes 1.6 times as long; and the input gradient of depthwise and of strided 1x1 kernels is computed with the kernel turned
-round, as a convolution: torch's own is half as fast there, and in bfloat16 with a stride many times slower.
+takes 1.6 times as long. And the input gradient of depthwise and of strided 1x1 kernels is a convolution with the
+kernel turned round: torch's own is half as fast there, and in bfloat16 with a stride many times slower.
 """
 
 from typing import Any
