@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from dgad_tk.config import ThreatModel, When, epoch_of
-from dgad_tk.inner_max import Objective
 from dgad_tk.losses import cross_entropy, kl
-from dgad_tk.methods.base import Batch, Distillation, ObjectiveOn, Step, require
+from dgad_tk.methods.base import Batch, Distillation, Step, require
 from dgad_tk.methods.iad import reliability
+from dgad_tk.methods.objectives import discrepancy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +96,3 @@ class AdaIad(Distillation):
         loss = self.alpha * (self.temperature**2 * distill + introspection) + (1 - self.alpha) * ce_clean
         terms = {"distill": distill, "introspection": introspection, "ce_clean": ce_clean}
         return Step(loss, {name: term.detach() for name, term in terms.items()}, x_adv, logits_adv)
-
-
-def discrepancy(teacher: nn.Module) -> ObjectiveOn:
-    """KL(T(x')‖S(x')), with a gradient through both networks (AdaAD eq. 5)."""
-
-    def objective_on(net: nn.Module) -> Objective:
-        return lambda images: kl(teacher(images), net(images))
-
-    return objective_on

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from dgad_tk.config import ThreatModel
-from dgad_tk.inner_max import Objective
-from dgad_tk.losses import cross_entropy, soft_label
+from dgad_tk.losses import soft_label
 from dgad_tk.methods.base import AdversarialMethod, Batch, Step, require
+from dgad_tk.methods.objectives import label_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +41,7 @@ class Akd(AdversarialMethod):
             raise ValueError(f"lam must be between 0 and 1, got {self.lam}")
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
-        def objective_on(net: nn.Module) -> Objective:
-            return lambda images: cross_entropy(net(images), batch.y)
-
-        x_adv = self.attack(student, batch, threat, objective_on)
+        x_adv = self.attack(student, batch, threat, label_loss(batch.y))
         with torch.no_grad():
             answer = require(teacher)(x_adv if self.teacher_input == "adv" else batch.x)
             target = soft_label(answer / self.temperature, batch.y, of_logits=self.lam).exp()

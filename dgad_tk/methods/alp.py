@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from dgad_tk.config import ThreatModel
-from dgad_tk.inner_max import Objective
 from dgad_tk.losses import cross_entropy
 from dgad_tk.methods.base import AdversarialMethod, Batch, Step
+from dgad_tk.methods.objectives import label_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,7 @@ class Alp(AdversarialMethod):
     label_smoothing: float = 0.0
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
-        def objective_on(net: nn.Module) -> Objective:
-            return lambda images: cross_entropy(net(images), batch.y)
-
-        x_adv = self.attack(student, batch, threat, objective_on)
+        x_adv = self.attack(student, batch, threat, label_loss(batch.y))
         logits_clean = student(batch.x)
         logits_adv = student(x_adv)
         ce_clean = batch.mean(cross_entropy(logits_clean, batch.y, self.label_smoothing))

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from dgad_tk.config import ThreatModel
-from dgad_tk.inner_max import Init, Objective
+from dgad_tk.inner_max import Init
 from dgad_tk.losses import cross_entropy, kl
 from dgad_tk.methods.base import Batch, BatchNormMode, Distillation, Step, require
+from dgad_tk.methods.objectives import label_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +33,7 @@ class Ard(Distillation):
     temperature: float = 30.0
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
-        def objective_on(net: nn.Module) -> Objective:
-            return lambda images: cross_entropy(net(images), batch.y)
-
-        x_adv = self.attack(student, batch, threat, objective_on)
+        x_adv = self.attack(student, batch, threat, label_loss(batch.y))
         with torch.no_grad():
             target = require(teacher)(batch.x)
         logits_adv = student(x_adv)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from dgad_tk.config import ThreatModel
-from dgad_tk.inner_max import Objective
 from dgad_tk.losses import kl, margin, predicted_wrong, soft_label, squared_gap, swap_label
 from dgad_tk.methods.base import Batch, Distillation, Step, require
+from dgad_tk.methods.objectives import discrepancy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +124,7 @@ class Dgad(Distillation):
     def _attack(
         self, student: nn.Module, teacher: nn.Module, batch: Batch, threat: ThreatModel, wrong: Tensor
     ) -> Tensor:
-        def objective_on(net: nn.Module) -> Objective:
-            return lambda images: kl(teacher(images), net(images))
-
+        objective_on = discrepancy(teacher)
         if self.attack_subset == "all" or batch.x_adv is not None:
             return self.attack(student, batch, threat, objective_on)
         rest = ~wrong

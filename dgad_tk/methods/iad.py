@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgad_tk.config import ThreatModel, When, epoch_of
-from dgad_tk.inner_max import Init, Objective
+from dgad_tk.inner_max import Init
 from dgad_tk.losses import cross_entropy, kl
 from dgad_tk.methods.base import Batch, BatchNormMode, Distillation, Step, require
+from dgad_tk.methods.objectives import label_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +48,8 @@ class Iad(Distillation):
     unused_forward: bool = True
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
-        def objective_on(net: nn.Module) -> Objective:
-            return lambda images: cross_entropy(net(images), batch.y)
-
         teacher = require(teacher)
-        x_adv = self.attack(student, batch, threat, objective_on)
+        x_adv = self.attack(student, batch, threat, label_loss(batch.y))
         with torch.no_grad():
             target = teacher(batch.x)
             trust = reliability(teacher(x_adv), batch.y, self.beta)

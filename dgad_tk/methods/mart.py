@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from dgad_tk.config import ThreatModel
-from dgad_tk.inner_max import Objective
 from dgad_tk.losses import cross_entropy, runner_up
 from dgad_tk.methods.base import AdversarialMethod, Batch, Step
+from dgad_tk.methods.objectives import label_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,7 @@ class Mart(AdversarialMethod):
     beta: float = 6.0
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
-        def objective_on(net: nn.Module) -> Objective:
-            return lambda images: cross_entropy(net(images), batch.y)
-
-        x_adv = self.attack(student, batch, threat, objective_on)
+        x_adv = self.attack(student, batch, threat, label_loss(batch.y))
         log_clean = F.log_softmax(student(batch.x), dim=1)
         clean = log_clean.exp()
         logits_adv = student(x_adv)
