@@ -13,7 +13,9 @@ from dgad_tk.checkpoint import load_model
 from dgad_tk.common import GateError, UserError, lookup, nearest, sha256_file
 from dgad_tk.config import ThreatModel
 from dgad_tk.predictor import Images, Predictor, load_safetensors
-from exporters.to_onnx import load_onnx, read_onnx_record, save_onnx
+from exporters.from_onnx import load_onnx
+from exporters.read_onnx import read_onnx_record
+from exporters.to_onnx import save_onnx
 from exporters.to_torchscript import load_torchscript, read_torchscript_record, save_torchscript
 from exporters.verify import Parity, verify
 
