@@ -11,6 +11,7 @@ from art.attacks.evasion import CarliniL2Method
 from dgad_tk.common import UserError, nearest
 from evaluators.attacks.autoattack import AuthorsAutoAttack
 from evaluators.attacks.pgd import ProjectedGradient
+from evaluators.attacks.square import AuthorsSquare
 from evaluators.ball import Norm
 from evaluators.estimators import PredictorClassifier
 
@@ -110,6 +111,17 @@ def _autoattack(estimator: PredictorClassifier, budget: Budget, params: Mapping[
     )
 
 
+def _square(estimator: PredictorClassifier, budget: Budget, params: Mapping[str, Any]) -> EvasionAttack:
+    return AuthorsSquare(
+        estimator,
+        norm=budget.norm,
+        eps=budget.eps,
+        queries=params["queries"],
+        seed=budget.seed,
+        batch_size=budget.batch_size,
+    )
+
+
 ATTACKS: dict[str, AttackSpec] = {
     "fgsm": AttackSpec(
         kind="budget",
@@ -149,5 +161,14 @@ ATTACKS: dict[str, AttackSpec] = {
         build=_autoattack,
         y_means="true labels, moved away from",
         description="the standard ensemble by its authors' package (Croce & Hein, 2020)",
+    ),
+    "square": AttackSpec(
+        kind="budget",
+        norms=("linf", "l2"),
+        build=_square,
+        y_means="true labels, moved away from",
+        description="random search on the runtime's answers alone, 5,000 queries (Andriushchenko et al., 2020)",
+        params={"queries": 5000},
+        needs_gradients=False,
     ),
 }
