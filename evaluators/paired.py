@@ -1,0 +1,48 @@
+"""Two models, or two attacks, on the same images: how far apart they are, and whether that is more than chance."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A difference of two accuracies on the same images.
+
+    Attributes:
+        difference: first minus second, a fraction of all images.
+        ci95: its 95 % interval.
+        only_first, only_second: images that only one of the two got right; nothing else carries information.
+        p: exact McNemar test: the chance of a split of these at least so uneven if neither is better.
+    """
+
+    difference: float
+    ci95: tuple[float, float]
+    only_first: int
+    only_second: int
+    n: int
+    p: float
+
+
+def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
+    """Compare two outcomes `(n,)` of the same images.
+
+    The interval is Agresti & Min's (Statistics in Medicine, 2005): Wald's after half an image is added to each of the
+    four cells, so that it does not shrink to nothing where the two hardly ever differ.
+
+    Raises:
+        ValueError: not the same number of images, or none.
+    """
+    if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
+        raise ValueError(f"expected two outcomes of the same images, got shapes {first.shape} and {second.shape}")
+    n = len(first)
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    b, c, total = only_first + 0.5, only_second + 0.5, n + 2
+    centre = (b - c) / total
+    half = 1.959964 * math.sqrt((b + c) - (b - c) ** 2 / total) / total
+    discordant = only_first + only_second
+    p = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    return Paired((only_first - only_second) / n, (centre - half, centre + half), only_first, only_second, n, p)
