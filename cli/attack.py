@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from cli.interface import interface_of
 from dgad_tk.common import UserError, lookup, nearest, parse_fraction
 
 if TYPE_CHECKING:
     from dgad_tk.artifact import Artifact
     from dgad_tk.data import Dataset
+    from dgad_tk.interface import Interface
     from dgad_tk.predictor import Predictor
     from evaluators import Surrogate
 
@@ -40,6 +42,18 @@ def attack(
         typer.Option(help="Model to make transfer examples on. Repeatable. [two made on the spot]"),
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="ATTACK.key=value. Repeatable.")] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(help="What a model from elsewhere wants subtracted: one number or one a channel. [nothing]"),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="And what it wants divided by. [1]")] = None,
+    input_range: Annotated[
+        str | None, typer.Option(help="Its pixels before that: 0-255 or -1-1. eps stays a fraction of 1. [0-1]")
+    ] = None,
+    layout: Annotated[str | None, typer.Option(help="nchw or nhwc. [told from its shape]")] = None,
+    logits_output: Annotated[
+        str | None, typer.Option(help="Name of the output to attack. [told from its outputs]")
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images at a time. [500 of 8x8, 256 of 32x32, 16 of 224x224]")
     ] = None,
@@ -58,6 +72,7 @@ def attack(
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, got {limit}", hint="leave it out to use all images")
     changes = _settings(settings or [])
+    interface = interface_of(mean, std, input_range, layout, logits_output)
     for path in [*model, *(surrogate or [])]:
         if not path.exists():
             raise UserError(f"no such file: '{path}'", hint="`dgad export` writes student.onnx into the current folder")
@@ -79,7 +94,7 @@ def attack(
     documents: list[dict[str, Any]] = []
     opened: list[Predictor] = []
     for path in model:
-        predictor, images = _open(path, dataset, data_dir, image_size)
+        predictor, images = _open(path, dataset, data_dir, image_size, interface)
         opened.append(predictor)
         chosen = images.splits[split]
         part = chosen.subset(limit or len(chosen))
@@ -93,6 +108,8 @@ def attack(
         if not quiet:
             shown = f"{len(part):,} {split} images of {images.name}"
             print(f"{path}: {len(rows)} attacks on {shown}, judged by {predictor.runtime}", file=sys.stderr)
+            for note in predictor.notes:
+                print(f"  note: {note}", file=sys.stderr)
         with AttackProgress(quiet=quiet) as progress:
             evaluation = evaluate(
                 predictor,
@@ -140,14 +157,19 @@ def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _open(
-    path: Path, dataset: str | None, data_dir: Path | None, image_size: int | None
+    path: Path,
+    dataset: str | None,
+    data_dir: Path | None,
+    image_size: int | None,
+    interface: "Interface | None" = None,
 ) -> "tuple[Predictor, Dataset]":
     """A model and its images. Either may have to say what shape the other has."""
     from cli.images import dataset_of
+    from dgad_tk.interface import AS_IS
     from exporters import load
 
     shape = dataset_of(None, dataset, data_dir, image_size).shape if dataset else None
-    predictor = load(path, shape)
+    predictor = load(path, shape, interface or AS_IS)
     images = dataset_of(predictor.artifact, dataset, data_dir, image_size)
     _check_classes(path, predictor, images)
     return predictor, images

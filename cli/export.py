@@ -3,16 +3,38 @@
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgad_tk.common import UserError
+from cli.export_table import print_export
+from dgad_tk.common import GateError, UserError, lookup
 
 if TYPE_CHECKING:
     from dgad_tk.artifact import Artifact
+    from dgad_tk.data import Dataset
     from dgad_tk.predictor import Images
+    from exporters import Exported, Format
+
+FEWEST = 16
+"""Images held out that are worth comparing on; with fewer, noise does as well."""
+COMPARED, COMPARED_FOR_SHARES = 32, 128
+"""Images to compare on: differences show on any, shares of equal answers are counted."""
+CALIBRATION_SAMPLES = 512
+JUDGED_AFTER_CALIBRATION = 512
+"""Training images behind those that calibrate, on which the agreement of INT8 with fp32 is measured."""
+
+FLAGS = {
+    "opset": "--opset",
+    "samples": "--calibration-samples",
+    "method": "--calibration-method",
+    "calibrate_on": "--calibrate-on",
+    "exclude": "--exclude",
+    "search_exclusions": "--search-exclusions",
+}
+"""Options of formats, and the flags that set them."""
 
 
 def export(
@@ -20,57 +42,165 @@ def export(
         Path | None, typer.Argument(help="Run folder or .safetensors file. [the newest finished run]")
     ] = None,
     format: Annotated[str, typer.Option(help="See `dgad list formats`, or all.")] = "onnx",
-    output: Annotated[Path | None, typer.Option(help="[student.SUFFIX in the current folder]")] = None,
+    output: Annotated[Path | None, typer.Option(help="[the format's name in the current folder]")] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX opset, 18 to 23. [20]")] = None,
+    calibration_samples: Annotated[
+        int | None, typer.Option(help=f"INT8: training images to calibrate on. [{CALIBRATION_SAMPLES}]")
+    ] = None,
+    calibration_method: Annotated[
+        str | None, typer.Option(help="INT8: minmax, percentile or entropy. [minmax]")
+    ] = None,
+    calibrate_on: Annotated[
+        str | None, typer.Option(help="INT8: clean, adversarial or both, half and half. [clean]")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="NODE", help="INT8: node to leave in float, by name or pattern; repeat.")
+    ] = None,
+    search_exclusions: Annotated[
+        bool, typer.Option("--search-exclusions", help="INT8: find the few nodes that are better left in float.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that dgad did not write.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON, one line a file.")] = False,
 ) -> None:
     """Write a trained student in a deployable format, verified against its source."""
-    from dgad_tk.checkpoint import read_weights
     from dgad_tk.runs import newest_run, weights_of
-
-    weights = weights_of(source) if source else newest_run(finished=True).best
-    _, artifact = read_weights(weights)
-
-    from exporters import EXPORTERS
+    from exporters import EXPORTERS, ParityError, Source
     from exporters import export as run_export
 
-    formats = list(EXPORTERS) if format == "all" else [format]
-    if output is not None and len(formats) > 1:
+    chosen = dict(EXPORTERS) if format == "all" else {format: lookup(EXPORTERS, format, "format")}
+    given: dict[str, Any] = {
+        "opset": opset,
+        "samples": calibration_samples,
+        "method": calibration_method,
+        "calibrate_on": calibrate_on,
+        "exclude": exclude or None,
+        "search_exclusions": search_exclusions or None,
+    }
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    _check_flags(options, format, chosen)
+    if output is not None and len(chosen) > 1:
         raise UserError("--output names one file, --format all writes several", hint="leave --output out")
-    images = _images(artifact)
-    for name in formats:
-        suffix = EXPORTERS[name].suffix if name in EXPORTERS else ""
-        target = output or Path(f"student{suffix}")
-        options: dict[str, Any] = {"opset": opset} if opset is not None else {}
+    weights = weights_of(source) if source else newest_run(finished=True).best
+    opened = Source(weights)
+    images = _Images(opened.artifact)
+    opened.held_out = images.held_out(chosen)
+
+    failed: list[str] = []
+    for name, row in chosen.items():
+        target = output or Path(row.filename)
+        wanted: dict[str, Any] = {key: value for key, value in options.items() if key in row.options}
         begun = time.perf_counter()
-        parity = run_export(weights, name, target, images=images, overwrite=overwrite, **options)
-        seconds = time.perf_counter() - begun
-        if as_json:
-            print(json.dumps({"file": str(target), "format": name, "source": str(weights), **vars(parity)}))
+        try:
+            if "images" in row.options:
+                wanted["images"] = images.to_calibrate(options.get("samples", CALIBRATION_SAMPLES))
+            written = run_export(opened, name, target, overwrite=overwrite, **wanted)
+        except (ParityError, UserError) as error:
+            if len(chosen) == 1:
+                raise
+            # The formats do not depend on each other: the others are still worth having.
+            print(f"error: {error}", file=sys.stderr)
+            failed.append(name)
             continue
-        size = target.stat().st_size / 1024
-        print(f"{target}: {name} of {weights}, {size:,.0f} KiB, in {seconds:.1f} s")
-        print(f"verified against its source: {parity}")
-        if EXPORTERS[name].note:
-            print(f"note: {EXPORTERS[name].note}", file=sys.stderr)
+        _print(written, name, weights, time.perf_counter() - begun, as_json=as_json)
+        if row.note and not as_json:
+            print(f"note: {row.note}", file=sys.stderr)
+    if failed:
+        raise GateError(f"{len(failed)} of {len(chosen)} exports failed: {', '.join(failed)}")
     if not as_json:
-        print(f"next: dgad attack --model {target} --suite full", file=sys.stderr)
+        first = output or Path(next(iter(chosen.values())).filename)
+        print(f"next: dgad attack --model {first} --suite full", file=sys.stderr)
 
 
-def _images(artifact: "Artifact") -> "Images | None":
-    """A few held-out images of the dataset the model was trained on; None, said aloud, where it is not at hand."""
+def _check_flags(options: Mapping[str, Any], format: str, chosen: "Mapping[str, Format]") -> None:
+    """Raises:
+    UserError: a flag that means nothing to any of the formats, or an opset that none of them can have.
+    """
+    from exporters import EXPORTERS
+    from exporters.to_onnx import check_opset
+
+    for name in options:
+        if not any(name in row.options for row in chosen.values()):
+            takes = " or ".join(known for known, row in EXPORTERS.items() if name in row.options)
+            raise UserError(f"{FLAGS[name]} does not apply to --format {format}", hint=f"it belongs to {takes}")
+    if "opset" in options:
+        check_opset(options["opset"])
+
+
+class _Images:
+    """Images of the dataset that the model was trained on, opened once and only if needed."""
+
+    def __init__(self, artifact: "Artifact") -> None:
+        from cli.images import dataset_of
+
+        self.dataset: Dataset | None = None
+        try:
+            dataset = dataset_of(artifact)
+        except UserError as error:
+            self.missing = error
+            return
+        if dataset.shape == artifact.input_shape:
+            self.dataset = dataset
+        else:
+            self.missing = UserError(
+                f"the images of '{dataset.name}' are {dataset.shape}, the model takes {artifact.input_shape}",
+                hint="the dataset is not what it was in training",
+            )
+
+    def held_out(self, chosen: "Mapping[str, Format]") -> "Images | None":
+        """Images that the model was not trained on, to compare exports on; None, said aloud, where there are none."""
+        if self.dataset is None:
+            print(f"note: verifying on noise, since {self.missing}", file=sys.stderr)
+            return None
+        split = self.dataset.val
+        if len(split) < FEWEST:
+            few = f"{self.dataset.name} has no {FEWEST} images held out"
+            print(f"note: verifying on noise, since {few}", file=sys.stderr)
+            return None
+        exact = all(row.tolerance.agreement == 1 for row in chosen.values())
+        return _unit(split.take(slice(0, COMPARED if exact else COMPARED_FOR_SHARES)))
+
+    def to_calibrate(self, samples: int) -> "Images":
+        """Training images, in the split's fixed order: `samples`, and some behind them to judge the result by.
+
+        Raises:
+            UserError: the dataset is not at hand, or it has not so many. Noise would give ranges that no image has.
+        """
+        from exporters.quantize import MIN_SAMPLES
+
+        if self.dataset is None:
+            raise UserError(
+                f"INT8 is calibrated on training images, and these cannot be had: {self.missing.message}",
+                hint=self.missing.hint,
+            )
+        split = self.dataset.train
+        if not MIN_SAMPLES <= samples <= len(split):
+            raise UserError(
+                f"{FLAGS['samples']} must be {MIN_SAMPLES} to {len(split)}, got {samples}",
+                hint="a few hundred are enough",
+            )
+        return _unit(split.take(slice(0, samples + JUDGED_AFTER_CALIBRATION)))
+
+
+def _unit(images: Any) -> "Images":
     import numpy as np
 
-    from cli.images import dataset_of
+    unit: Images = np.divide(images, np.float32(255), dtype=np.float32)
+    return unit
 
-    try:
-        dataset = dataset_of(artifact)
-    except UserError as error:
-        print(f"note: verifying on noise, since the dataset cannot be opened: {error}", file=sys.stderr)
-        return None
-    split = dataset.val
-    if len(split) < 16 or dataset.shape != artifact.input_shape:
-        print(f"note: verifying on noise, since {dataset.name} has no 16 fitting images held out", file=sys.stderr)
-        return None
-    return np.divide(split.take(slice(0, 16)), np.float32(255), dtype=np.float32)
+
+def _print(written: "Exported", name: str, weights: Path, seconds: float, *, as_json: bool) -> None:
+    size = written.path.stat().st_size
+    if not as_json:
+        print(f"{written.path}: {name} of {weights}, {size / 1024:,.0f} KiB, in {seconds:.1f} s")
+        print_export(written)
+        return
+    document = {
+        "file": str(written.path),
+        "format": name,
+        "source": str(weights),
+        "size_bytes": size,
+        "seconds": round(seconds, 2),
+        **written.parity.as_dict(),
+        "findings": dict(written.findings),
+    }
+    print(json.dumps(document))

@@ -52,7 +52,8 @@ def _suites() -> Lines:
 def _formats() -> Lines:
     from exporters import EXPORTERS
 
-    return [(name, f"{each.suffix} {each.note}".strip()) for name, each in EXPORTERS.items()]
+    width = max(len(each.filename) for each in EXPORTERS.values())
+    return [(name, f"{each.filename:<{width}}  {each.note}".strip()) for name, each in EXPORTERS.items()]
 
 
 def _recipes() -> Lines:

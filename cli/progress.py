@@ -113,3 +113,10 @@ class AttackProgress(_Live):
         self.show(f"{state.number}/{state.rows} {state.row}", state.done, state.n, detail)
         if state.done == state.n:
             self.line(f"{state.number}/{state.rows} {state.row}: {detail}")
+
+
+class BenchProgress(_Live):
+    """`on_progress` of `exporters.latency.measure`."""
+
+    def __call__(self, share: float) -> None:
+        self.show("timing", share, 1.0, "")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.interface import numbers
 from dgad_tk.common import UserError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def train(
     given = {name: value for name, value in flags.items() if value is not None and value is not False}
     for name in ("teacher_mean", "teacher_std"):
         if name in given:
-            given[name] = _numbers(given[name], f"--{name.replace('_', '-')}")
+            given[name] = numbers(given[name], f"--{name.replace('_', '-')}")
     run_config, out = _configured(given, config, settings or [], out, resume)
 
     from cli.progress import TrainingProgress
@@ -107,16 +108,6 @@ def train(
         raise
     if leads:
         _print_result(folder, run_config, as_json)
-
-
-def _numbers(text: str, flag: str) -> list[float]:
-    """`0.49,0.48,0.45` as numbers."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(
-            f"{flag} must be numbers with commas between them, got '{text}'", hint=f"for example {flag} 0.49,0.48,0.45"
-        ) from None
 
 
 def _announce(config: "TrainConfig") -> None:

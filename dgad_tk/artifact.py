@@ -3,16 +3,20 @@
 It is why `dgad attack --model student.onnx` needs no further flag, and why a file found in a year explains itself.
 """
 
+import math
 import platform
 from collections.abc import Mapping
 from importlib import metadata as packages
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dgad_tk.common import UserError
 
 SCHEMA = "dgad/artifact/1"
+LARGEST_IMAGE = 2**28
+"""Numbers in one image: what a file claims beyond that is a mistake, or malice."""
+
 KEY = "dgad"
 """Name of the record in a file's string metadata (safetensors, ONNX `metadata_props`, TorchScript extra file)."""
 
@@ -40,6 +44,8 @@ class Artifact(BaseModel):
     """Model name and SHA-256 of the teacher's weights, empty for a method without one."""
     threat: dict[str, Any] = {}
     """Norm, eps, step size and steps it was trained for."""
+    precision: str = "float32"
+    """That the file computes in: float32, float16 or int8. Input and logits are float32 in any case."""
     normalize: dict[str, list[float]] = {}
     """mean and std that the model applies to its input."""
     training: dict[str, Any] = {}
@@ -47,6 +53,13 @@ class Artifact(BaseModel):
     versions: dict[str, str] = {}
     source_sha256: str = ""
     """SHA-256 of the file this one was made from."""
+
+    @field_validator("input_shape")
+    @classmethod
+    def _of_an_image(cls, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        if min(shape) < 1 or math.prod(shape) > LARGEST_IMAGE:
+            raise ValueError(f"no image has the shape {shape}")
+        return shape
 
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True)

@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from dgad_tk.artifact import Artifact
 from dgad_tk.checkpoint import load_model
 from dgad_tk.common import UserError, sha256_file
+from dgad_tk.interface import AS_IS, Interface
 
 Images = NDArray[np.float32]
 Logits = NDArray[np.float32]
@@ -23,7 +25,8 @@ class Predictor:
 
     Attributes:
         predict: float32 images `(N, C, H, W)` in [0, 1] to float32 logits `(N, K)`, by the runtime that is deployed.
-            This is the judge: an adversarial example counts when these logits are wrong.
+            This is the judge: an adversarial example counts when these logits are wrong. A file that answers with
+            probabilities gives their logarithms, the same up to a constant an image, with the same first largest one.
         module: a differentiable torch module of the same function, in eval mode, for the search; None for a black box.
         input_shape: (C, H, W).
         classes: K.
@@ -32,6 +35,12 @@ class Predictor:
         sha256: of that file.
         artifact: the file's metadata record, where it carries one.
         runtime: what `predict` runs on, for the results ("onnxruntime 1.31.1 CPUExecutionProvider").
+        finish: logits `(N, K)` of `module` to what `predict` gives, for a file with a final Softmax: gradients come
+            from what stands before it. None where both are the same.
+        interface: what is done to images before the file takes them; `predict` and `module` both do it.
+        notes: what a reader of the results should know about how this file is run, a sentence each.
+        precision: what the file computes in, and so how near `module` can be to `predict`.
+        logit_step: the quantisation step of the logits, 0 where they are not quantised themselves.
     """
 
     predict: Callable[[Images], Logits] = field(repr=False)
@@ -43,6 +52,11 @@ class Predictor:
     sha256: str = ""
     artifact: Artifact | None = field(default=None, repr=False)
     runtime: str = "torch"
+    finish: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+    interface: Interface = AS_IS
+    notes: tuple[str, ...] = ()
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    logit_step: float = 0.0
 
 
 def predictor_of_module(
@@ -53,12 +67,22 @@ def predictor_of_module(
     path: Path | None = None,
     sha256: str = "",
     artifact: Artifact | None = None,
+    interface: Interface = AS_IS,
 ) -> Predictor:
     """Wrap `module`, put into eval mode and frozen, on the GPU where there is one.
 
     Raises:
-        UserError: it does not map `(N, C, H, W)` to `(N, K)`.
+        UserError: it does not map `(N, C, H, W)` to `(N, K)`, or `interface` says what does not apply to it.
     """
+    where = str(path or "the module")
+    interface.check_record(artifact, where)
+    if interface.layout or interface.logits_output:
+        raise UserError(
+            f"'{where}' is no ONNX file: it takes (N, C, H, W) and has one output",
+            hint="leave out --layout and --logits-output for it",
+        )
+    if interface.changes_values:
+        module = nn.Sequential(interface.preprocessing(input_shape[0]), module)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = module.eval().to(device)
     for parameter in module.parameters():  # TorchScript modules have no requires_grad_
@@ -70,7 +94,6 @@ def predictor_of_module(
         result: Logits = logits.float().cpu().numpy()
         return result
 
-    where = str(path or "the module")
     classes = probe_classes(predict, input_shape, where)
     check_classes(classes, artifact, where)
     return Predictor(
@@ -83,6 +106,8 @@ def predictor_of_module(
         sha256,
         artifact,
         runtime=f"torch {torch.__version__} {device.type}",
+        interface=interface,
+        notes=(interface.note,) if interface.note else (),
     )
 
 
@@ -119,11 +144,13 @@ def check_classes(classes: int, artifact: Artifact | None, where: str) -> None:
         )
 
 
-def load_safetensors(path: Path, input_shape: tuple[int, int, int] | None = None) -> Predictor:
+def load_safetensors(
+    path: Path, input_shape: tuple[int, int, int] | None = None, interface: Interface = AS_IS
+) -> Predictor:
     """Open weights that `dgad train` wrote. `input_shape` is not needed: the record says it.
 
     Raises:
-        UserError: as `dgad_tk.checkpoint.load_model`.
+        UserError: as `dgad_tk.checkpoint.load_model`, or an `interface` that contradicts the record.
     """
     model, artifact = load_model(path)
     return predictor_of_module(
@@ -133,4 +160,5 @@ def load_safetensors(path: Path, input_shape: tuple[int, int, int] | None = None
         path=path,
         sha256=sha256_file(path),
         artifact=artifact,
+        interface=interface,
     )

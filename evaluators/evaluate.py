@@ -80,6 +80,7 @@ def evaluate(
     # Whatever could change an outcome belongs into the question that a stored one answers.
     context = {
         "model": predictor.sha256,
+        "interface": predictor.interface.to_dict(),
         "seed": seed,
         "batch_size": batch_size,
         "threads": torch.get_num_threads(),
@@ -241,6 +242,7 @@ def _question(row: Row) -> dict[str, Any]:
         "norm": row.norm,
         "eps": row.eps,
         "surrogate": surrogate.sha256 if surrogate else None,
+        "surrogate_interface": surrogate.interface.to_dict() if surrogate else None,
     }
 
 

@@ -6,11 +6,17 @@ from numpy.typing import NDArray
 
 from dgad_tk.common import UserError
 from dgad_tk.data import Split
-from dgad_tk.predictor import Images, Predictor
+from dgad_tk.predictor import Images, Logits, Predictor
 
-TWIN_TOLERANCE = 1e-3
-"""On logits, relative to the largest one."""
-TWIN_AGREEMENT = 0.995
+TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2}
+"""Largest difference of logits, relative to the largest logit. Half precision has steps of 1e-3 of a number, and some
+ten of them add up in a runtime that rounds after every layer."""
+INT8_STEPS = 2
+"""Largest difference of logits in quantisation steps: what is next to a rounding boundary may fall on either side."""
+INT8_LEVELS = 255
+"""Steps that logits are taken to span where the file gives them as floats, computed from integers."""
+AGREEMENTS = {"fp32": 0.995, "fp16": 0.99, "int8": 0.99}
+"""Smallest share of equal predictions. Integer logits are often equal, or one step apart."""
 
 
 def judge(predictor: Predictor, images: Images, batch_size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -58,7 +64,8 @@ def compare_twin(predictor: Predictor, split: Split, batch_size: int) -> tuple[d
     logits = predictor.module(images)
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).to(device), reduction="sum")
     (gradient,) = torch.autograd.grad(loss, images)
-    ours, theirs = logits.detach().cpu().numpy(), predictor.predict(x)
+    answers = logits.detach() if predictor.finish is None else predictor.finish(logits.detach())
+    ours, theirs = answers.cpu().numpy(), predictor.predict(x)
     if not np.isfinite(theirs).all():
         raise UserError(
             f"'{predictor.path}' answers clean images with logits that are not finite",
@@ -66,11 +73,12 @@ def compare_twin(predictor: Predictor, split: Split, batch_size: int) -> tuple[d
         )
     difference = float(np.abs(ours - theirs).max())
     agreement = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
-    scale = max(1.0, float(np.abs(theirs).max()))
-    if not (difference <= TWIN_TOLERANCE * scale and agreement >= TWIN_AGREEMENT):
+    tolerance, exceptions = allowed(predictor, theirs)
+    if not (difference <= tolerance and round((1 - agreement) * len(x)) <= exceptions):
         raise UserError(
-            f"'{predictor.path}': gradients would come from a module that differs from the runtime: "
-            f"max |difference| {difference:.3g} of logits up to {scale:.3g}, {agreement:.1%} equal predictions",
+            f"'{predictor.path}': gradients would come from a module that differs from the runtime: max |difference| "
+            f"{difference:.3g} of logits up to {np.abs(theirs).max():.3g} where {tolerance:.3g} is allowed, "
+            f"{agreement:.1%} equal predictions",
             hint="this is a defect of the conversion; please report it with the file",
         )
     flat = gradient.flatten(1)
@@ -82,3 +90,17 @@ def compare_twin(predictor: Predictor, split: Split, batch_size: int) -> tuple[d
         ),
     }
     return {"max_abs_diff": difference, "argmax_agreement": agreement}, probes
+
+
+def allowed(predictor: Predictor, logits: Logits) -> tuple[float, float]:
+    """By how much the module's logits may differ from the runtime's `logits`, and its predictions for how many."""
+    precision = predictor.precision
+    exceptions = (1 - AGREEMENTS[precision]) * len(logits)
+    if precision != "fp32":
+        exceptions = max(1.0, exceptions)  # also in a batch of less than a hundred
+    if precision != "int8":
+        return TOLERANCES[precision] * max(1.0, float(np.abs(logits).max())), exceptions
+    step = predictor.logit_step or float(np.ptp(logits)) / INT8_LEVELS
+    # A step of one logit moves the logarithm of every probability, and its own by twice as much.
+    steps = INT8_STEPS * (1 if predictor.finish is None else 2)
+    return (steps + 0.01) * step, exceptions

@@ -6,6 +6,7 @@ from torch import nn
 
 from dgad_tk.artifact import Artifact
 from dgad_tk.config import ThreatModel
+from dgad_tk.fold import folded
 from dgad_tk.inner_max import inner_max
 from dgad_tk.losses import cross_entropy
 from dgad_tk.predictor import Images
@@ -27,11 +28,11 @@ def pgd_on(model: nn.Module, images: Images, artifact: Artifact) -> Images:
         images: `(N, C, H, W)` in [0, 1].
         artifact: says which threat.
     """
-    threat = threat_of(artifact)
+    threat, view = threat_of(artifact), folded(model)
     found = [np.zeros((0, *images.shape[1:]), dtype=np.float32)]
     for start in range(0, len(images), BATCH):
         x = torch.from_numpy(images[start : start + BATCH])
         with torch.no_grad():
-            predicted = model(x).argmax(dim=1)
-        found.append(inner_max(lambda z, y=predicted: cross_entropy(model(z), y), x, x, threat).numpy())  # type: ignore[misc]
+            predicted = view(x).argmax(dim=1)
+        found.append(inner_max(lambda z, y=predicted: cross_entropy(view(z), y), x, x, threat).numpy())  # type: ignore[misc]
     return np.concatenate(found)

@@ -1,60 +1,227 @@
 """ONNX files, opened: ONNX Runtime predicts, their twin differentiates."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from onnx.inliner import inline_local_functions
+from torch import Tensor, nn
 
 from dgad_tk.artifact import Artifact
 from dgad_tk.common import UserError, sha256_file
+from dgad_tk.interface import AS_IS, Interface
 from dgad_tk.predictor import Images, Logits, Predictor, check_classes, probe_classes
+from exporters.fixed_batch import free_batch
+from exporters.onnx_input import ImageInput, image_input
+from exporters.onnx_output import Squash, answer_with, ends_in_log_softmax, find_logits, find_squash
 from exporters.onnx_twin import to_torch
 from exporters.read_onnx import read_onnx
+from exporters.runtime_graph import logit_step, precision_of, runtime_graph
+from exporters.runtime_memory import bound_memory
+
+SQUASH_TOLERANCE = 1e-2
+"""On probabilities: is what we take for the final Softmax one over the classes?"""
 
 
-def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None) -> Predictor:
+def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, interface: Interface = AS_IS) -> Predictor:
     """Open an ONNX classifier: ONNX Runtime predicts, the twin differentiates.
 
+    Where a file ends in a Softmax or Sigmoid, gradients come from the logits before it, and `predict` returns the
+    logarithm of the file's own answer: the same logits up to a constant an image, with the same first largest entry,
+    so that a verdict is always the file's. `Predictor.finish` makes the one of the other.
+
     Args:
-        input_shape: (C, H, W), where the graph leaves its input's shape open.
+        input_shape: (C, H, W), where the graph leaves its input's shape open or takes flat images.
+        interface: what the file expects to be done to images, and what its shapes do not say.
 
     Raises:
-        UserError: not ONNX, damaged, not an image classifier, or an operator that the twin lacks.
+        UserError: not ONNX, damaged, not an image classifier, one that can be read in several ways, or an operator that
+            the twin lacks.
     """
+    where = str(path)
     proto = read_onnx(path)
-    artifact = Artifact.from_mapping({entry.key: entry.value for entry in proto.metadata_props}, str(path))
+    artifact = Artifact.from_mapping({entry.key: entry.value for entry in proto.metadata_props}, where)
+    interface.check_record(artifact, where)
+    if artifact is not None:
+        input_shape, interface = artifact.input_shape, replace(interface, layout="nchw")
+    if proto.functions:
+        proto = inline_local_functions(proto)
     session = _session(path)
-    shape = _input_shape(session, artifact, input_shape, path)
-    name = session.get_inputs()[0].name
-    output = session.get_outputs()[0].name
+    runtime, answers = _tried(session, image_input(session.get_inputs(), input_shape, interface, where), where)
+    image = runtime.image
+    types = {entry.name: entry.type for entry in session.get_outputs()}
+    output = find_logits(answers, types, image.batch or BLANK, interface.logits_output, proto, where)
+    module, squash, notes = _differentiable(proto, output, image, runtime)
 
     def predict(images: Images) -> Logits:
-        (logits,) = session.run([output], {name: np.ascontiguousarray(images, dtype=np.float32)})
-        return np.asarray(logits, dtype=np.float32)
+        rows = runtime.rows(images, output)
+        return squash.logits_of(rows) if squash else np.asarray(rows, dtype=np.float32)
 
-    classes = probe_classes(predict, shape, str(path))
-    check_classes(classes, artifact, str(path))
-    twin = _twin(proto)
+    def finish(logits: Tensor) -> Tensor:
+        assert squash is not None
+        return squash.log_probabilities(squash.probabilities(logits), answers[output].dtype)
+
+    classes = probe_classes(predict, image.shape, where)
+    check_classes(classes, artifact, where)
+    if len(answers) > 1:
+        notes = [f"the logits are the output '{output}', one of {', '.join(answers)}", *notes]
     return Predictor(
         predict,
-        twin.to("cuda" if torch.cuda.is_available() else "cpu"),
-        shape,
+        module.to("cuda" if torch.cuda.is_available() else "cpu"),
+        image.shape,
         classes,
         "onnx",
         path,
         sha256_file(path),
         artifact,
         runtime=f"onnxruntime {onnxruntime.__version__} {session.get_providers()[0]}",
+        finish=finish if squash else None,
+        interface=replace(image.interface, logits_output=output),
+        notes=(*image.notes, *notes),
+        precision=precision_of(proto),
+        # Between the smallest steps of quantised probabilities their logarithm doubles.
+        logit_step=max(logit_step(proto), math.log(2) if squash is not None and squash.step else 0.0),
     )
 
 
+BLANK = 2
+"""Images to try a file on that takes any number."""
+
+
+class _Runtime:
+    """A session run on images `(N, C, H, W)` in [0, 1], in the batches that it takes."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, image: ImageInput) -> None:
+        self.session, self.image, self.feed = session, image, image.feed()
+
+    def blank_answers(self, where: str) -> dict[str, Any]:
+        """What every output gives for blank images.
+
+        Raises:
+            UserError: the file fails on them.
+        """
+        blank = np.zeros((self.image.batch or BLANK, *self.image.shape), dtype=np.float32)
+        try:
+            answers = self.session.run(None, {self.image.name: self.feed.array(blank)})
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class
+            reason = " ".join(str(error).split())[-200:]
+            raise UserError(
+                f"'{where}' does not run on images of shape {self.image.shape}: {reason}",
+                hint="is it an image classifier with input (N, C, H, W)?",
+            ) from None
+        return dict(zip((entry.name for entry in self.session.get_outputs()), answers, strict=True))
+
+    def rows(self, images: Images, output: str) -> NDArray[Any]:
+        """A row of `output` for each image, as the file gives it."""
+        fed, size = self.feed.array(images), self.image.batch
+        if size is None:
+            return self._run(fed, output)
+        if lacking := -len(images) % size:
+            fed = np.concatenate([fed, np.repeat(fed[-1:], lacking, axis=0)])
+        parts = [self._run(fed[start : start + size], output) for start in range(0, len(fed), size)]
+        return np.concatenate(parts)[: len(images)]
+
+    def _run(self, fed: NDArray[Any], output: str) -> NDArray[Any]:
+        (answer,) = self.session.run([output], {self.image.name: fed})
+        return np.asarray(answer).reshape(len(fed), -1)
+
+
+class _Fed(nn.Module):
+    """The twin of a graph behind what turns images into its input, with float32 logits `(N, K)`."""
+
+    def __init__(self, image: ImageInput, twin: nn.Module) -> None:
+        super().__init__()
+        self.feed, self.twin = image.feed(), twin
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.twin(self.feed(x))
+        return logits.reshape(len(x), -1).float()
+
+
+def _tried(session: onnxruntime.InferenceSession, image: ImageInput, where: str) -> tuple[_Runtime, dict[str, Any]]:
+    """A session that has answered blank images, and its answers.
+
+    Raises:
+        UserError: it fails on them.
+    """
+    runtime = _Runtime(session, image)
+    try:
+        return runtime, runtime.blank_answers(where)
+    except UserError as error:
+        if image.batch is not None:
+            raise
+        alone = _Runtime(session, replace(image, batch=1))
+        try:  # an input that is declared for any batch size does not make a graph that is
+            return alone, alone.blank_answers(where)
+        except UserError:
+            raise error from None
+
+
+def _differentiable(
+    proto: onnx.ModelProto, output: str, image: ImageInput, runtime: _Runtime
+) -> tuple[nn.Module, Squash | None, list[str]]:
+    """The module that gradients come from, what it leaves out of the end of the graph, and what to say about it.
+
+    Args:
+        proto: changed in place.
+    """
+    squash = find_squash(proto, output)
+    if squash is None:
+        module, notes = _any_batch(proto, output, image)
+        if ends_in_log_softmax(proto, output):
+            notes.append("the file answers with log-probabilities: they serve as logits")
+        return module, None, notes
+    module, notes = _any_batch(proto, squash.logits, image)
+    images = _images(image, image.batch or BLANK)
+    with torch.no_grad():
+        ours = squash.probabilities(module(images)).numpy()
+    theirs = runtime.rows(images.numpy(), output)
+    if ours.shape == theirs.shape and np.abs(ours - theirs).max() <= SQUASH_TOLERANCE:
+        notes.append(
+            f"gradients come from the logits before the final {squash.kind}, verdicts from the file's own answer"
+        )
+        return module, squash, notes
+    module, notes = _any_batch(proto, output, image)  # it is not one over the classes
+    return module, None, notes
+
+
+def _any_batch(proto: onnx.ModelProto, tensor: str, image: ImageInput) -> tuple[nn.Module, list[str]]:
+    """The twin of the graph up to `tensor`, for images `(N, C, H, W)` in [0, 1], any number of them."""
+    answer_with(proto, tensor)
+    twin: nn.Module = _twin(proto)
+    feed, notes = image.feed(), []
+    if image.batch is not None:
+        twin, free = free_batch(twin, image.batch, lambda count: feed(_images(image, count)))
+        if not free:
+            notes.append(f"gradients are computed {image.batch} at a time, which is slow: the graph is made for that")
+    with torch.no_grad():
+        logits = twin(feed(_images(image, image.batch or BLANK)))
+    plain = image.plain and logits.dim() == 2 and logits.dtype is torch.float32
+    return (twin if plain else _Fed(image, twin)).eval(), notes
+
+
+def _images(image: ImageInput, count: int) -> Tensor:
+    """Noise to try a twin on, no image as bright as the next."""
+    noise = torch.rand(count, *image.shape, generator=torch.Generator().manual_seed(0))
+    return noise * torch.linspace(0.25, 1, count).reshape(-1, 1, 1, 1)
+
+
 def _twin(proto: onnx.ModelProto) -> nn.Module:
-    """The differentiable module of a graph."""
-    # Channels-last weights make the convolutions of a gradient step a fifth to a third faster on a CPU.
-    return to_torch(proto).to(memory_format=torch.channels_last)
+    """The differentiable module of a graph, of what ONNX Runtime runs where the file says something else."""
+    runs = proto if precision_of(proto) == "fp32" else runtime_graph(proto)
+    twin = to_torch(runs)
+    # Channels-last weights make the convolutions of a gradient step a fifth to a third faster on a CPU. `Module.to`
+    # would refuse a graph with a constant of five axes.
+    for weight in twin.buffers():
+        if weight.dim() == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return twin
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
@@ -63,6 +230,7 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     # Between its calls torch computes gradients; a pool that spins while it waits takes the cores away from that.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    bound_memory(options)
     cuda = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     # TF32 moves logits by 1e-3, more than a verdict may depend on.
     providers = [("CUDAExecutionProvider", {"use_tf32": "0"})] if cuda else []
@@ -71,32 +239,3 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"ONNX Runtime cannot load '{path}': {reason}", hint="export it again") from None
-
-
-def _input_shape(
-    session: onnxruntime.InferenceSession,
-    artifact: Artifact | None,
-    given: tuple[int, int, int] | None,
-    path: Path,
-) -> tuple[int, int, int]:
-    inputs = session.get_inputs()
-    hint = "expected one float32 input (N, C, H, W) and logits (N, K)"
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
-        found = ", ".join(f"{entry.name}: {entry.type} {entry.shape}" for entry in inputs) or "no input"
-        raise UserError(f"'{path}' is not an image classifier: it takes {found}", hint=hint)
-    if isinstance(inputs[0].shape[0], int):
-        raise UserError(
-            f"'{path}' takes batches of exactly {inputs[0].shape[0]}: {inputs[0].shape}",
-            hint="export it with a dynamic batch dimension",
-        )
-    declared = inputs[0].shape[1:]
-    if all(isinstance(size, int) for size in declared):
-        channels, height, width = declared
-        return channels, height, width
-    shape = artifact.input_shape if artifact else given
-    if shape is None:
-        raise UserError(
-            f"'{path}' leaves its input's shape open: {inputs[0].shape}",
-            hint="name the images with --dataset",
-        )
-    return shape

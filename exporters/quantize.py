@@ -23,12 +23,12 @@ from onnxruntime.quantization.registry import QDQRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
-from dgad_tk.artifact import KEY, Artifact
+from dgad_tk.artifact import Artifact
 from dgad_tk.common import UserError, cache_dir, lookup, nearest, written_aside
 from dgad_tk.predictor import Images
 from exporters.adversarial import pgd_on
 from exporters.exclusions import Agreement, Exclusion, agreement, search
-from exporters.to_onnx import DEFAULT_OPSET, INPUT, save_onnx
+from exporters.to_onnx import DEFAULT_OPSET, INPUT, save_onnx, write_onnx
 
 CalibrateOn = Literal["clean", "adversarial", "both"]
 
@@ -90,7 +90,7 @@ def save_onnx_int8(
     if images is None:
         raise UserError(
             "INT8 needs training images to calibrate on, and the dataset is not at hand",
-            hint="name its folder with the environment variable or option that training used",
+            hint="put the dataset back where training found it",
         )
     if samples < MIN_SAMPLES or len(images) < samples:
         raise UserError(
@@ -128,10 +128,7 @@ def save_onnx_int8(
             },
         }
     )
-    onnx.helper.set_model_props(proto, {KEY: record.to_json()})
-    onnx.checker.check_model(proto)
-    with written_aside(path) as aside:
-        aside.write_bytes(proto.SerializeToString())
+    write_onnx(proto, record, path)
     return {
         "calibration": f"{samples} {'' if calibrate_on == 'both' else calibrate_on + ' '}images"
         + (", half of them adversarial" if calibrate_on == "both" else "")
@@ -174,7 +171,8 @@ class _Recipe:
         self._ranges.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "int8.onnx"
-            # The ranges are a cache that another process may be writing: ours are written aside and renamed.
+            # Calibration covers every tensor whatever is excluded. Another process may be writing the same ranges, so
+            # ours are written aside and renamed.
             ranges = self._ranges if self._ranges.exists() else Path(folder) / "ranges.json"
             quantize_static(
                 str(self._prepared),
@@ -187,13 +185,16 @@ class _Recipe:
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=list(excluded),
                 calibrate_method=self._method,
-                # Every range is asked for, also those that this choice of exclusions does not need.
                 calibration_cache_path=ranges,
             )
             if ranges != self._ranges:
                 with written_aside(self._ranges) as aside:
                     aside.write_bytes(ranges.read_bytes())
-            return _float_logits(onnx.load(str(target)))
+            proto = _float_logits(onnx.load(str(target)))
+        used = {node.domain for node in proto.graph.node}
+        for entry in [each for each in proto.opset_import if each.domain and each.domain not in used]:
+            proto.opset_import.remove(entry)  # pre-processing leaves every domain that ONNX Runtime knows
+        return proto
 
 
 HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul"}

@@ -1,5 +1,6 @@
 """ONNX files, written by torch's dynamo exporter."""
 
+import hashlib
 from pathlib import Path
 
 import onnx
@@ -12,6 +13,12 @@ from dgad_tk.common import UserError, written_aside
 INPUT, OUTPUT = "input", "logits"
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
+IR_VERSION = 10
+"""What ONNX Runtime 1.18 and newer load, and the first in which nodes say which module they come from."""
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Key of a node's metadata: names of the modules it was called in, as a Python list, its own name last."""
+EXTERNAL_BYTES = 1_500_000_000
+"""Weights above this stand in a file of their own: a protobuf ends at 2 GiB."""
 
 
 def save_onnx(model: nn.Module, artifact: Artifact, path: Path, opset: int = DEFAULT_OPSET) -> None:
@@ -25,11 +32,12 @@ def save_onnx(model: nn.Module, artifact: Artifact, path: Path, opset: int = DEF
     Raises:
         UserError: an opset that the exporter cannot write.
     """
-    if opset not in OPSETS:
-        raise UserError(
-            f"--opset must be {OPSETS.start} to {OPSETS.stop - 1}, got {opset}",
-            hint="torch's exporter writes 18 and newer, and older requests are silently raised",
-        )
+    write_onnx(to_onnx(model, artifact, opset), artifact, path)
+
+
+def to_onnx(model: nn.Module, artifact: Artifact, opset: int) -> onnx.ModelProto:
+    """The graph that `save_onnx` writes, without its record. Arguments and errors as there."""
+    check_opset(opset)
     program = torch.onnx.export(
         model.eval(),
         (torch.zeros(2, *artifact.input_shape),),
@@ -46,7 +54,50 @@ def save_onnx(model: nn.Module, artifact: Artifact, path: Path, opset: int = DEF
     written = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     if written != opset:
         raise UserError(f"asked for opset {opset}, the exporter wrote {written}", hint=f"use --opset {written}")
+    proto.ir_version = IR_VERSION
+    for node in proto.graph.node:
+        # Its module is what a comparison layer by layer goes by; the rest are paths of the machine that wrote it.
+        for index in reversed(range(len(node.metadata_props))):
+            if node.metadata_props[index].key != SCOPES:
+                del node.metadata_props[index]
+    return proto
+
+
+def check_opset(opset: int) -> None:
+    """Raises:
+    UserError: an opset that the exporter cannot write.
+    """
+    if opset not in OPSETS:
+        raise UserError(
+            f"--opset must be {OPSETS.start} to {OPSETS.stop - 1}, got {opset}",
+            hint="torch's exporter writes 18 and newer, and older requests are silently raised",
+        )
+
+
+def write_onnx(proto: onnx.ModelProto, artifact: Artifact, path: Path) -> None:
+    """Check `proto`, put the record in, and write it: one file, above EXTERNAL_BYTES of weights two.
+
+    The second file is named after its content, so that the first never finds another network's weights beside it.
+    """
     onnx.helper.set_model_props(proto, {KEY: artifact.to_json()})
+    weights = proto.graph.initializer
+    if sum(len(tensor.raw_data) for tensor in weights) > EXTERNAL_BYTES:
+        digest = hashlib.sha256()
+        for tensor in weights:
+            digest.update(tensor.raw_data)
+        location = f"{path.stem}-{digest.hexdigest()[:8]}.data"
+        with written_aside(path.with_name(location)) as aside:
+            # Two steps of onnx's own `save_model`: weights, then the graph, each of them written aside.
+            onnx.external_data_helper.convert_model_to_external_data(proto, location=aside.name)
+            onnx.external_data_helper.write_external_data_tensors(proto, str(path.parent))
+        for tensor in weights:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = location
+        with written_aside(path) as aside:
+            aside.write_bytes(proto.SerializeToString())
+            onnx.checker.check_model(str(aside), full_check=True)
+        return
     onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString()
     with written_aside(path) as aside:

@@ -12,7 +12,9 @@ from torch import nn
 
 from dgad_tk.artifact import KEY, Artifact
 from dgad_tk.common import UserError, sha256_file, written_aside
+from dgad_tk.interface import AS_IS, Interface
 from dgad_tk.predictor import Predictor, predictor_of_module
+from exporters.read_archive import MAX_RECORD, check_torchscript
 
 EXTRA_FILE = f"{KEY}.json"
 
@@ -37,25 +39,31 @@ def save_torchscript(model: nn.Module, artifact: Artifact, path: Path) -> None:
         aside.write_bytes(content.getbuffer())  # torch's own writer aborts the process when the disk is full
 
 
-def read_torchscript_record(path: Path) -> Artifact | None:
-    """The record in a TorchScript file, without running the file; None where there is none."""
+def read_archived_record(path: Path) -> Artifact | None:
+    """The record in an archive of PyTorch (.pt, .pt2), read as text; None where there is none."""
     try:
         with zipfile.ZipFile(path) as archive:
-            member = next((name for name in archive.namelist() if name.endswith(f"/extra/{EXTRA_FILE}")), None)
-            return Artifact.from_json(archive.read(member).decode(), str(path)) if member else None
+            for member in archive.infolist():
+                if member.filename.endswith(f"/extra/{EXTRA_FILE}") and member.file_size <= MAX_RECORD:
+                    return Artifact.from_json(archive.read(member).decode(), str(path))
     except (zipfile.BadZipFile, UnicodeDecodeError):
         return None
+    return None
 
 
-def load_torchscript(path: Path, input_shape: tuple[int, int, int] | None = None) -> Predictor:
+def load_torchscript(
+    path: Path, input_shape: tuple[int, int, int] | None = None, interface: Interface = AS_IS
+) -> Predictor:
     """Open a TorchScript file. It is code: open only files whose origin you trust.
 
     Args:
         input_shape: (C, H, W), for a file without a metadata record.
+        interface: what is done to images before such a file takes them.
 
     Raises:
         UserError: not TorchScript, cut short, not a classifier, or of unknown input shape.
     """
+    check_torchscript(path)
     extra = {EXTRA_FILE: ""}
     try:
         with _deprecation_known():
@@ -76,7 +84,13 @@ def load_torchscript(path: Path, input_shape: tuple[int, int, int] | None = None
             hint="name the images with --dataset",
         )
     return predictor_of_module(
-        module, shape, format="torchscript", path=path, sha256=sha256_file(path), artifact=artifact
+        module,
+        shape,
+        format="torchscript",
+        path=path,
+        sha256=sha256_file(path),
+        artifact=artifact,
+        interface=interface,
     )
 
 

@@ -1,11 +1,11 @@
 """The command line as a user meets it: the whole road, and bad input of every kind: one line, a hint, exit code 2."""
 
-import importlib
 import json
 import shlex
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -350,11 +350,15 @@ def test_a_full_disk_is_one_line(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_failed_parity_check_is_exit_code_1(dgad: Run, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("exporters.verify"), "TOLERANCE", -1.0)
+    import exporters
+
+    never = replace(exporters.EXPORTERS["onnx"], tolerance=exporters.Tolerance(-1.0, 1.0, 1.0))
+    monkeypatch.setitem(exporters.EXPORTERS, "onnx", never)
     code, out, err = dgad("export", weights)
     assert (code, out) == (1, "")
     assert "differs from its source" in err
     assert not Path("student.onnx").exists()
+    assert Path("student.onnx.failed").exists()
 
 
 @pytest.mark.parametrize("what", ["attacks", "datasets", "formats", "methods", "models", "recipes", "suites"])
@@ -401,9 +405,10 @@ def test_lists_hold_what_is_no_row(dgad: Run) -> None:
 
 def test_flags_reach_the_config() -> None:
     """A 0 is a value; a switch that is not set leaves what a file says."""
-    from cli.train import _configured, _numbers
+    from cli.interface import numbers
+    from cli.train import _configured
 
-    assert _numbers("0.49, .48,1e-1", "--teacher-mean") == [0.49, 0.48, 0.1]
+    assert numbers("0.49, .48,1e-1", "--teacher-mean") == [0.49, 0.48, 0.1]
     given = {
         "teacher": "net.pt",
         "teacher_mean": [0.5],
@@ -596,3 +601,102 @@ def test_another_process_of_torchrun_is_silent_but_for_errors(dgad: Run, monkeyp
     assert dgad("train") == (130, "", "")
     monkeypatch.setenv("RANK", "one")
     refused(dgad("train"), "RANK, WORLD_SIZE and LOCAL_RANK must be numbers")
+
+
+def _write_foreign(path: Path, *, mean: float = 0.0, std: float = 1.0) -> None:
+    """A network trained for a moment on digits, as others export it: one image (1, 8, 8, 1) at a time, a Softmax at the
+    end; and what it was trained with is left to whoever calls it."""
+    import warnings
+
+    import torch
+    from torch import nn
+
+    from dgad_tk.data import load_dataset
+
+    digits = load_dataset("digits").train
+    pixels = torch.from_numpy(digits.take(slice(0, 512)) / np.float32(255))
+    x, y = (pixels.permute(0, 2, 3, 1) - mean) / std, torch.from_numpy(digits.labels[:512])
+
+    class ChannelsFirst(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.permute(0, 3, 1, 2)
+
+    net = nn.Sequential(ChannelsFirst(), nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = nn.Sequential(net, nn.Softmax(1)).eval()
+        torch.onnx.export(whole, (x[:1],), str(path), dynamo=False, opset_version=13, output_names=["probabilities"])
+
+
+def test_an_onnx_file_as_others_write_it(dgad: Run, tmp_path: Path) -> None:
+    """Fixed batch, channels last, a Softmax, normalisation outside: attacked by flags, and the results say how."""
+    command = ["attack", "--model", "theirs.onnx", "--dataset", "digits", "--limit", "60"]
+    _write_foreign(Path("theirs.onnx"), mean=0.5, std=0.1)
+    code, _, err = dgad(*command)
+    assert code == 0, err
+    assert "note: the file takes images (N, H, W, C)" in err
+    assert "note: ONNX Runtime is given 1 image at a time" in err
+    assert "note: gradients come from the logits before the final Softmax" in err
+    assert "pixels are" not in err
+    (folder,) = tmp_path.glob("attacks/theirs-*")
+    without = json.loads((folder / "results.json").read_text())
+    code, _, err = dgad(*command, "--mean", "0.5", "--std", "0.1")
+    assert code == 0, err
+    assert "note: for the file, pixels are less 0.5, over 0.1" in err
+    found = json.loads((folder / "results.json").read_text())
+    assert found["clean"]["accuracy"] > 0.9
+    assert found["clean"]["accuracy"] > without["clean"]["accuracy"]
+    assert found["model"]["preprocessing"] == {
+        "layout": "nhwc",
+        "mean": [0.5],
+        "std": [0.1],
+        "input_range": [0.0, 1.0],
+        "logits_output": "probabilities",
+    }
+    assert any("final Softmax" in note for note in found["model"]["notes"])
+    robust = {row["id"]: row["robust"] for row in found["attacks"]}
+    assert robust["pgd"] <= robust["fgsm"] < found["clean"]["correct"]
+    # (x - 0.5) / 0.1 again, said in another way: the same numbers, but kept under another question.
+    before = len(list((folder / "units").iterdir()))
+    code, out, err = dgad(*command, "--input-range", "0-10", "--mean", "5", "--json")
+    assert code == 0, err
+    assert {row["id"]: row["robust"] for row in json.loads(out)["attacks"]} == robust
+    assert len(list((folder / "units").iterdir())) == before + 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mean", "a,b"], "--mean must be numbers with commas"),
+        (["--std", ""], "--std must be numbers with commas"),
+        (["--std", "0"], "--std must be above 0"),
+        (["--mean", "127.5"], "--mean must lie in the range of the input, 0 to 1"),
+        (["--mean", "0.1,0.2,0.3"], "--mean gives 3 values, the images have 1 channels"),
+        (["--input-range", "255"], "--input-range must be two numbers such as 0-255"),
+        (["--input-range", "1-0"], "--input-range must rise"),
+        (["--layout", "nchv"], "unknown layout 'nchv'"),
+        (["--logits-output", "logits"], "has no output 'logits' of logits"),
+        (["--model", "ours.safetensors", "--mean", "0.5"], "'ours.safetensors' carries a dgad record"),
+    ],
+)
+def test_bad_interfaces(dgad: Run, weights: Path, flags: list[str], message: str) -> None:
+    if "--model" in flags:
+        shutil.copy(weights, "ours.safetensors")
+    else:
+        _write_foreign(Path("theirs.onnx"))
+        flags = ["--model", "theirs.onnx", *flags]
+    refused(dgad("attack", "--dataset", "digits", "--limit", "10", *flags), message)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("0-255", (0, 255)), ("-1-1", (-1, 1)), ("-1,1", (-1, 1)), ("-.5--.25", (-0.5, -0.25))]
+)
+def test_ranges(text: str, expected: tuple[float, float]) -> None:
+    from cli.interface import interface_of
+
+    assert interface_of(None, None, text, None, None).input_range == expected

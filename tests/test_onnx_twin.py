@@ -427,8 +427,8 @@ def _refused() -> Iterator[tuple[str, onnx.ModelProto]]:
         "training_mode",
         model_of([helper.make_node("Dropout", ["x", "", "t"], ["y"])], weights={"t": np.array(True)}),
     )
-    pool = helper.make_node("MaxPool", ["x"], ["values", "y"], kernel_shape=[2])
-    yield "output 1", model_of([pool], shape=("n", 3, 8))
+    norm = helper.make_node("BatchNormalization", ["x", "w", "w", "w", "w"], ["values", "y"])  # the running mean
+    yield "output 1", model_of([norm], shape=("n", 3, 8), weights={"w": np.ones(3, np.float32)})
     yield "float", model_of([helper.make_node("LeakyRelu", ["x"], ["y"], alpha="high")])
     yield (
         "cannot run 'Gemm'",

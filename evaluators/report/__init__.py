@@ -32,6 +32,8 @@ def results(evaluation: Evaluation, *, command: str, dataset: str, split: str) -
             "sha256": predictor.sha256,
             "format": predictor.format,
             "metadata": predictor.artifact.to_dict() if predictor.artifact else None,
+            "preprocessing": predictor.interface.to_dict(),
+            "notes": list(predictor.notes),
         },
         "dataset": {"name": dataset, "split": split, "n": n, "sha256": evaluation.images_sha256},
         "threat": {"norm": evaluation.norm, "eps": list(evaluation.eps)},

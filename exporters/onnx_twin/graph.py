@@ -1,25 +1,25 @@
 """The walk over an ONNX graph: from its nodes to an `fx.GraphModule`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 from onnx.inliner import inline_local_functions
 from torch import Tensor, fx
 
 from dgad_tk.common import UserError
+from exporters.onnx_twin.declarations import as_declared, check_tensor, examples, image_of
 from exporters.onnx_twin.folding import fold_batch_norm
+from exporters.onnx_twin.limits import converting
 from exporters.onnx_twin.node import HINT, NodeView, describe
 from exporters.onnx_twin.operators import OPERATORS, TAKE_SIZES
 from exporters.onnx_twin.size_operators import SIZE_OPERATORS
 from exporters.onnx_twin.sizes import Sizes, as_sizes, as_tensor, simplify
-from exporters.onnx_twin.tensors import dtype_of, from_proto
+from exporters.onnx_twin.tensors import from_proto
 from exporters.onnx_twin.tracing import Recorder, call
-
-BATCH, UNKNOWN = 2, 224
-"""Sizes that an example input gets where the graph leaves them open: its batch, and any other axis."""
 
 
 def to_torch(model: ModelProto) -> fx.GraphModule:
@@ -30,7 +30,8 @@ def to_torch(model: ModelProto) -> fx.GraphModule:
 
     Returns:
         A module in eval mode that takes the graph's input, for images `(N, C, H, W)`, and returns its first
-        output. Weights are buffers, named after the ONNX initializers; none requires a gradient.
+        output. Weights are buffers, named after the ONNX initializers; none requires a gradient. The batch is free
+        as far as the nodes allow, and every other size that the file declares is taken for granted.
 
     Raises:
         UserError: it uses an operator, an attribute or a type that the twin does not have, its graph is
@@ -42,16 +43,17 @@ def to_torch(model: ModelProto) -> fx.GraphModule:
     opsets = {_domain(entry.domain): entry.version for entry in model.opset_import}
     if not graph.output:
         raise UserError("the ONNX graph has no output", hint="is it an image classifier?")
-    _tensor_type(graph.output[0], "output")
+    check_tensor(graph.output[0], "output")
     wanted = graph.output[0].name
-    nodes = _live(graph, wanted)
+    nodes = _live(graph, [wanted])
     _check_operators(nodes, opsets)
 
-    image = _image(graph)
+    image = image_of(graph)
     walk = _Walk(opsets)
     values: dict[str, Any] = {image.name: walk.placeholder(image)}
-    walk.run(graph, nodes, values)
-    result = walk.tensor(_value(values, wanted, "the graph's output"))
+    with converting():
+        walk.run(graph, nodes, values)
+        result = as_declared(walk.tensor(_value(values, wanted, "the graph's output")), graph.output[0])
     walk.recorder.graph.output(walk.recorder.create_arg(result))
     return _finish(walk.recorder)
 
@@ -77,15 +79,8 @@ class _Walk:
         self._device: Any = None
 
     def placeholder(self, image: ValueInfoProto) -> fx.Proxy:
-        """The graph's input, with an example."""
-        kind = image.type.tensor_type
-        sizes = [
-            dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else UNKNOWN if axis else BATCH
-            for axis, dim in enumerate(kind.shape.dim)
-        ]
-        dtype = dtype_of(kind.elem_type, f"input '{image.name}'")
-        example = torch.empty(sizes, dtype=dtype, device="meta") if kind.HasField("shape") else None
-        self._image = self.recorder.placeholder(image.name, example)
+        """The graph's input, with examples."""
+        self._image = self.recorder.placeholder(image.name, examples(image))
         return self._image
 
     def device(self) -> torch.device:
@@ -111,18 +106,28 @@ class _Walk:
         """
         initializers = {proto.name: proto for proto in graph.initializer}
         for proto in nodes:
-            for name in proto.input:
+            for name in _reads(proto):
                 if name in initializers and name not in values:
                     values[name] = from_proto(initializers[name])
                     self.recorder.suggest(values[name], name)
             domain = _domain(proto.domain)
-            node = NodeView(proto, self._opsets.get(domain, 0), self.device)
+            node = NodeView(proto, self._opsets.get(domain, 0), self.device, partial(self._branch, values))
             inputs = [_value(values, name, str(node)) if name else None for name in proto.input]
             results = self._outputs(node, inputs)
             for index, name in enumerate(proto.output):
                 values[name] = results[index] if index < len(results) else _Missing(f"output {index} of {node}")
                 if isinstance(values[name], Tensor):
                     self.recorder.suggest(values[name], name)
+
+    def _branch(self, values: Mapping[str, Any], graph: GraphProto) -> tuple[Any, ...]:
+        """The outputs of a subgraph, which sees `values` and adds none."""
+        wanted = [info.name for info in graph.output]
+        nodes = _live(graph, wanted)
+        _check_operators(nodes, self._opsets)
+        inner = {proto.name: from_proto(proto) for proto in graph.initializer if proto.name in wanted}
+        inner.update(values)
+        self.run(graph, nodes, inner)
+        return tuple(_value(inner, name, f"the end of '{graph.name}'") for name in wanted)
 
     def _outputs(self, node: NodeView, inputs: list[Any]) -> tuple[Any, ...]:
         """What `node` computes, one value an output; those it cannot compute are left out."""
@@ -174,15 +179,25 @@ def _value(values: Mapping[str, Any], name: str, where: str) -> Any:
     return values[name]
 
 
-def _live(graph: GraphProto, wanted: str) -> list[NodeProto]:
-    """The nodes that `wanted` depends on, in the graph's order."""
-    needed = {wanted}
+def _live(graph: GraphProto, wanted: Iterable[str]) -> list[NodeProto]:
+    """The nodes that `wanted` depend on, in the graph's order."""
+    needed = set(wanted)
     live = []
     for node in reversed(graph.node):
         if needed.intersection(node.output):
-            needed.update(node.input)
+            needed.update(_reads(node))
             live.append(node)
     return live[::-1]
+
+
+def _reads(node: NodeProto) -> Iterator[str]:
+    """The names that a node reads, or that its subgraphs may read."""
+    yield from node.input
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            for inner in attribute.g.node:
+                yield from _reads(inner)
+            yield from (info.name for info in attribute.g.output)
 
 
 def _check_operators(nodes: Iterable[NodeProto], opsets: Mapping[str, int]) -> None:
@@ -200,37 +215,3 @@ def _check_operators(nodes: Iterable[NodeProto], opsets: Mapping[str, int]) -> N
     if unknown:
         what = "operator" if len(unknown) == 1 else "operators"
         raise UserError(f"the twin has no {what} " + "; ".join(unknown.values()), hint=HINT)
-
-
-def _image(graph: GraphProto) -> ValueInfoProto:
-    """The graph's one input.
-
-    Raises:
-        UserError: there is none, several, or it is no tensor.
-    """
-    initializers = {proto.name for proto in graph.initializer}
-    initializers.update(proto.values.name for proto in graph.sparse_initializer)
-    inputs: list[ValueInfoProto] = [
-        info for info in graph.input if info.name not in initializers
-    ]  # IR version 3 lists weights as inputs
-    if len(inputs) != 1:
-        names = ", ".join(f"'{info.name}'" for info in inputs) or "none"
-        raise UserError(
-            f"expected an ONNX graph with one input, the images, got {names}",
-            hint="is it an image classifier?",
-        )
-    _tensor_type(inputs[0], "input")
-    return inputs[0]
-
-
-def _tensor_type(info: ValueInfoProto, what: str) -> None:
-    """`info` is a tensor of numbers.
-
-    Raises:
-        UserError: it is a sequence, a map, an optional, or holds strings.
-    """
-    kind = info.type.WhichOneof("value")
-    if kind not in ("tensor_type", None):
-        raise UserError(f"{what} '{info.name}' should be a tensor, got a {kind.removesuffix('_type')}", hint=HINT)
-    if kind is not None and info.type.tensor_type.elem_type:
-        dtype_of(info.type.tensor_type.elem_type, f"{what} '{info.name}'")

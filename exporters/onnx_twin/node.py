@@ -5,7 +5,7 @@ from typing import Any, NoReturn, TypeVar
 
 import onnx
 import torch
-from onnx import AttributeProto, NodeProto
+from onnx import AttributeProto, GraphProto, NodeProto
 from torch import Tensor
 
 from dgad_tk.common import UserError
@@ -26,15 +26,23 @@ class NodeView:
         node: the node.
         opset: the version of its domain that the model imports.
         device: gives the device that the twin runs on, for tensors that are made while it runs.
+        branch: runs a subgraph among the nodes around this one, and gives its outputs.
     """
 
-    def __init__(self, node: NodeProto, opset: int, device: Callable[[], torch.device]) -> None:
+    def __init__(
+        self,
+        node: NodeProto,
+        opset: int,
+        device: Callable[[], torch.device],
+        branch: Callable[[GraphProto], tuple[Any, ...]],
+    ) -> None:
         self.op_type = node.op_type
         self.domain = "" if node.domain == "ai.onnx" else node.domain
         self.name = node.name
         self.opset = opset
         self.outputs = list(node.output)
         self.device = device
+        self.branch = branch
         self._attributes = {attribute.name: attribute for attribute in node.attribute}
         self._unread = set(self._attributes)
 

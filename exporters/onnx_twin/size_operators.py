@@ -122,6 +122,11 @@ def _cast(node: NodeView, data: Entries) -> Any:
     return _each(function)(node, data)
 
 
+def _modulo(node: NodeView, a: Entries, b: Entries) -> Any:
+    """The sign is the divisor's, as in Python; with `fmod` it is not."""
+    return None if node.attribute("fmod", 0) else _each(operator.mod)(node, a, b)
+
+
 def _reduce_prod(node: NodeView, data: Entries, axes: Entries | None = None) -> Any:
     node.ignore("noop_with_empty_axes", "axes")
     product = math.prod(data.ravel(), start=1)
@@ -139,10 +144,13 @@ SIZE_OPERATORS: dict[str, Callable[..., Any]] = {
     "Floor": _each(_floor),
     "Gather": _gather,
     "Greater": _each(operator.gt),
+    "GreaterOrEqual": _each(operator.ge),
     "Identity": lambda node, data: data,
     "Less": _each(operator.lt),
+    "LessOrEqual": _each(operator.le),
     "Max": _each(_maximum),
     "Min": _each(_minimum),
+    "Mod": _modulo,
     "Mul": _each(operator.mul),
     "Neg": _each(operator.neg),
     "ReduceProd": _reduce_prod,

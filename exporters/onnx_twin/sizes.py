@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from exporters.onnx_twin.node import NodeView
-from exporters.onnx_twin.tracing import call, deferred, rank
+from exporters.onnx_twin.tracing import call, deferred, fixed_sizes
 
 LARGEST = 64
 """Shapes are short: a constant with more entries than this is no part of one."""
@@ -63,10 +63,11 @@ class Sizes:
 
 def shape_of(x: Tensor, start: int, end: int | None) -> Sizes | Tensor:
     """The sizes of `x` from axis `start` to `end`, as ONNX counts them."""
-    dimensions = rank(x)
-    if isinstance(x, Tensor) or dimensions is None:
+    sizes = fixed_sizes(x)
+    if isinstance(x, Tensor) or sizes is None:
         return _shape_tensor(x, start, end)
-    return simplify(_array([Size(x.size(axis)) for axis in range(dimensions)[start:end]]))
+    axes = range(len(sizes))[start:end]
+    return simplify(_array([Size(x.size(axis)) if sizes[axis] is None else sizes[axis] for axis in axes]))
 
 
 def as_numbers(value: Sizes | Tensor) -> Any:

@@ -17,17 +17,20 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import Argument, Target, map_arg
 
+from exporters.onnx_twin.limits import fold, unlimited
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
-EXAMPLE = "example"
-"""Key in a node's meta: what it gives for an example input, on the meta device; None if that is unknown."""
+EXAMPLES = "examples"
+"""Key in a node's meta: what it gives for each of two example inputs, on the meta device; None if that is unknown."""
 
 
 class Recorder(fx.proxy.GraphAppendingTracer):
     """Appends nodes to a graph, turns known tensors into buffers when a node needs them, and keeps examples.
 
-    Examples hold no data, only ranks and dtypes, and are hints: an operator must be right without them.
+    Examples hold no data, only ranks, sizes and dtypes. The first is a hint: an operator must be right without it. The
+    second differs from it in its batch, and says which sizes do not depend on that.
 
     Args:
         graph: the graph to append to.
@@ -46,10 +49,10 @@ class Recorder(fx.proxy.GraphAppendingTracer):
             self._names[id(tensor)] = name
             self._kept.append(tensor)
 
-    def placeholder(self, name: str, example: Tensor | None) -> fx.Proxy:
+    def placeholder(self, name: str, examples: tuple[Tensor | None, Tensor | None]) -> fx.Proxy:
         """The graph's input."""
         node = self.graph.placeholder(_identifier(name))
-        node.meta[EXAMPLE] = example
+        node.meta[EXAMPLES] = examples
         return fx.Proxy(node, self)
 
     def create_arg(self, a: Any) -> Argument:
@@ -66,7 +69,7 @@ class Recorder(fx.proxy.GraphAppendingTracer):
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> fx.Proxy:
         proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
-        proxy.node.meta[EXAMPLE] = _example(proxy.node)
+        proxy.node.meta[EXAMPLES] = _example(proxy.node, 0), _example(proxy.node, 1)
         return proxy
 
     def _buffer(self, tensor: Tensor) -> fx.Node:
@@ -79,7 +82,7 @@ class Recorder(fx.proxy.GraphAppendingTracer):
                 name = f"{stem}_{count}"
             self.constants[name] = tensor
             node = self.graph.get_attr(name)
-            node.meta[EXAMPLE] = tensor.to("meta")
+            node.meta[EXAMPLES] = (tensor.to("meta"),) * 2
             self._nodes[id(tensor)] = node
         return self._nodes[id(tensor)]
 
@@ -88,7 +91,7 @@ def call(function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
     """`function(*args, **kwargs)`, now if every argument is known, else as one node of the graph."""
     proxy = _proxy_in((*args, *kwargs.values()))
     if proxy is None:
-        return function(*args, **kwargs)
+        return fold(function, *args, **kwargs)
     return cast(R, proxy.tracer.create_proxy("call_function", function, args, kwargs))
 
 
@@ -103,7 +106,7 @@ def deferred(function: Callable[P, R]) -> Callable[P, R]:
     def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
         proxy = _proxy_in((*args, *kwargs.values()))
         if proxy is None:
-            return function(*args, **kwargs)
+            return fold(function, *args, **kwargs)
         return cast(R, proxy.tracer.create_proxy("call_function", recorded, args, kwargs))
 
     return recorded
@@ -121,10 +124,7 @@ def _proxy_in(values: Iterable[object]) -> fx.Proxy | None:
 
 def example(value: Tensor) -> Tensor | None:
     """A tensor of `value`'s rank and dtype (its sizes may differ in a run), or None if they are unknown."""
-    if isinstance(value, fx.Proxy):
-        found = value.node.meta[EXAMPLE]
-        return found if isinstance(found, Tensor) else None
-    return value
+    return _example_of(value, 0)
 
 
 def rank(value: Tensor) -> int | None:
@@ -133,15 +133,31 @@ def rank(value: Tensor) -> int | None:
     return None if found is None else found.dim()
 
 
-def _example(node: fx.Node) -> Any:
-    """What `node` gives on its arguments' examples."""
-    inputs = [argument.meta.get(EXAMPLE) for argument in node.all_input_nodes]
-    if any(value is None for value in inputs):
+def fixed_sizes(value: Tensor) -> list[int | None] | None:
+    """`value`'s sizes, None where one may depend on the batch; None if not even the rank is known."""
+    first, second = _example_of(value, 0), _example_of(value, 1)
+    if first is None:
         return None
-    args = map_arg(node.args, lambda argument: argument.meta[EXAMPLE])
-    kwargs = map_arg(node.kwargs, lambda argument: argument.meta[EXAMPLE])
+    if second is None or second.dim() != first.dim():
+        return [None] * first.dim()
+    return [size if size == other else None for size, other in zip(first.shape, second.shape, strict=True)]
+
+
+def _example_of(value: Tensor, which: int) -> Tensor | None:
+    if isinstance(value, fx.Proxy):
+        found = value.node.meta[EXAMPLES][which]
+        return found if isinstance(found, Tensor) else None
+    return value
+
+
+def _example(node: fx.Node, which: int) -> Any:
+    """What `node` gives on its arguments' examples."""
+    if any(argument.meta[EXAMPLES][which] is None for argument in node.all_input_nodes):
+        return None
+    args = map_arg(node.args, lambda argument: argument.meta[EXAMPLES][which])
+    kwargs = map_arg(node.kwargs, lambda argument: argument.meta[EXAMPLES][which])
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unlimited():
             if isinstance(node.target, str):
                 return getattr(args[0], node.target)(*args[1:], **kwargs)
             return node.target(*args, **kwargs)

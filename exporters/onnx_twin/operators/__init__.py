@@ -18,12 +18,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from exporters.onnx_twin.operators import (
+    activations,
+    attention,
+    bits,
     constants,
+    contrib,
+    control,
+    convolutions,
+    cumulative,
     elementwise,
-    layers,
+    fusions,
+    indexing,
     layout,
+    normalisation,
     pooling,
+    products,
+    quantised,
     reductions,
+    resampling,
     resizing,
     shapes,
 )
@@ -47,15 +59,27 @@ def _merged(*tables: Mapping[str, Operator]) -> dict[str, Operator]:
 
 
 OPERATORS = _merged(
+    activations.OPERATORS,
+    attention.OPERATORS,
+    bits.OPERATORS,
     constants.OPERATORS,
+    contrib.OPERATORS,
+    control.OPERATORS,
+    convolutions.OPERATORS,
+    cumulative.OPERATORS,
     elementwise.OPERATORS,
-    layers.OPERATORS,
+    fusions.OPERATORS,
+    indexing.OPERATORS,
     layout.OPERATORS,
+    normalisation.OPERATORS,
     pooling.OPERATORS,
+    products.OPERATORS,
+    quantised.OPERATORS,
     reductions.OPERATORS,
+    resampling.OPERATORS,
     resizing.OPERATORS,
     shapes.OPERATORS,
 )
 
-TAKE_SIZES = frozenset(shapes.OPERATORS) | frozenset(resizing.OPERATORS)
+TAKE_SIZES = frozenset((*shapes.OPERATORS, *resizing.OPERATORS, *resampling.OPERATORS))
 """Operators that take sizes as they are; every other one gets them as a tensor."""

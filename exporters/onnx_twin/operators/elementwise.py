@@ -1,6 +1,5 @@
-"""Arithmetic, comparisons and activations: every entry for itself, with broadcasting."""
+"""Arithmetic and comparisons: every entry for itself, with broadcasting."""
 
-import math
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
@@ -10,19 +9,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
+from exporters.onnx_twin.operators.unsigned import widened
 from exporters.onnx_twin.tracing import call, deferred, example
 
 Operator = Callable[..., Tensor]
 
 
-def _same(function: Callable[..., Any]) -> Operator:
+def same(function: Callable[..., Any]) -> Operator:
     """An operator without attributes that torch has as it is."""
     return lambda node, *inputs: call(function, *inputs)
 
 
-def _with(function: Callable[..., Any], **defaults: float) -> Operator:
-    """An activation whose attributes are the keyword arguments of torch's."""
-    return lambda node, x: call(function, x, **{name: node.attribute(name, value) for name, value in defaults.items()})
+def _aligned(operator: Operator) -> Operator:
+    """An operator of two inputs; before opset 7 an attribute says at which axis of the first the second begins."""
+
+    def align(node: NodeView, a: Tensor, b: Tensor) -> Tensor:
+        if node.opset < 7:
+            axis = node.attribute("axis", None)
+            if node.attribute("broadcast", 0) and axis is not None:
+                b = _from_axis_on(a, b, axis)
+        return operator(node, a, b)
+
+    return align
+
+
+@deferred
+def _from_axis_on(a: Tensor, b: Tensor, axis: int) -> Tensor:
+    return b.reshape(*b.shape, *[1] * (a.dim() - axis % a.dim() - b.dim()))
 
 
 def _folded(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
@@ -81,53 +94,13 @@ def clip(node: NodeView, x: Tensor, low: Tensor | None = None, high: Tensor | No
     return x
 
 
-def gelu(node: NodeView, x: Tensor) -> Tensor:
-    approximate = node.attribute("approximate", "none")
-    if approximate not in ("none", "tanh"):
-        node.refuse(f"attribute 'approximate' should be none or tanh, got '{approximate}'")
-    return call(F.gelu, x, approximate=approximate)
-
-
-def selu(node: NodeView, x: Tensor) -> Tensor:
-    alpha, gamma = (
-        node.attribute("alpha", 1.67326319217681884765625),
-        node.attribute("gamma", 1.05070102214813232421875),
-    )
-    return call(torch.mul, call(F.elu, x, alpha=alpha), gamma)
-
-
-def hard_sigmoid(node: NodeView, x: Tensor) -> Tensor:
-    alpha, beta = node.attribute("alpha", 0.2), node.attribute("beta", 0.5)
-    if math.isclose(alpha, 1 / 6, rel_tol=1e-6) and beta == 0.5:
-        return call(F.hardsigmoid, x)
-    return call(torch.clamp, call(torch.add, call(torch.mul, x, alpha), beta), 0.0, 1.0)
-
-
 @deferred
-def _p_relu(x: Tensor, slope: Tensor) -> Tensor:
-    return torch.where(x < 0, x * slope, x)
+def _is_infinite(x: Tensor, negative: bool, positive: bool) -> Tensor:
+    return torch.isinf(x) & ((x < 0) & negative | (x > 0) & positive)
 
 
-@deferred
-def _from_axis(x: Tensor, axis: int, logarithm: bool) -> Tensor:
-    """Softmax over all axes from `axis` on, taken for one."""
-    flat = x.flatten(axis)
-    return (F.log_softmax(flat, dim=-1) if logarithm else F.softmax(flat, dim=-1)).reshape(x.shape)
-
-
-def _softmax(logarithm: bool) -> Operator:
-    function = F.log_softmax if logarithm else F.softmax
-
-    def normalise(node: NodeView, x: Tensor) -> Tensor:
-        if node.opset >= 13:
-            return call(function, x, dim=node.attribute("axis", -1))
-        axis = node.attribute("axis", 1)
-        found = example(x)
-        if axis == -1 or (found is not None and axis == found.dim() - 1):
-            return call(function, x, dim=-1)
-        return _from_axis(x, axis, logarithm)
-
-    return normalise
+def is_infinite(node: NodeView, x: Tensor) -> Tensor:
+    return _is_infinite(x, bool(node.attribute("detect_negative", 1)), bool(node.attribute("detect_positive", 1)))
 
 
 def _is_float(x: Tensor) -> bool:
@@ -142,64 +115,49 @@ def _rank(x: Tensor) -> int:
 
 
 OPERATORS: dict[str, Operator] = {
-    "Abs": _same(torch.abs),
-    "Acos": _same(torch.acos),
-    "Acosh": _same(torch.acosh),
-    "Add": _same(torch.add),
-    "And": _same(torch.logical_and),
-    "Asin": _same(torch.asin),
-    "Asinh": _same(torch.asinh),
-    "Atan": _same(torch.atan),
-    "Atanh": _same(torch.atanh),
-    "Ceil": _same(torch.ceil),
-    "Celu": _with(F.celu, alpha=1.0),
+    "Abs": same(torch.abs),
+    "Acos": same(torch.acos),
+    "Acosh": same(torch.acosh),
+    "Add": widened(_aligned(same(torch.add))),
+    "And": _aligned(same(torch.logical_and)),
+    "Asin": same(torch.asin),
+    "Asinh": same(torch.asinh),
+    "Atan": same(torch.atan),
+    "Atanh": same(torch.atanh),
+    "Ceil": same(torch.ceil),
     "Clip": clip,
-    "Cos": _same(torch.cos),
-    "Cosh": _same(torch.cosh),
-    "Div": divide,
-    "Elu": _with(F.elu, alpha=1.0),
-    "Equal": _same(torch.eq),
-    "Erf": _same(torch.erf),
-    "Exp": _same(torch.exp),
-    "Floor": _same(torch.floor),
-    "Gelu": gelu,
-    "Greater": _same(torch.gt),
-    "GreaterOrEqual": _same(torch.ge),
-    "HardSigmoid": hard_sigmoid,
-    "HardSwish": _same(F.hardswish),
-    "IsNaN": _same(torch.isnan),
-    "LeakyRelu": lambda node, x: call(F.leaky_relu, x, node.attribute("alpha", 0.01)),
-    "Less": _same(torch.lt),
-    "LessOrEqual": _same(torch.le),
-    "Log": _same(torch.log),
-    "LogSoftmax": _softmax(logarithm=True),
-    "Max": _folded(torch.maximum),
+    "Cos": same(torch.cos),
+    "Cosh": same(torch.cosh),
+    "Div": widened(_aligned(divide)),
+    "Equal": widened(_aligned(same(torch.eq))),
+    "Erf": same(torch.erf),
+    "Exp": same(torch.exp),
+    "Floor": same(torch.floor),
+    "Greater": widened(_aligned(same(torch.gt))),
+    "GreaterOrEqual": widened(same(torch.ge)),
+    "IsInf": is_infinite,
+    "IsNaN": same(torch.isnan),
+    "Less": widened(_aligned(same(torch.lt))),
+    "LessOrEqual": widened(same(torch.le)),
+    "Log": same(torch.log),
+    "Max": widened(_folded(torch.maximum)),
     "Mean": mean,
-    "Min": _folded(torch.minimum),
-    "Mish": _same(F.mish),
-    "Mod": modulo,
-    "Mul": _same(torch.mul),
-    "Neg": _same(torch.neg),
-    "Not": _same(torch.logical_not),
-    "Or": _same(torch.logical_or),
-    "PRelu": lambda node, x, slope: _p_relu(x, slope),
-    "Pow": power,
-    "Reciprocal": _same(torch.reciprocal),
-    "Relu": _same(F.relu),
-    "Round": _same(torch.round),
-    "Selu": selu,
-    "Sigmoid": _same(torch.sigmoid),
-    "Sign": _same(torch.sign),
-    "Sin": _same(torch.sin),
-    "Sinh": _same(torch.sinh),
-    "Softmax": _softmax(logarithm=False),
-    "Softplus": _same(F.softplus),
-    "Softsign": _same(F.softsign),
-    "Sqrt": _same(torch.sqrt),
-    "Sub": _same(torch.sub),
+    "Min": widened(_folded(torch.minimum)),
+    "Mod": widened(modulo),
+    "Mul": widened(_aligned(same(torch.mul))),
+    "Neg": same(torch.neg),
+    "Not": same(torch.logical_not),
+    "Or": _aligned(same(torch.logical_or)),
+    "Pow": widened(_aligned(power)),
+    "Reciprocal": same(torch.reciprocal),
+    "Round": same(torch.round),
+    "Sign": same(torch.sign),
+    "Sin": same(torch.sin),
+    "Sinh": same(torch.sinh),
+    "Sqrt": same(torch.sqrt),
+    "Sub": widened(_aligned(same(torch.sub))),
     "Sum": _folded(torch.add),
-    "Tan": _same(torch.tan),
-    "Tanh": _same(torch.tanh),
-    "Where": _same(torch.where),
-    "Xor": _same(torch.logical_xor),
+    "Tan": same(torch.tan),
+    "Where": same(torch.where),
+    "Xor": _aligned(same(torch.logical_xor)),
 }

@@ -1,6 +1,7 @@
 """Windows that take a maximum or a mean."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,16 +17,17 @@ AVERAGE_POOLS: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool
 CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def max_pool(node: NodeView, x: Tensor) -> Tensor:
-    node.ignore("storage_order")  # of the second output, which is refused
+def max_pool(node: NodeView, x: Tensor) -> Any:
+    columns = bool(node.attribute("storage_order", 0))
     window = window_of(node, node.required("kernel_shape", list))
     padding = window.symmetric
+    if len(node.outputs) > 1:
+        found = _max_pool_with_positions(x, window, columns)
+        return found[0], found[1]
     if padding is None or not _torch_can(padding, window.kernel):
         return _padded_max_pool(x, window)
     pool = MAX_POOLS[len(window.kernel)]
-    return call(  # type: ignore[no-any-return]
-        pool, x, window.kernel, window.strides, padding, window.dilations, ceil_mode=window.ceil
-    )
+    return call(pool, x, window.kernel, window.strides, padding, window.dilations, ceil_mode=window.ceil)
 
 
 @deferred
@@ -33,6 +35,25 @@ def _padded_max_pool(x: Tensor, w: Window) -> Tensor:
     lowest = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
     x = F.pad(x, flat(paddings(w, list(x.shape[2:]))), value=lowest)
     return MAX_POOLS[len(w.kernel)](x, w.kernel, w.strides, 0, w.dilations)  # type: ignore[no-any-return]
+
+
+@deferred
+def _max_pool_with_positions(x: Tensor, w: Window, columns: bool) -> tuple[Tensor, Tensor]:
+    """Maxima and where they are in `x`, counted over the whole tensor; with `columns`, an image's columns first."""
+    sizes = list(x.shape[2:])
+    pairs = paddings(w, sizes)
+    lowest = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
+    padded = F.pad(x, flat(pairs), value=lowest)
+    values, found = MAX_POOLS[len(w.kernel)](padded, w.kernel, w.strides, 0, w.dilations, return_indices=True)
+    planes = torch.arange(x.shape[:2].numel(), device=x.device).reshape(*x.shape[:2], *[1] * len(sizes))
+    position, factors = planes * math.prod(sizes), [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    if columns:
+        factors = [math.prod(sizes[:axis]) for axis in range(len(sizes))]
+    for axis in reversed(range(len(sizes))):
+        length = padded.shape[2 + axis]
+        position = position + (found % length - pairs[axis][0]) * factors[axis]
+        found = found // length
+    return values, position
 
 
 def average_pool(node: NodeView, x: Tensor) -> Tensor:
@@ -70,6 +91,17 @@ def _window_sum(x: Tensor, w: Window) -> Tensor:
     return sums.reshape(*x.shape[:2], *sums.shape[2:])  # type: ignore[no-any-return]
 
 
+def lp_pool(node: NodeView, x: Tensor) -> Tensor:
+    window = window_of(node, node.required("kernel_shape", list))
+    return _lp_pool(x, window, node.attribute("p", 2))
+
+
+@deferred
+def _lp_pool(x: Tensor, w: Window, p: int) -> Tensor:
+    powers = F.pad(x.abs().pow(p), flat(paddings(w, list(x.shape[2:]))))
+    return _window_sum(powers, w).pow(1 / p)
+
+
 def _torch_can(padding: list[int], kernel: list[int]) -> bool:
     return all(0 <= pad <= size // 2 for pad, size in zip(padding, kernel, strict=True))
 
@@ -84,9 +116,16 @@ def _global_maximum(x: Tensor) -> Tensor:
     return x.amax(dim=tuple(range(2, x.dim())), keepdim=True)
 
 
-OPERATORS = {
+@deferred
+def _global_norm(x: Tensor, p: int) -> Tensor:
+    return torch.linalg.vector_norm(x, p, tuple(range(2, x.dim())), keepdim=True)  # type: ignore[no-any-return]
+
+
+OPERATORS: dict[str, Callable[..., Any]] = {
     "AveragePool": average_pool,
     "GlobalAveragePool": lambda node, x: _global_average(x),
+    "GlobalLpPool": lambda node, x: _global_norm(x, node.attribute("p", 2)),
     "GlobalMaxPool": lambda node, x: _global_maximum(x),
+    "LpPool": lp_pool,
     "MaxPool": max_pool,
 }

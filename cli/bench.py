@@ -1,0 +1,183 @@
+"""`dgad bench`."""
+
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.attack import _default_eps, _open
+from dgad_tk.common import UserError, lookup, parse_fraction, written_aside
+
+if TYPE_CHECKING:
+    from dgad_tk.data import Dataset
+    from dgad_tk.predictor import Predictor
+    from exporters.describe import Subject
+    from exporters.latency import Measurement
+
+SCHEMA = "dgad/bench/1"
+PROVIDERS = {"cpu": 0, "cuda": 0}
+
+
+def bench(
+    context: typer.Context,
+    files: Annotated[list[Path], typer.Argument(help=".onnx, .pt, .pt2 or .safetensors; compared with the first.")],
+    batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,8,64",
+    threads: Annotated[str | None, typer.Option(help="Thread counts, such as 1,2. [all cores]")] = None,
+    provider: Annotated[str, typer.Option(help="cpu or cuda; what would not run there is refused.")] = "cpu",
+    seconds: Annotated[float, typer.Option(help="How long each file is timed in each setting.")] = 2.0,
+    robust: Annotated[bool, typer.Option("--robust", help="Clean and PGD-10 accuracy of every file too.")] = False,
+    dataset: Annotated[str | None, typer.Option(help="[the one the model was trained on]")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the images. [as in training]")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Resize an image folder to this. [as in training]")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="With --robust: the first N test images.")] = 1000,
+    eps: Annotated[str | None, typer.Option(help="With --robust. [what the first file was trained for]")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write the results to, as JSON.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Time model files side by side, each in the runtime that would deploy it."""
+    batches = _numbers(batch, "--batch")
+    counts = _numbers(threads, "--threads") if threads is not None else []
+    lookup(PROVIDERS, provider, "provider")
+    if not 0 < seconds < math.inf:
+        raise UserError(f"--seconds must be above 0, got {seconds:g}", hint="for example --seconds 2")
+    radius = parse_fraction(eps) if eps is not None else None
+    if radius == 0:
+        raise UserError("--eps must be above 0", hint="for example --eps 8/255")
+    for path in files:
+        if not path.exists():
+            raise UserError(f"no such file: '{path}'", hint="`dgad export` writes student.onnx into the current folder")
+    if output is not None:
+        _check_output(output)
+
+    from cli.bench_table import bench_table
+    from cli.images import dataset_of
+    from cli.progress import BenchProgress
+    from dgad_tk.artifact import tool_versions
+    from exporters.describe import describe
+    from exporters.latency import available_threads, measure
+
+    load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    shape = dataset_of(None, dataset, data_dir, image_size).shape if dataset else None
+    subjects = [describe(path, shape) for path in files]
+    # Before the minutes of timing, so that what cannot be attacked is said at once.
+    opened = [_open(path, dataset, data_dir, image_size) for path in files] if robust else []
+    with BenchProgress(quiet=quiet) as progress:
+        measured = measure(
+            subjects, batches=batches, threads=counts, provider=provider, seconds=seconds, on_progress=progress
+        )
+    environment = {**tool_versions(), "processor": _processor(), "cores": available_threads()}
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(context.obj),
+        "provider": provider,
+        "seconds": seconds,
+        "environment": environment | {"load_average": load_average},
+        "files": [_entry(subject, found) for subject, found in zip(subjects, measured, strict=True)],
+    }
+    if opened:
+        document |= _question(opened, radius, limit)
+        for entry, (predictor, images) in zip(document["files"], opened, strict=True):
+            entry["robust"] = _robust(predictor, images, document, quiet)
+    if output is not None:
+        with written_aside(output) as aside:
+            aside.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if as_json:
+        print(json.dumps(document, allow_nan=False))
+        return
+    bench_table(document, batches)
+
+
+def _numbers(text: str, flag: str) -> list[int]:
+    """`1,8,64` as numbers, ascending, each once."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"0*[1-9]\d{0,5}", part) for part in parts):
+        raise UserError(f"{flag} must be whole numbers from 1, got '{text}'", hint=f"for example {flag} 1,2")
+    return sorted({int(part) for part in parts})
+
+
+def _check_output(output: Path) -> None:
+    """Make its folder, before minutes of work for it.
+
+    Raises:
+        UserError: it is a folder, or a file that is not ours.
+    """
+    if output.is_dir():
+        raise UserError(f"--output '{output}' is a folder", hint=f"name a file, such as {output}/bench.json")
+    if output.exists() and f'"{SCHEMA}"' not in output.read_text(encoding="utf-8", errors="replace")[:200]:
+        raise UserError(f"'{output}' exists and was not written by `dgad bench`", hint="choose another --output")
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _processor() -> str:
+    """The CPU's name, which Python itself tells only on some systems."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _entry(subject: "Subject", found: "list[Measurement]") -> dict[str, Any]:
+    entry: dict[str, Any] = {**asdict(subject), "path": str(subject.path)}
+    entry |= entry.pop("complexity")
+    return entry | {"measurements": [asdict(each) for each in found]}
+
+
+def _question(opened: "list[tuple[Predictor, Dataset]]", radius: float | None, limit: int) -> dict[str, Any]:
+    """Images and threat that all files are asked alike.
+
+    Raises:
+        UserError: the files were trained on different images.
+    """
+    predictor, images = opened[0]
+    for other, theirs in opened[1:]:
+        if (theirs.name, theirs.classes, len(theirs.test)) != (images.name, images.classes, len(images.test)):
+            raise UserError(
+                f"'{predictor.path}' was trained on {images.name}, '{other.path}' on other images, {theirs.name}",
+                hint="a survival table is about one dataset: name it with --dataset and --data-dir",
+            )
+    return {
+        "dataset": {"name": images.name, "split": "test", "n": min(limit, len(images.test))},
+        "threat": {"norm": "linf", "eps": radius or _default_eps(predictor.artifact, images, "linf")},
+    }
+
+
+def _robust(predictor: "Predictor", images: "Dataset", document: dict[str, Any], quiet: bool) -> dict[str, Any]:
+    """Accuracy of one file on clean images and under PGD, or why it has none."""
+    from cli.progress import AttackProgress
+    from evaluators import evaluate, plan
+    from evaluators.report import results
+
+    part = images.test.subset(document["dataset"]["n"])
+    rows = plan(["pgd"], norm="linf", eps=[document["threat"]["eps"]])
+    if not quiet:
+        print(f"{predictor.path}: PGD on {len(part):,} images, judged by {predictor.runtime}", file=sys.stderr)
+    try:
+        with AttackProgress(quiet=quiet) as progress:
+            evaluation = evaluate(predictor, part, rows, on_progress=progress)
+    except UserError as error:  # a file whose gradients cannot be trusted should not cost the others their figures
+        return {"status": "refused", "reason": error.message}
+    report = results(evaluation, command=document["command"], dataset=images.name, split="test")
+    (attack,) = report["attacks"]
+    doubts = [item["detail"] for item in report["checks"]["items"] if item["verdict"] != "high"]
+    return {
+        "status": "done",
+        "reason": "",
+        "clean_accuracy": report["clean"]["accuracy"],
+        "robust_accuracy": attack["robust_accuracy"],
+        "ci95": attack["ci95"],
+        "steps": attack["params"]["steps"],
+        "twin": report["twin"],
+        "notes": list(dict.fromkeys([*predictor.notes, *doubts, *attack["flags"]])),
+    }

@@ -1,0 +1,55 @@
+"""Flags that say how a model file from elsewhere wants its images."""
+
+import re
+from typing import TYPE_CHECKING, Any, cast
+
+from dgad_tk.common import UserError, lookup
+
+if TYPE_CHECKING:
+    from dgad_tk.interface import Interface
+
+LAYOUTS = {"nchw": "nchw", "nhwc": "nhwc"}
+
+
+def interface_of(
+    mean: str | None, std: str | None, input_range: str | None, layout: str | None, logits_output: str | None
+) -> "Interface":
+    """The interface that these flags describe.
+
+    Raises:
+        UserError: one of them cannot be read, or they contradict each other.
+    """
+    from dgad_tk.interface import Interface
+
+    given: dict[str, Any] = {"logits_output": logits_output}
+    if layout is not None:
+        given["layout"] = lookup(LAYOUTS, layout.lower(), "layout")
+    if mean is not None:
+        given["mean"] = tuple(numbers(mean, "--mean"))
+    if std is not None:
+        given["std"] = tuple(numbers(std, "--std"))
+    if input_range is not None:
+        given["input_range"] = _range(input_range)
+    return Interface(**given)
+
+
+def numbers(text: str, flag: str) -> list[float]:
+    """`0.49,0.48,0.45` as numbers."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f"{flag} must be numbers with commas between them, got '{text}'", hint=f"for example {flag} 0.49,0.48,0.45"
+        ) from None
+
+
+def _range(text: str) -> tuple[float, float]:
+    """`0-255`, `-1-1` or `-1,1` as two numbers."""
+    number = r"\s*([+-]?\d+\.?\d*|[+-]?\.\d+)\s*"
+    found = re.fullmatch(f"{number}[-,]{number}", text)
+    if found is None:
+        raise UserError(
+            f"--input-range must be two numbers such as 0-255, got '{text}'",
+            hint="what 0 and 1 become for the file, for example --input-range -1-1",
+        )
+    return cast(tuple[float, float], tuple(float(part) for part in found.groups()))

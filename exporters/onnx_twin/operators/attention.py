@@ -1,0 +1,181 @@
+"""Scaled dot-product attention, and positions as rotations."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from exporters.onnx_twin.node import NodeView
+from exporters.onnx_twin.tensors import dtype_of
+from exporters.onnx_twin.tracing import call, deferred, example
+
+RAW, CAPPED, BIASED, PROBABILITIES = range(4)
+"""What the fourth output shows of the scores: `qk_matmul_output_mode`."""
+
+
+class Style(NamedTuple):
+    """What becomes of the products of queries and keys; -1 for a window without an end."""
+
+    scale: float | None
+    causal: bool
+    softcap: float
+    left: int
+    right: int
+    precision: torch.dtype | None
+    shown: int
+
+
+def attention(
+    node: NodeView,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    past_key: Tensor | None = None,
+    past_value: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> Any:
+    heads, kv_heads = node.attribute("q_num_heads", 0), node.attribute("kv_num_heads", 0)
+    style = Style(
+        node.attribute("scale", None),
+        bool(node.attribute("is_causal", 0)),
+        node.attribute("softcap", 0.0),
+        node.attribute("left_window_size", -1),
+        node.attribute("right_window_size", -1),
+        dtype_of(node.required("softmax_precision", int), str(node)) if node.has("softmax_precision") else None,
+        node.attribute("qk_matmul_output_mode", RAW),
+    )
+    joined = heads > 0  # (N, L, heads x features) in place of (N, heads, L, features)
+    if joined:
+        query, key, value = _split(query, heads), _split(key, kv_heads), _split(value, kv_heads)
+    plain = style._replace(scale=None, causal=False) == Style(None, False, 0.0, -1, -1, None, RAW)
+    simple = mask is None or (not style.causal and _fits(mask, query, key))
+    if plain and simple and past_key is None and lengths is None and len(node.outputs) == 1:
+        shared = kv_heads != heads if joined else _shares_keys(query, key)
+        result = call(
+            F.scaled_dot_product_attention,
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=style.causal,
+            scale=style.scale,
+            enable_gqa=shared,
+        )
+        return _join(result) if joined else result
+    found = _attention(query, key, value, mask, past_key, past_value, lengths, style)
+    result = found[0]
+    return (_join(result) if joined else result), found[1], found[2], found[3]
+
+
+def _fits(mask: Tensor, query: Tensor, key: Tensor) -> bool:
+    """Whether torch takes a mask as it is: of the same type or of truth values, and as long as the keys."""
+    found, a, b = example(mask), example(query), example(key)
+    if found is None or a is None or b is None or found.dim() < 2:
+        return False
+    return found.dtype in (torch.bool, a.dtype) and found.shape[-1] == b.shape[2]
+
+
+def _shares_keys(query: Tensor, key: Tensor) -> bool:
+    """Whether several heads of queries have, or may have, one of keys."""
+    a, b = example(query), example(key)
+    return a is None or b is None or a.shape[1] != b.shape[1]
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    return call(torch.Tensor.transpose, call(torch.Tensor.unflatten, x, 2, [heads, -1]), 1, 2)
+
+
+def _join(x: Tensor) -> Tensor:
+    return call(torch.Tensor.flatten, call(torch.Tensor.transpose, x, 1, 2), 2)
+
+
+@deferred
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    past_key: Tensor | None,
+    past_value: Tensor | None,
+    lengths: Tensor | None,
+    style: Style,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All of it: with a past, padding, windows and a cap. Gives the keys, values and scores as well."""
+    past = 0
+    if past_key is not None and past_value is not None:
+        past = past_key.shape[2]
+        key, value = torch.cat([past_key, key], 2), torch.cat([past_value, value], 2)
+    groups = query.shape[1] // key.shape[1]
+    keys, values = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    root = math.sqrt(1 / math.sqrt(query.shape[-1]) if style.scale is None else style.scale)
+    scores = raw = torch.matmul(query * root, keys.mT * root)
+    if style.softcap:
+        scores = style.softcap * torch.tanh(scores / style.softcap)
+    capped = scores
+    allowed = _visible(query.shape[2], key.shape[2], past, lengths, style, query.device)
+    if mask is not None:
+        short = key.shape[2] - mask.shape[-1]
+        if mask.dtype is torch.bool:
+            allowed = allowed & F.pad(mask, [0, short])
+        else:
+            scores = scores + F.pad(mask, [0, short], value=-math.inf).to(scores.dtype)
+    scores = biased = scores.masked_fill(~allowed, -math.inf)
+    probabilities = torch.softmax(scores if style.precision is None else scores.to(style.precision), -1)
+    nothing = (scores == -math.inf).all(-1, keepdim=True)
+    probabilities = probabilities.masked_fill(nothing, 0).to(query.dtype)
+    shown = (raw, capped, biased, probabilities)[style.shown]
+    return torch.matmul(probabilities, values), key, value, shown
+
+
+def _visible(queries: int, keys: int, past: int, lengths: Tensor | None, style: Style, device: torch.device) -> Tensor:
+    """Which keys a query may see: `(queries, keys)`, or `(N, 1, queries, keys)` where samples have lengths."""
+    place = torch.arange(queries, device=device)[:, None] + past
+    column = torch.arange(keys, device=device)
+    visible = torch.ones(queries, keys, dtype=torch.bool, device=device)
+    if lengths is not None:
+        ends = lengths.reshape(-1, 1, 1, 1)
+        place = place + ends - queries
+        visible = visible & (column < ends)
+    if style.causal:
+        visible = visible & (column <= place)
+    if style.left >= 0:
+        visible = visible & (column >= place - style.left)
+    if style.right >= 0:
+        visible = visible & (column <= place + style.right)
+    return visible
+
+
+@deferred
+def _rotate(
+    x: Tensor, cosine: Tensor, sine: Tensor, positions: Tensor | None, width: int, heads: int, interleaved: bool
+) -> Tensor:
+    """Pairs of the first `width` features of each head, turned by the angle of their position."""
+    joined = x.dim() == 3
+    per_head = torch.unflatten(x, 2, [heads, -1]) if joined else x.transpose(1, 2)  # (N, L, heads, features)
+    if positions is not None:
+        cosine, sine = cosine[positions], sine[positions]
+    cosine, sine = cosine[:, :, None], sine[:, :, None]
+    width = width or per_head.shape[-1]
+    turned, rest = torch.split(per_head, [width, per_head.shape[-1] - width], -1)
+    a, b = (turned[..., 0::2], turned[..., 1::2]) if interleaved else turned.chunk(2, -1)
+    a, b = cosine * a - sine * b, sine * a + cosine * b
+    turned = torch.stack([a, b], -1).flatten(-2) if interleaved else torch.cat([a, b], -1)
+    result = torch.cat([turned, rest], -1)
+    return result.flatten(2) if joined else result.transpose(1, 2)
+
+
+def rotary_embedding(
+    node: NodeView, x: Tensor, cosine: Tensor, sine: Tensor, positions: Tensor | None = None
+) -> Tensor:
+    width, heads = node.attribute("rotary_embedding_dim", 0), node.attribute("num_heads", 0)
+    return _rotate(x, cosine, sine, positions, width, heads, bool(node.attribute("interleaved", 0)))
+
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "Attention": attention,
+    "RotaryEmbedding": rotary_embedding,
+}

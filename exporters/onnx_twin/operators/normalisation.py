@@ -1,0 +1,130 @@
+"""Normalisations, by statistics that are known or by those of the input."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from exporters.onnx_twin.node import NodeView
+from exporters.onnx_twin.tracing import call, deferred, rank
+
+
+def batch_normalization(
+    node: NodeView, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor
+) -> Tensor:
+    node.ignore("momentum", "is_test")
+    if node.attribute("training_mode", 0):
+        node.refuse("training_mode is on")
+    if node.attribute("spatial", 1) != 1:
+        node.refuse("attribute 'spatial' should be 1")
+    epsilon = node.attribute("epsilon", 1e-5)
+    if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+        return _by_statistics(x, scale, shift, mean, variance, epsilon)
+    return call(F.batch_norm, x, mean, variance, scale, shift, False, 0.0, epsilon)
+
+
+@deferred
+def _by_statistics(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor, epsilon: float) -> Tensor:
+    """With gradients to the statistics, which torch's own takes for constants."""
+    factor, shape = scale * torch.rsqrt(variance + epsilon), (-1, *[1] * (x.dim() - 2))
+    return (x - mean.reshape(shape)) * factor.reshape(shape) + shift.reshape(shape)
+
+
+def instance_normalization(node: NodeView, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return call(F.instance_norm, x, None, None, scale, shift, True, 0.0, node.attribute("epsilon", 1e-5))
+
+
+@deferred
+def _layer_norm(x: Tensor, scale: Tensor, shift: Tensor | None, axis: int, epsilon: float) -> Tensor:
+    shape = x.shape[axis:]
+    shift = None if shift is None else shift.expand(shape)
+    return F.layer_norm(x, shape, scale.expand(shape), shift, epsilon)
+
+
+@deferred
+def _mean_and_scale(x: Tensor, axis: int, epsilon: float) -> tuple[Tensor, Tensor]:
+    axes = list(range(axis % x.dim(), x.dim()))
+    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    return mean, torch.rsqrt(variance + epsilon)
+
+
+def layer_normalization(node: NodeView, x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Any:
+    if node.attribute("stash_type", 1) != 1:
+        node.refuse("attribute 'stash_type' should be 1")
+    axis, epsilon = node.attribute("axis", -1), node.attribute("epsilon", 1e-5)
+    dimensions = rank(x)
+    if isinstance(scale, Tensor) and dimensions is not None and scale.dim() == dimensions - axis % dimensions:
+        result = call(F.layer_norm, x, list(scale.shape), scale, shift, epsilon)
+    else:
+        result = _layer_norm(x, scale, shift, axis, epsilon)
+    if len(node.outputs) == 1:
+        return result
+    statistics = _mean_and_scale(x, axis, epsilon)
+    return result, statistics[0], statistics[1]
+
+
+@deferred
+def _rms_norm(x: Tensor, scale: Tensor, axis: int, epsilon: float) -> Tensor:
+    shape = x.shape[axis:]
+    return F.rms_norm(x, shape, scale.expand(shape), epsilon)
+
+
+def rms_normalization(node: NodeView, x: Tensor, scale: Tensor) -> Tensor:
+    if node.attribute("stash_type", 1) != 1:
+        node.refuse("attribute 'stash_type' should be 1")
+    return _rms_norm(x, scale, node.attribute("axis", -1), node.attribute("epsilon", 1e-5))
+
+
+@deferred
+def _each_group(x: Tensor, groups: int, scale: Tensor, shift: Tensor, epsilon: float) -> Tensor:
+    """With one scale and shift a group."""
+    channels = x.shape[1] // groups
+    return F.group_norm(x, groups, scale.repeat_interleave(channels), shift.repeat_interleave(channels), epsilon)
+
+
+def group_normalization(node: NodeView, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    if node.attribute("stash_type", 1) != 1:
+        node.refuse("attribute 'stash_type' should be 1")
+    groups, epsilon = node.required("num_groups", int), node.attribute("epsilon", 1e-5)
+    if node.opset < 21:
+        return _each_group(x, groups, scale, shift, epsilon)
+    return call(F.group_norm, x, groups, scale, shift, epsilon)
+
+
+@deferred
+def _unit(x: Tensor, p: int, axis: int) -> Tensor:
+    """A vector of zeros stays one."""
+    norm = torch.linalg.vector_norm(x, p, axis, keepdim=True)
+    return x / torch.where(norm == 0, torch.ones_like(norm), norm)
+
+
+@deferred
+def _even_local_response(x: Tensor, size: int, alpha: float, beta: float, bias: float) -> Tensor:
+    """torch's window reaches further down the channels where ONNX's reaches further up: count them backwards."""
+    return F.local_response_norm(x.flip(1), size, alpha, beta, bias).flip(1)
+
+
+def local_response_normalization(node: NodeView, x: Tensor) -> Tensor:
+    size = node.required("size", int)
+    alpha, beta, bias = node.attribute("alpha", 1e-4), node.attribute("beta", 0.75), node.attribute("bias", 1.0)
+    return call(F.local_response_norm if size % 2 else _even_local_response, x, size, alpha, beta, bias)
+
+
+@deferred
+def _standardised(x: Tensor, axes: list[int]) -> Tensor:
+    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    return (x - mean) / (variance.sqrt() + 1e-9)
+
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "BatchNormalization": batch_normalization,
+    "GroupNormalization": group_normalization,
+    "InstanceNormalization": instance_normalization,
+    "LRN": local_response_normalization,
+    "LayerNormalization": layer_normalization,
+    "LpNormalization": lambda node, x: _unit(x, node.attribute("p", 2), node.attribute("axis", -1)),
+    "MeanVarianceNormalization": lambda node, x: _standardised(x, node.attribute("axes", [0, 2, 3])),
+    "RMSNormalization": rms_normalization,
+}

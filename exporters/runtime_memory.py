@@ -1,0 +1,30 @@
+"""A limit to what ONNX Runtime allocates for a graph, while it folds constants and while it runs."""
+
+import os
+from functools import cache
+
+import onnxruntime
+
+WITHOUT_KNOWLEDGE = 16 * 2**30
+"""Bytes, where the system does not say how much memory it has."""
+
+
+def bound_memory(options: onnxruntime.SessionOptions) -> None:
+    """Let sessions of these options share one arena on the CPU, of at most half the machine's memory.
+
+    A graph that wants more fails with an error of ONNX Runtime, where the system would have ended the process.
+    """
+    _register_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+
+
+@cache
+def _register_arena() -> None:
+    """Once a process: a second registration is an error."""
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    limit = WITHOUT_KNOWLEDGE
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg(limit, -1, -1, -1))

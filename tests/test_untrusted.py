@@ -1,0 +1,468 @@
+"""Broken and hostile files: a UserError of one line each, nothing run, memory bounded."""
+
+import json
+import logging
+import os
+import pickle
+import random
+import subprocess
+import sys
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hostile
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import artifact
+from hostile import external, helper, model, with_tensor
+from onnx import TensorProto
+
+from cli import app
+from dgad_tk.common import UserError
+from exporters import load
+from exporters.onnx_twin import to_torch
+from exporters.program_text import Forbidden
+from exporters.protobuf_fields import too_many_fields
+from exporters.read_archive import check_pickle, check_pt2, check_torchscript
+from exporters.read_onnx import read_onnx, read_onnx_record
+
+node = helper.make_node
+RELU = [node("Relu", ["f"], ["y"])]
+
+
+def refused(path: Path, content: bytes | onnx.ModelProto, message: str) -> None:
+    """Opening the file says one line and a hint."""
+    path.write_bytes(content if isinstance(content, bytes) else content.SerializeToString())
+    with pytest.raises(UserError) as caught:
+        load(path)
+    assert message in caught.value.message, caught.value.message
+    assert "\n" not in caught.value.message
+    assert len(caught.value.message) < 500
+    assert caught.value.hint
+
+
+def recorded(record: str, shape: list[Any]) -> onnx.ModelProto:
+    """A classifier of three classes with `record` as its metadata."""
+    steps = [node("GlobalAveragePool", ["x"], ["p"]), node("Flatten", ["p"], ["y"])]
+    proto = model(steps, inputs=[helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)])
+    proto.metadata_props.add(key="dgad", value=record)
+    return proto
+
+
+def lying(**fields: Any) -> onnx.ModelProto:
+    record = artifact(shape=(3, 8, 8)).model_copy(update={"classes": ["a", "b", "c"]} | fields)
+    return recorded(record.to_json(), ["n", 3, "h", "w"])
+
+
+GRAPHS: dict[str, tuple[bytes | onnx.ModelProto, str]] = {
+    "empty": (b"", "it is empty"),
+    "text": (b"hello, world" * 50, "cannot be decoded"),
+    "zeros": (bytes(10_000), "cannot be decoded"),
+    "too many numbers": (with_tensor(dims=[10**8, 10**7]), "needs 4,000,000,000,000,000 bytes"),
+    "negative size": (with_tensor(dims=[-192, -10]), "negative size"),
+    "other size": (with_tensor(dims=[192, 11]), "needs 8,448 bytes, has 7,680"),
+    "unknown type": (with_tensor(data_type=99), "unknown type"),
+    "cycle": (
+        model([node("Add", ["f", "b"], ["a"]), node("Relu", ["a"], ["b"]), node("Relu", ["b"], ["y"])]),
+        "sorted",
+    ),
+    "order": (model([node("Relu", ["a"], ["y"]), node("Relu", ["f"], ["a"])]), "topologically sorted"),
+    "one name twice": (
+        model([node("Relu", ["f"], ["a"]), node("Abs", ["f"], ["a"]), node("Relu", ["a"], ["y"])]),
+        "single static assignment",
+    ),
+    "unknown domain": (model([node("Evil", ["f"], ["y"], domain="own")], domains=("own",)), "own:Evil"),
+    "unknown operator": (model([node("Evil", ["f"], ["y"])]), "No Op registered for Evil"),
+    "future IR": (model(RELU, ir=99), "ir_version 99"),
+    "future opset": (model(RELU, opset=99), "ONNX Runtime cannot load"),
+    "no opset": (model(RELU, opset=0), "domain_version of 0"),
+    "nested a thousand times": (hostile.nested(1000), "cannot be decoded"),
+    "many nodes": (hostile.many_nodes(150_000), "more than 100,000 nodes"),
+    "functions that double": (hostile.calling(40, 2), "more than 100,000 nodes"),
+    "function that calls itself": (hostile.calling(3, 1, recursive=True), "calls itself"),
+    "functions in a long chain": (hostile.calling(200, 1), "functions call each other"),
+    "strings": (model(RELU, inputs=[helper.make_tensor_value_info("x", TensorProto.STRING, hostile.IMAGE)]), "string"),
+    "sequence": (
+        model(RELU, inputs=[helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, None)]),
+        "seq(tensor(float))",
+    ),
+    "huge image": (
+        model(RELU, inputs=[helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 10**6, 10**6])]),
+        "would take 11,175.9 GB",
+    ),
+    "record is no JSON": (recorded("hello", hostile.IMAGE), "metadata record is damaged"),
+    "record is deep": (recorded("[" * 100_000, hostile.IMAGE), "metadata record is damaged"),
+    "record is huge": (recorded('"' + "x" * 2**21 + '"', hostile.IMAGE), "over 1 MB"),
+    "record lies about classes": (lying(classes=["a"]), "names 1 classes"),
+    "record of a huge image": (lying(input_shape=(3, 10**6, 10**6)), "no image has the shape"),
+    "record of a negative image": (lying(input_shape=(-3, 8, 8)), "no image has the shape"),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_onnx_files(name: str, tmp_path: Path) -> None:
+    refused(tmp_path / "model.onnx", *GRAPHS[name])
+
+
+def test_what_is_refused_above_is_fine_in_moderation(tmp_path: Path) -> None:
+    for proto in (hostile.weights(), hostile.calling(3, 2), lying()):
+        (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+        assert load(tmp_path / "model.onnx").classes in (3, 10, 192)
+
+
+@pytest.mark.parametrize(
+    ("proto", "message"),
+    [
+        (external("../outside.bin"), "outside the model's folder"),
+        (external("/etc/hostname"), "outside the model's folder"),
+        (external("link.bin"), "outside the model's folder"),
+        (external(""), "outside the model's folder"),
+        (external("gone.bin"), "is missing"),
+        (external("."), "is missing"),
+        (external("a\0b"), "names no file"),
+        (external("x" * 5000), "names no file"),
+        (external("whole.bin", offset=7000), "is given 680"),
+        (external("whole.bin", offset=-1), "non-negative"),
+        (external("whole.bin", length=10**12), "beyond the end"),
+        (external("short.bin"), "is given 100"),
+    ],
+)
+def test_external_data(proto: onnx.ModelProto, message: str, tmp_path: Path) -> None:
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    (tmp_path / "outside.bin").write_bytes(bytes(7680))
+    (folder / "whole.bin").write_bytes(bytes(7680))
+    (folder / "short.bin").write_bytes(bytes(100))
+    (folder / "link.bin").symlink_to("../outside.bin")
+    refused(folder / "model.onnx", proto, message)
+    (folder / "model.onnx").write_bytes(external("whole.bin").SerializeToString())
+    assert load(folder / "model.onnx").classes == 10
+
+
+def test_one_piece_of_external_data_many_times(tmp_path: Path) -> None:
+    proto = external("whole.bin")
+    for index in range(20):
+        proto.graph.initializer.add().CopyFrom(proto.graph.initializer[0])
+        proto.graph.initializer[-1].name = f"w{index}"
+    (tmp_path / "whole.bin").write_bytes(bytes(7680))
+    refused(tmp_path / "model.onnx", proto, "external data come to")
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx")
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "endless.onnx").symlink_to("/dev/zero")
+    for name in ("pipe", "folder", "endless"):
+        for read in (load, read_onnx, read_onnx_record):
+            with pytest.raises(UserError, match="not a file"):
+                read(tmp_path / f"{name}.onnx")
+
+
+def test_a_file_beyond_protobuf_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "large.onnx").open("wb") as file:
+        file.truncate(3 * 2**30)  # sparse
+    with pytest.raises(UserError, match="more than 2 GB"):
+        load(tmp_path / "large.onnx")
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.onnx").write_bytes(hostile.weights().SerializeToString())
+
+    def denied(*args: object, **kwargs: object) -> NoReturn:
+        raise PermissionError(13, "Permission denied")  # root, as which tests may run, may read anything
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(UserError, match="Permission denied"):
+        load(tmp_path / "model.onnx")
+
+
+def test_cut_and_flipped_files_never_crash(tmp_path: Path) -> None:
+    content, path = hostile.weights().SerializeToString(), tmp_path / "model.onnx"
+    draw = random.Random(0)
+    damaged = [content[: len(content) * part // 12] for part in range(1, 12)]
+    for _ in range(150):
+        flipped = bytearray(content)
+        start = draw.choice([0, len(content) - 120])  # the weights between may have any value
+        flipped[start + draw.randrange(120)] ^= 1 << draw.randrange(8)
+        damaged.append(bytes(flipped))
+    refusals = 0
+    for each in damaged:
+        path.write_bytes(each)
+        try:
+            load(path)
+        except UserError:
+            refusals += 1
+    assert 50 < refusals < len(damaged)  # a flipped bit of a name does no harm
+
+
+def test_fields_are_counted_before_a_file_is_parsed() -> None:
+    proto = hostile.weights()
+    fields = 4 + 20  # by far not exact: ONNX's own writer may order and add
+    assert not too_many_fields(proto.SerializeToString(), onnx.ModelProto.DESCRIPTOR, 200)
+    assert too_many_fields(proto.SerializeToString(), onnx.ModelProto.DESCRIPTOR, fields)
+    assert too_many_fields(hostile.many_nodes(1000), onnx.ModelProto.DESCRIPTOR, 1000)
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_AS, (10 * 2**30, 10 * 2**30))
+import onnx
+from dgad_tk.common import UserError
+from exporters import load
+from exporters.onnx_twin import to_torch
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sorted(Path(sys.argv[1]).glob("*.onnx")):
+    for open_ in (load, lambda path: to_torch(onnx.load(path))):
+        try:
+            open_(path)
+            print(path.stem, "was opened")
+        except UserError:
+            pass
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+print("fine" if grown < 1500 else f"took {grown:.0f} MB")
+"""
+
+
+def test_graphs_that_ask_for_terabytes_take_no_memory(tmp_path: Path) -> None:
+    """By ONNX Runtime and by the twin's own folding; in a process that may not grow, so that a failure is one."""
+    for name, proto in hostile.large_values().items():
+        (tmp_path / f"{name}.onnx").write_bytes(proto.SerializeToString())
+    command = [sys.executable, "-c", LIMITED, str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
+    assert (ran.returncode, ran.stdout) == (0, "fine\n"), ran.stderr[-2000:]
+
+
+@pytest.mark.parametrize("hidden", ["Expand", "outer sum", "computed size"])
+def test_the_twin_folds_no_terabytes(hidden: str) -> None:
+    with pytest.raises(UserError, match="would fold a constant"):
+        to_torch(hostile.large_values()[hidden])
+
+
+@pytest.fixture(scope="module")
+def quiet() -> Any:
+    """PyTorch logs what it cannot read."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def opens(path: Path) -> None:
+    """What a trusting program does with a .pt2."""
+    try:
+        torch.export.load(str(path)).module()(torch.zeros(4, 3, 8, 8))
+    except Exception:  # noqa: BLE001 - what it raises, after it ran what it ran, is PyTorch's affair
+        return
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("hidden", hostile.doctored(Path("marker")))
+def test_doctored_pt2(hidden: str, tmp_path: Path, quiet: None) -> None:
+    """PyTorch alone runs what is inside; `load` does not."""
+    marker, path = tmp_path / "marker", tmp_path / "model.pt2"
+    path.write_bytes(hostile.doctored(marker)[hidden])
+    with pytest.raises(UserError, match="not a plain torch.export file") as caught:
+        load(path)
+    assert caught.value.hint
+    assert not marker.exists()
+    opens(path)
+    assert marker.exists()
+
+
+def test_a_plain_pt2_passes(tmp_path: Path) -> None:
+    (tmp_path / "model.pt2").write_bytes(hostile.plain_pt2())
+    check_pt2(tmp_path / "model.pt2")
+
+
+def _texts(value: Any, where: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The places of all texts in JSON, one for each way of keys to it."""
+    if isinstance(value, str):
+        return [where]
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    places = [place for key, inner in items for place in _texts(inner, (*where, key))]
+    return list({tuple(key for key in place if isinstance(key, str)): place for place in places}.values())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_text_in_a_pt2_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+    """Every text of the graph, replaced by code in several disguises: it is refused, or nothing comes of it."""
+    marker, path = tmp_path / "marker", tmp_path / "model.pt2"
+    code = f"__import__('os').system('touch {marker}')"
+    monkeypatch.chdir(tmp_path)
+    plain = hostile.plain_pt2()
+    with zipfile.ZipFile(BytesIO(plain)) as archive:
+        program = json.loads(archive.read(next(name for name in archive.namelist() if name.endswith("model.json"))))
+    places = _texts(program)
+    assert len(places) > 40
+    passed = 0
+    for place in places:
+        for payload in (code, f"x\n{code}\n", f"x'+{code}+'", f'x"+{code}+"', f"x): {code} #"):
+
+            def change(program: Any, place: tuple[Any, ...] = place, payload: str = payload) -> None:
+                for key in place[:-1]:
+                    program = program[key]
+                program[place[-1]] = payload
+
+            path.write_bytes(hostile.changed(plain, hostile.in_graph(change)))
+            try:
+                check_pt2(path)
+            except UserError:
+                continue
+            passed += 1
+            opens(path)
+            assert not marker.exists(), (place, payload)
+    assert passed <= 15  # notes on where a node came from, which are text
+
+
+@pytest.mark.parametrize(
+    ("target", "fine"),
+    [
+        ("torch.ops.aten.relu.default", True),
+        ("_operator.mul", True),
+        ("torch.ops.aten.from_file.default", False),
+        ("torch.ops.aten.relu.overloads", False),
+        ("torch.ops.aten.__class__.mro", False),
+        ("torch.ops.prims.add.default", False),
+        ("torch.load", False),
+        ("torch.hub.load", False),
+        ("torch.os.system", False),
+        ("_operator.methodcaller", False),
+        ("math.factorial", False),
+        ("#own:op", False),
+    ],
+)
+def test_targets(target: str, fine: bool, tmp_path: Path) -> None:
+    def change(program: Any) -> None:
+        program["graph_module"]["graph"]["nodes"][0]["target"] = target
+
+    (tmp_path / "model.pt2").write_bytes(hostile.changed(hostile.plain_pt2(), hostile.in_graph(change)))
+    if fine:
+        check_pt2(tmp_path / "model.pt2")
+    else:
+        with pytest.raises(UserError, match="no tensor operator"):
+            check_pt2(tmp_path / "model.pt2")
+
+
+def enlarged(config: Any) -> Any:
+    next(iter(config["config"].values()))["tensor_meta"]["sizes"] = [{"as_int": 10**12}]
+    return config
+
+
+def bombs() -> dict[str, tuple[bytes, str]]:
+    """Archives that are larger inside, or not what they seem."""
+    plain = hostile.plain_pt2()
+    weights = "data/weights/model_weights_config.json"
+    repeated = BytesIO(plain)
+    with zipfile.ZipFile(repeated, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr(archive.namelist()[0], b"other")
+    return {
+        "compressed": (hostile.changed(plain, {"extra/a.txt": bytes(2**24)}, compress=True), "is compressed"),
+        "cut": (plain[: len(plain) // 2], "no zip archive, or is cut short"),
+        "followed": (plain + b"more", "no zip archive, or is cut short"),
+        "one name twice": (repeated.getvalue(), "two members have one name"),
+        "one name twice but for case": (hostile.changed(plain, {"MODELS/model.json": b"{}"}), "one name"),
+        "a library": (hostile.changed(plain, {"data/aotinductor/model/a.so": b"\x7fELF"}), "writes no member"),
+        "a large tensor": (hostile.changed(plain, {weights: enlarged}), "larger than its bytes"),
+        "no graph": (hostile.changed(plain, {}, drop="models/model.json"), "has no models/model.json"),
+        "deep": (hostile.changed(plain, {"models/model.json": b"[" * 10**6}), "JSON is damaged"),
+        "a pickle": (pickle.dumps([1]), "no zip archive"),
+        "weights": (hostile.saved({"w": torch.zeros(2)}), "plain weights"),
+        "empty": (b"", "no zip archive"),
+    }
+
+
+@pytest.mark.parametrize("name", ["compressed", "cut", "followed", "one name twice", "one name twice but for case"])
+def test_archives_of_a_wrong_form(name: str, tmp_path: Path) -> None:
+    refused(tmp_path / "model.pt2", *bombs()[name])
+
+
+@pytest.mark.parametrize("name", ["a library", "a large tensor", "no graph", "deep", "a pickle", "weights", "empty"])
+def test_archives_with_wrong_members(name: str, tmp_path: Path) -> None:
+    refused(tmp_path / "model.pt2", *bombs()[name])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93.",  # a name from the stack, not in the opcode
+        b"\x80\x02cos\nsystem\n.",
+        b"\x80\x02N" + b"r\xff\xff\xff\x7f" + b".",  # a memo of 32 GB
+        b"\x80\x02N.cos\nsystem\n.",
+        b"\x80\x02",
+        b"",
+    ],
+)
+def test_pickles(content: bytes) -> None:
+    with pytest.raises(Forbidden):
+        check_pickle(content)
+
+
+def test_what_is_named_pt_and_is_no_torchscript(tmp_path: Path) -> None:
+    marker, numbers, bomb = tmp_path / "marker", BytesIO(), BytesIO()
+    np.savez(numbers, a=np.zeros(3))
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/constants.pkl", b"\x80\x02).")
+        archive.writestr("m/code/a.py", bytes(10**8))
+    command = hostile.Command(marker)
+    for content, message in (
+        (pickle.dumps(command), "it is a pickle"),
+        (hostile.saved(command), "plain weights or a pickled module"),
+        (hostile.plain_pt2(), "name it .pt2"),
+        (numbers.getvalue(), "not in one folder" if len(zipfile.ZipFile(numbers).namelist()) > 1 else "its members"),
+        (bomb.getvalue(), "unpacks to more than"),
+        (b"", "no zip archive"),
+        (b"PK\5\6" + bytes(18), "is not a TorchScript file"),
+    ):
+        refused(tmp_path / "model.pt", content, message)
+        with pytest.raises(UserError):
+            check_torchscript(tmp_path / "model.pt")
+    assert not marker.exists()
+
+
+def test_safetensors_that_lie(tmp_path: Path) -> None:
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    for content in (
+        hostile.safetensors({"a": entry}, bytes(8), length=2**60),
+        hostile.safetensors({"a": entry | {"shape": [10**15]}}, bytes(8)),
+        hostile.safetensors({"a": entry | {"dtype": "F99"}}, bytes(8)),
+        hostile.safetensors({"a": entry | {"data_offsets": [0, 10**12]}}, bytes(8)),
+        hostile.safetensors({"a": entry}, bytes(8)),
+    ):
+        refused(tmp_path / "model.safetensors", content, "model.safetensors")
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["attack", "--limit", "10", "--model"]])
+def test_the_command_line_says_it_in_two_lines(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    marker = tmp_path / "marker"
+    (tmp_path / "a.onnx").write_bytes(hostile.large_values()["Expand"].SerializeToString())
+    (tmp_path / "b.onnx").write_bytes(external("../secret").SerializeToString())
+    (tmp_path / "c.pt2").write_bytes(hostile.doctored(marker)["sample inputs"])
+    (tmp_path / "d.pt").write_bytes(pickle.dumps(hostile.Command(marker)))
+    for name in ("a.onnx", "b.onnx", "c.pt2", "d.pt"):
+        assert app.run([*command, name]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert [line.partition(":")[0] for line in err.splitlines()][-2:] == ["error", "hint"]
+        assert "Traceback" not in err
+    assert not marker.exists()
+
+
+def test_an_export_replaces_no_hostile_file(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in {"m.onnx": b"hello", "m.pt": pickle.dumps(hostile.Command(tmp_path / "marker"))}.items():
+        (tmp_path / name).write_bytes(content)
+        kind = "onnx" if name.endswith("onnx") else "torchscript"
+        assert app.run(["export", str(weights), "--format", kind, "--output", name]) == 2
+        assert "was not written by dgad" in capsys.readouterr().err
+        assert (tmp_path / name).read_bytes() == content
+    assert not (tmp_path / "marker").exists()
