@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx.inliner import inline_local_functions
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dgad_tk.artifact import Artifact
 from dgad_tk.common import UserError, sha256_file
@@ -21,6 +21,7 @@ from exporters.fixed_batch import free_batch
 from exporters.onnx_input import ImageInput, image_input
 from exporters.onnx_output import Squash, answer_with, ends_in_log_softmax, find_logits, find_squash
 from exporters.onnx_twin import to_torch
+from exporters.onnx_twin.freezing import freeze_convolutions
 from exporters.read_onnx import read_onnx
 from exporters.runtime_graph import logit_step, precision_of, runtime_graph
 from exporters.runtime_memory import bound_memory
@@ -200,6 +201,8 @@ def _any_batch(proto: onnx.ModelProto, tensor: str, image: ImageInput) -> tuple[
         twin, free = free_batch(twin, image.batch, lambda count: feed(_images(image, count)))
         if not free:
             notes.append(f"gradients are computed {image.batch} at a time, which is slow: the graph is made for that")
+    if isinstance(twin, fx.GraphModule):
+        freeze_convolutions(twin)
     with torch.no_grad():
         logits = twin(feed(_images(image, image.batch or BLANK)))
     plain = image.plain and logits.dim() == 2 and logits.dtype is torch.float32
@@ -237,5 +240,5 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).replace(str(path), "it").split())[:200]  # which names the path over and over
         raise UserError(f"ONNX Runtime cannot load '{path}': {reason}", hint="export it again") from None

@@ -1,0 +1,68 @@
+"""Convolutions of a twin as modules that only give gradients to their input, which is all that an attack asks for."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from dgad_tk.frozen_conv import FrozenConv2d
+
+RELUS = {F.relu, torch.relu}
+
+
+def freeze_convolutions(twin: fx.GraphModule) -> None:
+    """Put a FrozenConv2d in the place of each two-dimensional convolution, and with it the ReLU that alone reads it.
+
+    Args:
+        twin: changed in place, once and for all: it is in eval mode, and its weights stay as they are.
+    """
+    for count, node in enumerate(list(twin.graph.nodes)):
+        if node.op != "call_function" or node.target is not F.conv2d:
+            continue
+        x, weight, bias, strides, padding, dilations, groups = node.args
+        kernel, shift = _constant(twin, weight), _constant(twin, bias)
+        if kernel is None or not kernel.is_floating_point() or (shift is None and bias is not None):
+            continue
+        reader = next(iter(node.users)) if len(node.users) == 1 else None
+        relu = reader is not None and reader.op == "call_function" and reader.target in RELUS
+        name = f"conv_{count}"
+        twin.add_submodule(name, FrozenConv2d(_conv(kernel, shift, strides, padding, dilations, groups), relu=relu))
+        with twin.graph.inserting_before(node):
+            frozen = twin.graph.call_module(name, (x,))
+        for replaced in (reader, node) if relu else (node,):
+            assert replaced is not None
+            replaced.replace_all_uses_with(frozen)
+            twin.graph.erase_node(replaced)
+    twin.graph.eliminate_dead_code()
+    twin.graph.lint()
+    twin.recompile()
+    twin.delete_all_unused_submodules()
+    read = {node.target for node in twin.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in twin.named_buffers(recurse=False) if name not in read]:
+        delattr(twin, name)
+
+
+def _constant(twin: fx.GraphModule, node: object) -> Tensor | None:
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    value = getattr(twin, str(node.target), None)
+    return value if isinstance(value, Tensor) else None
+
+
+def _conv(
+    weight: Tensor, bias: Tensor | None, strides: list[int], padding: list[int], dilations: list[int], groups: int
+) -> nn.Conv2d:
+    out, per_group, height, width = weight.shape
+    conv = nn.Conv2d(
+        per_group * groups,
+        out,
+        (height, width),
+        (strides[0], strides[1]),
+        (padding[0], padding[1]),
+        (dilations[0], dilations[1]),
+        groups,
+        bias=bias is not None,
+        device="meta",
+    )
+    conv.weight = nn.Parameter(weight, requires_grad=False)
+    conv.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return conv
