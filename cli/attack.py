@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from cli.interface import interface_of
+from cli.models import check_classes, default_eps, open_model
 from dgad_tk.common import UserError, lookup, nearest, parse_fraction
 
 if TYPE_CHECKING:
-    from dgad_tk.artifact import Artifact
     from dgad_tk.data import Dataset
-    from dgad_tk.interface import Interface
     from dgad_tk.predictor import Predictor
     from evaluators import Surrogate
 
@@ -24,7 +23,7 @@ NORMS = {"linf": "linf", "l2": "l2"}
 
 def attack(
     context: typer.Context,
-    model: Annotated[list[Path], typer.Option(help=".onnx, .pt (TorchScript) or .safetensors. Repeatable.")],
+    model: Annotated[list[Path], typer.Option(help=".onnx, .pt (TorchScript), .pt2 or .safetensors. Repeatable.")],
     suite: Annotated[list[str] | None, typer.Option(help="See `dgad list suites`. Repeatable. [fast]")] = None,
     attack: Annotated[list[str] | None, typer.Option(help="See `dgad list attacks`. Repeatable.")] = None,
     dataset: Annotated[str | None, typer.Option(help="[the one the model was trained on]")] = None,
@@ -94,11 +93,11 @@ def attack(
     documents: list[dict[str, Any]] = []
     opened: list[Predictor] = []
     for path in model:
-        predictor, images = _open(path, dataset, data_dir, image_size, interface)
+        predictor, images = open_model(path, dataset, data_dir, image_size, interface)
         opened.append(predictor)
         chosen = images.splits[split]
         part = chosen.subset(limit or len(chosen))
-        epsilons = radii or [_default_eps(predictor.artifact, images, norm)]
+        epsilons = radii or [default_eps(predictor.artifact, images, norm)]
         surrogates: list[Surrogate] = []
         if transfers:
             surrogates = _surrogates(surrogate, images, quiet)
@@ -156,42 +155,6 @@ def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:
     return changes
 
 
-def _open(
-    path: Path,
-    dataset: str | None,
-    data_dir: Path | None,
-    image_size: int | None,
-    interface: "Interface | None" = None,
-) -> "tuple[Predictor, Dataset]":
-    """A model and its images. Either may have to say what shape the other has."""
-    from cli.images import dataset_of
-    from dgad_tk.interface import AS_IS
-    from exporters import load
-
-    shape = dataset_of(None, dataset, data_dir, image_size).shape if dataset else None
-    predictor = load(path, shape, interface or AS_IS)
-    images = dataset_of(predictor.artifact, dataset, data_dir, image_size)
-    _check_classes(path, predictor, images)
-    return predictor, images
-
-
-def _check_classes(path: Path, predictor: "Predictor", images: "Dataset") -> None:
-    """The labels of the images mean what the model's logits mean.
-
-    Raises:
-        UserError: their classes differ.
-    """
-    if predictor.artifact is not None and predictor.artifact.classes != images.classes:
-        raise UserError(
-            f"'{path}' knows the classes {_few(predictor.artifact.classes)}, {images.name} has {_few(images.classes)}",
-            hint="name the images it was trained for with --dataset and --data-dir",
-        )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")
-
-
 def _check_folder(folder: Path) -> None:
     """Make the results folder, before hours of work for it.
 
@@ -202,12 +165,6 @@ def _check_folder(folder: Path) -> None:
     old = folder / "results.json"
     if old.exists() and '"dgad/results/' not in old.read_text(encoding="utf-8", errors="replace")[:200]:
         raise UserError(f"'{old}' was not written by dgad", hint="choose another --output")
-
-
-def _default_eps(artifact: "Artifact | None", images: "Dataset", norm: str) -> float:
-    if artifact and artifact.threat.get("norm") == norm:
-        return float(artifact.threat["eps"])
-    return images.spec.eps[norm]
 
 
 def _surrogates(files: list[Path] | None, images: "Dataset", quiet: bool) -> "list[Surrogate]":
@@ -229,7 +186,7 @@ def _surrogates(files: list[Path] | None, images: "Dataset", quiet: bool) -> "li
                 f"{images.name} has {images.shape} and {len(images.classes)}",
                 hint="a surrogate must be trained for the same images",
             )
-        _check_classes(path, predictor, images)
+        check_classes(path, predictor, images)
         taken = {each.name for each in found}
         name = path.stem if path.stem not in taken else f"{path.stem}-{predictor.sha256[:8]}"
         found.append(Surrogate(name, predictor))

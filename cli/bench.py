@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.attack import _default_eps, _open
+from cli.interface import interface_of
+from cli.models import default_eps, named_images, open_model
 from dgad_tk.common import UserError, lookup, parse_fraction, written_aside
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "dgad/bench/1"
 PROVIDERS = {"cpu": 0, "cuda": 0}
+MOST_THREADS = 1024
+"""Many more take the memory of the machine, and no machine is faster for it."""
 
 
 def bench(
@@ -40,19 +43,34 @@ def bench(
     image_size: Annotated[int | None, typer.Option(help="Resize an image folder to this. [as in training]")] = None,
     limit: Annotated[int, typer.Option(min=1, help="With --robust: the first N test images.")] = 1000,
     eps: Annotated[str | None, typer.Option(help="With --robust. [what the first file was trained for]")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="With --robust: what models from elsewhere want subtracted. [nothing]")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="With --robust: what they want divided by. [1]")] = None,
+    input_range: Annotated[str | None, typer.Option(help="With --robust: their pixels, as 0-255. [0-1]")] = None,
+    layout: Annotated[str | None, typer.Option(help="With --robust: nchw or nhwc. [told from the shape]")] = None,
+    logits_output: Annotated[
+        str | None, typer.Option(help="With --robust: the output to attack. [told from the outputs]")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="File to write the results to, as JSON.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Time model files side by side, each in the runtime that would deploy it."""
     batches = _numbers(batch, "--batch")
-    counts = _numbers(threads, "--threads") if threads is not None else []
+    counts = _numbers(threads, "--threads", MOST_THREADS) if threads is not None else []
     lookup(PROVIDERS, provider, "provider")
     if not 0 < seconds < math.inf:
         raise UserError(f"--seconds must be above 0, got {seconds:g}", hint="for example --seconds 2")
     radius = parse_fraction(eps) if eps is not None else None
     if radius == 0:
         raise UserError("--eps must be above 0", hint="for example --eps 8/255")
+    interface = interface_of(mean, std, input_range, layout, logits_output)
+    if interface != interface_of(None, None, None, None, None) and not robust:
+        raise UserError(
+            "--mean, --std, --input-range, --layout and --logits-output are for --robust: timing takes noise",
+            hint="add --robust, or leave them out",
+        )
     for path in files:
         if not path.exists():
             raise UserError(f"no such file: '{path}'", hint="`dgad export` writes student.onnx into the current folder")
@@ -60,17 +78,16 @@ def bench(
         _check_output(output)
 
     from cli.bench_table import bench_table
-    from cli.images import dataset_of
     from cli.progress import BenchProgress
     from dgad_tk.artifact import tool_versions
     from exporters.describe import describe
     from exporters.latency import available_threads, measure
 
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    shape = dataset_of(None, dataset, data_dir, image_size).shape if dataset else None
-    subjects = [describe(path, shape) for path in files]
+    named = [named_images(path, dataset, data_dir, image_size) for path in files]
+    subjects = [describe(path, images.shape if images else None) for path, images in zip(files, named, strict=True)]
     # Before the minutes of timing, so that what cannot be attacked is said at once.
-    opened = [_open(path, dataset, data_dir, image_size) for path in files] if robust else []
+    opened = [open_model(path, dataset, data_dir, image_size, interface) for path in files] if robust else []
     with BenchProgress(quiet=quiet) as progress:
         measured = measure(
             subjects, batches=batches, threads=counts, provider=provider, seconds=seconds, on_progress=progress
@@ -98,12 +115,15 @@ def bench(
     bench_table(document, batches)
 
 
-def _numbers(text: str, flag: str) -> list[int]:
+def _numbers(text: str, flag: str, most: int = 999_999) -> list[int]:
     """`1,8,64` as numbers, ascending, each once."""
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"0*[1-9]\d{0,5}", part) for part in parts):
         raise UserError(f"{flag} must be whole numbers from 1, got '{text}'", hint=f"for example {flag} 1,2")
-    return sorted({int(part) for part in parts})
+    numbers = sorted({int(part) for part in parts})
+    if numbers[-1] > most:
+        raise UserError(f"{flag} must be at most {most:,}, got {numbers[-1]:,}", hint=f"for example {flag} 1,2")
+    return numbers
 
 
 def _check_output(output: Path) -> None:
@@ -149,7 +169,7 @@ def _question(opened: "list[tuple[Predictor, Dataset]]", radius: float | None, l
             )
     return {
         "dataset": {"name": images.name, "split": "test", "n": min(limit, len(images.test))},
-        "threat": {"norm": "linf", "eps": radius or _default_eps(predictor.artifact, images, "linf")},
+        "threat": {"norm": "linf", "eps": radius or default_eps(predictor.artifact, images, "linf")},
     }
 
 

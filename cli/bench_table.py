@@ -98,11 +98,15 @@ def _notes(document: dict[str, Any]) -> Iterator[str]:
     files, environment = document["files"], document["environment"]
     runtimes = dict.fromkeys(each["runtime"] for file in files for each in file["measurements"])
     yield f"{environment['processor']}, {environment['cores']} cores; {', '.join(runtimes)}"
-    yield "timed: a batch in the host's memory to its logits there; images/s: batch over p50; x first: its ratio"
+    yield "timed: a batch in the host's memory to its logits there; images/s: batch over p50"
+    yield "x first: how many times the first file's images/s"
     yield "peak memory: the process' largest from before it opened the file, without what its imports took"
     load = environment["load_average"]
     if load is not None and load > environment["cores"] / 2:
-        yield f"the machine was busy (load {load:.1f}): threads that wait for a core distort times and ratios"
+        yield (
+            f"load {load:.1f} on {environment['cores']} cores in the minute before: if that work went on, threads "
+            "waited for a core, which distorts times and ratios"
+        )
     for file in files:
         if file["fixed_batch"]:
             yield f"{file['path']} takes batches of exactly {file['fixed_batch']}"
@@ -118,11 +122,6 @@ def _notes(document: dict[str, Any]) -> Iterator[str]:
         if robust["status"] != "done":
             yield f"{file['path']}: refused: {robust['reason']}"
             continue
-        if "int" in file["weights"]:
-            yield (
-                f"{file['path']}: gradients of rounded numbers are estimates and can hide weakness; try examples made "
-                "on the float file too: `dgad attack --attack transfer:pgd --surrogate FILE`"
-            )
         for note in robust["notes"]:
             yield f"{file['path']}: {note}"
 

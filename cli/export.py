@@ -33,6 +33,7 @@ FLAGS = {
     "calibrate_on": "--calibrate-on",
     "exclude": "--exclude",
     "search_exclusions": "--search-exclusions",
+    "reduce_range": "--reduce-range",
 }
 """Options of formats, and the flags that set them."""
 
@@ -59,6 +60,9 @@ def export(
     search_exclusions: Annotated[
         bool, typer.Option("--search-exclusions", help="INT8: find the few nodes that are better left in float.")
     ] = False,
+    reduce_range: Annotated[
+        bool, typer.Option("--reduce-range", help="INT8: 7-bit weights, for x86 CPUs without VNNI, which may saturate.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that dgad did not write.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON, one line a file.")] = False,
 ) -> None:
@@ -75,6 +79,7 @@ def export(
         "calibrate_on": calibrate_on,
         "exclude": exclude or None,
         "search_exclusions": search_exclusions or None,
+        "reduce_range": reduce_range or None,
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     _check_flags(options, format, chosen)

@@ -42,7 +42,7 @@ class FrozenConv2d(nn.Module):
         self._kernels.clear()
 
     def forward(self, x: Tensor) -> Tensor:
-        low = torch.is_autocast_enabled(x.device.type)
+        low = not x.is_meta and torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if low else x.dtype
         narrow = self.heavy and x.shape[3] <= NARROW and dtype == torch.float32 and x.device.type == "cpu"
         weight, bias, turned = self._kernels.get((dtype, x.device, narrow)) or self._kernel(dtype, x.device, narrow)

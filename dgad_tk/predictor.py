@@ -39,6 +39,7 @@ class Predictor:
             from what stands before it. None where both are the same.
         interface: what is done to images before the file takes them; `predict` and `module` both do it.
         notes: what a reader of the results should know about how this file is run, a sentence each.
+        batch: how many images the runtime is given at a time, where a file demands that; None for any number.
         precision: what the file computes in, and so how near `module` can be to `predict`.
         logit_step: the quantisation step of the logits, 0 where they are not quantised themselves.
     """
@@ -55,6 +56,7 @@ class Predictor:
     finish: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
     interface: Interface = AS_IS
     notes: tuple[str, ...] = ()
+    batch: int | None = None
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     logit_step: float = 0.0
 

@@ -32,8 +32,12 @@ def check(evaluation: Evaluation) -> tuple[Verdict, list[Item]]:
 def _of_model(evaluation: Evaluation) -> list[Item]:
     probes = evaluation.probes
     items: list[Item] = []
+    guessing = 1 / evaluation.predictor.classes
+    if evaluation.clean_accuracy <= guessing:
+        detail = f"{evaluation.clean_accuracy:.1%} of clean images are right, no more than by guessing: "
+        items.append(Item("clean", "unreliable", detail + "are labels and preprocessing those of its training?"))
     if not probes:
-        return [Item("gradients", "warn", "the model has no gradients: only black-box attacks ran")]
+        return [*items, Item("gradients", "warn", "the model has no gradients: only black-box attacks ran")]
     probabilities = probes["looks_like_probabilities"] == 1
     items.append(
         Item(
@@ -80,6 +84,11 @@ def _of_rows(evaluation: Evaluation) -> list[Item]:
                     f"with gradients {best_white} {white[best_white]:.1%}",
                 )
             )
+        elif black:
+            items.append(Item("white-box", "warn", f"only {', '.join(black)} ran: its own gradients may find more"))
+        elif white and evaluation.predictor.precision == "int8" and "autoattack" not in own:  # which ends with Square
+            detail = "quantised layers only have estimated gradients, which can hide weakness; square did not run"
+            items.append(Item("white-box", "warn", detail))
     for outcome in evaluation.outcomes:
         items += [Item(outcome.row.id, "warn", text) for text in (outcome.unit.warnings if outcome.unit else [])]
         if IDLE in outcome.flags:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dgad_tk.artifact import Artifact
-from dgad_tk.checkpoint import load_model
+from dgad_tk.checkpoint import load_model, read_weights
 from dgad_tk.common import GateError, UserError, lookup, nearest, sha256_file
 from dgad_tk.interface import AS_IS, Interface
 from dgad_tk.predictor import Images, Predictor, load_safetensors
@@ -148,6 +148,22 @@ def load(path: Path, input_shape: tuple[int, int, int] | None = None, interface:
     Raises:
         UserError: missing, of unknown suffix, damaged, or not an image classifier.
     """
+    _check_path(path)
+    return LOADERS[path.suffix](path, input_shape, interface)
+
+
+def read_record(path: Path) -> Artifact | None:
+    """The metadata record in a model file, read without running anything; None where there is none.
+
+    Raises:
+        UserError: missing, of unknown suffix or damaged.
+    """
+    _check_path(path)
+    formats = {each.suffix: each for each in EXPORTERS.values()}
+    return formats[path.suffix].record(path) if path.suffix in formats else read_weights(path)[1]
+
+
+def _check_path(path: Path) -> None:
     if not path.exists():
         raise UserError(f"no such file: '{path}'", hint="`dgad export` writes student.onnx into the current folder")
     if not path.is_file():
@@ -157,7 +173,6 @@ def load(path: Path, input_shape: tuple[int, int, int] | None = None, interface:
             f"cannot tell what '{path}' is by its suffix '{path.suffix}'",
             hint="expected one of " + ", ".join(sorted(LOADERS)),
         )
-    return LOADERS[path.suffix](path, input_shape, interface)
 
 
 def export(

@@ -56,6 +56,7 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
     session = _session(path)
     runtime, answers = _tried(session, image_input(session.get_inputs(), input_shape, interface, where), where)
     image = runtime.image
+    _check_shape(image.shape, artifact, where)
     types = {entry.name: entry.type for entry in session.get_outputs()}
     output = find_logits(answers, types, image.batch or BLANK, interface.logits_output, proto, where)
     module, squash, notes = _differentiable(proto, output, image, runtime)
@@ -85,14 +86,15 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
         finish=finish if squash else None,
         interface=replace(image.interface, logits_output=output),
         notes=(*image.notes, *notes),
+        batch=image.batch,
         precision=precision_of(proto),
         # Between the smallest steps of quantised probabilities their logarithm doubles.
         logit_step=max(logit_step(proto), math.log(2) if squash is not None and squash.step else 0.0),
     )
 
 
-BLANK = 2
-"""Images to try a file on that takes any number."""
+BLANK = 3
+"""Images to try a file on that takes any number. Few graphs are traced with so many and keep that as a constant."""
 
 
 class _Runtime:
@@ -131,6 +133,17 @@ class _Runtime:
     def _run(self, fed: NDArray[Any], output: str) -> NDArray[Any]:
         (answer,) = self.session.run([output], {self.image.name: fed})
         return np.asarray(answer).reshape(len(fed), -1)
+
+
+def _check_shape(shape: tuple[int, int, int], artifact: Artifact | None, where: str) -> None:
+    """Raises:
+    UserError: the record names other images than the graph takes.
+    """
+    if artifact is not None and shape != artifact.input_shape:
+        raise UserError(
+            f"'{where}' takes images of {shape}, its metadata record says {artifact.input_shape} (C, H, W)",
+            hint="export it again",
+        )
 
 
 class _Fed(nn.Module):
@@ -232,7 +245,7 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = torch.get_num_threads()
     # Between its calls torch computes gradients; a pool that spins while it waits takes the cores away from that.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong comes as an exception too
     bound_memory(options)
     cuda = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     # TF32 moves logits by 1e-3, more than a verdict may depend on.

@@ -130,7 +130,7 @@ def image_input(inputs: Sequence[Any], known: Shape | None, interface: Interface
     flat = None
     if len(declared) == 3 and not _is_flat(declared, known):
         layout = interface.layout or _layout(declared, known, where)
-        shape = _in_three_axes(declared, layout, known, f"'{where}' leaves its input's shape open: {inputs[0].shape}")
+        shape = _in_three_axes(declared, layout, known, where)
     else:
         if known is None or not _holds(declared, known):
             for_these = f" for images of {known}" if known else ""
@@ -205,10 +205,28 @@ def _holds(declared: Sequence[int | None], known: Shape) -> bool:
     return sized == pixels if not left_open else left_open == 1 and pixels % sized == 0
 
 
-def _in_three_axes(declared: Sequence[int | None], layout: Layout, known: Shape | None, open_: str) -> Shape:
-    channels, height, width = _as_nchw(declared, layout)
+def _in_three_axes(declared: Sequence[int | None], layout: Layout, known: Shape | None, where: str) -> Shape:
+    """(C, H, W), what is left open taken from the known images.
+
+    Raises:
+        UserError: there are none, or they contradict what is declared.
+    """
+    channels, height, width = sizes = _as_nchw(declared, layout)
     if channels is not None and height is not None and width is not None:
         return channels, height, width
+    shown = tuple("any" if size is None else size for size in sizes)
     if known is None:
-        raise UserError(open_, hint="name the images with --dataset")
+        raise UserError(
+            f"'{where}' leaves its input's shape open: {_listed(shown)} (C, H, W)",
+            hint="name the images with --dataset",
+        )
+    if any(size not in (None, own) for size, own in zip(sizes, known, strict=True)):
+        raise UserError(
+            f"'{where}' takes images of {_listed(shown)} (C, H, W), not of {known}",
+            hint="name the images it was trained on with --dataset, or --image-size for an image folder",
+        )
     return known
+
+
+def _listed(sizes: Sequence[int | str]) -> str:
+    return f"({', '.join(map(str, sizes))})"

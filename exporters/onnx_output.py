@@ -1,6 +1,6 @@
 """What an ONNX file answers: which of its outputs are the logits, and what stands before a final Softmax."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor
 
 from dgad_tk.common import UserError
@@ -17,6 +17,8 @@ from dgad_tk.predictor import Logits
 SQUASHES: tuple[Literal["Softmax", "Sigmoid"], ...] = ("Softmax", "Sigmoid")
 PASSES_ON = {"Identity", "Cast", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze"}
 """Operators behind a Softmax that leave its numbers as they are."""
+FLOATS = frozenset(map(np.dtype, ("float16", "float32", "float64")))
+QUANTISED = frozenset(map(np.dtype, ("int8", "uint8", "int32")))
 TELLING = ("logit", "score", "output", "prob", "class")
 """In names of outputs, from the most to the least telling."""
 
@@ -35,9 +37,11 @@ def find_logits(
     Raises:
         UserError: there is none, it is not the one that was asked for, or there are several that nothing tells apart.
     """
-    # Quantised files may answer in integers; where there are float numbers too, integers are classes or ranks.
-    kinds = ([name for name, answer in answers.items() if _are_logits(answer, images, kind)] for kind in ("f", "iu"))
-    fitting = next((names for names in kinds if names), [])
+    # Quantised files may answer in integers; where there are float numbers too, integers are classes or ranks, and
+    # those of 64 bits always are.
+    both = ([name for name, answer in answers.items() if _are_logits(answer, images, of)] for of in (FLOATS, QUANTISED))
+    fitting = next((names for names in both if names), [])
+    fitting = [name for name in fitting if not _is_sorted(graph, name)]
     given = ", ".join(f"{name}: {getattr(answers[name], 'shape', types[name])}" for name in answers)
     if asked is not None:
         if asked not in fitting:
@@ -71,9 +75,9 @@ def find_logits(
     )
 
 
-def _are_logits(answer: Any, images: int, kind: str) -> bool:
+def _are_logits(answer: Any, images: int, kinds: Collection[np.dtype[Any]]) -> bool:
     """Whether it is a row of K >= 2 numbers an image: `(N, K)`, perhaps with axes of size 1; of one image `(K,)`."""
-    if not isinstance(answer, np.ndarray) or answer.dtype.kind not in kind or answer.size < 2 * images:
+    if not isinstance(answer, np.ndarray) or answer.dtype not in kinds or answer.size < 2 * images:
         return False
     if images == 1 and answer.ndim == 1:
         return True
@@ -118,7 +122,7 @@ def find_squash(model: ModelProto, output: str) -> Squash | None:
     makers, step = _makers(model), 0.0
     node = _last(makers, output)
     if node is not None and node.op_type == "DequantizeLinear":
-        scale = next((proto for proto in model.graph.initializer if proto.name == node.input[1]), None)
+        scale = _constant(model, node.input[1])
         quantiser = _last(makers, node.input[0])
         if scale is None or quantiser is None or quantiser.op_type != "QuantizeLinear":
             return None
@@ -131,6 +135,19 @@ def ends_in_log_softmax(model: ModelProto, output: str) -> bool:
     """Whether `output` holds log-probabilities."""
     node = _last(_makers(model), output)
     return node is not None and node.op_type == "LogSoftmax"
+
+
+def _is_sorted(model: ModelProto, output: str) -> bool:
+    """Whether the largest number always comes first, and so stands for no class."""
+    node = _last(_makers(model), output)
+    return node is not None and node.op_type == "TopK"
+
+
+def _constant(model: ModelProto, name: str) -> TensorProto | None:
+    """A tensor that stands in the graph, among its weights or as the value of a node."""
+    node = _makers(model).get(name)
+    values = [item.t for item in node.attribute if item.name == "value"] if node and node.op_type == "Constant" else []
+    return next((proto for proto in model.graph.initializer if proto.name == name), next(iter(values), None))
 
 
 def _makers(model: ModelProto) -> dict[str, NodeProto]:

@@ -5,42 +5,34 @@ with VNNI. Where a CPU has no VNNI its kernels add pairs of products in 16 bits 
 quantises weights to 7 bits, which cannot.
 """
 
-import hashlib
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from fnmatch import fnmatchcase
+from functools import cached_property
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
-import onnxruntime
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.registry import QDQRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
 from dgad_tk.artifact import Artifact
-from dgad_tk.common import UserError, cache_dir, lookup, nearest, written_aside
+from dgad_tk.common import UserError, lookup, nearest
 from dgad_tk.predictor import Images
 from exporters.adversarial import pgd_on
+from exporters.calibration import FILE_METHOD, METHODS, Method, ranges_file
 from exporters.exclusions import Agreement, Exclusion, agreement, search
-from exporters.to_onnx import DEFAULT_OPSET, INPUT, save_onnx, write_onnx
+from exporters.float_logits import logits_are_clipped, unquantise_logits
+from exporters.to_onnx import DEFAULT_OPSET, save_onnx, write_onnx
 
 CalibrateOn = Literal["clean", "adversarial", "both"]
 
-METHODS: dict[str, CalibrationMethod] = {
-    "minmax": CalibrationMethod.MinMax,
-    "percentile": CalibrationMethod.Percentile,
-    "entropy": CalibrationMethod.Entropy,
-}
-"""How a range is found from the values that calibration saw: all of them, 99.999 % of them, or the range whose
-histogram loses the least information (Migacz, GTC 2017)."""
-
-BATCH = 64
 MIN_SAMPLES = 16
 HELD_OUT = 512
 """Images that agreement is measured on: enough to see 0.2 %."""
@@ -82,7 +74,7 @@ def save_onnx_int8(
         What was done and what it cost: calibration, nodes left in float, agreement with the fp32 file.
 
     Raises:
-        UserError: no images, too few, or an unknown option or node.
+        UserError: no images, too few, an unknown option or node, or nothing left to quantise.
     """
     chosen = lookup(METHODS, method, "calibration method")
     if calibrate_on not in get_args(CalibrateOn):
@@ -106,7 +98,7 @@ def save_onnx_int8(
         save_onnx(model, artifact, plain, opset)
         quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
         recipe = _Recipe(prepared, calibration, chosen, reduce_range)
-        left_out = _matching(exclude, recipe.nodes)
+        left_out = _left_out(exclude, recipe.nodes)
         adversarial = pgd_on(model, held_out, artifact)
         trials: list[Exclusion] = []
         if search_exclusions:
@@ -156,41 +148,41 @@ class _Recipe:
         reduce_range: 7-bit weights.
     """
 
-    def __init__(self, prepared: Path, calibration: Images, method: CalibrationMethod, reduce_range: bool) -> None:
+    def __init__(self, prepared: Path, calibration: Images, method: Method, reduce_range: bool) -> None:
         self._prepared = prepared
         self._calibration = calibration
         self._method = method
         self._reduce_range = reduce_range
-        self._ranges = _ranges_file(prepared, calibration, method)
         graph = onnx.load(str(prepared)).graph
         self.nodes = [node.name for node in graph.node if node.op_type in QDQRegistry and node.op_type in HEAVY]
         """Nodes that can be left in float: those that multiply. The others follow their neighbours."""
+        self._clipped = logits_are_clipped(graph)
+
+    @cached_property
+    def _ranges(self) -> Path:
+        """Of every value, whatever is excluded."""
+        return ranges_file(self._prepared, self._calibration, self._method)
 
     def quantise(self, excluded: Sequence[str]) -> onnx.ModelProto:
         """The INT8 graph with the nodes `excluded` left in float."""
-        self._ranges.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "int8.onnx"
-            # Calibration covers every tensor whatever is excluded. Another process may be writing the same ranges, so
-            # ours are written aside and renamed.
-            ranges = self._ranges if self._ranges.exists() else Path(folder) / "ranges.json"
             quantize_static(
                 str(self._prepared),
                 str(target),
-                _Reader(self._calibration),
+                None,
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 reduce_range=self._reduce_range,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=list(excluded),
-                calibrate_method=self._method,
-                calibration_cache_path=ranges,
+                calibrate_method=FILE_METHOD,
+                calibration_cache_path=self._ranges,
             )
-            if ranges != self._ranges:
-                with written_aside(self._ranges) as aside:
-                    aside.write_bytes(ranges.read_bytes())
-            proto = _float_logits(onnx.load(str(target)))
+            proto = onnx.load(str(target))
+        if not self._clipped:
+            unquantise_logits(proto.graph)
         used = {node.domain for node in proto.graph.node}
         for entry in [each for each in proto.opset_import if each.domain and each.domain not in used]:
             proto.opset_import.remove(entry)  # pre-processing leaves every domain that ONNX Runtime knows
@@ -198,43 +190,6 @@ class _Recipe:
 
 
 HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-
-
-def _float_logits(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Take away the last pair of quantiser and dequantiser, so that the logits leave as they were summed up.
-
-    Eight bits for logits make ties between classes and steps in every margin, and save nothing: the layer before still
-    multiplies integers.
-    """
-    graph = proto.graph
-    name = graph.output[0].name
-    makers = {output: node for node in graph.node for output in node.output}
-    last = makers[name]
-    before = makers.get(last.input[0])
-    if last.op_type != "DequantizeLinear" or before is None or before.op_type != "QuantizeLinear":
-        return proto
-    source = makers.get(before.input[0])
-    readers = [node for node in graph.node if before.input[0] in node.input]
-    if source is None or source.op_type not in HEAVY or len(readers) > 1:
-        return proto
-    source.output[0] = name
-    graph.node.remove(last)
-    graph.node.remove(before)
-    read = {wanted for node in graph.node for wanted in node.input}
-    for unused in [each for each in graph.initializer if each.name not in read]:
-        graph.initializer.remove(unused)
-    return proto
-
-
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Images, a batch at a time."""
-
-    def __init__(self, images: Images) -> None:
-        self._batches: Iterator[Images] = iter(np.split(images, range(BATCH, len(images), BATCH)))
-
-    def get_next(self) -> dict[str, Images] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {INPUT: np.ascontiguousarray(batch)}
 
 
 def _calibration_images(model: nn.Module, artifact: Artifact, clean: Images, calibrate_on: str) -> Images:
@@ -246,29 +201,24 @@ def _calibration_images(model: nn.Module, artifact: Artifact, clean: Images, cal
     return np.concatenate([clean[:half], pgd_on(model, clean[half:], artifact)])
 
 
-def _ranges_file(prepared: Path, images: Images, method: CalibrationMethod) -> Path:
-    """Where the ranges are kept, named after everything that they depend on."""
-    proto = onnx.load(str(prepared))
-    del proto.metadata_props[:]  # a record with another date is no other network
-    digest = hashlib.sha256(onnxruntime.__version__.encode())
-    for part in (method.name.encode(), str(images.shape).encode(), images.tobytes(), proto.SerializeToString()):
-        digest.update(part)
-    return cache_dir() / "calibration" / f"{digest.hexdigest()[:32]}.json"
-
-
-def _matching(patterns: Sequence[str], nodes: Sequence[str]) -> list[str]:
+def _left_out(patterns: Sequence[str], nodes: Sequence[str]) -> list[str]:
     """The nodes that any of `patterns` names, in the graph's order.
 
     Raises:
-        UserError: a pattern names none.
+        UserError: a pattern names none, or nothing is left to quantise.
     """
+    if not nodes:
+        raise UserError(
+            "INT8 has nothing to quantise: the network has none of " + ", ".join(sorted(HEAVY)),
+            hint="--format onnx writes it in float32",
+        )
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in nodes):
-            raise UserError(
-                f"--exclude '{pattern}' names no node that is quantised",
-                hint=nearest(pattern, nodes) if nodes else "the network has none",
-            )
-    return [name for name in nodes if any(fnmatchcase(name, pattern) for pattern in patterns)]
+            raise UserError(f"--exclude '{pattern}' names no node that is quantised", hint=nearest(pattern, nodes))
+    found = [name for name in nodes if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if len(found) == len(nodes):
+        raise UserError("--exclude leaves no node to quantise", hint="--format onnx writes all of them in float32")
+    return found
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """ONNX files, read without trusting them."""
 
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -43,11 +45,27 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     try:
         check_bounds(proto, path.stat().st_size, path.parent)
         sort_nodes(proto.graph)
-        onnx.checker.check_model(proto if not _external(proto) else str(path))
+        with _declared_shapes(proto.graph):
+            onnx.checker.check_model(proto if not _external(proto) else str(path))
         load_external_data_for_model(proto, str(path.parent))
     except (Absurd, onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, OSError) as error:
         raise _invalid(path, str(error)) from None
     return proto
+
+
+@contextmanager
+def _declared_shapes(graph: onnx.GraphProto) -> Iterator[None]:
+    """ONNX's checker wants a shape for every input and output. Converters leave out what they do not know, and no
+    runtime minds."""
+    kinds = [info.type.tensor_type for info in (*graph.input, *graph.output) if info.type.HasField("tensor_type")]
+    unknown = [kind for kind in kinds if not kind.HasField("shape")]
+    for kind in unknown:
+        kind.shape.SetInParent()
+    try:
+        yield
+    finally:
+        for kind in unknown:
+            kind.ClearField("shape")
 
 
 def _decode(path: Path) -> onnx.ModelProto:

@@ -75,6 +75,9 @@ def logit_step(model: ModelProto) -> float:
     graph = model.graph
     producers = {name: node for node in graph.node for name in node.output}
     constants = {proto.name: proto for proto in graph.initializer}
+    for made in graph.node:
+        if made.op_type == "Constant":
+            constants.update((made.output[0], item.t) for item in made.attribute if item.name == "value")
     node: NodeProto | None = producers.get(graph.output[0].name)
     while node is not None and node.op_type in RESHAPING:
         node = producers.get(node.input[0])

@@ -2,6 +2,7 @@
 
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -40,13 +41,14 @@ def save_torchscript(model: nn.Module, artifact: Artifact, path: Path) -> None:
 
 
 def read_archived_record(path: Path) -> Artifact | None:
-    """The record in an archive of PyTorch (.pt, .pt2), read as text; None where there is none."""
+    """The record in an archive of PyTorch (.pt, .pt2), read as text; None where there is none that can be read."""
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
-                if member.filename.endswith(f"/extra/{EXTRA_FILE}") and member.file_size <= MAX_RECORD:
+                readable = member.file_size <= MAX_RECORD and member.compress_type in (0, zipfile.ZIP_DEFLATED)
+                if readable and member.filename.endswith(f"/extra/{EXTRA_FILE}"):
                     return Artifact.from_json(archive.read(member).decode(), str(path))
-    except (zipfile.BadZipFile, UnicodeDecodeError):
+    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, zlib.error):  # damaged, or encrypted
         return None
     return None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from conftest import Victim
 from onnx import TensorProto, helper
 from test_cli import refused
 
@@ -101,6 +102,31 @@ def test_the_table_leaves_out_what_a_fixed_batch_cannot(dgad: Run, tmp_path: Pat
     assert "takes batches of exactly 3" in out
 
 
+class _Bytes(torch.nn.Module):
+    """A network that takes pixels as 0 to 255."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.net(x / 255)
+        return logits
+
+
+def test_a_file_from_elsewhere_gets_its_pixels(dgad: Run, tmp_path: Path, victim: Victim) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(_Bytes(victim[0]), torch.zeros(2, 1, 8, 8)).save(str(tmp_path / "bytes.pt"))
+    clean = {}
+    for given in ([], ["--input-range", "0-255"]):
+        options = ["--dataset", "digits", "--robust", "--limit", 64, "--batch", "1", "--json", "--quiet"]
+        code, out, err = dgad("bytes.pt", *options, *given, *QUICK)
+        assert code == 0, err
+        clean[len(given)] = json.loads(out)["files"][0]["robust"]["clean_accuracy"]
+    assert clean[0] < 0.3 < 0.6 < clean[2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -111,6 +137,9 @@ def test_the_table_leaves_out_what_a_fixed_batch_cannot(dgad: Run, tmp_path: Pat
         (["there.onnx", "--batch", "1,many"], "--batch must be whole numbers"),
         (["there.onnx", "--threads", "0"], "--threads must be whole numbers from 1, got '0'"),
         (["there.onnx", "--threads", ""], "--threads must be whole numbers"),
+        (["there.onnx", "--threads", "1025"], "--threads must be at most 1,024, got 1,025"),
+        (["there.onnx", "--mean", "0.5"], "are for --robust"),
+        (["there.onnx", "--robust", "--mean", "half"], "--mean must be numbers"),
         (["there.onnx", "--provider", "tpu"], "unknown provider 'tpu'"),
         (["there.onnx", "--seconds", "0"], "--seconds must be above 0"),
         (["there.onnx", "--seconds", "nan"], "--seconds must be above 0"),

@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import signal
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import artifact
 from PIL import Image
@@ -100,6 +102,65 @@ def test_the_whole_road(dgad: Run, tmp_path: Path) -> None:
     assert [row["robust"] for row in again["attacks"]] == [
         row["robust"] for row in first["attacks"] if row["eps"] == 0.05
     ]
+
+
+def photos(folder: Path) -> None:
+    for split in ("train", "test"):
+        for number, name in enumerate(("cat", "dog")):
+            (folder / split / name).mkdir(parents=True)
+            for at in range(10):
+                pixels = np.full((8, 8, 3), 20 * at + number, dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{at}.png")
+
+
+def test_a_named_dataset_is_found_where_the_record_says(dgad: Run, tmp_path: Path) -> None:
+    photos(tmp_path / "photos")
+    record = artifact(
+        shape=(3, 8, 8),
+        classes=["cat", "dog"],
+        dataset="imagefolder",
+        dataset_options={"data_dir": str(tmp_path / "photos"), "image_size": 8},
+    )
+    weights, model = tmp_path / "weights.safetensors", build_model("resnet8", in_channels=3, classes=2)
+    save_weights(weights, model, record)
+    export(weights, "onnx", tmp_path / "student.onnx")
+    for name in ("student.onnx", "weights.safetensors"):
+        code, out, err = dgad("attack", "--model", name, "--dataset", "imagefolder", "--attack", "fgsm", "--json")
+        assert code == 0, err
+        assert json.loads(out)["dataset"]["n"] == 20
+
+
+def test_a_file_from_elsewhere_is_described_and_attacked(dgad: Run, tmp_path: Path) -> None:
+    """As torchvision's are: no record, one image at a time, 1000 classes."""
+    photos(tmp_path / "photos")
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 1000)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            net, (torch.zeros(1, 3, 8, 8),), "net.onnx", dynamo=False, opset_version=13, output_names=["y"]
+        )
+        torch.jit.trace(net, torch.zeros(1, 3, 8, 8)).save("net.pt")
+    code, out, err = dgad("inspect", "net.onnx")
+    assert code == 0, err
+    found = json.loads(out)
+    expected = {"precision": "fp32", "input_shape": [3, 8, 8], "layout": "nchw", "batch": 1, "classes": 1000}
+    assert expected.items() <= found.items()
+    assert found["logits_output"] == "y"
+    assert found["metadata"] is None
+    assert "1 image at a time" in found["notes"][0]
+
+    images = ["--dataset", "imagefolder", "--data-dir", "photos", "--image-size", 8]
+    refused(dgad("inspect", "net.pt"), "the shape of its input is unknown")
+    code, out, err = dgad("inspect", "net.pt", *images)
+    assert code == 0, err
+    assert json.loads(out)["batch"] == "any"
+
+    normalise = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
+    code, out, err = dgad("attack", "--model", "net.onnx", *images, *normalise, "--eps", "2/255", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert "tells 1000 classes apart and imagefolder has 2" in err
+    assert any("1000 classes" in note for note in document["model"]["notes"])
 
 
 def test_export_without_a_run(dgad: Run) -> None:

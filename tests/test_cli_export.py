@@ -45,7 +45,9 @@ def refused(result: tuple[int, str, str], message: str, hint: str) -> None:
 def test_every_format_at_once(dgad: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of them fails: the others are written all the same, and it is said at the end."""
     monkeypatch.setitem(exporters.EXPORTERS, "torchscript", replace(EXPORTERS["torchscript"], tolerance=NEVER))
-    code, out, err = dgad("export", "w.safetensors", "--format", "all", "--calibration-samples", "64", "--json")
+    code, out, err = dgad(
+        "export", "w.safetensors", "--format", "all", "--calibration-samples", "64", "--reduce-range", "--json"
+    )
     assert code == 1
     documents = [json.loads(line) for line in out.splitlines()]
     names = ["student.onnx", "student.fp16.onnx", "student.int8.onnx", "student.pt2"]
@@ -56,6 +58,7 @@ def test_every_format_at_once(dgad: Run, tmp_path: Path, monkeypatch: pytest.Mon
     )
     assert all(each["sets"]["clean"]["compared"] == 128 for each in documents)
     assert documents[2]["findings"]["calibration"] == "64 clean images, minmax"
+    assert load(Path("student.int8.onnx")).artifact.to_dict()["calibration"]["reduce_range"] is True  # type: ignore[union-attr]
     assert "error: torchscript export of 'w.safetensors' differs from its source" in err
     assert err.splitlines()[-1] == "error: 1 of 5 exports failed: torchscript"
     assert {path.name for path in tmp_path.iterdir()} == {"w.safetensors", "student.pt.failed", *names}

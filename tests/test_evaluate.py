@@ -307,6 +307,29 @@ def test_checks_notice_probabilities(victim: Victim) -> None:
     assert next(item for item in items if item.name == "logits").verdict == "warn"
 
 
+def test_checks_notice_what_was_not_tried(predictor: Predictor) -> None:
+    """Without gradients, or with those of a quantised file alone, an accuracy is not yet believable."""
+
+    def doubts(model: Predictor, names: list[str]) -> list[str]:
+        rows = plan(names, norm="linf", eps=[EPS], settings={"square": {"queries": 5}})
+        evaluation = evaluate(model, load_dataset("digits").test.subset(20), rows)
+        return [item.verdict for item in check(evaluation)[1] if item.name == "white-box" and item.verdict != "high"]
+
+    quantised = replace(predictor, precision="int8")
+    assert doubts(predictor, ["square"]) == ["warn"]
+    assert doubts(quantised, ["pgd"]) == ["warn"]
+    assert doubts(quantised, ["pgd", "square"]) == []
+    assert doubts(predictor, ["pgd"]) == []
+
+
+def test_checks_notice_labels_that_mean_something_else(predictor: Predictor) -> None:
+    split = load_dataset("digits").test.subset(40)
+    evaluation = run(predictor, ["fgsm"], split=replace(split, labels=(split.labels + 1) % 10))
+    verdict, items = check(evaluation)
+    assert verdict == "unreliable"
+    assert "no more than by guessing" in next(item.detail for item in items if item.name == "clean")
+
+
 def test_suites_name_attacks_that_exist() -> None:
     assert expand(["full"]) == ["fgsm", "pgd", "cw2", "autoattack", "transfer:fgsm", "transfer:pgd"]
     assert expand(["fast"], ["pgd", "cw2"]) == ["fgsm", "pgd", "cw2"]

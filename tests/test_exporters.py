@@ -361,18 +361,16 @@ def test_hostile_and_broken_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not Path("exploded").exists()
 
 
-def test_a_cut_onnx_file(weights: Path, tmp_path: Path) -> None:
-    export(weights, "onnx", tmp_path / "s.onnx")
-    content = (tmp_path / "s.onnx").read_bytes()
+def test_a_cut_onnx_file(exported: Any, tmp_path: Path) -> None:
+    content = exported("resnet8", "onnx")[1].read_bytes()
     for share in (0.1, 0.5, 0.99):
         (tmp_path / "cut.onnx").write_bytes(content[: int(len(content) * share)])
         with pytest.raises(UserError, match=r"cut\.onnx"):
             load(tmp_path / "cut.onnx")
 
 
-def test_external_data_outside_the_folder_is_refused(weights: Path, tmp_path: Path) -> None:
-    export(weights, "onnx", tmp_path / "s.onnx")
-    proto = onnx.load(str(tmp_path / "s.onnx"))
+def test_external_data_outside_the_folder_is_refused(exported: Any, tmp_path: Path) -> None:
+    proto = onnx.load(str(exported("resnet8", "onnx")[1]))
     (tmp_path / "secret.bin").write_bytes(b"\0" * 10**6)
     inner = tmp_path / "inner"
     inner.mkdir()

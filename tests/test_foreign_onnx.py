@@ -452,7 +452,8 @@ def test_the_verdict_is_the_files_own_to_the_last_bit() -> None:
     np.testing.assert_array_equal(Squash("z", "Softmax").logits_of(many).argmax(axis=1), many.argmax(axis=1))
 
 
-def test_quantised_probabilities(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps_are_nodes", [False, True])
+def test_quantised_probabilities(steps_are_nodes: bool, tmp_path: Path) -> None:
     """INT8 with the Softmax inside, quantised to steps of 1/256, and a fixed batch."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
@@ -468,6 +469,14 @@ def test_quantised_probabilities(tmp_path: Path) -> None:
             return next(self.left, None)
 
     quantize_static(str(source), str(tmp_path / "int8.onnx"), Reader(), quant_format=QuantFormat.QDQ)
+    if steps_are_nodes:
+        model = onnx.load(tmp_path / "int8.onnx")
+        nodes = [helper.make_node("Constant", [], [each.name], value=each) for each in model.graph.initializer]
+        nodes += model.graph.node
+        model.graph.ClearField("initializer")
+        model.graph.ClearField("node")
+        model.graph.node.extend(nodes)
+        onnx.save(model, tmp_path / "int8.onnx")
     predictor, x = load(tmp_path / "int8.onnx"), images(12, seed=1)
     answers = singly(tmp_path / "int8.onnx", x)
     assert len(np.unique(answers)) <= 256
@@ -637,3 +646,58 @@ def test_several_inputs_are_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "two.onnx", nodes, [tensor("x", shape), tensor("z", shape)], [tensor("y", shape)])
     with pytest.raises(UserError, match="not an image classifier: it takes x: .*, z: "):
         load(path)
+
+
+def test_a_record_that_contradicts_the_graph_is_refused(tmp_path: Path) -> None:
+    path = write(ConvNet(), torch.zeros(2, *SHAPE), tmp_path / "net.onnx", **DYNAMIC)
+    model = onnx.load(path)
+    for shape, contradicted in (((1, 8, 8), True), ((8, 8, 3), True), (SHAPE, False)):
+        record = artifact(shape=shape, classes=list("abcdef"))
+        helper.set_model_props(model, {"dgad": record.to_json()})
+        onnx.save(model, path)
+        if contradicted:
+            with pytest.raises(UserError, match=r"takes images of \(3, 8, 8\), its metadata record says"):
+                load(path)
+        else:
+            assert load(path).artifact == record
+
+
+def test_known_images_that_a_half_open_shape_rules_out(tmp_path: Path) -> None:
+    path = write(ConvNet(), torch.zeros(2, *SHAPE), tmp_path / "net.onnx", **DYNAMIC)
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "c"
+    onnx.save(model, path)
+    with pytest.raises(UserError, match=r"takes images of \(any, 8, 8\) \(C, H, W\), not of \(3, 16, 16\)"):
+        load(path, (3, 16, 16))
+    assert load(path, SHAPE).input_shape == SHAPE
+
+
+def test_an_output_of_unknown_shape(tmp_path: Path) -> None:
+    """ONNX's checker refuses what ONNX Runtime runs and converters write."""
+    path = write(ConvNet(), torch.zeros(2, *SHAPE), tmp_path / "net.onnx", **DYNAMIC)
+    model, x = onnx.load(path), images(3)
+    expected = run(path, x)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, path)
+    with pytest.raises(onnx.checker.ValidationError):
+        onnx.checker.check_model(model)
+    assert_near(logits(load(path), x), expected)
+
+
+@pytest.mark.parametrize("values", [True, False])
+def test_the_best_few_of_a_network_are_no_logits(values: bool, tmp_path: Path) -> None:
+    """Their largest number always comes first; and ranks are 64-bit integers."""
+    net = Wrapped(ConvNet(), after=lambda y: y.topk(3)[0 if values else 1])
+    path = write(net, torch.zeros(2, *SHAPE), tmp_path / "top.onnx", **DYNAMIC)
+    with pytest.raises(UserError, match="is not a classifier: expected logits"):
+        load(path)
+
+
+def test_a_batch_size_that_hides_in_the_graph(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Declared for any number of images, and made for two: refused when opened and not in the middle of an attack."""
+    nodes = [helper.make_node("Reshape", ["x", "sizes"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["y"])]
+    constants = {"sizes": np.array([2, -1]), "w": np.ones((192, CLASSES), dtype=np.float32)}
+    path = save(tmp_path / "two.onnx", nodes, [tensor("x", ["n", *SHAPE])], [tensor("y", ["n", CLASSES])], constants)
+    with pytest.raises(UserError, match=r"does not run on images of shape \(3, 8, 8\)"):
+        load(path)
+    assert capfd.readouterr().err == ""

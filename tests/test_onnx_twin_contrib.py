@@ -90,6 +90,7 @@ def quantised_cases(kind: type[Any], seed: int) -> Iterator[Case]:
     window = {"kernel_shape": [2, 2], "pads": [0, 1, 1, 1], "strides": [2, 2]}
     for whole in (0, 1):
         yield "QLinearAveragePool", image, names, means, dtype, window | {"count_include_pad": whole}
+        yield "QLinearAveragePool", image, names, means, dtype, window | {"count_include_pad": whole, "ceil_mode": 1}
     for last in (0, 1):
         yield "QLinearGlobalAveragePool", image, names, means, dtype, {"channels_last": last}
     yield "NhwcMaxPool", image, ["x"], {}, dtype, {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}

@@ -92,6 +92,14 @@ def others() -> Iterator[Row]:
         yield "MaxPool", 12, IMAGES, {}, {**window, "storage_order": p // 3, "dilations": [1, 2]}
     per_group = {"scale": floats(3), "shift": floats(3, seed=1)}
     yield "GroupNormalization", 18, IMAGES, per_group, {"num_groups": 3}
+    pixels, channel = (2, 6, 1, 1), {"scale": floats(6), "shift": floats(6, seed=1)}
+    yield "InstanceNormalization", 17, pixels, channel, {}
+    yield "GroupNormalization", 21, (1, 6, 1, 1), channel, {"num_groups": 6}
+    for scale, shift in (((1, 4), (1, 4)), ((3, 4), (4,)), ((1,), (3, 4))):
+        affine = {"scale": floats(*scale), "shift": floats(*shift, seed=1)}
+        yield "LayerNormalization", 17, (2, 3, 4), affine, {"axis": 1}
+    for mode in ("wrap", "edge", "reflect"):
+        yield "Pad", 19, IMAGES, {"pads": np.array([0, 0, -1, 2, 0, 0, 2, -3])}, {"mode": mode}
     yield "Hardmax", 11, IMAGES, {}, {"axis": 2}
     yield "TopK", 9, IMAGES, {}, {"axis": 1, "k": 3}
     yield "MeanVarianceNormalization", 13, IMAGES, {}, {"axes": [1, 3]}
@@ -225,3 +233,96 @@ def test_branches_that_are_refused(expected: str, model: onnx.ModelProto) -> Non
     model.graph.initializer.append(helper.make_tensor("d", TensorProto.BOOL, [], [True]))
     with pytest.raises(UserError, match=expected):
         to_torch(model)
+
+
+@pytest.mark.parametrize("factor", [0.7, 0.35, 1.4])
+def test_fractions_of_a_size_are_float32(factor: float) -> None:
+    """Seven tenths of 10 are 7 in float32, and a little less where 0.7 is widened to a double."""
+    constants = {"ends": np.array([2, 3]), "factor": np.float32(factor)}
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "ends"], ["sides"]),
+        helper.make_node("Cast", ["sides"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["real", "factor"], ["scaled"]),
+        helper.make_node("Floor", ["scaled"], ["floor"]),
+        helper.make_node("Cast", ["floor"], ["target"], to=TensorProto.INT64),
+        helper.make_node("Resize", ["x", "", "", "target"], ["y"], axes=[2, 3], mode="nearest"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    twin = to_torch(model)
+    for height in (10, 20, 30, 50):
+        x = floats(1, 3, height, 40)
+        torch.testing.assert_close(twin(torch.from_numpy(x)), runtime(model, x=x)[0])
+
+
+def test_a_mean_of_integers() -> None:
+    x = np.array([[7, 8, 9, -30], [1, 2, 2, 0]], np.int32)
+    model = model_of(("ReduceMean", 13, x.shape, {}, {"axes": [1]}), 1)
+    for info in (*model.graph.input, *model.graph.output):
+        info.CopyFrom(helper.make_tensor_value_info(info.name, TensorProto.INT32, None))
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.INT32, x.shape))
+    assert to_torch(model)(torch.from_numpy(x)).tolist() == runtime(model, x=x)[0].tolist()
+
+
+def test_a_norm_has_a_gradient_at_zero() -> None:
+    """`F.normalize` of features that are all zero: torch's own gradient is no NaN."""
+    twin = to_torch(model_of(("ReduceL2", 13, (2, 3), {}, {"axes": [1]}), 1))
+    x = torch.tensor([[0.0, 0.0, 0.0], [0.0, 3.0, 4.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(twin(x).sum(), x)
+    torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.6, 0.8]]))
+
+
+STATISTICS = {"scale": floats(6), "shift": floats(6), "mean": floats(6), "variance": floats(6) ** 2}
+
+
+@pytest.mark.parametrize(
+    ("expected", "row", "outputs"),
+    [
+        ("training_mode is on", ("BatchNormalization", 9, IMAGES, STATISTICS, {}), 5),
+        (
+            "dilations",
+            ("MaxPool", 12, IMAGES, {}, {"kernel_shape": [2, 2], "dilations": [2, 2], "auto_pad": "SAME_UPPER"}),
+            1,
+        ),
+    ],
+)
+def test_refused(expected: str, row: Row, outputs: int) -> None:
+    """The runtime trains, or does not pad as ONNX says."""
+    with pytest.raises(UserError, match=expected):
+        to_torch(model_of(row, outputs))
+
+
+def test_a_quotient_of_sizes_that_one_image_makes_infinite() -> None:
+    """N / (N - 1), as of an unbiased variance. The twin tries a batch of one to tell what depends on the batch."""
+    constants = {"first": np.array([0]), "one": np.array([1])}
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "first"], ["n"]),
+        helper.make_node("Sub", ["n", "one"], ["others"]),
+    ]
+    for dtype in (TensorProto.INT64, TensorProto.FLOAT, TensorProto.DOUBLE):
+        casts = [helper.make_node("Cast", [name], [f"{name}_cast"], to=dtype) for name in ("n", "others")]
+        last = [
+            helper.make_node("Div", ["n_cast", "others_cast"], ["quotient"]),
+            helper.make_node("Cast", ["quotient"], ["factor"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["x", "factor"], ["y"]),
+        ]
+        graph = helper.make_graph(
+            [*nodes, *casts, *last],
+            "graph",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
+            [helper.make_empty_tensor_value_info("y")],
+            [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        twin = to_torch(model)
+        for batch in (4, 7) if dtype == TensorProto.INT64 else (1, 4, 7):
+            x = np.abs(floats(batch, 3)) + 0.1
+            torch.testing.assert_close(twin(torch.from_numpy(x)), runtime(model, x=x)[0])

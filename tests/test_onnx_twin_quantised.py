@@ -281,6 +281,26 @@ def test_opened_as_a_predictor(folder: Path) -> None:
     assert (load_onnx(path).precision, load_onnx(path).logit_step) == ("fp32", 0.0)
 
 
+def test_a_step_that_is_a_node() -> None:
+    """Some exporters write a scale as a Constant."""
+    constants = {"step": np.float32(0.25), "zero": np.uint8(3)}
+    for as_nodes in (False, True):
+        protos = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+        made = [helper.make_node("Constant", [], [proto.name], value=proto) for proto in protos] if as_nodes else []
+        graph = helper.make_graph(
+            [
+                *made,
+                helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["q"]),
+                helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["y"]),
+            ],
+            "graph",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 10])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 10])],
+            [] if as_nodes else protos,
+        )
+        assert logit_step(helper.make_model(graph)) == 0.25
+
+
 def test_what_a_twin_may_differ_by() -> None:
     """Two steps where logits are quantised; elsewhere a part of the largest logit, or of their range."""
 
@@ -288,7 +308,7 @@ def test_what_a_twin_may_differ_by() -> None:
         return SimpleNamespace(precision=precision, logit_step=logit_step, finish=None)  # type: ignore[return-value]
 
     logits = np.linspace(-5.2, 20.3, 1000, dtype=np.float32).reshape(100, 10)
-    assert allowed(predictor("fp32"), logits) == (pytest.approx(0.0203), pytest.approx(0.5))
+    assert allowed(predictor("fp32"), logits) == (pytest.approx(0.0203), pytest.approx(1))
     assert allowed(predictor("fp16"), logits) == (pytest.approx(0.203), pytest.approx(1))
     assert allowed(predictor("int8", 0.3), logits) == (pytest.approx(0.6, rel=0.01), pytest.approx(1))
     assert allowed(predictor("int8"), logits)[0] == pytest.approx(0.2, rel=0.01)

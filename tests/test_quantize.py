@@ -14,9 +14,14 @@ from dgad_tk.artifact import Artifact
 from dgad_tk.common import UserError
 from dgad_tk.losses import cross_entropy
 from dgad_tk.models import build_model
-from exporters import exclusions, quantize
+from exporters import calibration, exclusions, quantize
 from exporters.adversarial import pgd_on
+from exporters.calibration import METHODS, ranges_file
 from exporters.quantize import save_onnx_int8
+from exporters.to_onnx import to_onnx, write_onnx
+
+Graphs = dict[int, tuple[nn.Module, bytes]]
+"""By the id of the network, which is kept so that no other gets its id."""
 
 RECORD = Artifact(
     model="resnet8",
@@ -30,6 +35,23 @@ RECORD = Artifact(
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGAD_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def graphs() -> Graphs:
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _exported_once(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's exporter takes most of the time of an INT8 export, and is judged elsewhere."""
+
+    def save(net: nn.Module, artifact: Artifact, path: Path, opset: int) -> None:
+        if id(net) not in graphs:
+            graphs[id(net)] = (net, to_onnx(net, artifact, opset).SerializeToString())
+        write_onnx(onnx.load_from_string(graphs[id(net)][1]), artifact, path)
+
+    monkeypatch.setattr(quantize, "save_onnx", save)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +103,7 @@ def test_the_file_multiplies_integers_and_leaves_logits_float(
     assert record.to_dict()["calibration"]["on"] == "clean"
 
 
-@pytest.mark.parametrize("method", sorted(quantize.METHODS))
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_calibration_method_and_images(
     method: str, model: nn.Module, images: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,13 +121,92 @@ def test_ranges_are_kept(model: nn.Module, images: np.ndarray, tmp_path: Path, m
     save_onnx_int8(model, RECORD, first, images=images, samples=32)
     kept = list((tmp_path / "cache" / "calibration").iterdir())
     assert len(kept) == 1
-    monkeypatch.setattr(quantize._Reader, "get_next", lambda self: pytest.fail("the images were run again"))
-    save_onnx_int8(model, RECORD, again, images=images, samples=32)
+    with monkeypatch.context() as patch:
+        patch.setattr(calibration, "_calibrate", lambda *_: pytest.fail("the images were run again"))
+        save_onnx_int8(model, RECORD, again, images=images, samples=32)
     assert first.read_bytes() == again.read_bytes()
-    monkeypatch.undo()
-    monkeypatch.setenv("DGAD_CACHE", str(tmp_path / "cache"))
+    whole = kept[0].read_bytes()
+    upside_down = (
+        whole.replace(b'"lowest"', b'"swap"').replace(b'"highest"', b'"lowest"').replace(b'"swap"', b'"highest"')
+    )
+    for damaged in (b"", whole[:-40], b"[]", b"{}", b"\xff", upside_down):
+        kept[0].write_bytes(damaged)
+        save_onnx_int8(model, RECORD, again, images=images, samples=32)
+        assert first.read_bytes() == again.read_bytes()
+        assert kept[0].read_bytes() == whole
     save_onnx_int8(model, RECORD, again, images=images[::-1].copy(), samples=32)
     assert len(list((tmp_path / "cache" / "calibration").iterdir())) == 2
+
+
+class _Endings(nn.Module):
+    """A convolution, and one of the ways in which a network can make its logits of that."""
+
+    def __init__(self, ending: str) -> None:
+        super().__init__()
+        self.ending = ending
+        self.first, self.pointwise = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 10, 1)
+        self.head, self.other = nn.Linear(8, 10), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled = nn.functional.adaptive_avg_pool2d(self.first(x).relu(), 1)
+        if self.ending == "reshaped":
+            return self.pointwise(pooled).flatten(1)  # type: ignore[no-any-return]
+        flat = pooled.flatten(1)
+        if self.ending == "added":
+            return self.head(flat) + self.other(flat)  # type: ignore[no-any-return]
+        return self.head(flat).relu()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("ending", ["reshaped", "added", "clipped"])
+def test_logits_are_float_however_they_are_made(ending: str, images: np.ndarray, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, path = _Endings(ending).eval(), tmp_path / "x.onnx"
+    save_onnx_int8(net, RECORD, path, images=images, samples=32)
+    found = logits(path, images)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(images)).numpy()
+    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+    if ending == "clipped":  # by its quantiser alone: the ReLU is gone
+        assert found.min() == expected.min() == 0
+    else:
+        assert len(np.unique(found)) > 256
+
+
+def test_ranges_by_every_method(tmp_path: Path) -> None:
+    """Of an input of which one value in a million is far from the others, and which leans to one side."""
+    path = tmp_path / "x.onnx"
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    write_onnx(to_onnx(net, RECORD, 20), RECORD, path)
+    x = np.random.default_rng(0).uniform(-0.25, 1, (16384, 1, 8, 8)).astype(np.float32)
+    x[7, 0, 0, 0] = 9
+    ends = {}
+    for name, method in METHODS.items():
+        data = calibration.load_tensors_data(ranges_file(path, x, method))["input"]
+        ends[name] = (data.lowest.item(), data.highest.item())
+    assert ends["minmax"] == pytest.approx((-0.25, 9), abs=1e-4)
+    assert ends["percentile"] == pytest.approx((-0.25, 1), abs=0.02)
+    assert ends["entropy"][0] == pytest.approx(-0.25, abs=1e-4)
+    assert ends["entropy"][1] < 8
+
+
+def test_a_network_that_overflows_has_no_ranges(images: np.ndarray, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    nn.init.constant_(net[1].bias, float("inf"))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="INT8 has no range for '.*': on training images it is not finite"):
+        save_onnx_int8(net, RECORD, tmp_path / "x.onnx", images=images, samples=32)
+
+
+class _Nothing(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :10]
+
+
+def test_nothing_to_quantise(model: nn.Module, images: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="INT8 has nothing to quantise"):
+        save_onnx_int8(_Nothing(), RECORD, tmp_path / "x.onnx", images=images, samples=32)
+    with pytest.raises(UserError, match="--exclude leaves no node to quantise"):
+        save_onnx_int8(model, RECORD, tmp_path / "x.onnx", images=images, samples=32, exclude=["*"])
 
 
 def test_adversarial_calibration_sees_adversarial_images(

@@ -23,7 +23,7 @@ from onnx import TensorProto
 
 from cli import app
 from dgad_tk.common import UserError
-from exporters import load
+from exporters import load, read_record
 from exporters.onnx_twin import to_torch
 from exporters.program_text import Forbidden
 from exporters.protobuf_fields import too_many_fields
@@ -70,7 +70,6 @@ GRAPHS: dict[str, tuple[bytes | onnx.ModelProto, str]] = {
         model([node("Add", ["f", "b"], ["a"]), node("Relu", ["a"], ["b"]), node("Relu", ["b"], ["y"])]),
         "sorted",
     ),
-    "order": (model([node("Relu", ["a"], ["y"]), node("Relu", ["f"], ["a"])]), "topologically sorted"),
     "one name twice": (
         model([node("Relu", ["f"], ["a"]), node("Abs", ["f"], ["a"]), node("Relu", ["a"], ["y"])]),
         "single static assignment",
@@ -453,6 +452,23 @@ def test_the_command_line_says_it_in_two_lines(
         assert [line.partition(":")[0] for line in err.splitlines()][-2:] == ["error", "hint"]
         assert "Traceback" not in err
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_record_in_a_damaged_archive(how: int, encrypted: bool, tmp_path: Path) -> None:
+    """It is read before the archive is judged, to find the images of `--dataset`."""
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w", how) as archive:
+        archive.writestr("m/extra/dgad.json", json.dumps(list(range(100))))
+    content = bytearray(path.read_bytes())
+    begin = content.index(b"dgad.json") + len(b"dgad.json")
+    content[begin + 4 : begin + 16] = bytes([255] * 12)
+    content[content.index(b"PK\1\2") + 8] |= encrypted
+    path.write_bytes(content)
+    assert read_record(path) is None
+    with pytest.raises(UserError, match="is not a TorchScript file"):
+        load(path)
 
 
 def test_an_export_replaces_no_hostile_file(

@@ -1,5 +1,7 @@
 """Convolutions of a twin as modules that only give gradients to their input, which is all that an attack asks for."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -15,7 +17,7 @@ def freeze_convolutions(twin: fx.GraphModule) -> None:
     Args:
         twin: changed in place, once and for all: it is in eval mode, and its weights stay as they are.
     """
-    for count, node in enumerate(list(twin.graph.nodes)):
+    for node in list(twin.graph.nodes):
         if node.op != "call_function" or node.target is not F.conv2d:
             continue
         x, weight, bias, strides, padding, dilations, groups = node.args
@@ -24,7 +26,7 @@ def freeze_convolutions(twin: fx.GraphModule) -> None:
             continue
         reader = next(iter(node.users)) if len(node.users) == 1 else None
         relu = reader is not None and reader.op == "call_function" and reader.target in RELUS
-        name = f"conv_{count}"
+        name = _unused_name(twin)
         twin.add_submodule(name, FrozenConv2d(_conv(kernel, shift, strides, padding, dilations, groups), relu=relu))
         with twin.graph.inserting_before(node):
             frozen = twin.graph.call_module(name, (x,))
@@ -39,6 +41,11 @@ def freeze_convolutions(twin: fx.GraphModule) -> None:
     read = {node.target for node in twin.graph.nodes if node.op == "get_attr"}
     for name in [name for name, _ in twin.named_buffers(recurse=False) if name not in read]:
         delattr(twin, name)
+
+
+def _unused_name(twin: fx.GraphModule) -> str:
+    """A name that no weight of the file has."""
+    return next(name for count in itertools.count() if not hasattr(twin, name := f"conv_{count}"))
 
 
 def _constant(twin: fx.GraphModule, node: object) -> Tensor | None:

@@ -1,16 +1,17 @@
 """The walk over an ONNX graph: from its nodes to an `fx.GraphModule`."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 from onnx.inliner import inline_local_functions
 from torch import Tensor, fx
 
 from dgad_tk.common import UserError
+from exporters.node_order import names_read
 from exporters.onnx_twin.declarations import as_declared, check_tensor, examples, image_of
 from exporters.onnx_twin.folding import fold_batch_norm
 from exporters.onnx_twin.limits import converting
@@ -106,7 +107,7 @@ class _Walk:
         """
         initializers = {proto.name: proto for proto in graph.initializer}
         for proto in nodes:
-            for name in _reads(proto):
+            for name in names_read(proto):
                 if name in initializers and name not in values:
                     values[name] = from_proto(initializers[name])
                     self.recorder.suggest(values[name], name)
@@ -133,7 +134,7 @@ class _Walk:
         """What `node` computes, one value an output; those it cannot compute are left out."""
         try:
             result = self._result(node, inputs)
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, ArithmeticError) as error:
             # Inputs that do not fit each other: the file's fault as a rule, and the cause stays attached.
             raise UserError(f"the twin cannot run {node}: {error}", hint=HINT) from error
         node.check_read()
@@ -185,19 +186,9 @@ def _live(graph: GraphProto, wanted: Iterable[str]) -> list[NodeProto]:
     live = []
     for node in reversed(graph.node):
         if needed.intersection(node.output):
-            needed.update(_reads(node))
+            needed.update(names_read(node))
             live.append(node)
     return live[::-1]
-
-
-def _reads(node: NodeProto) -> Iterator[str]:
-    """The names that a node reads, or that its subgraphs may read."""
-    yield from node.input
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            for inner in attribute.g.node:
-                yield from _reads(inner)
-            yield from (info.name for info in attribute.g.output)
 
 
 def _check_operators(nodes: Iterable[NodeProto], opsets: Mapping[str, int]) -> None:

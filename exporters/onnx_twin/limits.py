@@ -58,7 +58,7 @@ def fold(function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
     try:
         with torch.device("meta"), torch.no_grad():
             found = function(*args_of_shape, **kwargs_of_shape)
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError):
+    except (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError):
         found = None
     tensors = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)

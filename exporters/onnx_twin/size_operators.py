@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from exporters.onnx_twin.node import NodeView
-from exporters.onnx_twin.sizes import Entries, Size, apply, scalar
+from exporters.onnx_twin.sizes import OTHER_FLOATS, Entries, Size, apply, scalar
 from exporters.onnx_twin.tensors import dtype_of
 from exporters.onnx_twin.tracing import deferred
 
@@ -27,7 +27,7 @@ def _each(function: Callable[..., Any]) -> Callable[..., Any]:
 def _divide(a: Any, b: Any) -> Any:
     """ONNX rounds a quotient of integers towards zero."""
     if isinstance(a, float) or isinstance(b, float):
-        return a / b
+        return a / b if b else a * math.inf  # Python would raise
     quotient = abs(a) // abs(b)
     return quotient if (a < 0) == (b < 0) else -quotient
 
@@ -109,8 +109,8 @@ def _unsqueeze(node: NodeView, data: Entries, axes: Entries | None = None) -> An
 
 
 def _reshape(node: NodeView, data: Entries, shape: Entries) -> Any:
-    node.ignore("allowzero")  # a shape has no axis of size 0 that could be copied
-    if any(isinstance(size, Size) for size in shape):
+    node.ignore("allowzero")  # a 0 is left to tensors
+    if any(isinstance(size, Size) or size == 0 for size in shape):
         return None
     return data.reshape(tuple(shape))
 
@@ -118,6 +118,8 @@ def _reshape(node: NodeView, data: Entries, shape: Entries) -> Any:
 def _cast(node: NodeView, data: Entries) -> Any:
     dtype = dtype_of(node.required("to", int), str(node))
     node.ignore("saturate", "round_mode")
+    if dtype in OTHER_FLOATS:
+        return None
     function = _bool if dtype is torch.bool else _float if dtype.is_floating_point else _int
     return _each(function)(node, data)
 

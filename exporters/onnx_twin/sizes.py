@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from exporters.onnx_twin.node import NodeView
-from exporters.onnx_twin.tracing import call, deferred, fixed_sizes
+from exporters.onnx_twin.tracing import call, deferred, example_number, fixed_sizes
 
 LARGEST = 64
 """Shapes are short: a constant with more entries than this is no part of one."""
+
+OTHER_FLOATS = (torch.float16, torch.bfloat16, torch.float64)
+"""They do not take part in shape arithmetic, whose fractions are float32."""
 
 
 class Size:
@@ -91,7 +94,7 @@ def as_sizes(value: Sizes | Tensor) -> Entries | None:
     """The entries of `value` if it can take part in shape arithmetic."""
     if isinstance(value, Sizes):
         return value.entries
-    if isinstance(value, Tensor) and value.numel() <= LARGEST and not value.is_complex():
+    if isinstance(value, Tensor) and value.numel() <= LARGEST and value.dtype not in OTHER_FLOATS:
         return np.array(value.tolist(), dtype=object).reshape(tuple(value.shape))
     return None
 
@@ -123,7 +126,15 @@ def _array(entries: list[Any]) -> Entries:
 def apply(function: Callable[..., Any], *entries: Any) -> Any:
     """`function` of numbers, now or when the twin runs."""
     result = call(function, *(entry.proxy if isinstance(entry, Size) else entry for entry in entries))
-    return Size(result) if isinstance(result, fx.Proxy) else result
+    if isinstance(result, fx.Proxy):
+        return Size(_single(result) if isinstance(example_number(result), float) else result)
+    return _single(result) if isinstance(result, float) else result
+
+
+@deferred
+def _single(number: Any) -> float:
+    """As float32, in which files calculate: 0.7 is a little less there, and seven tenths of 10 are 7 nevertheless."""
+    return float(np.float32(number))
 
 
 @deferred

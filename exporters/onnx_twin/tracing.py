@@ -143,6 +143,11 @@ def fixed_sizes(value: Tensor) -> list[int | None] | None:
     return [size if size == other else None for size, other in zip(first.shape, second.shape, strict=True)]
 
 
+def example_number(value: fx.Proxy) -> Any:
+    """What a number may be when the twin runs, which tells its type; None if that is unknown."""
+    return value.node.meta[EXAMPLES][0]
+
+
 def _example_of(value: Tensor, which: int) -> Tensor | None:
     if isinstance(value, fx.Proxy):
         found = value.node.meta[EXAMPLES][which]
@@ -161,7 +166,7 @@ def _example(node: fx.Node, which: int) -> Any:
             if isinstance(node.target, str):
                 return getattr(args[0], node.target)(*args[1:], **kwargs)
             return node.target(*args, **kwargs)
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+    except (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError):
         return None  # the example's sizes were guessed, and what depends on data cannot run on the meta device
 
 

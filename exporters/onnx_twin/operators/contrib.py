@@ -12,6 +12,7 @@ from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
 from exporters.onnx_twin.operators.pooling import OPERATORS as POOLS
+from exporters.onnx_twin.operators.pooling import average_of_whole_windows, pool_window
 from exporters.onnx_twin.operators.quantised import (
     as_float,
     centred,
@@ -114,7 +115,12 @@ def _moved_and_stored(node: NodeView, steps: Tensor, zero: Tensor | None) -> Ten
 def _average_pool(
     node: NodeView, x: Tensor, x_scale: Tensor, x_zero: Tensor | None, scale: Tensor, zero: Tensor | None = None
 ) -> Tensor:
-    means = POOLS["AveragePool"](node, _real(node, x, x_scale, x_zero))
+    real = _real(node, x, x_scale, x_zero)
+    if node.attribute("count_include_pad", 0) and node.attribute("ceil_mode", 0):
+        # Unlike the float kernel this one also counts what rounding up adds behind the padding.
+        means = average_of_whole_windows(real, pool_window(node))
+    else:
+        means = POOLS["AveragePool"](node, real)
     return _moved_and_stored(node, call(torch.div, means, spread(node, scale, means, 0)), zero)
 
 

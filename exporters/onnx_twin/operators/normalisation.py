@@ -8,14 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
-from exporters.onnx_twin.tracing import call, deferred, rank
+from exporters.onnx_twin.tracing import call, deferred, fixed_sizes
 
 
 def batch_normalization(
     node: NodeView, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor
 ) -> Tensor:
     node.ignore("momentum", "is_test")
-    if node.attribute("training_mode", 0):
+    # Before opset 14 it is the number of outputs that says so.
+    if node.attribute("training_mode", 0) or (node.opset < 14 and any(node.outputs[1:])):
         node.refuse("training_mode is on")
     if node.attribute("spatial", 1) != 1:
         node.refuse("attribute 'spatial' should be 1")
@@ -33,7 +34,8 @@ def _by_statistics(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, varian
 
 
 def instance_normalization(node: NodeView, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return call(F.instance_norm, x, None, None, scale, shift, True, 0.0, node.attribute("epsilon", 1e-5))
+    # The function of torch.nn.functional refuses images of one pixel.
+    return call(torch.instance_norm, x, scale, shift, None, None, True, 0.0, node.attribute("epsilon", 1e-5), False)
 
 
 @deferred
@@ -54,8 +56,9 @@ def layer_normalization(node: NodeView, x: Tensor, scale: Tensor, shift: Tensor 
     if node.attribute("stash_type", 1) != 1:
         node.refuse("attribute 'stash_type' should be 1")
     axis, epsilon = node.attribute("axis", -1), node.attribute("epsilon", 1e-5)
-    dimensions = rank(x)
-    if isinstance(scale, Tensor) and dimensions is not None and scale.dim() == dimensions - axis % dimensions:
+    sizes = fixed_sizes(x)
+    whole = None if sizes is None else sizes[axis % len(sizes) :]
+    if isinstance(scale, Tensor) and whole == [*scale.shape] and (shift is None or fixed_sizes(shift) == whole):
         result = call(F.layer_norm, x, list(scale.shape), scale, shift, epsilon)
     else:
         result = _layer_norm(x, scale, shift, axis, epsilon)
@@ -81,7 +84,7 @@ def rms_normalization(node: NodeView, x: Tensor, scale: Tensor) -> Tensor:
 def _each_group(x: Tensor, groups: int, scale: Tensor, shift: Tensor, epsilon: float) -> Tensor:
     """With one scale and shift a group."""
     channels = x.shape[1] // groups
-    return F.group_norm(x, groups, scale.repeat_interleave(channels), shift.repeat_interleave(channels), epsilon)
+    return torch.group_norm(x, groups, scale.repeat_interleave(channels), shift.repeat_interleave(channels), epsilon)
 
 
 def group_normalization(node: NodeView, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -90,7 +93,7 @@ def group_normalization(node: NodeView, x: Tensor, scale: Tensor, shift: Tensor)
     groups, epsilon = node.required("num_groups", int), node.attribute("epsilon", 1e-5)
     if node.opset < 21:
         return _each_group(x, groups, scale, shift, epsilon)
-    return call(F.group_norm, x, groups, scale, shift, epsilon)
+    return call(torch.group_norm, x, groups, scale, shift, epsilon)
 
 
 @deferred

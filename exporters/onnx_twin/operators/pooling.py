@@ -17,9 +17,17 @@ AVERAGE_POOLS: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool
 CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
+def pool_window(node: NodeView) -> Window:
+    """The window of a node."""
+    window = window_of(node, node.required("kernel_shape", list))
+    if node.attribute("auto_pad", "NOTSET").startswith("SAME") and max(window.dilations) > 1:
+        node.refuse("auto_pad is SAME and there are dilations, which ONNX Runtime does not pad as ONNX says")
+    return window
+
+
 def max_pool(node: NodeView, x: Tensor) -> Any:
     columns = bool(node.attribute("storage_order", 0))
-    window = window_of(node, node.required("kernel_shape", list))
+    window = pool_window(node)
     padding = window.symmetric
     if len(node.outputs) > 1:
         found = _max_pool_with_positions(x, window, columns)
@@ -57,7 +65,7 @@ def _max_pool_with_positions(x: Tensor, w: Window, columns: bool) -> tuple[Tenso
 
 
 def average_pool(node: NodeView, x: Tensor) -> Tensor:
-    window = window_of(node, node.required("kernel_shape", list))
+    window = pool_window(node)
     whole = bool(node.attribute("count_include_pad", 0))
     padding = window.symmetric
     simple = not window.ceil and max(window.dilations) == 1
@@ -84,6 +92,12 @@ def _padded_average_pool(x: Tensor, w: Window, whole: bool) -> Tensor:
     return _window_sum(F.pad(x, flat(pairs)), w) / _window_sum(counted, w)
 
 
+@deferred
+def average_of_whole_windows(x: Tensor, w: Window) -> Tensor:
+    """A window's sum divided by the size of its kernel, wherever it reaches."""
+    return _window_sum(F.pad(x, flat(paddings(w, list(x.shape[2:])))), w) / math.prod(w.kernel)
+
+
 def _window_sum(x: Tensor, w: Window) -> Tensor:
     """Sums over windows, each channel for itself, `(N, C, ...)`."""
     ones = torch.ones(1, 1, *w.kernel, dtype=x.dtype, device=x.device)
@@ -92,7 +106,7 @@ def _window_sum(x: Tensor, w: Window) -> Tensor:
 
 
 def lp_pool(node: NodeView, x: Tensor) -> Tensor:
-    window = window_of(node, node.required("kernel_shape", list))
+    window = pool_window(node)
     return _lp_pool(x, window, node.attribute("p", 2))
 
 

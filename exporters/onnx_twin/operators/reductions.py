@@ -1,5 +1,6 @@
 """Sums, means and extremes over axes."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -18,7 +19,19 @@ def _sum(x: Tensor, axes: list[int], keep: bool) -> Tensor:
 
 @deferred
 def _mean(x: Tensor, axes: list[int], keep: bool) -> Tensor:
-    return torch.mean(x, _all(x, axes), keep)
+    if x.is_floating_point():
+        return torch.mean(x, _all(x, axes), keep)
+    axes = _all(x, axes)
+    total = torch.sum(x, axes, keep, dtype=x.dtype)
+    return torch.div(total, math.prod(x.shape[axis] for axis in axes), rounding_mode="trunc")
+
+
+@deferred
+def _length(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    """The Euclidean norm, whose gradient at zero is zero; that of the root of a sum would be no number there."""
+    if x.is_floating_point():
+        return torch.linalg.vector_norm(x, 2, _all(x, axes), keep)  # type: ignore[no-any-return]
+    return torch.sum(torch.square(x), _all(x, axes), keep, dtype=x.dtype).sqrt().to(x.dtype)
 
 
 @deferred
@@ -106,7 +119,7 @@ OPERATORS = {
     "ArgMax": _arg_extreme(largest=True),
     "ArgMin": _arg_extreme(largest=False),
     "ReduceL1": _reduce(_sum, before=torch.abs),
-    "ReduceL2": _reduce(_sum, before=torch.square, after=torch.sqrt),
+    "ReduceL2": _reduce(_length),
     "ReduceLogSum": _reduce(_sum, after=torch.log),
     "ReduceLogSumExp": _reduce(_log_sum_exp),
     "ReduceMax": _reduce(_max),

@@ -75,6 +75,9 @@ def _pad(x: Tensor, pads: list[int], axes: list[int] | None, mode: str, value: f
     if mode == "constant":
         return F.pad(x, [pad for axis in reversed(range(x.dim())) for pad in pairs.get(axis, (0, 0))], value=value)
     for axis, (begin, end) in pairs.items():
+        if min(begin, end) < 0:  # what is cut off is not repeated either
+            x = x.narrow(axis, max(0, -begin), x.shape[axis] + min(0, begin) + min(0, end))
+            begin, end = max(0, begin), max(0, end)
         if (begin, end) != (0, 0):
             x = x.index_select(axis, _mirrored(x.shape[axis], begin, end, mode, x.device))
     return x

@@ -1,0 +1,78 @@
+"""The model files that a command works on, and the images and the threat that belong to them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.images import dataset_of
+from dgad_tk.common import UserError
+
+if TYPE_CHECKING:
+    from dgad_tk.artifact import Artifact
+    from dgad_tk.data import Dataset
+    from dgad_tk.interface import Interface
+    from dgad_tk.predictor import Predictor
+
+
+def named_images(path: Path, dataset: str | None, data_dir: Path | None, image_size: int | None) -> "Dataset | None":
+    """The images that the flags name, what they leave open taken from the record in `path`; None if they name none.
+
+    Raises:
+        UserError: the file cannot be read, or the images cannot be loaded.
+    """
+    from exporters import read_record
+
+    return dataset_of(read_record(path), dataset, data_dir, image_size) if dataset is not None else None
+
+
+def open_model(
+    path: Path,
+    dataset: str | None,
+    data_dir: Path | None,
+    image_size: int | None,
+    interface: "Interface | None" = None,
+) -> "tuple[Predictor, Dataset]":
+    """A model and its images. Either may have to say what shape the other has.
+
+    Raises:
+        UserError: one of them cannot be opened, or their classes differ.
+    """
+    from dgad_tk.interface import AS_IS
+    from exporters import load
+
+    images = named_images(path, dataset, data_dir, image_size)
+    predictor = load(path, images.shape if images else None, interface or AS_IS)
+    if images is None:
+        images = dataset_of(predictor.artifact, dataset, data_dir, image_size)
+    check_classes(path, predictor, images)
+    if predictor.artifact is None and predictor.classes != len(images.classes):
+        doubt = (
+            f"the file tells {predictor.classes} classes apart and {images.name} has {len(images.classes)}: "
+            f"image labels are taken as numbers of logits, 0 for '{images.classes[0]}'"
+        )
+        predictor = replace(predictor, notes=(*predictor.notes, doubt))
+    return predictor, images
+
+
+def check_classes(path: Path, predictor: "Predictor", images: "Dataset") -> None:
+    """The labels of the images mean what the model's logits mean, as far as its record says.
+
+    Raises:
+        UserError: their classes differ.
+    """
+    if predictor.artifact is not None and predictor.artifact.classes != images.classes:
+        raise UserError(
+            f"'{path}' knows the classes {_few(predictor.artifact.classes)}, {images.name} has {_few(images.classes)}",
+            hint="name the images it was trained for with --dataset and --data-dir",
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")
+
+
+def default_eps(artifact: "Artifact | None", images: "Dataset", norm: str) -> float:
+    """The radius that a model was trained for in `norm`, else the one that is usual for its images."""
+    if artifact and artifact.threat.get("norm") == norm:
+        return float(artifact.threat["eps"])
+    return images.spec.eps[norm]
