@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,11 +27,16 @@ from dgad_tk.common import UserError, lookup, nearest
 from dgad_tk.predictor import Images
 from exporters.adversarial import pgd_on
 from exporters.calibration import FILE_METHOD, METHODS, Method, ranges_file
-from exporters.exclusions import Agreement, Exclusion, agreement, search
+from exporters.exclusions import Exclusion, agreement, search
 from exporters.float_logits import logits_are_clipped, unquantise_logits
 from exporters.to_onnx import DEFAULT_OPSET, save_onnx, write_onnx
 
-CalibrateOn = Literal["clean", "adversarial", "both"]
+IMAGES = {
+    "clean": "clean images",
+    "adversarial": "adversarial images",
+    "both": "images, half of them adversarial",
+}
+"""What can be calibrated on, in words."""
 
 MIN_SAMPLES = 16
 HELD_OUT = 512
@@ -77,8 +82,8 @@ def save_onnx_int8(
         UserError: no images, too few, an unknown option or node, or nothing left to quantise.
     """
     chosen = lookup(METHODS, method, "calibration method")
-    if calibrate_on not in get_args(CalibrateOn):
-        raise UserError(f"unknown --calibrate-on '{calibrate_on}'", hint=nearest(calibrate_on, get_args(CalibrateOn)))
+    if calibrate_on not in IMAGES:
+        raise UserError(f"unknown --calibrate-on '{calibrate_on}'", hint=nearest(calibrate_on, IMAGES))
     if images is None:
         raise UserError(
             "INT8 needs training images to calibrate on, and the dataset is not at hand",
@@ -122,20 +127,14 @@ def save_onnx_int8(
     )
     write_onnx(proto, record, path)
     return {
-        "calibration": f"{samples} {'' if calibrate_on == 'both' else calibrate_on + ' '}images"
-        + (", half of them adversarial" if calibrate_on == "both" else "")
-        + f", {method}",
+        "calibration": f"{samples} {IMAGES[calibrate_on]}, {method}",
         "size_bytes": path.stat().st_size,
         "fp32_size_bytes": plain_size,
         "excluded": left_out,
         "quantised_nodes": len(recipe.nodes) - len(left_out),
-        "agreement": _findings(on_clean, on_adversarial, len(held_out)),
+        "agreement": {"clean": on_clean.equal, "adversarial": on_adversarial.equal, "n": len(held_out)},
         "search": [trial.as_dict() for trial in trials],
     }
-
-
-def _findings(on_clean: Agreement, on_adversarial: Agreement, n: int) -> dict[str, Any]:
-    return {"clean": on_clean.equal, "adversarial": on_adversarial.equal, "n": n}
 
 
 class _Recipe:
