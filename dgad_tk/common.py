@@ -120,3 +120,8 @@ def cache_dir() -> Path:
     if chosen := os.environ.get("DGAD_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgad"
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says first, at most 200 characters; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

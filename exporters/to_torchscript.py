@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dgad_tk.artifact import KEY, Artifact
-from dgad_tk.common import UserError, sha256_file, written_aside
+from dgad_tk.common import UserError, first_line, sha256_file, written_aside
 from dgad_tk.interface import AS_IS, Interface
 from dgad_tk.predictor import Predictor, predictor_of_module
 from exporters.read_archive import MAX_RECORD, check_torchscript
@@ -66,19 +66,15 @@ def load_torchscript(
         UserError: not TorchScript, cut short, not a classifier, or of unknown input shape.
     """
     check_torchscript(path)
-    extra = {EXTRA_FILE: ""}
     try:
         with _deprecation_known():
-            module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
+            module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"'{path}' is not a TorchScript file: {_first_line(error)}",
+            f"'{path}' is not a TorchScript file: {first_line(error)}",
             hint="a .pt of plain weights or a pickled module is not read; export with --format torchscript",
         ) from None
-    text = extra[EXTRA_FILE]
-    if isinstance(text, bytes):
-        text = text.decode()
-    artifact = Artifact.from_json(text, str(path)) if text else None
+    artifact = read_archived_record(path)
     shape = artifact.input_shape if artifact else input_shape
     if shape is None:
         raise UserError(
@@ -94,7 +90,3 @@ def load_torchscript(
         artifact=artifact,
         interface=interface,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

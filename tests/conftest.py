@@ -1,18 +1,34 @@
 """What every test starts from: no cache of the user's, one thread, fixed seeds."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from cli import app
 from dgad_tk.artifact import Artifact
 from dgad_tk.checkpoint import save_weights
 from dgad_tk.models import build_model
 
 DIGITS = [str(digit) for digit in range(10)]
+
+Run = Callable[..., tuple[int, str, str]]
+"""Arguments of `dgad` to exit code, stdout, stderr."""
+
+
+def runner(capsys: pytest.CaptureFixture[str], *command: str) -> Run:
+    """Runs `dgad`, or `dgad COMMAND`, in this process."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = app.run([*command, *map(str, arguments)])
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -2,22 +2,19 @@
 
 import json
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
-from conftest import Victim
+from conftest import Run, Victim, runner
 from onnx import TensorProto, helper
 from test_cli import refused
 
-from cli import app
 from dgad_tk.artifact import KEY, Artifact
 from dgad_tk.checkpoint import load_model
 from exporters.to_torchscript import save_torchscript
 
-Run = Callable[..., tuple[int, str, str]]
 QUICK = ["--threads", "1", "--seconds", "0.05"]
 
 
@@ -25,14 +22,7 @@ QUICK = ["--threads", "1", "--seconds", "0.05"]
 def dgad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs `dgad bench` in an empty folder; exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = app.run(["bench", *map(str, arguments)])
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
-    return run
+    return runner(capsys, "bench")
 
 
 def fixed(path: Path) -> Path:

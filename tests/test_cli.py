@@ -5,7 +5,6 @@ import shlex
 import shutil
 import signal
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import artifact
+from conftest import Run, artifact, runner
 from PIL import Image
 from test_exporters import hostile_files
 
-from cli import app
 from dgad_tk.checkpoint import load_model, save_weights
 from dgad_tk.common import UserError, sha256_file
 from dgad_tk.config import TrainConfig
@@ -26,7 +24,6 @@ from dgad_tk.models import build_model
 from dgad_tk.runs import RunFolder
 from exporters import export
 
-Run = Callable[..., tuple[int, str, str]]
 QUICK = ["--epochs", "1", "--limit-train", "64", "--teacher-model", "resnet8", "--set", "threat.steps=1"]
 QUICK += ["--set", "threat.eps=0.15", "--set", "threat.step_size=0.15"]
 
@@ -36,14 +33,7 @@ def dgad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     """Runs `dgad` in an empty folder; exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = app.run([str(argument) for argument in arguments])
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
-    return run
+    return runner(capsys)
 
 
 def refused(result: tuple[int, str, str], message: str) -> None:

@@ -1,21 +1,18 @@
 """`dgad export` as a user meets it: every format at once, flags that do not apply, and what a failure leaves behind."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Victim, artifact
+from conftest import Run, Victim, artifact, runner
 
 import exporters
-from cli import app
 from dgad_tk.checkpoint import save_weights
 from exporters import EXPORTERS, Tolerance, export, load
 from exporters.verify import EXACT
 
-Run = Callable[..., tuple[int, str, str]]
 NEVER = Tolerance(relative=-1.0, agreement=1.0, survival=1.0)
 
 
@@ -24,14 +21,7 @@ def dgad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     """Runs `dgad` in a folder with a network trained on digits; exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     save_weights(Path("w.safetensors"), victim[0], artifact())
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = app.run([str(argument) for argument in arguments])
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
-    return run
+    return runner(capsys)
 
 
 def refused(result: tuple[int, str, str], message: str, hint: str) -> None:
