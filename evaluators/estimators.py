@@ -48,6 +48,11 @@ class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]
         )
         self.predictor = predictor
 
+    @property
+    def runs_in_torch(self) -> bool:
+        """The deployed runtime is torch itself, so that `model` answers what `predict` does."""
+        return self.predictor.format != "onnx"
+
     def predict(
         self, x: NDArray[Any], batch_size: int = 128, training_mode: bool = False, **kwargs: Any
     ) -> NDArray[np.float32]:

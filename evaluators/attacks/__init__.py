@@ -9,7 +9,7 @@ from art.attacks.attack import EvasionAttack
 from art.attacks.evasion import CarliniL2Method
 
 from dgad_tk.common import UserError, nearest
-from evaluators.attacks.autoattack import AuthorsAutoAttack
+from evaluators.attacks.autoattack.reference import AuthorsAutoAttack
 from evaluators.attacks.pgd import ProjectedGradient
 from evaluators.attacks.square import AuthorsSquare
 from evaluators.ball import Norm

@@ -1,0 +1,1 @@
+"""AutoAttack: the stages, and the ensembles made of them."""
