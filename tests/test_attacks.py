@@ -16,7 +16,7 @@ from dgad_tk.common import UserError
 from dgad_tk.models import build_model
 from evaluators import evaluate, plan
 from evaluators.attacks import ATTACKS
-from evaluators.attacks.autoattack import AuthorsAutoAttack, ensemble
+from evaluators.attacks.autoattack.reference import AuthorsAutoAttack, ensemble
 from evaluators.attacks.pgd import ProjectedGradient
 from evaluators.attacks.square import AuthorsSquare
 from evaluators.estimators import to_estimator
