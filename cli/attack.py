@@ -1,24 +1,29 @@
 """`dgad attack`."""
 
 import json
-import math
 import shlex
+import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from cli.gate import check_demands, conclude, demands_of, judge_demands, print_gates
 from cli.interface import interface_of
-from cli.models import check_classes, default_eps, open_model
-from dgad_tk.common import UserError, lookup, nearest, parse_fraction
+from cli.models import default_eps, open_model
+from cli.plan import plan_table, remembered, seconds_of, summary
+from cli.progress import AttackProgress
+from cli.radii import NORMS, radii_of
+from cli.surrogates import surrogates_of
+from cli.table import results_table
+from dgad_tk.common import UserError, lookup, nearest
 
 if TYPE_CHECKING:
-    from dgad_tk.data import Dataset
+    from dgad_tk.data import Split
     from dgad_tk.predictor import Predictor
-    from evaluators import Surrogate
-
-NORMS = {"linf": "linf", "l2": "l2"}
+    from evaluators import Row
 
 
 def attack(
@@ -31,7 +36,7 @@ def attack(
     image_size: Annotated[int | None, typer.Option(help="Resize an image folder to this. [as in training]")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     limit: Annotated[int | None, typer.Option(help="The first N images of a fixed stratified order. [all]")] = None,
-    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
     eps: Annotated[
         str | None,
         typer.Option(help="Radius, or several: 2/255,4/255,8/255. [what the model was trained for]"),
@@ -58,30 +63,51 @@ def attack(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every random draw.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder for results. [attacks/MODEL-SHA]")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure a few batches, print what it would cost, and stop.")
+    ] = False,
+    budget: Annotated[
+        str | None, typer.Option(help="Take as many images as fit into this time: 90s, 10m, 1h30m.")
+    ] = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=RATE: exit code 1 below it. clean, worst-case or an attack: pgd=45%. Repeatable."),
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="results.json of an earlier run: exit code 1 if robustness has dropped.")
+    ] = None,
+    max_drop: Annotated[str | None, typer.Option(help="How far below the baseline is allowed: 1%. [by chance]")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the outcome as JUnit XML.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")] = False,
 ) -> None:
-    """Attack model files with gradients and let their own runtime judge."""
+    """Attack model files with gradients and let their own runtime judge.
+
+    What is finished is kept: after Ctrl-C or kill -9 the same command goes on.
+    """
     lookup(NORMS, norm, "norm")
     lookup({"train": 0, "val": 0, "test": 0}, split, "split")
-    upper = 1.0 if norm == "linf" else math.inf
-    radii = [parse_fraction(part, upper=upper) for part in eps.split(",")] if eps is not None else None
-    if radii and min(radii) == 0:
-        raise UserError("--eps must be above 0", hint="for example --eps 8/255")
+    radii = radii_of(eps, norm)
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, got {limit}", hint="leave it out to use all images")
+    seconds = seconds_of(budget) if budget is not None else None
     changes = _settings(settings or [])
     interface = interface_of(mean, std, input_range, layout, logits_output)
+    demands = demands_of(fail_under or [], baseline, max_drop, junit)
     for path in [*model, *(surrogate or [])]:
         if not path.exists():
             raise UserError(f"no such file: '{path}'", hint="`dgad export` writes student.onnx into the current folder")
 
-    from cli.progress import AttackProgress
-    from cli.table import results_table
+    from datetime import timedelta
+
+    from dgad_tk.distributed import by_leader, joined
+    from dgad_tk.train import pick_device
     from evaluators import evaluate, expand, plan
     from evaluators.evaluate import default_batch_size
+    from evaluators.planner import as_document, plan_budget
     from evaluators.report import results, write
     from evaluators.suites import TRANSFER
+    from evaluators.survey import survey
 
     names = expand(suite or ([] if attack else ["fast"]), attack or [])
     transfers = any(name.startswith(TRANSFER) for name in names)
@@ -90,51 +116,115 @@ def attack(
     for name in changes:
         if name not in {each.removeprefix(TRANSFER) for each in names}:
             raise UserError(f"--set {name}.… is given, but '{name}' does not run", hint=f"--attack {name} adds it")
-    documents: list[dict[str, Any]] = []
-    opened: list[Predictor] = []
-    for path in model:
-        predictor, images = open_model(path, dataset, data_dir, image_size, interface)
-        opened.append(predictor)
-        chosen = images.splits[split]
-        part = chosen.subset(limit or len(chosen))
-        epsilons = radii or [default_eps(predictor.artifact, images, norm)]
-        surrogates: list[Surrogate] = []
-        if transfers:
-            surrogates = _surrogates(surrogate, images, quiet)
-        rows = plan(names, norm=cast(Any, norm), eps=epsilons, surrogates=surrogates, settings=changes)
-        folder = _folder(output, predictor, len(model))
-        _check_folder(folder)
-        if not quiet:
-            shown = f"{len(part):,} {split} images of {images.name}"
-            print(f"{path}: {len(rows)} attacks on {shown}, judged by {predictor.runtime}", file=sys.stderr)
-            for note in predictor.notes:
-                print(f"  note: {note}", file=sys.stderr)
-        with AttackProgress(quiet=quiet) as progress:
-            evaluation = evaluate(
-                predictor,
-                part,
-                rows,
-                seed=seed,
-                batch_size=batch_size or default_batch_size(predictor.input_shape),
-                store=folder / "units",
-                on_progress=progress,
-            )
-        command = shlex.join(context.obj)
-        document = results(evaluation, command=command, dataset=images.name, split=split)
-        write(evaluation, document, folder)
-        documents.append(document | {"folder": str(folder)})
-    if as_json:
-        print(
-            json.dumps(
-                [_without_folder(each) for each in documents] if len(documents) > 1 else _without_folder(documents[0])
-            )
-        )
+    # One process may need hours more than another for its share.
+    with joined(pick_device("auto"), patience=timedelta(days=7)) as here:
+        quiet = quiet or not here.leads
+        documents: list[dict[str, Any]] = []
+        plans: list[tuple[str, dict[str, Any]]] = []
+        used: dict[str, str] = {}
+        base = output or Path("attacks")
+        examples = base / "examples" if len(model) > 1 and transfers else None
+        for path in model:
+            predictor, images = open_model(path, dataset, data_dir, image_size, interface)
+            part = images.splits[split]
+            part = part.subset(limit or len(part))
+            epsilons = radii or [default_eps(predictor.artifact, images, norm)]
+            surrogates = surrogates_of(surrogate, images, quiet=quiet) if transfers else []
+            used |= {each.name: each.predictor.sha256 for each in surrogates if each.predictor}
+            rows = plan(names, norm=cast(Any, norm), eps=epsilons, surrogates=surrogates, settings=changes)
+            size = batch_size or default_batch_size(predictor.input_shape)
+            folder = _folder(output, predictor, len(model))
+            if not quiet:
+                for note in predictor.notes:
+                    print(f"note: {path}: {note}", file=sys.stderr)
+            if dry_run:
+                found = survey(predictor, part, rows, batch_size=size, seed=seed)
+                most = plan_budget(rows, found, seconds, len(part), processes=here.size) if seconds else len(part)
+                plans.append((str(path), as_document(rows, found, most, processes=here.size)))
+                continue
+            by_leader(partial(_check_folder, folder))
+            if seconds:
+                question = {
+                    "budget": seconds,
+                    "model": predictor.sha256,
+                    "rows": [[row.id, dict(row.params), row.eps] for row in rows],
+                    "most": len(part),
+                    "batch_size": size,
+                }
+
+                choose = partial(_affordable, predictor, part, rows, size, seed, seconds, here.size)
+                part = part.subset(by_leader(partial(remembered, folder, question, choose)))
+            old = check_demands(demands, rows, images.name, split, part)
+            if not quiet:
+                shown = f"{len(part):,} {split} images of {images.name}"
+                print(f"{path}: {len(rows)} attacks on {shown}, judged by {predictor.runtime}", file=sys.stderr)
+            with AttackProgress(quiet=quiet) as progress:
+                evaluation = evaluate(
+                    predictor,
+                    part,
+                    rows,
+                    seed=seed,
+                    batch_size=size,
+                    store=folder / "units",
+                    examples=examples,
+                    on_progress=progress,
+                )
+            if not here.leads:
+                continue
+            document = results(evaluation, command=shlex.join(context.obj), dataset=images.name, split=split)
+            document["gates"] = judge_demands(demands, old, evaluation, document)
+            write(evaluation, document, folder)
+            documents.append(document | {"folder": str(folder)})
+        if not here.leads:
+            return
+    if dry_run:
+        if as_json:
+            print(json.dumps([document for _, document in plans] if len(plans) > 1 else plans[0][1]))
+        else:
+            plan_table(plans)
         return
-    results_table(documents)
+    if examples is not None:
+        shutil.rmtree(examples, ignore_errors=True)  # every target has had them
+    table = _write_matrix(documents, used, base if len(model) > 1 else Path(documents[0]["folder"]))
+    if as_json:
+        plain = [{key: value for key, value in each.items() if key != "folder"} for each in documents]
+        print(json.dumps(plain if len(plain) > 1 else plain[0]))
+    else:
+        results_table(documents)
+        if table is not None:
+            print(table)
+        print_gates(documents)
+    conclude(demands, documents)
 
 
-def _without_folder(document: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in document.items() if key != "folder"}
+def _affordable(
+    predictor: "Predictor", part: "Split", rows: "list[Row]", batch_size: int, seed: int, seconds: float, processes: int
+) -> int:
+    """How many images a budget is enough for."""
+    from evaluators.planner import as_document, plan_budget
+    from evaluators.survey import survey
+
+    found = survey(predictor, part, rows, batch_size=batch_size, seed=seed)
+    most = plan_budget(rows, found, seconds, len(part), processes=processes)
+    print(f"{predictor.path}: {summary(as_document(rows, found, most, processes=processes))}", file=sys.stderr)
+    return most
+
+
+def _write_matrix(documents: list[dict[str, Any]], surrogates: dict[str, str], folder: Path) -> Path | None:
+    """matrix.json, where several models or surrogates make one."""
+    from evaluators.report.matrix import matrix, write_matrix
+
+    transfers = any(entry["source"] == "transfer" for entry in documents[0]["attacks"])
+    if not transfers or len(documents) * len(surrogates) < 2:
+        return None
+    if any(
+        (each["threat"], each["dataset"]) != (documents[0]["threat"], documents[0]["dataset"]) for each in documents
+    ):
+        print("no matrix.json: the models were attacked on other images or at other eps", file=sys.stderr)
+        return None
+    path = folder / "matrix.json"
+    write_matrix(matrix(documents, surrogates), path)
+    return path
 
 
 def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:
@@ -165,32 +255,6 @@ def _check_folder(folder: Path) -> None:
     old = folder / "results.json"
     if old.exists() and '"dgad/results/' not in old.read_text(encoding="utf-8", errors="replace")[:200]:
         raise UserError(f"'{old}' was not written by dgad", hint="choose another --output")
-
-
-def _surrogates(files: list[Path] | None, images: "Dataset", quiet: bool) -> "list[Surrogate]":
-    from evaluators import Surrogate
-    from evaluators.surrogates import made_on_the_spot
-    from exporters import load
-
-    if not files:
-        from cli.progress import TrainingProgress
-
-        with TrainingProgress(quiet=quiet) as progress:
-            return made_on_the_spot(images, on_progress=progress)
-    found: list[Surrogate] = []
-    for path in files:
-        predictor = load(path, images.shape)
-        if predictor.input_shape != images.shape or predictor.classes != len(images.classes):
-            raise UserError(
-                f"surrogate '{path}' takes {predictor.input_shape} and gives {predictor.classes} classes, "
-                f"{images.name} has {images.shape} and {len(images.classes)}",
-                hint="a surrogate must be trained for the same images",
-            )
-        check_classes(path, predictor, images)
-        taken = {each.name for each in found}
-        name = path.stem if path.stem not in taken else f"{path.stem}-{predictor.sha256[:8]}"
-        found.append(Surrogate(name, predictor))
-    return found
 
 
 def _folder(output: Path | None, predictor: "Predictor", models: int) -> Path:

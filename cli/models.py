@@ -72,7 +72,13 @@ def _few(names: list[str]) -> str:
 
 
 def default_eps(artifact: "Artifact | None", images: "Dataset", norm: str) -> float:
-    """The radius that a model was trained for in `norm`, else the one that is usual for its images."""
+    """The radius that a model was trained for in `norm`, else the one that is usual for its images.
+
+    Raises:
+        UserError: none is usual.
+    """
     if artifact and artifact.threat.get("norm") == norm:
         return float(artifact.threat["eps"])
+    if norm not in images.spec.eps:
+        raise UserError(f"no {norm} radius is usual for {images.name}", hint="give one with --eps")
     return images.spec.eps[norm]

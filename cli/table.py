@@ -11,21 +11,29 @@ WIDE = 160
 """Columns where there is no terminal to ask: a log or a pipe should not cut names."""
 
 
-def results_table(documents: list[dict[str, Any]]) -> None:
-    """Print one table of all evaluated models, what to doubt about them, and where the files are."""
+def plain_table(names: list[str], rows: list[list[str]], *, left: int = 1) -> None:
+    """Print rows under `names`, the first `left` columns flush left and the others right."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDE)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    several = len(documents) > 1
-    for name in (["model"] if several else []) + ["attack", "eps"]:
-        table.add_column(name, no_wrap=True)
-    for name in ("robust", "95 % interval", "success", "median L2", "seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for document in documents:
-        for cells in _rows(document):
-            table.add_row(*([document["model"]["path"]] if several else []), *cells)
+    for number, name in enumerate(names):
+        table.add_column(name, justify="left" if number < left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
+
+
+def results_table(documents: list[dict[str, Any]]) -> None:
+    """Print one table of all evaluated models, what to doubt about them, and where the files are."""
+    several = len(documents) > 1
+    names = ["attack", "eps", "robust", "95 % interval", "success", "median L2", "seconds"]
+    rows = [
+        [*([document["model"]["path"]] if several else []), *cells]
+        for document in documents
+        for cells in _rows(document)
+    ]
+    plain_table([*(["model"] if several else []), *names], rows, left=3 if several else 2)
     for document in documents:
         where = f"{document['model']['path']}: " if several else ""
         checks = document["checks"]

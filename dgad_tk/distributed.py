@@ -64,8 +64,11 @@ def launched() -> World:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
+def joined(device: torch.device, *, patience: timedelta = PATIENCE) -> Iterator[World]:
     """Meet the other processes, by NCCL on GPUs and Gloo elsewhere; nothing to do for one alone.
+
+    Args:
+        patience: how long a process waits for the others before it gives up.
 
     Raises:
         UserError: there is nobody to meet.
@@ -77,7 +80,7 @@ def joined(device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(here.local_rank)
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
     except (RuntimeError, ValueError) as error:  # no address in the environment, or nobody there
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
@@ -137,6 +140,15 @@ def by_leader(work: Callable[[], T]) -> T:
     if failed is not None:
         raise failed
     return cast(T, found)
+
+
+def from_all(value: T) -> list[T]:
+    """Every process's `value`, in every process, in the order of their ranks."""
+    if not dist.is_initialized():
+        return [value]
+    held: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(held, value)
+    return cast(list[T], held)
 
 
 def largest(value: int, device: torch.device) -> int:

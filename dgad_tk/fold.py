@@ -32,18 +32,19 @@ class Folded(nn.Module):
 
     def __init__(self, source: nn.Module, *, compiled: bool = False) -> None:
         super().__init__()
-        replica = copy.deepcopy(source).eval().requires_grad_(False)
+        replica = copy.deepcopy(source).eval()
+        for parameter in replica.parameters():  # TorchScript has no requires_grad_, and its copies have a graph
+            parameter.detach_()
         self.pairs: list[tuple[str, str]] = []
-        try:
-            traced = fx.GraphModule(replica, _Tracer().trace(replica))
-        except (fx.proxy.TraceError, TypeError):  # control flow that depends on the data
-            self.net: nn.Module = replica
-        else:
+        traced = _traced(replica)
+        self.net: nn.Module = replica
+        if traced is not None:
             self.pairs = _drop_batch_norms(traced)
             if not compiled:
                 _freeze_convolutions(traced)
             self.net = traced
-        self.net.to(memory_format=torch.channels_last)
+        if all(tensor.dim() < 5 for tensor in [*self.net.parameters(), *self.net.buffers()]):  # torch refuses those
+            self.net.to(memory_format=torch.channels_last)
         self.refresh(source)
         self._run: list[Callable[[Tensor], Tensor]] = [  # in a list, so as not to be a submodule
             torch.compile(self.net, dynamic=False) if compiled else self.net
@@ -74,6 +75,16 @@ class Folded(nn.Module):
         # Channels-last all the way: convolutions run faster so, and with it nothing is reordered between them.
         logits = self._run[0](x.contiguous(memory_format=torch.channels_last))
         return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+
+def _traced(module: nn.Module) -> fx.GraphModule | None:
+    """None for what has control flow that depends on the data, and for TorchScript, which has no Python to trace."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
+    try:
+        return fx.GraphModule(module, _Tracer().trace(module))
+    except (fx.proxy.TraceError, TypeError, RuntimeError):  # the last is len(x)
+        return None
 
 
 class _Tracer(fx.Tracer):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from dgad_tk.predictor import Images
 
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "l1"]
 
 
 def bounds(x: Images, eps: float) -> tuple[Images, Images]:

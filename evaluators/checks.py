@@ -1,5 +1,11 @@
-"""Is this evaluation believable? Signs that a number is too good (Carlini et al., 2019, https://arxiv.org/abs/1902.06705)."""
+"""Is this evaluation believable? Signs that a number is too good.
 
+After Carlini et al., "On Evaluating Adversarial Robustness" (2019, https://arxiv.org/abs/1902.06705), section 4;
+Athalye et al., "Obfuscated Gradients Give a False Sense of Security" (ICML 2018), section 3.1; and the flags that the
+authors of AutoAttack raise. What is looked at is in `Evaluation.probes` (made by `evaluators.probes`) and in the rows.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,8 +15,18 @@ from evaluators.record import IDLE, Evaluation, Outcome
 
 Verdict = Literal["high", "warn", "unreliable"]
 _ORDER: tuple[Verdict, ...] = ("high", "warn", "unreliable")
-SLACK = 0.01
-"""Differences of accuracy below this are noise."""
+SLACK, CLEAR = 0.01, 0.05
+"""Differences of accuracy up to SLACK are noise, and so is that of a single image; one above CLEAR is no accident."""
+FEW, MANY = 0.02, 0.1
+"""Of the probed images: up to FEW, or a single one, is nothing; above MANY is a model that hides something."""
+BATCH = 0.1
+"""Of the rounding that runtime and twin may differ by: what an image's answer may move by in another batch. Kernels
+that change with the batch's size stay below a hundredth, scales that dynamic quantisation takes from it do not."""
+NOISE = (1e-5, 1e-2)
+"""Two answers to one batch: a difference relative to the largest logit that is rounding, and one that decides."""
+_SCALE_FREE = ("apgd-dlr", "apgd-t", "autoattack", "fab", "square")
+"""Beginnings of the names of budget attacks for which a cross-entropy that saturates is no obstacle."""
+Probes = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -24,71 +40,113 @@ class Item:
 
 def check(evaluation: Evaluation) -> tuple[Verdict, list[Item]]:
     """The worst verdict, and each check with its reason."""
-    items = [*_of_model(evaluation), *_of_rows(evaluation)]
+    items = [*_of_clean(evaluation), *_of_answers(evaluation), *_of_gradients(evaluation), *_of_rows(evaluation)]
     worst: Verdict = max((item.verdict for item in items), key=_ORDER.index, default="high")
     return worst, items
 
 
-def _of_model(evaluation: Evaluation) -> list[Item]:
-    probes = evaluation.probes
+def _of_clean(evaluation: Evaluation) -> list[Item]:
     items: list[Item] = []
-    guessing = 1 / evaluation.predictor.classes
-    if evaluation.clean_accuracy <= guessing:
+    if evaluation.clean_accuracy <= 1 / evaluation.predictor.classes:
         detail = f"{evaluation.clean_accuracy:.1%} of clean images are right, no more than by guessing: "
         items.append(Item("clean", "unreliable", detail + "are labels and preprocessing those of its training?"))
-    if not probes:
-        return [*items, Item("gradients", "warn", "the model has no gradients: only black-box attacks ran")]
-    probabilities = probes["looks_like_probabilities"] == 1
-    items.append(
-        Item(
-            "logits",
-            "warn" if probabilities else "high",
-            "the outputs sum to 1: probabilities hide gradients" if probabilities else "outputs are logits",
-        )
-    )
-    dead = max(probes["zero_gradients"], 1 - probes["finite_gradients"])
-    items.append(
-        Item(
-            "gradients",
-            "high" if dead == 0 else "warn" if dead < 0.1 else "unreliable",
-            f"{dead:.1%} of clean images have a zero or non-finite input gradient",
-        )
-    )
+    answered = np.unique(evaluation.clean_pred)
+    if len(answered) == 1 and len(np.unique(evaluation.labels)) > 1:
+        detail = f"every clean image is answered with class {answered[0]}: nothing can change that answer"
+        items.append(Item("constant", "unreliable", detail))
     return items
+
+
+def _of_answers(evaluation: Evaluation) -> list[Item]:
+    """What predictions alone tell."""
+    probes = evaluation.probes
+    items: list[Item] = []
+    if "random_logits" in probes:
+        random = _randomness(probes, any(_averages(outcome) for outcome in evaluation.outcomes))
+        items.append(random)
+        alone = probes["batch_logits"] <= BATCH or random.verdict != "high"  # random answers differ anyway
+        detail = (
+            "an image's answer does not depend on its batch"
+            if alone
+            else f"an image's answer depends on its batch ({probes['batch_predictions']:.1%} of predictions): "
+            f"the verdicts hold for batches of {evaluation.batch_size} alone"
+        )
+        items.append(Item("batch", "high" if alone else "warn", detail))
+        probabilities = probes["looks_like_probabilities"] == 1
+        detail = "the outputs sum to 1: probabilities hide gradients" if probabilities else "outputs are logits"
+        items.append(Item("logits", "warn" if probabilities else "high", detail))
+    return items
+
+
+def _randomness(probes: Probes, averaged: bool) -> Item:
+    differ, flipped = probes["random_logits"], probes["random_predictions"]
+    if differ <= NOISE[0] and flipped == 0:
+        return Item("random", "high", "the same images get the same answers")
+    detail = f"the same images get other answers (by {differ:.2g} of the largest logit, {flipped:.1%} of predictions)"
+    if averaged or (flipped == 0 and differ <= NOISE[1]):
+        return Item("random", "warn", f"{detail}: each verdict is one draw of many")
+    return Item("random", "unreliable", f"{detail}: attack the average, with AutoAttack's version rand")
+
+
+def _of_gradients(evaluation: Evaluation) -> list[Item]:
+    """What gradients tell: whether there are any, of the function that is deployed, and whether they lead anywhere."""
+    if evaluation.predictor.module is None:
+        return [Item("gradients", "warn", "the model has no gradients: only black-box attacks ran")]
+    probes = evaluation.probes
+    if "zero_gradients" not in probes:  # no clean image was right
+        return []
+    dead = max(probes["zero_margin_gradients"], probes["non_finite_gradients"])
+    items = [Item("gradients", _share(dead), f"{dead:.1%} of clean images have a zero or non-finite input gradient")]
+    saturated = max(0.0, probes["zero_gradients"] - probes["zero_margin_gradients"])
+    # Where it is the loss that saturates and not the model, an attack on another loss has not been fooled.
+    blind = [_is_blind(each) for each in evaluation.outcomes if each.unit and each.row.eps and not each.row.surrogate]
+    worst: Verdict = "warn" if saturated and not (blind and all(blind)) else "unreliable"
+    if saturated:
+        detail = (
+            f"logits so large that the cross-entropy has no gradient on {saturated:.1%} of clean images: "
+            "fgsm and pgd are blind there; believe attacks on differences of logits (autoattack)"
+        )
+        items.append(Item("saturated", _at_most(worst, _share(saturated)), detail))
+    left, noise = probes["left_at_eps_1"], max(FEW, 1.5 / probes["images"])
+    items.append(Item("eps 1", _share(left, noise), f"PGD that may do anything to an image leaves {left:.1%} right"))
+    if "module_only" in probes and probes["random_logits"] <= NOISE[0]:  # random answers differ anyway
+        lost = probes["module_only"]
+        detail = f"of the images that break the module the gradients come from, {lost:.1%} do not break the runtime"
+        items.append(Item("twin", _share(lost, noise), detail))
+    if "loss_at_0" in probes:
+        items.append(_climb(probes, worst))
+    if "left_fgsm" in probes:
+        one, many = probes["left_fgsm"], probes["left_pgd"]
+        detail = f"a single step leaves {one:.1%} of clean images right, 20 steps {many:.1%}"
+        items.append(Item("single step", _gap(many - one, probes["images"]), detail))
+    return items
+
+
+def _climb(probes: Probes, worst: Verdict) -> Item:
+    """The loss has to rise along PGD, and not to fall back by more than a tenth of its rise; half of it is much."""
+    losses = {int(name.removeprefix("loss_at_")): loss for name, loss in probes.items() if name.startswith("loss_at_")}
+    start, end, highest = losses[0], losses[max(losses)], max([*losses.values(), probes["loss_fgsm"]])
+    told = ", ".join(f"{loss:.3g} after {step}" for step, loss in losses.items())
+    detail = f"mean loss along PGD: {told}; {probes['loss_fgsm']:.3g} after a single step"
+    if end <= start:
+        return Item("loss", worst, f"PGD does not raise the loss: {detail}")
+    if end < highest - 0.1 * (highest - start):
+        much = end < highest - 0.5 * (highest - start)
+        return Item("loss", worst if much else "warn", f"the loss falls back with more steps: {detail}")
+    return Item("loss", "high", detail)
 
 
 def _of_rows(evaluation: Evaluation) -> list[Item]:
     items: list[Item] = []
     for eps in evaluation.eps:
         rows = {outcome.row.id: outcome for outcome in evaluation.outcomes if outcome.unit and outcome.row.eps == eps}
-        white = {key: _robust(outcome) for key, outcome in rows.items() if outcome.row.source == "white-box"}
         own = {outcome.row.attack: outcome for outcome in rows.values() if outcome.row.surrogate is None}
         one, many = own.get("fgsm"), own.get("pgd")
         if one and many:
-            gap = _robust(many) - _robust(one)
-            items.append(
-                Item(
-                    "more steps",
-                    "warn" if gap > SLACK else "high",
-                    f"PGD leaves {_robust(many):.1%}, its single step {_robust(one):.1%}",
-                )
-            )
-        black = {key: _robust(outcome) for key, outcome in rows.items() if outcome.row.source != "white-box"}
-        if white and black:
-            best_white, best_black = min(white, key=white.__getitem__), min(black, key=black.__getitem__)
-            items.append(
-                Item(
-                    "white-box",
-                    "unreliable" if black[best_black] < white[best_white] - SLACK else "high",
-                    f"strongest without gradients {best_black} {black[best_black]:.1%}, "
-                    f"with gradients {best_white} {white[best_white]:.1%}",
-                )
-            )
-        elif black:
-            items.append(Item("white-box", "warn", f"only {', '.join(black)} ran: its own gradients may find more"))
-        elif white and evaluation.predictor.precision == "int8" and "autoattack" not in own:  # which ends with Square
-            detail = "quantised layers only have estimated gradients, which can hide weakness; square did not run"
-            items.append(Item("white-box", "warn", detail))
+            detail = f"PGD leaves {_robust(many):.1%}, its single step {_robust(one):.1%}"
+            items.append(Item("more steps", _gap(_robust(many) - _robust(one), _images(many)), detail))
+        items += _with_and_without(evaluation, rows, own)
+        items += [item for outcome in own.values() if (item := _last_stage(outcome)) is not None]
     for outcome in evaluation.outcomes:
         items += [Item(outcome.row.id, "warn", text) for text in (outcome.unit.warnings if outcome.unit else [])]
         if IDLE in outcome.flags:
@@ -96,6 +154,78 @@ def _of_rows(evaluation: Evaluation) -> list[Item]:
     return items
 
 
-def _robust(outcome: Outcome) -> float:
+def _with_and_without(evaluation: Evaluation, rows: dict[str, Outcome], own: dict[str, Outcome]) -> list[Item]:
+    """What is found with gradients against what is found without: the former knows more, so it has to find more."""
+    white = [outcome for outcome in rows.values() if outcome.row.source == "white-box"]
+    black = [outcome for outcome in rows.values() if outcome.row.source != "white-box"]
+    items: list[Item] = []
+    if white and black:
+        strongest = min(white, key=_robust)
+        # A slow attack may have been given only the first images.
+        gaps = [_robust(strongest, _images(each)) - _robust(each, _images(strongest)) for each in black]
+        worst = int(np.argmax(gaps))
+        shared = min(_images(strongest), _images(black[worst]))
+        detail = (
+            f"strongest without gradients {black[worst].row.id} {_robust(black[worst], shared):.1%}, "
+            f"with gradients {strongest.row.id} {_robust(strongest, shared):.1%}"
+        )
+        # Losing to many queries says little about a single step.
+        worst_of: Verdict = "warn" if all(outcome.row.attack == "fgsm" for outcome in white) else "unreliable"
+        items.append(Item("white-box", _at_most(worst_of, _gap(gaps[worst], shared)), detail))
+    elif black:
+        names = ", ".join(outcome.row.id for outcome in black)
+        items.append(Item("white-box", "warn", f"only {names} ran: its own gradients may find more"))
+    searched = any(name.startswith(("autoattack", "square")) for name in own)  # AutoAttack ends with Square
+    if white and evaluation.predictor.precision == "int8" and not searched:
+        detail = "quantised layers only have estimated gradients, which can hide weakness; square did not run"
+        items.append(Item("white-box", "warn", detail))
+    return items
+
+
+def _last_stage(outcome: Outcome) -> Item | None:
+    """What an ensemble's random search broke after its gradients had given up; None of one that does not end so."""
+    unit = outcome.unit
+    assert unit is not None
+    if unit.stages[-1:] != ["square"]:
+        return None
+    share = float(np.mean(unit.broken & (unit.broken_by == len(unit.stages) - 1)))
+    detail = f"Square broke {share:.1%} of all images, which the gradients of {outcome.row.id} had left"
+    return Item("last stage", _gap(share, len(unit.broken)), detail)
+
+
+def _share(share: float, nothing: float = 0.0) -> Verdict:
+    return "high" if share <= nothing else "warn" if share <= MANY else "unreliable"
+
+
+def _at_most(worst: Verdict, verdict: Verdict) -> Verdict:
+    return min(worst, verdict, key=_ORDER.index)
+
+
+def _gap(difference: float, images: float) -> Verdict:
+    """By how much what knows less has found more."""
+    noise = max(SLACK, 1.5 / images)
+    return "high" if difference <= noise else "warn" if difference <= max(noise, CLEAR) else "unreliable"
+
+
+def _is_blind(outcome: Outcome) -> bool:
+    """It neither looks at differences of logits nor at answers alone, so a saturated cross-entropy stops it."""
+    row = outcome.row
+    return not row.attack.startswith(_SCALE_FREE) and row.params.get("loss") not in ("cw", "dlr")
+
+
+def _averages(outcome: Outcome) -> bool:
+    """It ran, and averages over a model's random answers (expectation over transformation)."""
+    row = outcome.row
+    averages = row.attack.endswith("-rand") or row.params.get("version") == "rand" or row.params.get("eot", 1) > 1
+    return outcome.unit is not None and averages
+
+
+def _images(outcome: Outcome) -> int:
     assert outcome.unit is not None
-    return float(np.mean(outcome.unit.attacked & ~outcome.unit.broken))
+    return len(outcome.unit.broken)
+
+
+def _robust(outcome: Outcome, first: int | None = None) -> float:
+    """Share of the images, or of the first so many of them, that are right and stay so."""
+    assert outcome.unit is not None
+    return float(np.mean((outcome.unit.attacked & ~outcome.unit.broken)[:first]))

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from art.estimators.classification import PyTorchClassifier
+from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dgad_tk.common import UserError
+from dgad_tk.fold import folded
 from dgad_tk.predictor import Predictor
 
 
@@ -44,6 +45,7 @@ class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]
             input_shape=predictor.input_shape,
             nb_classes=predictor.classes,
             clip_values=(0.0, 1.0),
+            preprocessing=None,  # ART's default subtracts 0 and divides by 1, a copy each
             device_type="gpu" if torch.cuda.is_available() else "cpu",
         )
         self.predictor = predictor
@@ -108,10 +110,47 @@ class OnnxClassifier(PredictorClassifier):
     """
 
 
-def to_estimator(predictor: Predictor, *, module: nn.Module | None = None) -> PredictorClassifier:
-    """The ART estimator of a predictor of any format."""
+class PredictorBlackBox(BlackBoxClassifierNeuralNetwork):  # type: ignore[misc]
+    """An ART classifier over a Predictor that only answers: no gradients, the deployed runtime for each question.
+
+    Args:
+        predictor: of any file.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__(
+            predictor.predict,
+            input_shape=predictor.input_shape,
+            nb_classes=predictor.classes,
+            channels_first=True,
+            clip_values=(0.0, 1.0),
+            preprocessing=None,
+        )
+        self.predictor = predictor
+
+    def predict(self, x: NDArray[Any], batch_size: int = 128, **kwargs: Any) -> NDArray[np.float32]:
+        """Logits `(N, K)` by the deployed runtime; whatever type comes is cast to float32."""
+        x = np.ascontiguousarray(x, dtype=np.float32)
+        return np.asarray(super().predict(x, batch_size=batch_size), dtype=np.float32)
+
+
+def to_estimator(predictor: Predictor, *, module: nn.Module | None = None) -> PredictorClassifier | PredictorBlackBox:
+    """The ART estimator of a predictor of any format; a black box where there are no gradients."""
+    if module is None and predictor.module is None:
+        return PredictorBlackBox(predictor)
     cls = OnnxClassifier if predictor.format == "onnx" else PredictorClassifier
     return cls(predictor, module=module)
+
+
+def is_quantised(estimator: object) -> bool:
+    """Whether logits of the deployed runtime come in steps, so that small gains do not show."""
+    return isinstance(estimator, PredictorClassifier | PredictorBlackBox) and estimator.predictor.precision == "int8"
+
+
+def searchable(predictor: Predictor) -> nn.Module:
+    """The module that a search goes through: the predictor's own with BatchNorm folded, as a twin is made already."""
+    assert predictor.module is not None
+    return predictor.module if predictor.format == "onnx" else folded(predictor.module)
 
 
 class Counted(nn.Module):

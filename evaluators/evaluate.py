@@ -5,9 +5,9 @@ candidate is brought into the ball to the last bit and judged by `predictor.pred
 """
 
 import hashlib
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 
 from dgad_tk.artifact import tool_versions
 from dgad_tk.data import Split
-from dgad_tk.predictor import Images, Logits, Predictor
-from evaluators.attacks import Budget
-from evaluators.ball import into_ball, l2, linf
-from evaluators.estimators import Counted, to_estimator
+from dgad_tk.distributed import from_all, world
+from dgad_tk.predictor import Predictor
+from evaluators.ball import Norm
 from evaluators.judge import check_images, compare_twin, images_of, judge
+from evaluators.probes import probe
 from evaluators.record import IDLE, Evaluation, Outcome
 from evaluators.rows import Row
-from evaluators.units import NOT_ATTACKED, Unit, UnitStore
+from evaluators.search import Chunk, Found, search, verdict, with_smaller
+from evaluators.units import Unit, UnitStore, read_arrays, write_arrays
 
 CHUNK = 500
 """Images in a unit of work. Cut from the dataset's fixed order, so it never depends on how many are evaluated."""
-GALLERY = 4
 SURROGATE_SLACK = 0.10
 
 
@@ -55,19 +55,24 @@ def evaluate(
     seed: int = 0,
     batch_size: int | None = None,
     store: Path | None = None,
+    examples: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
     """Attack `predictor` on the images of `split`.
 
+    Started by torchrun, each process does its share of the units and all of them return the whole record.
+
     Args:
         rows: from `plan`; the budget rows carry the threat.
         seed: of every draw that an attack makes.
-        batch_size: images at a time; attacks by other packages draw batch by batch, so it belongs to the question.
+        batch_size: images at a time; some attacks by other packages draw batch by batch, so it belongs to the question.
             None is `default_batch_size`.
         store: folder of finished units; a second call with it does only what is new.
+        examples: folder in which transfer examples are left for the next target, and found from the last one.
 
     Raises:
-        UserError: images of another shape, labels out of range, or a twin that differs from the runtime.
+        UserError: images of another shape, labels out of range, a twin that differs from the runtime, or a row of fewer
+            images than another one builds on.
         ValueError: a store for a predictor without a hash, whose units nothing could tell from another's.
     """
     if store is not None and not predictor.sha256:
@@ -76,42 +81,34 @@ def evaluate(
     batch_size = batch_size or default_batch_size(predictor.input_shape)
     chunks = [slice(start, min(start + CHUNK, len(split))) for start in range(0, len(split), CHUNK)]
     clean_pred, clean_right, digest, hashes = _clean(predictor, split, chunks, batch_size)
-    twin, probes = compare_twin(predictor, split, batch_size)
-    # Whatever could change an outcome belongs into the question that a stored one answers.
-    context = {
-        "model": predictor.sha256,
-        "interface": predictor.interface.to_dict(),
-        "seed": seed,
-        "batch_size": batch_size,
-        "threads": torch.get_num_threads(),
-        "versions": tool_versions(),
-        "runtime": predictor.runtime,
-        "gpu": torch.cuda.is_available(),
-    }
-    unfit = _unfit_surrogates(rows, split, batch_size, float(clean_right.mean()))
-    units = UnitStore(store)
-    outcomes: list[Outcome] = []
-    for number, row in enumerate(rows):
-        outcome = Outcome(row, reason=unfit.get(row.surrogate.name, "") if row.surrogate else "")
-        outcomes.append(outcome)
-        if outcome.reason:
-            continue
-        parts: list[Unit] = []
-        for chunk, sha in zip(chunks, hashes, strict=True):
-            question = {**context, "images": sha, **_question(row)}
-            unit = units.get(question)
-            if unit is None:
-                attacker = _Attacker(predictor, row, seed, batch_size)
-                unit = attacker.run(split, chunk, clean_right[chunk])
-                units.put(question, unit)
-            parts.append(unit)
+    norm: Norm = next((row.norm for row in rows if row.eps is not None), "linf")
+    eps = tuple(dict.fromkeys(row.eps for row in rows if row.eps is not None))
+    twin = compare_twin(predictor, split, batch_size)
+    probes = probe(predictor, split, clean_right, norm=norm, eps=max(eps, default=0.0), batch_size=batch_size)
+    reasons = _unfit(predictor, rows, split, batch_size, float(clean_right.mean()))
+    work = _Work(predictor, split, chunks, hashes, clean_right, seed, batch_size, UnitStore(store), UnitStore(examples))
+    done: dict[tuple[str, int], Unit] = {}
+    families = list(dict.fromkeys(row.family for row in rows))
+    # What a smaller radius breaks is known before a larger one is tried.
+    asked = sorted((row for row in rows if row.id not in reasons), key=lambda row: row.eps or 0.0)
+    for position, row in enumerate(asked):
+        for number, chunk in enumerate(chunks):
+            # A family stays in one process, since its radii build on each other.
+            if (number + families.index(row.family)) % world().size != world().rank or not _reaches(row, chunk):
+                continue
+            smaller = next((each for each in reversed(asked[:position]) if _builds_on(row, each)), None)
+            done[row.id, number] = work.unit(row, number, done[smaller.id, number] if smaller else None)
             if on_progress:
-                broken, attacked = (
-                    sum(int(getattr(part, key).sum()) for part in parts) for key in ("broken", "attacked")
-                )
-                on_progress(Progress(row.id, number + 1, len(rows), chunk.stop, len(split), broken, attacked))
-        outcome.unit = _joined(parts, chunks)
-        outcome.flags = _flags(row, outcome.unit)
+                on_progress(_progress(row, position, len(asked), chunk, len(split), done))
+    done = {place: unit for part in from_all(done) for place, unit in part.items()}
+    outcomes: list[Outcome] = []
+    for row in rows:
+        outcome = Outcome(row, reason=reasons.get(row.id, ""))
+        if not outcome.reason:
+            numbers = [number for number, chunk in enumerate(chunks) if _reaches(row, chunk)]
+            outcome.unit = _joined([done[row.id, number] for number in numbers], [chunks[each] for each in numbers])
+            outcome.flags = _flags(row, outcome.unit)
+        outcomes.append(outcome)
     return Evaluation(
         predictor,
         split.labels,
@@ -122,12 +119,28 @@ def evaluate(
         twin,
         probes,
         digest,
-        next((row.norm for row in rows if row.eps is not None), "linf"),
-        tuple(dict.fromkeys(row.eps for row in rows if row.eps is not None)),
+        norm,
+        eps,
         seed,
         batch_size,
         split,
     )
+
+
+def _reaches(row: Row, chunk: slice) -> bool:
+    return row.limit is None or chunk.start < row.limit
+
+
+def _builds_on(row: Row, other: Row) -> bool:
+    return bool(row.smaller) and other.family == row.family and other.eps == row.smaller[-1]
+
+
+def _progress(
+    row: Row, position: int, rows: int, chunk: slice, n: int, done: Mapping[tuple[str, int], Unit]
+) -> Progress:
+    units = [unit for (name, _), unit in done.items() if name == row.id]
+    broken, attacked = (sum(int(getattr(unit, key).sum()) for unit in units) for key in ("broken", "attacked"))
+    return Progress(row.id, position + 1, rows, chunk.stop, n, broken, attacked)
 
 
 def default_batch_size(input_shape: tuple[int, int, int]) -> int:
@@ -136,65 +149,6 @@ def default_batch_size(input_shape: tuple[int, int, int]) -> int:
     It depends on nothing that differs between machines, since it is part of what an evaluation's record answers.
     """
     return max(16, min(CHUNK, 2**18 // (input_shape[1] * input_shape[2])))
-
-
-@dataclass
-class _Attacker:
-    """Runs one row on one chunk, counting passes."""
-
-    predictor: Predictor
-    row: Row
-    seed: int
-    batch_size: int
-
-    def run(self, split: Split, chunk: slice, right: NDArray[np.bool_]) -> Unit:
-        x_all, labels_all = images_of(split, chunk), split.labels[chunk]
-        x, labels, index = x_all[right], labels_all[right], split.index[chunk][right]
-        begun = time.perf_counter()
-        source = self.row.surrogate.predictor if self.row.surrogate else self.predictor
-        assert source is not None
-        assert source.module is not None
-        counted, calls = Counted(source.module), _Calls(source)
-        x_adv, warnings = x, []
-        if len(x):
-            estimator = to_estimator(replace(source, predict=calls), module=counted)
-            budget = Budget(self.row.norm, self.row.eps or 0.0, self.seed, self.batch_size)
-            attack = self.row.spec.build(estimator, budget, self.row.params)
-            extra = {"index": index} if self.row.spec.indexed else {}
-            x_adv = np.asarray(attack.generate(x, labels, **extra), dtype=np.float32)
-            warnings = list(getattr(attack, "warnings", []))
-        if self.row.eps is not None:
-            x_adv = into_ball(x_adv, x, self.row.norm, self.row.eps)
-        else:
-            x_adv = np.clip(np.where(np.isnan(x_adv), x, x_adv), 0.0, 1.0).astype(np.float32)
-        predicted, finite = judge(self.predictor, x_adv, self.batch_size)
-        broken = (predicted != labels) | ~finite
-        shown = np.flatnonzero(broken)[:GALLERY]
-        return Unit(
-            attacked=right.copy(),
-            broken=_spread(broken, right, False),
-            adv_pred=_spread(predicted, right, NOT_ATTACKED),
-            l2=_spread(l2(x_adv, x), right, np.nan),
-            linf=_spread(linf(x_adv, x), right, np.nan),
-            seconds=time.perf_counter() - begun,
-            forward_passes=counted.forwards + calls.images + len(x),
-            backward_passes=counted.backwards,
-            gallery=x_adv[shown],
-            gallery_at=np.flatnonzero(right)[shown],
-            warnings=warnings,
-        )
-
-
-class _Calls:
-    """A predictor's `predict` that counts its images."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
-        self.images = 0
-
-    def __call__(self, images: Images) -> Logits:
-        self.images += len(images)
-        return self.predictor.predict(images)
 
 
 def _clean(
@@ -216,6 +170,100 @@ def _clean(
     return np.concatenate(predictions), np.concatenate(rights), total.hexdigest(), hashes
 
 
+@dataclass
+class _Work:
+    """Makes units, or finds them in the store."""
+
+    predictor: Predictor
+    split: Split
+    chunks: Sequence[slice]
+    hashes: Sequence[str]
+    right: NDArray[np.bool_]
+    seed: int
+    batch_size: int
+    units: UnitStore
+    examples: UnitStore
+
+    def unit(self, row: Row, number: int, smaller: Unit | None) -> Unit:
+        """The outcome of a row on chunk `number`, of which `smaller` is known already."""
+        search_question = self._question(row, number)
+        question = {
+            **search_question,
+            "model": self.predictor.sha256,
+            "interface": self.predictor.interface.to_dict(),
+            "runtime": self.predictor.runtime,
+            "smaller": list(row.smaller),
+        }
+        if (stored := self.units.get(question)) is not None:
+            return stored
+        chunk = self._chunk(row, number)
+        right = self.right[self.chunks[number]][: len(chunk.labels)]
+        todo = right if smaller is None else right & ~smaller.broken
+        common = {"seed": self.seed, "batch_size": self.batch_size}
+        if row.surrogate is None:
+            halfway = self.units.halfway(question)
+            found = search(self.predictor, row, chunk.only(todo), halfway=halfway, **common)
+        else:
+            found = self._made_on(row, chunk, search_question).only(todo)
+        unit = verdict(self.predictor, row, chunk, right, todo, found, batch_size=self.batch_size, gallery=number == 0)
+        if smaller is not None:
+            unit = with_smaller(unit, smaller)
+        self.units.put(question, unit)
+        return unit
+
+    def _chunk(self, row: Row, number: int) -> Chunk:
+        place = self.chunks[number]
+        if row.limit is not None:
+            place = slice(place.start, min(place.stop, row.limit))
+        return Chunk(images_of(self.split, place), self.split.labels[place], self.split.index[place])
+
+    def _made_on(self, row: Row, chunk: Chunk, question: Mapping[str, Any]) -> Found:
+        """Examples of the whole chunk, whatever the target gets right: so they serve every target."""
+        assert row.surrogate is not None
+        source = row.surrogate.predictor
+        assert source is not None
+        path = self.examples.path(question)
+        if (kept := read_arrays(path)) is not None:
+            return Found(**{**kept, "seconds": 0.0, "forwards": 0, "backwards": 0})
+        halfway = self.units.halfway(question)
+        found = search(source, row, chunk, seed=self.seed, batch_size=self.batch_size, halfway=halfway)
+        halfway.forget()
+        write_arrays(path, vars(found))
+        return found
+
+    def _question(self, row: Row, number: int) -> dict[str, Any]:
+        """Whatever could change what a search finds."""
+        surrogate = row.surrogate.predictor if row.surrogate else None
+        return {
+            "attack": row.attack,
+            "params": dict(row.params),
+            "norm": row.norm,
+            "eps": row.eps,
+            "surrogate": surrogate.sha256 if surrogate else None,
+            "surrogate_interface": surrogate.interface.to_dict() if surrogate else None,
+            "images": self.hashes[number],
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "threads": torch.get_num_threads(),
+            "versions": tool_versions(),
+            "gpu": torch.cuda.is_available(),
+        }
+
+
+def _unfit(predictor: Predictor, rows: Sequence[Row], split: Split, batch_size: int, accuracy: float) -> dict[str, str]:
+    """Ids of the rows that cannot be run, and why."""
+    surrogates = _unfit_surrogates(rows, split, batch_size, accuracy)
+    reasons: dict[str, str] = {}
+    for row in rows:
+        if row.surrogate is not None and row.surrogate.name in surrogates:
+            reasons[row.id] = surrogates[row.surrogate.name]
+            continue
+        source = row.surrogate.predictor if row.surrogate else predictor
+        if row.spec.needs_gradients and source is not None and source.module is None:
+            reasons[row.id] = f"'{source.path}' has no gradients; --suite blackbox needs none"
+    return reasons
+
+
 def _unfit_surrogates(rows: Sequence[Row], split: Split, batch_size: int, accuracy: float) -> dict[str, str]:
     """Names of the surrogates that no transfer row can be run with, and why."""
     reasons: dict[str, str] = {}
@@ -234,25 +282,6 @@ def _unfit_surrogates(rows: Sequence[Row], split: Split, batch_size: int, accura
     return reasons
 
 
-def _question(row: Row) -> dict[str, Any]:
-    surrogate = row.surrogate.predictor if row.surrogate else None
-    return {
-        "attack": row.attack,
-        "params": dict(row.params),
-        "norm": row.norm,
-        "eps": row.eps,
-        "surrogate": surrogate.sha256 if surrogate else None,
-        "surrogate_interface": surrogate.interface.to_dict() if surrogate else None,
-    }
-
-
-def _spread(values: NDArray[Any], where: NDArray[np.bool_], fill: Any) -> NDArray[Any]:
-    """`values` at the places `where`, `fill` elsewhere."""
-    result = np.full(len(where), fill, dtype=values.dtype)
-    result[where] = values
-    return result
-
-
 def _joined(parts: Sequence[Unit], chunks: Sequence[slice]) -> Unit:
     def joined(name: str) -> NDArray[Any]:
         return np.concatenate([getattr(part, name) for part in parts])
@@ -269,6 +298,10 @@ def _joined(parts: Sequence[Unit], chunks: Sequence[slice]) -> Unit:
         backward_passes=sum(part.backward_passes for part in parts),
         gallery=joined("gallery"),
         gallery_at=np.concatenate(places),
+        broken_by=joined("broken_by"),
+        reused=sum(part.reused for part in parts),
+        stages=max((part.stages for part in parts), key=lambda names: len(names)),
+        stage_seconds=[sum(each) for each in zip_longest(*(part.stage_seconds for part in parts), fillvalue=0.0)],
         warnings=list(dict.fromkeys(text for part in parts for text in part.warnings)),
     )
 

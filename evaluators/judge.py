@@ -18,6 +18,9 @@ INT8_LEVELS = 255
 AGREEMENTS = {"fp32": 0.995, "fp16": 0.99, "int8": 0.99}
 """Smallest share of equal predictions. Integer logits are often equal, or one step apart."""
 
+REPEATS = 8
+"""Answers to the same images that are compared with the first one: two of a random draw among few are often equal."""
+
 
 def judge(predictor: Predictor, images: Images, batch_size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """The deployed runtime's predictions `(N,)`, first index of the largest logit, and where all logits are finite."""
@@ -29,7 +32,7 @@ def judge(predictor: Predictor, images: Images, batch_size: int) -> tuple[NDArra
     return np.concatenate(predicted), np.concatenate(finite)
 
 
-def images_of(split: Split, positions: slice) -> Images:
+def images_of(split: Split, positions: slice | NDArray[np.int64]) -> Images:
     # Divided in float32, as the training does it, so that both see the same pixels to the last bit.
     return np.divide(split.take(positions), np.float32(255), dtype=np.float32)
 
@@ -50,21 +53,20 @@ def check_images(predictor: Predictor, split: Split) -> None:
         )
 
 
-def compare_twin(predictor: Predictor, split: Split, batch_size: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Runtime against module on the first images, and what the module's outputs and gradients look like.
+def compare_twin(predictor: Predictor, split: Split, batch_size: int) -> dict[str, float]:
+    """Runtime against module on the first images; nothing of a black box.
 
     Raises:
-        UserError: they differ by more than rounding.
+        UserError: logits that are not finite, or the two differ by more than rounding and by more than the runtime does
+            from itself.
     """
     if predictor.module is None:
-        return {}, {}
-    x, labels = images_of(split, slice(0, batch_size)), split.labels[:batch_size]
+        return {}
+    x = images_of(split, slice(0, batch_size))
     device = next((value.device for value in predictor.module.state_dict().values()), torch.device("cpu"))
-    images = torch.from_numpy(x).to(device).requires_grad_()
-    logits = predictor.module(images)
-    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).to(device), reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, images)
-    answers = logits.detach() if predictor.finish is None else predictor.finish(logits.detach())
+    with torch.no_grad():
+        logits = predictor.module(torch.from_numpy(x).to(device))
+        answers = logits if predictor.finish is None else predictor.finish(logits)
     ours, theirs = answers.cpu().numpy(), predictor.predict(x)
     if not np.isfinite(theirs).all():
         raise UserError(
@@ -74,22 +76,16 @@ def compare_twin(predictor: Predictor, split: Split, batch_size: int) -> tuple[d
     difference = float(np.abs(ours - theirs).max())
     agreement = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
     tolerance, exceptions = allowed(predictor, theirs)
-    if not (difference <= tolerance and round((1 - agreement) * len(x)) <= exceptions):
+    close = difference <= tolerance and round((1 - agreement) * len(x)) <= exceptions
+    # A model with random answers differs from itself too: that is for the checks to tell, not a defect of conversion.
+    if not close and not any(np.abs(predictor.predict(x) - theirs).max() > tolerance for _ in range(REPEATS)):
         raise UserError(
             f"'{predictor.path}': gradients would come from a module that differs from the runtime: max |difference| "
             f"{difference:.3g} of logits up to {np.abs(theirs).max():.3g} where {tolerance:.3g} is allowed, "
             f"{agreement:.1%} equal predictions",
             hint="this is a defect of the conversion; please report it with the file",
         )
-    flat = gradient.flatten(1)
-    probes = {
-        "zero_gradients": float((flat.abs().amax(dim=1) == 0).float().mean()),
-        "finite_gradients": float(torch.isfinite(flat).all(dim=1).float().mean()),
-        "looks_like_probabilities": float(
-            bool((theirs >= 0).all() and np.allclose(theirs.sum(axis=1), 1.0, atol=1e-4))
-        ),
-    }
-    return {"max_abs_diff": difference, "argmax_agreement": agreement}, probes
+    return {"max_abs_diff": difference, "argmax_agreement": agreement}
 
 
 def allowed(predictor: Predictor, logits: Logits) -> tuple[float, float]:

@@ -59,18 +59,25 @@ class Evaluation:
         return float(self.clean_right.mean())
 
     def held(self, eps: float) -> NDArray[np.bool_]:
-        """Images that are right when clean and withstand every budget attack that ran at `eps`, bool `(n,)`.
+        """Images that are right when clean and withstand every budget attack inside the ball of `eps`, bool `(n,)`.
+
+        What a smaller radius broke lies inside this ball too. Rows that ran on a part of the images do not count.
 
         Raises:
             ValueError: none ran there.
         """
-        units = [outcome.unit for outcome in self.outcomes if outcome.unit and outcome.row.eps == eps]
-        if not units:
+        if not any(self.judges(outcome, eps) and outcome.row.eps == eps for outcome in self.outcomes):
             raise ValueError(f"no budget attack ran at eps {eps}: expected one of {list(self.eps)}")
         held = self.clean_right.copy()
-        for unit in units:
-            held &= ~unit.broken
+        for outcome in self.outcomes:
+            if outcome.unit is not None and self.judges(outcome, eps):
+                held &= ~outcome.unit.broken
         return held
+
+    def judges(self, outcome: Outcome, eps: float) -> bool:
+        """Whether a row says something about the ball of `eps` for every image."""
+        whole = outcome.unit is not None and len(outcome.unit.broken) == len(self.labels)
+        return whole and outcome.row.eps is not None and outcome.row.eps <= eps
 
     def worst_case(self, eps: float) -> float:
         """Share of all images that are in `held(eps)`."""

@@ -10,6 +10,9 @@ from evaluators.attacks import ATTACKS, AttackSpec
 from evaluators.ball import Norm
 from evaluators.suites import TRANSFER
 
+SAMPLES = "samples"
+"""The parameter that cuts a slow attack's row to so many images."""
+
 
 @dataclass(frozen=True)
 class Surrogate:
@@ -27,7 +30,12 @@ class Surrogate:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the results: an attack, where its gradients come from, and how far it may go."""
+    """One row of the results: an attack, where its gradients come from, and how far it may go.
+
+    Attributes:
+        smaller: radii below `eps` at which the same attack runs, ascending. What breaks there is inside this ball too
+            and is not attacked again.
+    """
 
     id: str
     attack: str
@@ -36,12 +44,23 @@ class Row:
     norm: Norm
     eps: float | None
     surrogate: Surrogate | None = None
+    smaller: tuple[float, ...] = ()
 
     @property
     def source(self) -> Literal["white-box", "black-box", "transfer"]:
         if self.surrogate is not None:
             return "transfer"
         return "white-box" if self.spec.needs_gradients else "black-box"
+
+    @property
+    def limit(self) -> int | None:
+        """So many of the first images are attacked; None for all."""
+        return self.params.get(SAMPLES)
+
+    @property
+    def family(self) -> tuple[str, str]:
+        """What rows that differ in eps alone have in common."""
+        return self.attack, self.surrogate.name if self.surrogate else ""
 
 
 def plan(
@@ -62,7 +81,7 @@ def plan(
     for full_name in names:
         name = full_name.removeprefix(TRANSFER)
         spec = ATTACKS[name]
-        if norm not in spec.norms:
+        if spec.kind == "budget" and norm not in spec.norms:
             raise UserError(f"attack '{name}' has no norm '{norm}'", hint="expected one of " + ", ".join(spec.norms))
         params = spec.parameters(name, settings.get(name, {}))
         radii = eps if spec.kind == "budget" else [None]
@@ -73,7 +92,9 @@ def plan(
                 label = f"{TRANSFER}{surrogate.name}:{name}" if surrogate else name
                 if radius is not None and len(eps) > 1:
                     label += f"@{format_fraction(radius)}"
-                rows.append(Row(label, name, spec, params, own_norm, radius, surrogate))
+                below = tuple(sorted(each for each in eps if radius is not None and each < radius))
+                smaller = below if spec.searches else ()
+                rows.append(Row(label, name, spec, params, own_norm, radius, surrogate, smaller))
     labels = [row.id for row in rows]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise UserError(f"two rows would be called '{twice}'", hint="give each eps and each surrogate once")

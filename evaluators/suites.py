@@ -9,7 +9,10 @@ TRANSFER = "transfer:"
 
 SUITES: dict[str, tuple[str, ...]] = {
     "fast": ("fgsm", "pgd"),
-    "full": ("fgsm", "pgd", "cw2", "autoattack", "transfer:fgsm", "transfer:pgd"),
+    "paper": ("fgsm", "pgd", "cw2-paper", "autoattack"),
+    "full": ("fgsm", "pgd", "cw2", "autoattack", "transfer:fgsm", "transfer:pgd", "transfer:jsma"),
+    "transfer": ("transfer:fgsm", "transfer:pgd", "transfer:mim", "transfer:jsma", "transfer:autoattack"),
+    "blackbox": ("square", "transfer:fgsm", "transfer:pgd", "art:hopskipjump"),
 }
 
 

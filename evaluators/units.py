@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dgad_tk.common import written_aside
 
-UNIT_FORMAT = 1
+UNIT_FORMAT = 2
 NOT_ATTACKED = -1
 
 
@@ -29,6 +29,10 @@ class Unit:
         l2, linf: float64 `(N,)`, distances; NaN where not attacked.
         seconds: of the search and the verdict.
         forward_passes, backward_passes: images through the network, in search and verdict.
+        broken_by: int8 `(N,)`, number of the stage of an ensemble that broke the image; -1 for none.
+        reused: of the broken ones, how many a smaller radius had broken already.
+        stages: names of the ensemble's stages; empty for an attack of one.
+        stage_seconds: of each.
         warnings: what the attack itself had to say.
         gallery: up to GALLERY adversarial images that broke, float32 `(g, C, H, W)`, and their places in the chunk.
     """
@@ -43,42 +47,85 @@ class Unit:
     backward_passes: int
     gallery: NDArray[np.float32]
     gallery_at: NDArray[np.int64]
+    broken_by: NDArray[np.int8]
+    reused: int = 0
+    stages: list[str] = field(default_factory=list)
+    stage_seconds: list[float] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
 class UnitStore:
-    """Units on disk under the question they answer; in memory only when `folder` is None."""
+    """Units on disk under the question they answer; nowhere when `folder` is None."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
-    def path(self, question: Mapping[str, Any]) -> Path | None:
+    def path(self, question: Mapping[str, Any], suffix: str = ".npz") -> Path | None:
         """Where the answer to a question lies. Anything that could change the answer belongs into the question."""
         if self.folder is None:
             return None
         text = json.dumps({"format": UNIT_FORMAT, **question}, sort_keys=True)
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}{suffix}"
 
     def get(self, question: Mapping[str, Any]) -> Unit | None:
         """The stored answer, or None. A file that cannot be read counts as none and is made again."""
-        path = self.path(question)
-        if path is None or not path.is_file():
+        found = read_arrays(self.path(question))
+        if found is None or found.keys() != {each.name for each in fields(Unit)}:
             return None
-        try:
-            with np.load(BytesIO(path.read_bytes())) as arrays:
-                found = dict(arrays)
-            plain = json.loads(str(found.pop("plain")))
-        except Exception:  # noqa: BLE001 - numpy, zipfile and zlib raise what damaged bytes lead them to
-            return None
-        complete = found.keys() | plain.keys() == {each.name for each in fields(Unit)}
-        return Unit(**found, **plain) if complete else None
+        return Unit(**found)
 
     def put(self, question: Mapping[str, Any], unit: Unit) -> None:
-        """Write an answer aside and rename it."""
-        path = self.path(question)
-        if path is None:
-            return
-        arrays: dict[str, Any] = {key: value for key, value in vars(unit).items() if isinstance(value, np.ndarray)}
-        plain = {key: value for key, value in vars(unit).items() if key not in arrays}
-        with written_aside(path) as aside:
-            np.savez_compressed(aside, **arrays, plain=np.array(json.dumps(plain)))
+        """Write an answer aside and rename it; what was kept halfway is no longer needed."""
+        write_arrays(self.path(question), vars(unit))
+        self.halfway(question).forget()
+
+    def halfway(self, question: Mapping[str, Any]) -> "Halfway":
+        """Where an attack of several stages keeps what it has."""
+        return Halfway(self.path(question, ".part.npz"))
+
+
+class Halfway:
+    """What an unfinished attack has found so far, so that it can be killed between two stages.
+
+    Args:
+        path: of the file; None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def get(self) -> dict[str, Any] | None:
+        """What was kept last; None for nothing that can be read."""
+        return read_arrays(self.path)
+
+    def put(self, **values: Any) -> None:
+        """Keep `values`: arrays, and what JSON can write."""
+        write_arrays(self.path, values)
+
+    def forget(self) -> None:
+        """The attack has finished."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def read_arrays(path: Path | None) -> dict[str, Any] | None:
+    """What `write_arrays` wrote, or None where nothing can be read."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        with np.load(BytesIO(path.read_bytes())) as arrays:
+            found = dict(arrays)
+        plain = json.loads(str(found.pop("plain")))
+        return {**found, **plain}
+    except Exception:  # noqa: BLE001 - numpy, zipfile and zlib raise what damaged bytes lead them to
+        return None
+
+
+def write_arrays(path: Path | None, values: Mapping[str, Any]) -> None:
+    """Write arrays, and plain values as JSON, aside and rename the file."""
+    if path is None:
+        return
+    arrays: dict[str, Any] = {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
+    plain = {key: value for key, value in values.items() if key not in arrays}
+    with written_aside(path) as aside:
+        np.savez_compressed(aside, **arrays, plain=np.array(json.dumps(plain)))

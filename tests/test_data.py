@@ -62,7 +62,7 @@ def all_rows(dataset: Dataset) -> list[bytes]:
 
 def test_table_rows_carry_their_own_name() -> None:
     assert [spec.name for spec in DATASETS.values()] == list(DATASETS)
-    assert all(spec.eps.keys() == {"linf", "l2"} for spec in DATASETS.values())
+    assert all(spec.eps.keys() >= {"linf", "l2"} for spec in DATASETS.values())
 
 
 def test_names_need_no_torch() -> None:

@@ -17,10 +17,11 @@ from victims import TwoClassLinear, as_torch, linear_split
 from dgad_tk.common import UserError
 from dgad_tk.data import load_dataset
 from dgad_tk.predictor import Predictor
-from evaluators import Evaluation, Surrogate, evaluate, expand, plan
+from evaluators import SUITES, Evaluation, Surrogate, evaluate, expand, plan
 from evaluators.attacks import ATTACKS
-from evaluators.checks import check
 from evaluators.report import results, write
+from evaluators.search import Chunk, search, verdict
+from evaluators.units import Halfway
 
 engine: Any = importlib.import_module("evaluators.evaluate")  # the package names its function the same
 EPS = 0.05
@@ -54,7 +55,7 @@ def test_results_follow_the_schema(predictor: Predictor, tmp_path: Path) -> None
         assert set(row) == {
             *("id", "name", "kind", "source", "surrogate", "norm", "eps", "params", "robust_accuracy", "robust", "n"),
             *("ci95", "success", "failed", "median_l2", "seconds", "forward_passes", "backward_passes", "status"),
-            *("reason", "flags"),
+            *("reason", "flags", "accuracy", "reused", "stages"),
         }
         assert row["forward_passes"] > 0
     budget, cw2 = read["attacks"][3], read["attacks"][4]
@@ -100,9 +101,12 @@ def test_the_runtime_judges_not_the_module(predictor: Predictor) -> None:
     assert honest.outcomes[0].unit.broken.any()
     judge = engine.judge(replace(predictor, predict=stubborn), clean, 8)[0]
     assert np.array_equal(judge, calm.argmax(1))
-    attacker = engine._Attacker(replace(predictor, predict=stubborn), honest.outcomes[0].row, 0, 8)
-    unit = attacker.run(split, slice(0, 30), honest.clean_right)
-    assert not unit.broken.any()
+    row, right = honest.outcomes[0].row, honest.clean_right
+    chunk, target = Chunk(clean, split.labels, split.index), replace(predictor, predict=stubborn)
+    found = search(target, row, chunk, seed=0, batch_size=8, halfway=Halfway(None))
+    for judging, broken in ((predictor, True), (target, False)):
+        unit = verdict(judging, row, chunk, right, right, found.only(right), batch_size=8, gallery=True)
+        assert unit.broken.any() == broken
 
 
 def test_non_finite_logits_count_as_broken(predictor: Predictor) -> None:
@@ -121,13 +125,13 @@ def test_an_evaluation_goes_on_where_it_stopped(
 ) -> None:
     monkeypatch.setattr(engine, "CHUNK", 16)
     runs: list[str] = []
-    original = engine._Attacker.run
+    original, order = engine.search, load_dataset("digits").test.index.tolist()
 
-    def counted(self: Any, split: Any, chunk: slice, right: Any) -> Any:
-        runs.append(f"{self.row.id}@{chunk.start}")
-        return original(self, split, chunk, right)
+    def counted(source: Any, row: Any, chunk: Any, **options: Any) -> Any:
+        runs.append(f"{row.id}@{order.index(chunk.index[0]) // 16 * 16}")
+        return original(source, row, chunk, **options)
 
-    monkeypatch.setattr(engine._Attacker, "run", counted)
+    monkeypatch.setattr(engine, "search", counted)
     whole = run(predictor, n=48)
     assert len(runs) == 6
 
@@ -277,61 +281,9 @@ def test_what_an_attack_returns_is_brought_into_the_ball(predictor: Predictor, m
     assert unit.linf[unit.attacked][0] == 0
 
 
-def test_checks_notice_masked_gradients(victim: Victim) -> None:
-    """A model that rounds its input has no gradient; transfer breaks what white-box attacks leave alone."""
-    net = victim[0]
-
-    class Rounded(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.net(torch.round(x * 32) / 32)
-            return logits
-
-    masked, open_one = as_torch(Rounded(), (1, 8, 8)), as_torch(net, (1, 8, 8))
-    surrogates = [Surrogate("open", open_one)]
-    evaluation = run(masked, ["pgd", "transfer:pgd"], surrogates=surrogates, eps=[0.1])
-    verdict, items = check(evaluation)
-    assert verdict == "unreliable"
-    assert {item.name for item in items if item.verdict == "unreliable"} == {"gradients", "white-box"}
-    verdict, items = check(run(open_one, ["fgsm", "pgd"]))
-    assert verdict == "high", items
-
-
-def test_checks_notice_probabilities(victim: Victim) -> None:
-    model = as_torch(torch.nn.Sequential(victim[0], torch.nn.Softmax(1)), (1, 8, 8))
-    verdict, items = check(run(model, ["fgsm"]))
-    assert verdict == "warn"
-    assert next(item for item in items if item.name == "logits").verdict == "warn"
-
-
-def test_checks_notice_what_was_not_tried(predictor: Predictor) -> None:
-    """Without gradients, or with those of a quantised file alone, an accuracy is not yet believable."""
-
-    def doubts(model: Predictor, names: list[str]) -> list[str]:
-        rows = plan(names, norm="linf", eps=[EPS], settings={"square": {"queries": 5}})
-        evaluation = evaluate(model, load_dataset("digits").test.subset(20), rows)
-        return [item.verdict for item in check(evaluation)[1] if item.name == "white-box" and item.verdict != "high"]
-
-    quantised = replace(predictor, precision="int8")
-    assert doubts(predictor, ["square"]) == ["warn"]
-    assert doubts(quantised, ["pgd"]) == ["warn"]
-    assert doubts(quantised, ["pgd", "square"]) == []
-    assert doubts(predictor, ["pgd"]) == []
-
-
-def test_checks_notice_labels_that_mean_something_else(predictor: Predictor) -> None:
-    split = load_dataset("digits").test.subset(40)
-    evaluation = run(predictor, ["fgsm"], split=replace(split, labels=(split.labels + 1) % 10))
-    verdict, items = check(evaluation)
-    assert verdict == "unreliable"
-    assert "no more than by guessing" in next(item.detail for item in items if item.name == "clean")
-
-
 def test_suites_name_attacks_that_exist() -> None:
-    assert expand(["full"]) == ["fgsm", "pgd", "cw2", "autoattack", "transfer:fgsm", "transfer:pgd"]
+    assert expand(["full"]) == ["fgsm", "pgd", "cw2", "autoattack", "transfer:fgsm", "transfer:pgd", "transfer:jsma"]
+    assert {name.removeprefix("transfer:") for suite in SUITES for name in expand([suite])} <= set(ATTACKS)
     assert expand(["fast"], ["pgd", "cw2"]) == ["fgsm", "pgd", "cw2"]
     with pytest.raises(UserError, match="unknown suite 'ful' .did you mean 'full'"):
         expand(["ful"])

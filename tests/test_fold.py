@@ -98,6 +98,25 @@ def test_what_cannot_be_folded_stays(build: type[nn.Module]) -> None:
     torch.testing.assert_close(view(x), model.eval()(x))
 
 
+def test_torchscript_is_copied() -> None:
+    """It has no Python code to trace."""
+    net = randomise_batch_norm(nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2))).eval()
+    with pytest.warns(FutureWarning, match="deprecated"):
+        model = torch.jit.trace(net, torch.rand(1, 2, 4, 4))  # type: ignore[no-untyped-call]
+    view, x = Folded(model), torch.rand(3, 2, 4, 4)
+    assert view.pairs == []
+    torch.testing.assert_close(view(x), model(x))
+
+
+def test_five_axes_have_no_channels_last() -> None:
+    class Levels(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x > torch.linspace(0, 1, 4).view(-1, 1, 1, 1, 1)).float().mean(dim=0)
+
+    x = torch.rand(3, 2, 4, 4)
+    torch.testing.assert_close(Folded(Levels())(x), Levels()(x))
+
+
 def randomise_batch_norm_with_some(model: nn.Module) -> nn.Module:
     """As `randomise_batch_norm`, leaving those without statistics alone."""
     for module in model.modules():

@@ -45,7 +45,7 @@ DATASETS: dict[str, DatasetSpec] = {
         description="CIFAR-10, 3x32x32, 50,000 + 10,000 images; --data-dir or --download",
         load=partial(cifar.load, cifar.CIFAR10),
         augmentation=Augmentation(padding=4, flip=True),
-        eps={"linf": 8 / 255, "l2": 0.5},
+        eps={"linf": 8 / 255, "l2": 0.5, "l1": 12.0},
         download=partial(cifar.download, cifar.CIFAR10),
     ),
     "cifar100": DatasetSpec(
@@ -53,7 +53,7 @@ DATASETS: dict[str, DatasetSpec] = {
         description="CIFAR-100, its 100 fine classes, 3x32x32, 50,000 + 10,000 images; --data-dir or --download",
         load=partial(cifar.load, cifar.CIFAR100),
         augmentation=Augmentation(padding=4, flip=True),
-        eps={"linf": 8 / 255, "l2": 0.5},
+        eps={"linf": 8 / 255, "l2": 0.5, "l1": 12.0},
         download=partial(cifar.download, cifar.CIFAR100),
     ),
     "svhn": DatasetSpec(
@@ -61,7 +61,7 @@ DATASETS: dict[str, DatasetSpec] = {
         description="SVHN's cropped digits, 3x32x32, 73,257 + 26,032 images; --data-dir or --download",
         load=svhn.load,
         augmentation=Augmentation(padding=4, flip=False),  # a mirrored digit is another one, or none
-        eps={"linf": 8 / 255, "l2": 0.5},
+        eps={"linf": 8 / 255, "l2": 0.5, "l1": 12.0},
         download=svhn.download,
     ),
     "tiny-imagenet": DatasetSpec(
@@ -69,7 +69,7 @@ DATASETS: dict[str, DatasetSpec] = {
         description="Tiny ImageNet, 200 classes, 3x64x64, 100,000 + 10,000 images (its val/); --data-dir",
         load=tiny_imagenet.load,
         augmentation=Augmentation(padding=4, flip=True),
-        eps={"linf": 8 / 255, "l2": 0.5},
+        eps={"linf": 8 / 255, "l2": 0.5, "l1": 12.0},
         download=tiny_imagenet.download,
     ),
     "imagefolder": DatasetSpec(
@@ -77,7 +77,7 @@ DATASETS: dict[str, DatasetSpec] = {
         description="your own images: train/CLASS/* and test/CLASS/* in --data-dir, as RGB of --image-size",
         load=imagefolder.load,
         augmentation=Augmentation(padding=4, flip=True),
-        eps={"linf": 8 / 255, "l2": 0.5},
+        eps={"linf": 8 / 255, "l2": 0.5, "l1": 12.0},
         resizable=True,
     ),
 }

@@ -1,61 +1,99 @@
-"""Projected gradient descent and its one-step case, seeded per image."""
+"""Projected gradient descent and its relatives: FGSM is one step of it, MIM has momentum; any of four losses."""
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dgad_tk.batches import draw_noise
+from dgad_tk.common import UserError
 from dgad_tk.config import ThreatModel
-from dgad_tk.draws import Draws
-from dgad_tk.inner_max import Init, inner_max, start_point
-from dgad_tk.losses import cross_entropy
+from dgad_tk.inner_max import Init, Objective, inner_max, start_point
+from dgad_tk.losses import cross_entropy, kl, margin
+from evaluators.attacks.autoattack.dlr import DLR_CLASSES, dlr
+from evaluators.attacks.native import NativeAttack
+from evaluators.ball import Norm
+
+Loss = Literal["ce", "dlr", "cw", "kl"]
 
 
-class ProjectedGradient(EvasionAttack):  # type: ignore[misc]
-    """PGD on the cross-entropy (Madry et al., ICLR 2018), on any ART estimator that is a `PyTorchClassifier`.
+class ProjectedGradient(NativeAttack):
+    """PGD (Madry et al., ICLR 2018, https://arxiv.org/abs/1706.06083), on any ART estimator with a torch module.
 
     The last iterate counts, as in the evaluations of the DGAD paper. Unlike ART's own, the random start of an image
     depends on the seed and the image's index alone, so that batch size and sharding change nothing.
+
+    Losses, z the logits of x', y the label:
+
+        ce    -log softmax(z)_y
+        cw    max_{i != y} z_i - z_y                      Carlini & Wagner (2017), section V-A, f_6 without its floor
+        dlr   (max_{i != y} z_i - z_y) / (z_(1) - z_(3))  Croce & Hein (2020), eq. 6; z_(1) the largest logit
+        kl    KL(softmax(z_clean) || softmax(z))          the inner attack of TRADES (Zhang et al., 2019); no label
+
+    With momentum m it is MIM (Dong et al., CVPR 2018, https://arxiv.org/abs/1710.06081, algorithm 1 and section 3.3):
+    steps follow g_k = m g_{k-1} + gradient / |gradient|_1, where the paper takes m = 1.
 
     Args:
         estimator: with a torch module.
         norm: "linf" or "l2".
         eps: radius, a fraction of 1.
-        step_size: of each step.
+        step_size: of each step, in the norm.
         steps: number of steps.
-        init: uniform start in the ball, or none.
+        init: where it starts: "uniform" in the ball, "gauss" (0.001 N(0, 1)), or "none", the image itself.
         restarts: number of starts; an image that a start has broken is left alone.
+        loss: to be made large, or small where `targeted`.
+        momentum: share of the gradients so far that a step keeps.
+        targeted: `generate` takes the classes to reach as `y`.
         seed: of the starts.
         batch_size: images at a time.
+
+    Raises:
+        ValueError: a setting outside its range, or two that contradict each other.
+        UserError: fewer classes than the loss can do with.
     """
 
-    attack_params = (*EvasionAttack.attack_params, "norm", "eps", "step_size", "steps", "init", "restarts", "seed")
+    attack_params = (
+        *NativeAttack.attack_params,
+        *("step_size", "steps", "init", "restarts", "loss", "momentum", "targeted"),
+    )
     _estimator_requirements = (PyTorchClassifier,)
 
     def __init__(
         self,
         estimator: PyTorchClassifier,
         *,
-        norm: Literal["linf", "l2"] = "linf",
+        norm: Norm = "linf",
         eps: float = 8 / 255,
         step_size: float = 2 / 255,
         steps: int = 10,
         init: Init = "uniform",
         restarts: int = 1,
+        loss: Loss = "ce",
+        momentum: float = 0.0,
+        targeted: bool = False,
         seed: int = 0,
         batch_size: int = 128,
     ) -> None:
-        super().__init__(estimator=estimator)
-        self.norm, self.eps, self.step_size, self.steps = norm, eps, step_size, steps
-        self.init, self.restarts, self.seed, self.batch_size = init, restarts, seed, batch_size
+        super().__init__(estimator, norm=norm, eps=eps, seed=seed, batch_size=batch_size)
+        self.step_size, self.steps, self.init, self.restarts = step_size, steps, init, restarts
+        self.loss, self.momentum, self.targeted = loss, momentum, targeted
+        self._threat()
         if restarts < 1:
             raise ValueError(f"expected restarts >= 1, got {restarts}")
+        if loss not in ("ce", "dlr", "cw", "kl"):
+            raise ValueError(f"expected a loss of ce, dlr, cw, kl, got '{loss}'")
+        if not momentum >= 0:
+            raise ValueError(f"expected momentum >= 0, got {momentum}")
+        if loss == "kl" and (targeted or init == "none"):
+            raise ValueError("the loss 'kl' knows no target, and at the clean image its gradient is 0")
+        if loss == "dlr" and estimator.nb_classes < DLR_CLASSES:
+            raise UserError(
+                f"the loss 'dlr' needs at least {DLR_CLASSES} classes, the model has {estimator.nb_classes}",
+                hint="the loss 'cw' works with two",
+            )
 
     def generate(
         self,
@@ -65,49 +103,79 @@ class ProjectedGradient(EvasionAttack):  # type: ignore[misc]
         index: NDArray[np.int64] | None = None,
         **kwargs: Any,
     ) -> NDArray[np.float32]:
-        """Adversarial images, float32 of x's shape.
+        """Adversarial images, float32 of x's shape: the last iterates.
 
         Args:
             x: images `(N, C, H, W)` in [0, 1].
-            y: true labels, `(N,)` or one-hot `(N, K)`; None takes the estimator's predictions.
+            y: true labels, or targets; `(N,)` or one-hot `(N, K)`. None takes the estimator's predictions.
             index: dataset indices `(N,)` that the random starts belong to; None counts from 0.
         """
-        x = np.ascontiguousarray(x, dtype=np.float32)
-        if y is None:
-            y = self.estimator.predict(x, batch_size=self.batch_size)
-        labels = np.ascontiguousarray(np.argmax(y, axis=1) if y.ndim == 2 else y, dtype=np.int64)
-        index = np.ascontiguousarray(np.arange(len(x)) if index is None else index, dtype=np.int64)
-        result = x.copy()
-        for start in range(0, len(x), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            result[part] = self._batch(x[part], labels[part], index[part])
-        return result
+        if self.targeted and y is None:
+            raise ValueError("a targeted attack needs the classes to reach: expected y, got None")
+        return super().generate(x, y, index=index, **kwargs)
 
-    def _batch(
-        self, x: NDArray[np.float32], labels: NDArray[np.int64], index: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        device = self.estimator.device
-        images, y = torch.from_numpy(x).to(device), torch.from_numpy(labels).to(device)
-        indices = torch.from_numpy(index).to(device)
-        best = images
-        left = torch.arange(len(images), device=device)
+    def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        best, left = x, torch.arange(len(x), device=x.device)
         for restart in range(self.restarts):
-            x_adv = self._ascend(images[left], y[left], indices[left], restart)
+            x_adv = self._ascend(x[left], y[left], index[left], restart)
             best = best.index_copy(0, left, x_adv)
             if restart + 1 < self.restarts:
-                with torch.no_grad():
-                    held = self._logits(x_adv).argmax(dim=1) == y[left]
-                left = left[held]
+                left = left[~self._reached(x_adv, y[left])]
                 if len(left) == 0:
                     break
-        return np.asarray(best.cpu().numpy(), dtype=np.float32)
+        return best
 
     def _ascend(self, x: Tensor, y: Tensor, index: Tensor, restart: int) -> Tensor:
-        threat = ThreatModel(norm=self.norm, eps=self.eps, step_size=self.step_size, steps=self.steps)
-        noise = partial(draw_noise, Draws(self.seed), "pgd", x.shape[1:], index, step=restart)
-        start = start_point(x, threat, self.init, noise, clip=True)
-        return inner_max(lambda z: cross_entropy(self._logits(z), y), x, start, threat)
+        def noise(kind: Literal["normal", "uniform"]) -> Tensor:
+            shape = tuple(x.shape[1:])
+            if kind == "normal":
+                return self.draws.normal("pgd", shape, index=index, step=restart)
+            return 2 * self.draws.uniform("pgd", shape, index=index, step=restart) - 1
 
-    def _logits(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.estimator._predict_framework(x)[0]  # with the estimator's own preprocessing
-        return logits
+        threat = self._threat()
+        start = start_point(x, threat, self.init, noise, clip=True)
+        objective = self._objective(x, y)
+        return inner_max(with_momentum(objective, self.momentum) if self.momentum else objective, x, start, threat)
+
+    def _objective(self, x: Tensor, y: Tensor) -> Objective:
+        if self.loss == "kl":
+            clean = self.victim.logits(x).detach()
+            return lambda z: kl(clean, self.victim.logits(z))
+        loss: Callable[[Tensor, Tensor], Tensor] = {
+            "ce": cross_entropy,
+            "cw": lambda logits, labels: -margin(logits, labels),
+            "dlr": dlr,
+        }[self.loss]
+        sign = -1 if self.targeted else 1
+        return lambda z: sign * loss(self.victim.logits(z), y)
+
+    def _reached(self, x_adv: Tensor, y: Tensor) -> Tensor:
+        """Where the deployed runtime's answer is what the attack wants, bool `(N,)`; a non-finite one always is."""
+        logits = self.victim.answers(x_adv)
+        wanted = logits.argmax(dim=1) == y if self.targeted else logits.argmax(dim=1) != y
+        return wanted | ~logits.isfinite().all(dim=1)
+
+    def _threat(self) -> ThreatModel:
+        return ThreatModel(norm=self.norm, eps=self.eps, step_size=self.step_size, steps=self.steps)
+
+
+def with_momentum(objective: Objective, momentum: float) -> Objective:
+    """`objective` whose gradient is the accumulated one of MIM: g_k = momentum g_{k-1} + gradient_k / |gradient_k|_1.
+
+    For one ascent, since it remembers. The value stays what it was, so that the loop of `inner_max` serves.
+    """
+    memory: Tensor | None = None
+
+    def accumulate(gradient: Tensor) -> Tensor:
+        nonlocal memory
+        size = gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
+        unit = gradient / size.clamp(min=torch.finfo(gradient.dtype).tiny)
+        memory = unit if memory is None else momentum * memory + unit
+        return memory
+
+    def with_memory(x: Tensor) -> Tensor:
+        seen = x.view_as(x)
+        seen.register_hook(accumulate)  # type: ignore[no-untyped-call]
+        return objective(seen)
+
+    return with_memory

@@ -3,6 +3,7 @@
 import csv
 import json
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from dgad_tk.artifact import tool_versions
 from dgad_tk.common import written_aside
 from evaluators.ball import wilson
+from evaluators.baseline import fingerprints
 from evaluators.checks import check
 from evaluators.record import Evaluation, Outcome
 
@@ -65,6 +67,9 @@ def _attack(outcome: Outcome, n: int) -> dict[str, Any]:
         "success": None,
         "failed": None,
         "median_l2": None,
+        "accuracy": None,
+        "reused": 0,
+        "stages": [],
         "seconds": 0.0,
         "forward_passes": 0,
         "backward_passes": 0,
@@ -74,8 +79,14 @@ def _attack(outcome: Outcome, n: int) -> dict[str, Any]:
     }
     if unit is None:
         return entry
-    attacked, broken = int(unit.attacked.sum()), int(unit.broken.sum())
+    attacked, broken, n = int(unit.attacked.sum()), int(unit.broken.sum()), len(unit.attacked)
     entry |= {
+        "n": n,
+        "reused": unit.reused,
+        "stages": [
+            {"name": name, "broken": int((unit.broken_by == number).sum()), "seconds": round(seconds, 3)}
+            for number, (name, seconds) in enumerate(zip_longest(unit.stages, unit.stage_seconds, fillvalue=0.0))
+        ],
         "success": broken / attacked if attacked else None,
         "failed": (attacked - broken) / attacked if attacked else None,
         "median_l2": float(np.median(unit.l2[unit.broken])) if broken else None,
@@ -86,6 +97,9 @@ def _attack(outcome: Outcome, n: int) -> dict[str, Any]:
     if row.spec.kind == "budget":
         robust = attacked - broken
         entry |= {"robust_accuracy": robust / n, "robust": robust, "ci95": list(wilson(robust, n))}
+    else:
+        # Papers print what is left after an attack without a ball, which says as much about its search as its target.
+        entry["accuracy"] = (attacked - broken) / n
     return entry
 
 
@@ -93,7 +107,7 @@ def _worst_cases(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Per norm and eps: images that withstand every budget attack that ran there."""
     n, found = len(evaluation.labels), []
     for eps in evaluation.eps:
-        if not any(outcome.unit and outcome.row.eps == eps for outcome in evaluation.outcomes):
+        if not any(evaluation.judges(outcome, eps) and outcome.row.eps == eps for outcome in evaluation.outcomes):
             continue
         robust = int(evaluation.held(eps).sum())
         found.append(
@@ -114,7 +128,7 @@ def write(evaluation: Evaluation, document: dict[str, Any], folder: Path) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").unlink(missing_ok=True)  # it comes back last: a folder that has one is complete
     with written_aside(folder / "samples.npz") as aside:
-        np.savez_compressed(aside, **_samples(evaluation))
+        np.savez_compressed(aside, **samples(evaluation))
     with written_aside(folder / "gallery.npz") as aside:
         np.savez_compressed(aside, **_gallery(evaluation))
     with (
@@ -122,7 +136,11 @@ def write(evaluation: Evaluation, document: dict[str, Any], folder: Path) -> Non
         aside.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
-        keys = [key for key in document["attacks"][0] if key not in ("params", "flags")] if document["attacks"] else []
+        keys = (
+            [key for key in document["attacks"][0] if key not in ("params", "stages", "flags")]
+            if document["attacks"]
+            else []
+        )
         writer.writerow(["model", "clean_accuracy", *keys, "params", "flags"])
         for attack in document["attacks"]:
             values = [
@@ -135,12 +153,14 @@ def write(evaluation: Evaluation, document: dict[str, Any], folder: Path) -> Non
         aside.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _samples(evaluation: Evaluation) -> dict[str, Any]:
-    """Per image `index`, `label`, `clean_pred`; for each row `robust/<id>`, `adv_pred/<id>`, `l2/<id>`, `linf/<id>`."""
+def samples(evaluation: Evaluation) -> dict[str, Any]:
+    """Per image `index`, `label`, `clean_pred` and its fingerprint `image`; for each row `robust/<id>`,
+    `adv_pred/<id>`, `l2/<id>`, `linf/<id>`."""
     arrays: dict[str, Any] = {
         "index": evaluation.index,
         "label": evaluation.labels,
         "clean_pred": evaluation.clean_pred,
+        "image": fingerprints(evaluation.split),
     }
     for outcome in evaluation.outcomes:
         if unit := outcome.unit:
@@ -151,6 +171,8 @@ def _samples(evaluation: Evaluation) -> dict[str, Any]:
                 f"l2/{name}": unit.l2,
                 f"linf/{name}": unit.linf,
             }
+            if unit.stages:
+                arrays[f"broken_by/{name}"] = unit.broken_by
     return arrays
 
 

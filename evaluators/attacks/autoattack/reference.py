@@ -1,106 +1,107 @@
-"""AutoAttack, run by its authors' own package on the module that the estimator holds."""
+"""AutoAttack by its authors' own package, stage by stage, to compare ours with."""
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
-from pyautoattack import AutoAttack
 from torch import Tensor
 
-TARGETS = 9
-DLR_CLASSES = 4
-"""The targeted DLR loss divides by a difference with the fourth largest logit."""
+from dgad_tk.common import UserError
+from evaluators.attacks.autoattack.stages import ROBUST, Version, ensemble
+from evaluators.ball import Norm
 
-
-L2_SQUARE_SIDE = 5
-"""The L2 Square attack starts from a grid of five squares a side."""
-
-
-def ensemble(classes: int, norm: str = "linf", side: int = 32) -> tuple[str, ...]:
-    """Stages of the standard ensemble that are defined for so many classes and images with this shorter side.
-
-    Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690, section 5: APGD-CE, targeted APGD on DLR, targeted FAB,
-    Square with 5,000 queries. Below four classes the targeted DLR loss is not defined and its stage falls away; so
-    does Square in L2 on images of fewer than five pixels a side.
-    """
-    left_out = set()
-    if classes < DLR_CLASSES:
-        left_out.add("apgd-t")
-    if norm == "l2" and side < L2_SQUARE_SIDE:
-        left_out.add("square")
-    return tuple(stage for stage in ("apgd-ce", "apgd-t", "fab-t", "square") if stage not in left_out)
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 class AuthorsAutoAttack(EvasionAttack):  # type: ignore[misc]
-    """The standard AutoAttack of Croce & Hein, by the authors' package `pyautoattack`.
+    """AutoAttack of Croce & Hein (ICML 2020), run by `pyautoattack` (a development extra) on the estimator's module.
 
-    ART has an attack of this name that is another ensemble (DeepFool for FAB-T, no targeted APGD). With fewer than ten
-    classes the nine targets become K - 1, as the authors advise.
+    Each stage is a run of the package on the images that withstood the stages before, which is what the package does
+    by itself; so the outcome of every image is known stage by stage. It draws batch by batch, so results depend on
+    `batch_size`.
 
     Args:
         estimator: with a torch module.
-        norm: "linf" or "l2".
-        eps: radius, a fraction of 1.
-        seed: of all stages.
-        batch_size: images at a time. The package draws noise batch by batch, so results depend on it.
+        norm, eps, version, seed: as in `AutoAttack`.
+        batch_size: images at a time.
+
+    Raises:
+        UserError: the package is not installed.
     """
 
-    attack_params = (*EvasionAttack.attack_params, "norm", "eps", "seed", "batch_size")
+    attack_params = (*EvasionAttack.attack_params, "norm", "eps", "version", "seed", "batch_size")
     _estimator_requirements = (PyTorchClassifier,)
 
     def __init__(
         self,
         estimator: PyTorchClassifier,
         *,
-        norm: Literal["linf", "l2"] = "linf",
+        norm: Norm = "linf",
         eps: float = 8 / 255,
+        version: Version = "standard",
         seed: int = 0,
         batch_size: int = 250,
     ) -> None:
         super().__init__(estimator=estimator)
-        self.norm, self.eps, self.seed, self.batch_size = norm, eps, seed, batch_size
+        self.norm, self.eps, self.version, self.seed, self.batch_size = norm, eps, version, seed, batch_size
         self.warnings: list[str] = []
-        """What the package doubts about the model: randomised, probabilities, zero gradients, Square too good."""
+        """What the package doubts about the model: randomised, probabilities, zero gradients."""
+        self.stages: tuple[str, ...] = ()
+        self.broken_by: NDArray[np.int8] = np.zeros(0, dtype=np.int8)
+        self.stage_seconds: list[float] = []
 
     def generate(self, x: NDArray[Any], y: NDArray[Any] | None = None, **kwargs: Any) -> NDArray[np.float32]:
         """Adversarial images, float32 of x's shape; an image that withstood every stage comes back as it was.
 
         Args:
             x: images `(N, C, H, W)` in [0, 1].
-            y: true labels, `(N,)` or one-hot `(N, K)`.
+            y: true labels, `(N,)` or one-hot `(N, K)`; None takes the estimator's predictions.
         """
+        try:
+            from pyautoattack import AutoAttack as Package
+        except ModuleNotFoundError:
+            raise UserError(
+                "the authors' AutoAttack is not installed", hint="pip install pyautoattack, or 'dgad-tk[dev]'"
+            ) from None
         x = np.ascontiguousarray(x, dtype=np.float32)
-        if len(x) == 0:
-            return x
         if y is None:
-            y = self.estimator.predict(x, batch_size=self.batch_size)
-        labels = (np.argmax(y, axis=1) if y.ndim == 2 else y).astype(np.int64)
-        device, classes = self.estimator.device, self.estimator.nb_classes
-        runner = AutoAttack(
-            self._logits,
-            device=device,
-            eps=self.eps,
-            norm={"linf": "Linf", "l2": "L2"}[self.norm],
-            seed=self.seed,
-            version="standard",
+            y = self.estimator.predict(x)
+        labels = np.asarray(np.argmax(y, axis=1) if y.ndim == 2 else y, dtype=np.int64)
+        found, self.broken_by, self.warnings = x.copy(), np.full(len(x), ROBUST, dtype=np.int8), []
+        chosen, self.warnings = ensemble(
+            self.version, classes=self.estimator.nb_classes, norm=self.norm, side=min(x.shape[2:])
         )
-        runner.verbose = False
-        stages = ensemble(classes, self.norm, min(x.shape[2:]))
-        if len(stages) < len(ensemble(10)):
-            self.warnings = [f"not the whole ensemble: only {', '.join(stages)} are defined here"]
-        runner.attacks_to_run = list(stages)
-        runner.apgd_targeted.n_target_classes = runner.fab.n_target_classes = min(TARGETS, classes - 1)
-        with torch.random.fork_rng(), _heard(self.warnings):  # the package seeds torch's global generator
-            x_adv, _ = runner.run_standard_evaluation(
-                torch.from_numpy(x).to(device), torch.from_numpy(labels).to(device), batch_size=self.batch_size
+        self.stages, self.stage_seconds = tuple(stage.name for stage in chosen), []
+        device, left = self.estimator.device, np.arange(len(x))
+        for number, stage in enumerate(chosen):
+            if len(left) == 0:
+                break
+            runner = Package(
+                self._logits, device=device, eps=self.eps, norm=NORMS[self.norm], seed=self.seed, version=self.version
             )
-        return np.asarray(x_adv.cpu().numpy(), dtype=np.float32)
+            runner.verbose = False
+            runner.attacks_to_run = [stage.name]
+            runner.apgd.n_restarts = runner.fab.n_restarts = stage.restarts
+            runner.apgd_targeted.n_target_classes = runner.fab.n_target_classes = stage.targets
+            begun = time.perf_counter()
+            with torch.random.fork_rng(), _heard(self.warnings):  # the package seeds torch's global generator
+                images = torch.from_numpy(x[left]).to(device)
+                x_adv, y_adv = runner.run_standard_evaluation(
+                    images, torch.from_numpy(labels[left]).to(device), batch_size=self.batch_size
+                )
+            self.stage_seconds.append(time.perf_counter() - begun)
+            broken = y_adv.cpu().numpy() != labels[left]
+            found[left[broken]] = x_adv.cpu().numpy()[broken]
+            self.broken_by[left[broken]] = number
+            left = left[~broken]
+        return found
 
     def _logits(self, x: Tensor) -> Tensor:
         logits: Tensor = self.estimator._predict_framework(x)[0]

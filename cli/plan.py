@@ -1,0 +1,91 @@
+"""`--dry-run` and `--budget` of `dgad attack`: a time as people write it, and the plan as a table."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dgad_tk.common import UserError, written_aside
+
+FILE = "budget.json"
+
+
+def seconds_of(text: str, flag: str = "--budget") -> float:
+    """`90s`, `10m`, `1h30m`, `1.5h` or a number of seconds.
+
+    Raises:
+        UserError: no time, or none at all.
+    """
+    number = r"(\d{1,9}(?:\.\d{1,9})?)"
+    found = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s?)?", text.strip().lower(), re.ASCII)
+    parts = found.groups(default="0") if found else ("0", "0", "0")
+    seconds = sum(float(part) * unit for part, unit in zip(parts, (3600, 60, 1), strict=True))
+    if seconds <= 0:
+        raise UserError(
+            f"{flag} must be a time such as 90s, 10m or 1h30m, got '{text}'", hint=f"for example {flag} 10m"
+        )
+    return seconds
+
+
+def remembered(folder: Path, question: Mapping[str, Any], choose: Callable[[], int]) -> int:
+    """The number of images that was chosen for the same question before, else what `choose` says now.
+
+    Times vary from run to run. The same command must go on with the images it began with, or it could not go on.
+
+    Args:
+        folder: of the results.
+        question: everything that the choice hangs on, ready for JSON.
+    """
+    path = folder / FILE
+    asked = json.loads(json.dumps(question))
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["question"] == asked and type(kept["n"]) is int and kept["n"] > 0:
+            return int(kept["n"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass  # none, or not whole: it is chosen again
+    n = choose()
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps({"question": asked, "n": n}) + "\n", encoding="utf-8")
+    return n
+
+
+def plan_table(plans: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Print one table for all models: path and plan of each, as `evaluators.planner.as_document` gives it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cli.table import WIDE
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    several = len(plans) > 1
+    for name in (["model"] if several else []) + ["attack"]:
+        table.add_column(name, no_wrap=True)
+    for name in ("images", "forward passes", "backward passes", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for path, plan in plans:
+        for row in [*plan["rows"], {"id": "total", "images": plan["n"], "note": "", **plan}]:
+            counts = (f"{row[key]:,}" for key in ("images", "forward_passes", "backward_passes"))
+            table.add_row(*([path] if several else []), row["id"], *counts, _time(row["seconds"]), row["note"])
+    console.print(table)
+    for path, plan in plans:
+        print(f"{f'{path}: ' if several else ''}{summary(plan)}")
+
+
+def summary(plan: Mapping[str, Any]) -> str:
+    """How many images, how long, and how sure the result will be."""
+    return (
+        f"{plan['n']:,} images in about {_time(plan['seconds'])}: shares to ±{plan['half_width'] * 100:.1f} points "
+        "(95 % Wilson interval)"
+    )
+
+
+def _time(seconds: float) -> str:
+    from cli.progress import duration
+
+    return duration(seconds) if seconds >= 1 or seconds == 0 else "under 1 s"

@@ -1,0 +1,44 @@
+"""Models that transfer examples are made on."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.models import check_classes
+from dgad_tk.common import UserError
+
+if TYPE_CHECKING:
+    from dgad_tk.data import Dataset
+    from evaluators import Surrogate
+
+
+def surrogates_of(files: list[Path] | None, images: "Dataset", *, quiet: bool) -> "list[Surrogate]":
+    """The models in `files`, or two that are trained on the spot where there are none.
+
+    Raises:
+        UserError: one of them is for other images.
+    """
+    from dgad_tk.distributed import by_leader
+    from evaluators import Surrogate
+    from evaluators.surrogates import made_on_the_spot
+    from exporters import load
+
+    if not files:
+        from cli.progress import TrainingProgress
+
+        with TrainingProgress(quiet=quiet) as progress:
+            by_leader(lambda: made_on_the_spot(images, on_progress=progress) and None)
+            return made_on_the_spot(images)  # found in the cache
+    found: list[Surrogate] = []
+    for path in files:
+        predictor = load(path, images.shape)
+        if predictor.input_shape != images.shape or predictor.classes != len(images.classes):
+            raise UserError(
+                f"surrogate '{path}' takes {predictor.input_shape} and gives {predictor.classes} classes, "
+                f"{images.name} has {images.shape} and {len(images.classes)}",
+                hint="a surrogate must be trained for the same images",
+            )
+        check_classes(path, predictor, images)
+        taken = {each.name for each in found}
+        name = path.stem if path.stem not in taken else f"{path.stem}-{predictor.sha256[:8]}"
+        found.append(Surrogate(name, predictor))
+    return found

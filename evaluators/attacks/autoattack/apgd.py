@@ -1,0 +1,240 @@
+"""APGD: projected gradient ascent that chooses its step sizes itself, in batches that stay full.
+
+Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690; in L1 Croce & Hein, ICML 2021,
+https://arxiv.org/abs/2103.01208.
+"""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from art.estimators.classification.classifier import ClassifierMixin
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dgad_tk.losses import cross_entropy, predicted_wrong
+from evaluators.attacks.autoattack.apgd_l1 import L1Ascents, falling_radii
+from evaluators.attacks.autoattack.apgd_seats import Rows, Seats
+from evaluators.attacks.autoattack.apgd_state import Ascents, L2Ascents, LinfAscents
+from evaluators.attacks.autoattack.dlr import DLR_CLASSES, TARGETED_DLR_CLASSES, dlr, targeted_dlr
+from evaluators.attacks.native import NativeAttack
+from evaluators.ball import Norm
+
+Loss = Literal["ce", "dlr"]
+ASCENTS: dict[Norm, type[Ascents]] = {"linf": LinfAscents, "l2": L2Ascents, "l1": L1Ascents}
+
+
+class APGD(NativeAttack):
+    """Auto-PGD on the cross-entropy, the DLR loss, or (APGD-T) the targeted DLR loss against one class after another.
+
+    Iterates are those of the authors' code (`pyautoattack`) for the same noise. An image is left alone the moment it
+    is broken: what comes back for it is the first adversarial point found; for one that withstood, the point of
+    highest loss of its last ascent. A robust image takes `steps` passes forward and backward, and a forward pass for
+    the last point, in each of its ascents.
+
+    Args:
+        estimator: with a torch module.
+        norm: "linf", "l2" or "l1".
+        eps: radius, a fraction of 1.
+        loss: "ce" or "dlr", of the untargeted attack.
+        targets: number of classes to move to, the most likely ones but the label first; at most K - 1 are. 0 for the
+            untargeted attack.
+        steps: of each ascent.
+        restarts: ascents an image, or for each of its targets.
+        eot: passes that a gradient is averaged over, for models that answer at random.
+        wide: in L1, spend most steps at 3 and 2 times the radius first. The standard ensemble does.
+        seed: of the starts. They belong to an image, not to a batch.
+        batch_size: images in a pass.
+
+    Raises:
+        ValueError: too few classes for the loss, or a count below 1.
+    """
+
+    attack_params = (*NativeAttack.attack_params, "loss", "targets", "steps", "restarts", "eot", "wide")
+    batches_itself: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        estimator: ClassifierMixin,
+        *,
+        norm: Norm = "linf",
+        eps: float = 8 / 255,
+        loss: Loss = "ce",
+        targets: int = 0,
+        steps: int = 100,
+        restarts: int = 1,
+        eot: int = 1,
+        wide: bool = True,
+        seed: int = 0,
+        batch_size: int = 250,
+    ) -> None:
+        super().__init__(estimator, norm=norm, eps=eps, seed=seed, batch_size=batch_size)
+        self.loss, self.targets, self.steps, self.restarts = loss, targets, steps, restarts
+        self.eot, self.wide = eot, wide
+        classes = estimator.nb_classes
+        self.targets = min(targets, classes - 1)
+        if norm not in ASCENTS:
+            raise ValueError(f"expected norm linf, l2 or l1, got {norm!r}")
+        if loss not in ("ce", "dlr"):
+            raise ValueError(f"expected loss ce or dlr, got {loss!r}")
+        if targets < 0:
+            raise ValueError(f"expected targets >= 0, got {targets}")
+        for name in ("steps", "restarts", "eot"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+        for wanted, name, least in (
+            (targets > 0, "targeted DLR", TARGETED_DLR_CLASSES),
+            (targets == 0 and loss == "dlr", "DLR", DLR_CLASSES),
+        ):
+            if wanted and classes < least:
+                raise ValueError(f"the {name} loss is not defined for {classes} classes: expected at least {least}")
+
+    def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        return _Search(self, x, y, index).run()
+
+    def objective(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        """The loss to maximise, `(N, K)` and int64 `(N,)` twice to `(N,)`."""
+        if self.targets:
+            return targeted_dlr(logits, y, target)
+        return dlr(logits, y) if self.loss == "dlr" else cross_entropy(logits, y)
+
+    @property
+    def schedule(self) -> list[tuple[float, int]]:
+        """Radii, as multiples of eps, that an ascent goes through, and its steps in each."""
+        return falling_radii(self.steps) if self.norm == "l1" and self.wide else [(1.0, self.steps)]
+
+
+class _Search:
+    """One call of `search`: images as rows, in the order in which convolutions read them, so that none reorders."""
+
+    def __init__(self, attack: APGD, x: Tensor, y: Tensor, index: Tensor) -> None:
+        self.attack, self.y, self.index, self.device = attack, y, index, x.device
+        self.shape = tuple(x.shape[1:])
+        self.x = _as_rows(x)
+        self.found = self.x.clone()
+        self.ascents = ASCENTS[attack.norm]
+        lengths = [steps for _, steps in attack.schedule]
+        self.seats = Seats(len(x), max(1, attack.targets) * attack.restarts, attack.batch_size, lengths)
+        self.windows = np.zeros((len(lengths), max(lengths) + 1), dtype=np.float32)
+        for phase, steps in enumerate(lengths):
+            self.windows[phase, :steps] = self.ascents.windows(steps)[:steps]  # the last point has nothing to adapt
+        self.target = self._targets() if attack.targets else torch.zeros_like(y)[:, None]
+
+    def run(self) -> Tensor:
+        state: Ascents | None = None
+        while True:
+            if state is not None:
+                state.advance()
+                self._resume(state)
+            rows = self.seats.admit()
+            if len(rows):
+                fresh = self._begin(self.seats.image[rows], self.seats.job[rows])
+                if state is None:
+                    state = fresh
+                else:
+                    state.put(self._move(rows), fresh)
+            if state is None or not self.seats.live.any():
+                return self._as_images(self.found)
+            if (kept := self.seats.close()) is not None:
+                state.keep(self._move(kept))
+            self._look(state)
+            self.seats.move()
+
+    @torch.no_grad()
+    def _targets(self) -> Tensor:
+        """The most likely classes but the label, int64 `(N, targets)`. Images that are wrong already leave."""
+        size, ask = self.attack.batch_size, self.attack.victim.logits
+        logits = torch.cat([ask(self._as_images(self.x[at : at + size])) for at in range(0, len(self.x), size)])
+        self.seats.dismiss(np.flatnonzero(_broken(logits, self.y).cpu().numpy()))
+        others = logits.scatter(1, self.y[:, None], -torch.inf)
+        return others.topk(self.attack.targets, dim=1).indices
+
+    def _begin(self, image: NDArray[np.int64], job: NDArray[np.int64]) -> Ascents:
+        """The `job`-th ascent of each `image`."""
+        linf = self.attack.norm == "linf"
+        draw = self.attack.draws.uniform if linf else self.attack.draws.normal
+        who, rank = self._move(image), self._move(job // self.attack.restarts)
+        x = self.x[who]
+        noise = torch.empty_like(x)
+        for each in np.unique(job):
+            rows = self._move(np.flatnonzero(job == each))
+            noise[rows] = _as_rows(draw("apgd", self.shape, index=self.index[who[rows]], epoch=int(each))).to(x)
+        if linf:
+            noise = 2 * noise - 1
+        radius = torch.full_like(x[:, :1], self.attack.schedule[0][0] * self.attack.eps)
+        begin = L1Ascents.begin_wide if len(self.attack.schedule) > 1 else self.ascents.begin
+        return begin(x, noise, radius, self.y[who], self.target[who, rank])
+
+    def _resume(self, state: Ascents) -> None:
+        """Let those whose radius falls go on from their best point, as if they began."""
+        rows = np.flatnonzero(self.seats.resumed)
+        if len(rows) == 0:
+            return
+        assert isinstance(state, L1Ascents)
+        at = self._move(rows)
+        radii = [self.attack.schedule[phase][0] * self.attack.eps for phase in self.seats.phase[rows]]
+        radius = state.x.new_tensor(radii)[:, None]
+        state.put(at, state.resume(state.x[at], state.best[at], radius, state.y[at], state.target[at]))
+
+    def _look(self, state: Ascents) -> None:
+        """Ask the model about all points, and draw the conclusions."""
+        seats, ending = self.seats, self.seats.ending
+        loss, broken, gradient = self._ask_all(state, ending)
+        improved = state.observe(loss, gradient)
+        window = self.windows[seats.phase, seats.step]
+        back = state.check(self._move(window)) if window.any() else torch.zeros_like(improved)
+        # All that the host has to know of a step, in one transfer.
+        told = torch.stack([broken, improved, back]).cpu().numpy()
+        if (hit := np.flatnonzero(told[0] & seats.judged)).size:
+            image, first = np.unique(seats.image[hit], return_index=True)
+            self.found.index_copy_(0, self._move(image), state.point.index_select(0, self._move(hit[first])))
+            seats.dismiss(image)
+        if (rows := np.flatnonzero(told[1] & seats.live)).size:
+            state.improve(self._move(rows))
+        if (rows := np.flatnonzero(told[2] & seats.live)).size:
+            state.go_back(self._move(rows))
+        if (rows := np.flatnonzero(seats.leaving & (seats.job == seats.jobs - 1))).size:
+            self.found.index_copy_(0, self._move(seats.image[rows]), state.best.index_select(0, self._move(rows)))
+
+    def _ask_all(self, state: Ascents, ending: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses `(N,)`, where points break the model, bool `(N,)`, and gradients, for ascents that do not end."""
+        if not ending.any():
+            return self._ask(state.point, state.y, state.target, gradient=True)
+        loss = torch.zeros_like(state.best_loss)
+        broken, gradient = loss > 0, torch.zeros_like(state.point)
+        for rows, wanted in ((ending, False), (self.seats.live & ~ending, True)):
+            if rows.any():
+                at = self._move(np.flatnonzero(rows))
+                loss[at], broken[at], gradient[at] = self._ask(
+                    state.point[at], state.y[at], state.target[at], gradient=wanted
+                )
+        return loss, broken, gradient
+
+    def _ask(self, point: Tensor, y: Tensor, target: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of some points, by the last of `eot` passes; the gradient is the mean over them."""
+        images = self._as_images(point).detach().requires_grad_(gradient)
+        total: Tensor | float = 0.0
+        for _ in range(self.attack.eot if gradient else 1):
+            logits = self.attack.victim.logits(images)
+            loss = self.attack.objective(logits, y, target)
+            if gradient:
+                (each,) = torch.autograd.grad(loss.sum(), images)
+                total = each if self.attack.eot == 1 else total + each / self.attack.eot
+        mean = torch.zeros_like(point) if isinstance(total, float) else _as_rows(total)
+        return loss.detach(), _broken(logits.detach(), y), mean
+
+    def _as_images(self, rows: Tensor) -> Tensor:
+        channels, height, width = self.shape
+        return rows.view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+    def _move(self, array: NDArray[np.int64] | NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+
+def _as_rows(images: Tensor) -> Tensor:
+    return images.permute(0, 2, 3, 1).reshape(len(images), -1)
+
+
+def _broken(logits: Tensor, y: Tensor) -> Tensor:
+    """A wrong prediction, or a logit that is not finite, bool `(N,)`."""
+    return predicted_wrong(logits, y) | ~logits.isfinite().all(dim=1)

@@ -1,0 +1,112 @@
+"""How the ascents of APGD go on in L1: sparse steps whose density follows what the best perturbation needs.
+
+Croce & Hein, ICML 2021, https://arxiv.org/abs/2103.01208, section 3.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from evaluators.attacks.autoattack.apgd_state import Ascents, opened
+from evaluators.attacks.autoattack.l1_projection import l1_correction
+
+_WIDER = ((3.0, 0.3), (2.0, 0.3))
+"""Radii before the true one (section 3.3): multiples of eps, and the share of the steps in each."""
+_DENSITY = 0.2
+_PER_CHANGED = 1.5
+"""A step changes the share of pixels that the best perturbation changes, divided by this."""
+_SHRINK, _SMALLEST = 1.5, 0.1
+"""Of the step size: at each checkpoint by this factor, to this share of the radius."""
+_SPARSER = 0.95
+"""A perturbation that keeps less than this share of its pixels starts over with a large step."""
+
+
+@dataclass(kw_only=True)
+class L1Ascents(Ascents):
+    """Steps along the sign of the largest entries of the gradient.
+
+    Attributes:
+        x: clean images `(N, F)`.
+        density: share of the pixels that a step changes, `(N,)`.
+        changed: pixels that `best` changes, `(N,)`.
+        checked: pixels that it changed at the last checkpoint, `(N,)`.
+    """
+
+    x: Tensor
+    density: Tensor
+    changed: Tensor
+    checked: Tensor
+
+    @staticmethod
+    def windows(steps: int) -> list[int]:
+        every = max(int(0.04 * steps), 1)
+        return [0, *(every if step % every == 0 else 0 for step in range(1, steps + 1))]
+
+    @classmethod
+    def begin(cls, x: Tensor, noise: Tensor, radius: Tensor, y: Tensor, target: Tensor) -> Self:
+        """Ascents that start at `noise`, projected."""
+        point = (x + noise + l1_correction(x, noise, radius[:, 0])).clamp_(0, 1)
+        every = torch.full_like(radius[:, 0], x.shape[1])
+        return cls(
+            **opened(point, radius, y, target, step_size=radius.clone()),
+            **_pixels(x, density=torch.full_like(every, _DENSITY), checked=every),
+        )
+
+    @classmethod
+    def begin_wide(cls, x: Tensor, noise: Tensor, radius: Tensor, y: Tensor, target: Tensor) -> Self:
+        """The same for the first of falling radii: the density is that of the start, not a constant."""
+        point = x + noise
+        # `resume` projects once more and moves nothing but last bits, which the authors' count of pixels sees.
+        return cls.resume(x, point + l1_correction(x, point - x, radius[:, 0]), radius, y, target)
+
+    @classmethod
+    def resume(cls, x: Tensor, point: Tensor, radius: Tensor, y: Tensor, target: Tensor) -> Self:
+        """Ascents that start at `point`, brought into this radius."""
+        point = (point + l1_correction(x, point - x, radius[:, 0])).clamp_(0, 1)
+        changed = _count(point, x)
+        return cls(
+            **opened(point, radius, y, target, step_size=radius.clone()),
+            **_pixels(x, density=changed / x.shape[1] / _PER_CHANGED, checked=changed),
+        )
+
+    def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
+        improved = super().observe(loss, gradient)
+        self.changed = torch.where(improved, _count(self.point, self.x), self.changed)
+        return improved
+
+    def check(self, window: Tensor) -> Tensor:
+        due = window > 0
+        sparser = self.changed / self.checked < _SPARSER
+        step_size = torch.where(sparser[:, None], self.radius, self.step_size / _SHRINK)
+        step_size = torch.minimum(step_size.maximum(_SMALLEST * self.radius), self.radius)
+        self.step_size = torch.where(due[:, None], step_size, self.step_size)
+        self.density = torch.where(due, self.changed / self.x.shape[1] / _PER_CHANGED, self.density)
+        self.checked = torch.where(due, self.changed, self.checked)
+        return due & sparser
+
+    def advance(self) -> None:
+        size, pixels = self.gradient.abs(), self.x.shape[1]
+        rank = pixels - ((1.0 - self.density) * pixels).clamp_(0, pixels - 1).long()
+        largest = size.topk(int(rank.max()), dim=1).values.gather(1, rank[:, None] - 1)
+        signs = self.gradient.sign_().mul_(size >= largest)
+        steps = self.step_size / (torch.linalg.vector_norm(signs, ord=1, dim=1, keepdim=True) + 1e-10)
+        away = torch.addcmul(self.point, signs, steps).sub_(self.x)
+        self.point = self.x + away + l1_correction(self.x, away, self.radius[:, 0])
+
+
+def _pixels(x: Tensor, *, density: Tensor, checked: Tensor) -> dict[str, Any]:
+    return {"x": x, "density": density, "changed": torch.zeros_like(checked), "checked": checked}
+
+
+def _count(point: Tensor, x: Tensor) -> Tensor:
+    """How many pixels differ, float32 `(N,)`: exact below 2^24."""
+    return (point != x).sum(dim=1, dtype=torch.int32).to(point.dtype)
+
+
+def falling_radii(steps: int) -> list[tuple[float, int]]:
+    """The schedule of radii: multiples of eps, falling to 1, and the steps in each."""
+    wider = [(factor, math.ceil(share * steps)) for factor, share in _WIDER]
+    return [*wider, (1.0, max(steps - sum(count for _, count in wider), 0))]

@@ -1,0 +1,245 @@
+"""Where the ascents of APGD stand, one a row, and how they go on in Linf and L2.
+
+Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690, section 3 and algorithm 1. Images are rows here, `(N, F)`:
+no rule depends on the order of their pixels. Every field of a state is a tensor with one row an ascent, so that ascents
+can take each other's places.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+MOMENTUM = 0.75
+"""Weight of the new step; the last movement has the rest."""
+RISES = 0.75
+"""An ascent that rose in no more than this share of its steps since the last checkpoint oscillates."""
+_ZERO = 1e-12
+
+
+@dataclass(kw_only=True)
+class Ascents(ABC):
+    """What every norm needs.
+
+    Attributes:
+        radius: eps, `(N, 1)`.
+        y, target: labels and the classes to move to, int64 `(N,)`.
+        point: where each ascent is, `(N, F)`; `gradient` belongs to it once it was looked at.
+        best: the point of highest loss, `(N, F)`; `best_gradient` and `best_loss` `(N,)` belong to it.
+        step_size: `(N, 1)`.
+    """
+
+    radius: Tensor
+    y: Tensor
+    target: Tensor
+    point: Tensor
+    gradient: Tensor
+    best: Tensor
+    best_gradient: Tensor
+    best_loss: Tensor
+    step_size: Tensor
+
+    @staticmethod
+    @abstractmethod
+    def windows(steps: int) -> list[int]:
+        """For 0 to `steps` steps done: the steps since the last checkpoint if there is one now, else 0."""
+
+    @classmethod
+    @abstractmethod
+    def begin(cls, x: Tensor, noise: Tensor, radius: Tensor, y: Tensor, target: Tensor) -> Self:
+        """Ascents from around clean images `x`, `(N, F)`: at `noise`, of this shape, brought into the ball."""
+
+    def put(self, rows: Tensor, other: "Ascents") -> None:
+        """Let the ascents of `other` take the places `rows`."""
+        for field in fields(self):
+            getattr(self, field.name).index_copy_(0, rows, getattr(other, field.name))
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all but `rows`."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name).index_select(0, rows))
+
+    def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
+        """Take in what `point` has; where that loss is the highest yet, bool `(N,)`, which is for `improve`."""
+        self.gradient = gradient
+        improved = loss > self.best_loss
+        self.best_loss = torch.where(improved, loss, self.best_loss)
+        return improved
+
+    def improve(self, rows: Tensor) -> None:
+        """Make the points of these rows their best."""
+        self.best.index_copy_(0, rows, self.point.index_select(0, rows))
+        self.best_gradient.index_copy_(0, rows, self.gradient.index_select(0, rows))
+
+    def go_back(self, rows: Tensor) -> None:
+        """Go on from the best points of these rows."""
+        self.point.index_copy_(0, rows, self.best.index_select(0, rows))
+        self.gradient.index_copy_(0, rows, self.best_gradient.index_select(0, rows))
+
+    @abstractmethod
+    def check(self, window: Tensor) -> Tensor:
+        """Adapt the step size where `window`, the steps since the last checkpoint `(N,)`, is not 0.
+
+        Returns:
+            Which rows have to go back to their best point, bool `(N,)`.
+        """
+
+    @abstractmethod
+    def advance(self) -> None:
+        """Take one step in every row. `gradient` is spent."""
+
+
+def opened(point: Tensor, radius: Tensor, y: Tensor, target: Tensor, *, step_size: Tensor) -> dict[str, Any]:
+    """The fields of `Ascents` before the first look."""
+    return {
+        "radius": radius,
+        "y": y,
+        "target": target,
+        "point": point,
+        "gradient": torch.zeros_like(point),
+        "best": point.clone(),
+        "best_gradient": torch.zeros_like(point),
+        "best_loss": torch.full_like(radius[:, 0], -math.inf),
+        "step_size": step_size,
+    }
+
+
+@dataclass(kw_only=True)
+class MomentumAscents(Ascents):
+    """With momentum, and a step size that is halved where an ascent oscillates or stalls (section 3.1).
+
+    Attributes:
+        previous: the point before.
+        weight: of the new step, `(N, 1)`; 1 at the first, which has no movement behind it.
+        last_loss: at the point before, `(N,)`; infinite before the first.
+        rises: steps since the last checkpoint that raised the loss, `(N,)`.
+        checked_loss: the best loss at the last checkpoint, `(N,)`.
+        halved: whether the step size was halved then, `(N,)`.
+    """
+
+    ord: ClassVar[float]
+
+    previous: Tensor
+    weight: Tensor
+    last_loss: Tensor
+    rises: Tensor
+    checked_loss: Tensor
+    halved: Tensor
+
+    @staticmethod
+    def windows(steps: int) -> list[int]:
+        window, done = max(int(0.22 * steps), 1), 0
+        found = [0] * (steps + 1)
+        while (done := done + window) <= steps:
+            found[done] = window
+            window = max(window - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
+        return found
+
+    @classmethod
+    def begin(cls, x: Tensor, noise: Tensor, radius: Tensor, y: Tensor, target: Tensor) -> Self:
+        """Ascents that start where `noise`, scaled to the length of the radius, leads from `x`."""
+        point = (x + radius * _unit(noise, cls.ord)).clamp_(0, 1)
+        nothing = torch.zeros_like(radius[:, 0])
+        return cls(
+            **opened(point, radius, y, target, step_size=2 * radius),
+            **cls._around(x, radius),
+            previous=point.clone(),
+            weight=torch.ones_like(radius),
+            last_loss=nothing + math.inf,
+            rises=nothing,
+            checked_loss=nothing.clone(),
+            halved=nothing > 0,
+        )
+
+    def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
+        start = self.last_loss == math.inf
+        self.rises += loss > self.last_loss
+        self.checked_loss = torch.where(start, loss, self.checked_loss)
+        # The authors' record of losses begins after the first step and takes what was before it for 0.
+        self.last_loss = torch.where(start, 0.0, loss)
+        return super().observe(loss, gradient)
+
+    def check(self, window: Tensor) -> Tensor:
+        due = window > 0
+        oscillates = self.rises <= RISES * window
+        stalls = ~self.halved & (self.checked_loss >= self.best_loss)
+        halve = due & (oscillates | stalls)
+        self.halved = torch.where(due, halve, self.halved)
+        self.checked_loss = torch.where(due, self.best_loss, self.checked_loss)
+        self.rises = torch.where(due, 0.0, self.rises)
+        self.step_size = torch.where(halve[:, None], 0.5 * self.step_size, self.step_size)
+        return halve
+
+    def advance(self) -> None:
+        target = self._into_ball(self._stepped())
+        # x + a (target - x) + (1 - a) (x - previous) = (1 - a) (2 x - previous) + a target, in the place of `previous`
+        moved = self.previous.lerp_(self.point, 2.0).lerp_(target, self.weight)
+        self.previous, self.point = self.point, self._into_ball(moved)
+        self.weight.fill_(MOMENTUM)
+
+    @classmethod
+    @abstractmethod
+    def _around(cls, x: Tensor, radius: Tensor) -> dict[str, Any]:
+        """The fields that describe the ball."""
+
+    @abstractmethod
+    def _stepped(self) -> Tensor:
+        """`point` and a step of the gradient, in the memory of the latter: memory this large costs to get anew."""
+
+    @abstractmethod
+    def _into_ball(self, point: Tensor) -> Tensor:
+        """Projected, in place."""
+
+
+@dataclass(kw_only=True)
+class LinfAscents(MomentumAscents):
+    """Steps along the sign of the gradient, in the box from `low` to `high`."""
+
+    ord = math.inf
+
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def _around(cls, x: Tensor, radius: Tensor) -> dict[str, Any]:
+        return {"low": (x - radius).clamp_(min=0), "high": (x + radius).clamp_(max=1)}
+
+    def _stepped(self) -> Tensor:
+        return torch.addcmul(self.point, self.gradient.sign_(), self.step_size, out=self.gradient)
+
+    def _into_ball(self, point: Tensor) -> Tensor:
+        return torch.clamp(point, self.low, self.high, out=point)
+
+
+@dataclass(kw_only=True)
+class L2Ascents(MomentumAscents):
+    """Steps along the normalised gradient, in the ball around `x`; then cut off at 0 and 1, as the authors do."""
+
+    ord = 2.0
+
+    x: Tensor
+
+    @classmethod
+    def _around(cls, x: Tensor, radius: Tensor) -> dict[str, Any]:
+        return {"x": x}
+
+    def _stepped(self) -> Tensor:
+        scale = self.step_size / (_length(self.gradient, self.ord) + _ZERO)
+        return torch.addcmul(self.point, self.gradient, scale, out=self.gradient)
+
+    def _into_ball(self, point: Tensor) -> Tensor:
+        away = point.sub_(self.x)
+        length = _length(away, self.ord)
+        return away.mul_(torch.minimum(self.radius, length) / (length + _ZERO)).add_(self.x).clamp_(0, 1)
+
+
+def _length(vectors: Tensor, ord: float) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(vectors, ord=ord, dim=1, keepdim=True)
+    return length
+
+
+def _unit(vectors: Tensor, ord: float) -> Tensor:
+    return vectors / (_length(vectors, ord) + _ZERO)

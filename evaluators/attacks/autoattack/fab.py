@@ -1,0 +1,224 @@
+"""FAB: projections onto the linearised decision boundary, for the nearest image that a model gets wrong."""
+
+from typing import ClassVar
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+
+from evaluators.attacks.autoattack.fab_jobs import Found, Jobs
+from evaluators.attacks.autoattack.fab_projections import Hyperplane, length
+from evaluators.attacks.native import NativeAttack
+from evaluators.ball import Norm
+
+_BLOCK = 3 * 2**15
+"""Numbers of a block of images that is moved at once on a CPU: what its cache holds several times over."""
+_SMALLEST_STEP = 1e-8
+_START_RADIUS = 0.5
+_DUAL: dict[str, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
+
+
+class FAB(NativeAttack):
+    """Fast Adaptive Boundary attack (Croce & Hein, ICML 2020, https://arxiv.org/abs/1907.02044, algorithm 1) and FAB-T.
+
+    A step takes the point x at hand and the image o to their projections onto the boundary, linearised at x, goes
+    `eta` times as far with both, and combines them as (1 - alpha) x' + alpha o', with alpha the share of x's way in the
+    sum of both ways, at most `alpha_max`. A point that the model gets wrong is kept if it is the nearest so far, and
+    the next step starts from o + `beta` (x - o). The boundary is the one to whichever class is nearest by the
+    linearisation, or, in FAB-T (Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690, section 4), the one to a
+    target class: one gradient a step in place of K - 1. As in the authors' code there is no final search on the line
+    between image and point.
+
+    Jobs (image, target, restart) fill batches of their own: one that is done makes room for the next, target by target.
+
+    Args:
+        estimator: with a torch module.
+        norm: "linf", "l2" or "l1": of the projections, and of the distance that is made small.
+        eps: an image within this distance that the model gets wrong is a success and ends all jobs of its image. Also
+            the size of random starts.
+        targets: 0 looks at all classes in every step; n is FAB-T with the n most likely other classes in turn.
+        steps: of each job; each is a forward pass with its backward pass (K - 1 of them without targets), and another
+            forward pass that judges the new point.
+        restarts: the first starts at the image, later ones at random points at half of eps.
+        minimal: search on after a success, for the nearest point: `steps` times `restarts` for every target. Outcomes
+            within eps are the same.
+        seed: of the random starts.
+        batch_size: jobs at a time.
+        alpha_max, eta, beta: as above.
+
+    Raises:
+        ValueError: a parameter out of range.
+    """
+
+    attack_params = (
+        *NativeAttack.attack_params,
+        "targets",
+        "steps",
+        "restarts",
+        "minimal",
+        "alpha_max",
+        "eta",
+        "beta",
+    )
+    batches_itself: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        *,
+        norm: Norm = "linf",
+        eps: float = 8 / 255,
+        targets: int = 0,
+        steps: int = 100,
+        restarts: int = 1,
+        minimal: bool = False,
+        seed: int = 0,
+        batch_size: int = 250,
+        alpha_max: float = 0.1,
+        eta: float = 1.05,
+        beta: float = 0.9,
+    ) -> None:
+        super().__init__(estimator, norm=norm, eps=eps, seed=seed, batch_size=batch_size)
+        if norm not in _DUAL:
+            raise ValueError(f"expected norm to be one of {', '.join(_DUAL)}, got {norm!r}")
+        for name, value, low in (("targets", targets, 0), ("steps", steps, 1), ("restarts", restarts, 1)):
+            if value < low:
+                raise ValueError(f"expected {name} >= {low}, got {value}")
+        for name, share in (("alpha_max", alpha_max), ("beta", beta)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"expected {name} in [0, 1], got {share}")
+        if not eta > 0:
+            raise ValueError(f"expected eta > 0, got {eta}")
+        self.targets, self.steps, self.restarts, self.minimal = targets, steps, restarts, minimal
+        self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
+
+    def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        """The nearest image found that the model gets wrong, as it is where it was wrong already or none was found."""
+        logits = torch.cat([self.victim.answers(part) for part in torch.split(x, self.batch_size)])
+        wrong = _wrong(logits, y)
+        flat = _flat(x)
+        found = Found(flat.clone(), torch.where(wrong, 0.0, torch.inf))
+        queue = self._queue(logits, y, (~wrong).nonzero()[:, 0])
+        jobs, queue = queue[: self.batch_size], queue[self.batch_size :]
+        origin = flat[jobs.image]
+        point = self._start(origin, jobs, index, x.shape)
+        while len(jobs):
+            self._step(point, origin, jobs, y[jobs.image], found, x.shape)
+            over = self._over(found)
+            leaving = (jobs.age >= self.steps) | over[jobs.image]
+            if not leaving.any():
+                continue
+            queue = queue[~over[queue.image]]
+            places = leaving.nonzero()[:, 0]
+            new, queue = queue[: len(places)], queue[len(places) :]
+            filled = places[: len(new)]
+            jobs.put(filled, new)
+            origin[filled] = flat[new.image]
+            point[filled] = self._start(flat[new.image], new, index, x.shape)
+            if len(new) < len(places):
+                leaving[filled] = False
+                jobs, origin, point = jobs[~leaving], origin[~leaving], point[~leaving]
+        return _images(found.image, x.shape)
+
+    def _over(self, found: Found) -> Tensor:
+        """Images whose jobs have nothing left to do, bool `(N,)`."""
+        return torch.zeros_like(found.distance, dtype=torch.bool) if self.minimal else found.distance <= self.eps
+
+    def _queue(self, logits: Tensor, y: Tensor, rows: Tensor) -> Jobs:
+        """Every job of the images `rows`: all of the first target and start, all of the second start, and so on."""
+        count, others = max(self.targets, 1), logits.shape[1] - 1
+        if count > others:
+            self.warnings.append(f"FAB: {others} targets instead of {count}: there are only {others + 1} classes")
+            count = others
+        # Without targets the ranking is not looked at.
+        ranked = logits[rows].scatter(1, y[rows, None], -torch.inf).topk(count, dim=1).indices
+        turn = torch.arange(count * self.restarts, device=y.device)
+        target = ranked.T[turn // self.restarts].flatten()
+        return Jobs(rows.repeat(len(turn)), target, turn.repeat_interleave(len(rows)), torch.zeros_like(target))
+
+    def _start(self, origin: Tensor, jobs: Jobs, index: Tensor, shape: torch.Size) -> Tensor:
+        """Where jobs begin, `(S, D)`: at the image, or from the second start on at a random point around it."""
+        point = origin.clone()
+        for turn in torch.unique(jobs.turn).tolist():
+            rank, restart = divmod(turn, self.restarts)
+            if restart == 0:
+                continue
+            rows = (jobs.turn == turn).nonzero()[:, 0]
+            draw = self.draws.uniform if self.norm == "linf" else self.draws.normal
+            noise = _flat(draw("fab start", tuple(shape[1:]), index=index[jobs.image[rows]], epoch=restart, step=rank))
+            if self.norm == "linf":
+                noise = 2 * noise - 1
+            noise *= (_START_RADIUS * self.eps / length(noise, self.norm))[:, None]
+            point[rows] = (point[rows] + noise).clamp_(0, 1)
+        return point
+
+    def _step(self, point: Tensor, origin: Tensor, jobs: Jobs, labels: Tensor, found: Found, shape: torch.Size) -> None:
+        """One step of all jobs; `point` moves in place."""
+        gap, normal = self._boundary(_images(point, shape), jobs.target, labels)
+        size = max(1, _BLOCK // point.shape[1]) if point.device.type == "cpu" else len(point)
+        blocks = zip(*(torch.split(each, size) for each in (point, origin, gap, normal)), strict=True)
+        distance = torch.cat([self._move(*block) for block in blocks])
+        wrong = _wrong(self.victim.answers(_images(point, shape)), labels)
+        found.offer(jobs.image, point, distance, wrong)
+        torch.lerp(origin, point, torch.where(wrong, self.beta, 1.0)[:, None], out=point)
+        jobs.age += 1
+
+    def _boundary(self, images: Tensor, target: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """How far the logit of the other class is above the label's, `(S,)`, and the gradient of that, `(S, D)`."""
+        images = images.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = self.victim.logits(images)
+            own = logits.gather(1, labels[:, None])[:, 0]
+            classes = logits.shape[1]
+            rivals = [target] if self.targets else [other + (labels <= other) for other in range(classes - 1)]
+            ahead = [logits.gather(1, rival[:, None])[:, 0] - own for rival in rivals]
+        gap, normal = ahead[0].detach(), _gradient(ahead[0], images, again=len(ahead) > 1)
+        if len(ahead) > 1:
+            way = _way(gap, normal, self.norm)
+            for each in ahead[1:]:
+                other_gap, other_normal = each.detach(), _gradient(each, images, again=each is not ahead[-1])
+                other_way = _way(other_gap, other_normal, self.norm)
+                nearer = other_way < way
+                way, gap = torch.where(nearer, other_way, way), torch.where(nearer, other_gap, gap)
+                normal = torch.where(nearer[:, None], other_normal, normal)
+        sane = torch.isfinite(gap + normal.sum(dim=1))
+        if not sane.all():  # a point without a usable gradient has no boundary to go to
+            gap, normal = torch.where(sane, gap, 0.0), torch.where(sane[:, None], normal, 0.0)
+        return gap, normal
+
+    def _move(self, point: Tensor, origin: Tensor, gap: Tensor, normal: Tensor) -> Tensor:
+        """Move `point` in place; its distance from `origin` then, `(S,)`."""
+        plane = Hyperplane(normal, self.norm)
+        step, way = plane.step(point, gap)
+        origin_step, origin_way = plane.step(origin, gap + (origin - point).mul_(normal).sum(dim=1))
+        way, origin_way = way.clamp(min=_SMALLEST_STEP), origin_way.clamp(min=_SMALLEST_STEP)
+        alpha = (way / (way + origin_way)).clamp(max=self.alpha_max)[:, None]
+        point.add_(step, alpha=self.eta).lerp_(origin_step.mul_(self.eta).add_(origin), alpha).clamp_(0, 1)
+        return length(torch.sub(point, origin, out=step), self.norm)
+
+
+def _wrong(logits: Tensor, labels: Tensor) -> Tensor:
+    """Where the model errs: the first largest logit is not the label's, or one is not finite."""
+    return (logits.argmax(dim=1) != labels) | ~torch.isfinite(logits).all(dim=1)
+
+
+def _gradient(of: Tensor, images: Tensor, *, again: bool) -> Tensor:
+    """Gradient of each image's own number, `(N, D)`. The graph is kept if it is needed `again`."""
+    # An image's logits depend on that image alone, so the gradient of the sum holds each one's own.
+    return _flat(torch.autograd.grad(of.sum(), images, retain_graph=again)[0])
+
+
+def _way(gap: Tensor, normal: Tensor, norm: Norm) -> Tensor:
+    """Distance to the hyperplane as if there were no box, `(N,)`; infinite for a gradient of no use."""
+    return torch.nan_to_num(gap.abs() / (1e-12 + length(normal, _DUAL[norm])), nan=torch.inf, posinf=torch.inf)
+
+
+def _flat(images: Tensor) -> Tensor:
+    """`(N, C, H, W)` to `(N, D)`, channels last, as the folded network keeps them, so that nothing is copied."""
+    return images.permute(0, 2, 3, 1).flatten(1)
+
+
+def _images(flat: Tensor, shape: torch.Size) -> Tensor:
+    """The opposite of `_flat` for images of this shape."""
+    _, channels, height, width = shape
+    return flat.view(-1, height, width, channels).permute(0, 3, 1, 2)

@@ -1,0 +1,193 @@
+"""The Square attack: random search on a model's answers alone."""
+
+import math
+from bisect import bisect_left
+from typing import ClassVar, Literal
+
+import torch
+from art.estimators.classification.classifier import ClassifierMixin
+from art.estimators.estimator import BaseEstimator
+from torch import Tensor
+
+from dgad_tk.losses import cross_entropy, margin
+from evaluators.attacks.autoattack.square_layout import Layout
+from evaluators.attacks.autoattack.square_moves import TILES, WALKS, Walk
+from evaluators.attacks.native import NativeAttack
+from evaluators.ball import Norm
+
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""The share of the image that a square covers is halved after so many of 10,000 queries (section 5)."""
+_BLOCK = 64
+"""Steps whose random numbers are drawn at once. Part of what a seed means: draws are addressed by block."""
+_PIXELS = 2**21
+"""Numbers in the squares that are prepared at once."""
+_CPU_BATCH = 128
+"""On a CPU more images at once cost more each, once their feature maps have left the cache."""
+_VALUES = 2**24
+"""Numbers in the images that walk at once: all of a chunk of small images, some of large ones."""
+
+
+class Square(NativeAttack):
+    """Random search with squares (Andriushchenko et al., ECCV 2020, https://arxiv.org/abs/1912.00049).
+
+    It asks for predictions and nothing else, so that a gradient which hides weakness (rounding, saturation) does not
+    hide it from this attack, and any classifier of ART will do. The algorithm is AutoAttack's, with the schedule
+    stretched to the number of queries; L1 after Croce & Hein, ICML 2021, https://arxiv.org/abs/2103.01208.
+
+    An image leaves when its prediction is wrong. A proposal that changes no pixel is not asked again, since the answer
+    is known. The authors' package differs in two things: it draws one square (in Linf one colour too) for a
+    whole batch, here each image has its own, which belong to its index; and a tie with the label counts as success
+    there, here the first index of the largest logit decides.
+
+    Args:
+        estimator: any classifier of ART that answers with logits; probabilities order images alike.
+        norm: "linf", "l2" or "l1".
+        eps: radius, a fraction of 1.
+        queries: proposals an image and restart, after the first point; the paper and AutoAttack use 5,000. The model
+            sees an image at most `restarts * (queries + 1)` times.
+        p_init: share of the image that the first square covers.
+        restarts: number of starts; an image that a start has broken is left alone.
+        loss: what is to fall: the margin between the label and the best other class, or minus the cross-entropy.
+        accept_equal: take proposals that leave the loss as it is, so that a search on logits of few levels (INT8)
+            does not stand still on a plateau.
+        seed: of all draws.
+        batch_size: images a prediction.
+
+    Raises:
+        ValueError: a parameter out of range; later, images of less than 5 pixels a side in L2 or L1.
+    """
+
+    attack_params = (*NativeAttack.attack_params, "queries", "p_init", "restarts", "loss", "accept_equal")
+    batches_itself: ClassVar[bool] = True
+    _estimator_requirements: ClassVar[tuple[type, ...]] = (BaseEstimator, ClassifierMixin)
+
+    def __init__(
+        self,
+        estimator: ClassifierMixin,
+        *,
+        norm: Norm = "linf",
+        eps: float = 8 / 255,
+        queries: int = 5000,
+        p_init: float = 0.8,
+        restarts: int = 1,
+        loss: Literal["margin", "ce"] = "margin",
+        accept_equal: bool = False,
+        seed: int = 0,
+        batch_size: int = 250,
+    ) -> None:
+        super().__init__(estimator, norm=norm, eps=eps, seed=seed, batch_size=batch_size)
+        if norm not in WALKS:
+            raise ValueError(f"expected norm in {sorted(WALKS)}, got {norm!r}")
+        if queries < 0:
+            raise ValueError(f"expected queries >= 0, got {queries}")
+        if not 0 < p_init <= 1:
+            raise ValueError(f"expected 0 < p_init <= 1, got {p_init}")
+        if restarts < 1:
+            raise ValueError(f"expected restarts >= 1, got {restarts}")
+        if loss not in ("margin", "ce"):
+            raise ValueError(f"expected loss 'margin' or 'ce', got {loss!r}")
+        self.queries, self.p_init, self.restarts = queries, p_init, restarts
+        self.loss, self.accept_equal = loss, accept_equal
+
+    @torch.no_grad()
+    def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        if self.norm != "linf" and min(x.shape[2:]) < TILES:
+            raise ValueError(
+                f"expected images of at least {TILES} pixels a side for Square in {self.norm}, got {tuple(x.shape[1:])}"
+            )
+        found = x.clone()
+        for part in torch.split(torch.arange(len(x), device=x.device), max(1, _VALUES // x[0].numel())):
+            left, lowest = part, x.new_full((len(x),), torch.inf)
+            for restart in range(self.restarts):
+                points, loss, held = self._walk(x[left], y[left], index[left], restart)
+                better = ~held | (loss < lowest[left])
+                found[left[better]], lowest[left[better]] = points[better], loss[better]
+                left = left[held]
+                if len(left) == 0:
+                    break
+        return found
+
+    def _walk(self, x: Tensor, y: Tensor, index: Tensor, restart: int) -> tuple[Tensor, Tensor, Tensor]:
+        """One start: last points `(N, C, H, W)`, their losses, and where the prediction is still right, both `(N,)`."""
+        layout = Layout((x.shape[1], x.shape[2], x.shape[3]), channels_last=self.victim.by_module)
+        walk = WALKS[self.norm](x, self.eps, layout)
+        walk.start(self.draws.uniform("square start", walk.start_shape, index=index, epoch=restart))
+        loss, held = self._ask(layout.images(walk.points), y)
+        points, losses, robust = walk.points.clone(), loss.clone(), held.clone()
+        who = torch.arange(len(x), device=x.device)
+
+        sides = [self._side(query, walk) for query in range(self.queries)]
+        numbers = x.new_empty(0)
+        query = 0
+        while len(who) and query < self.queries:
+            at = query % _BLOCK
+            if at == 0:
+                shape = (_BLOCK, walk.numbers)
+                numbers = self.draws.uniform("square", shape, index=index[who], epoch=restart, step=query // _BLOCK)
+            steps = _run(sides[query : query + _BLOCK - at], _PIXELS // (walk.copies * len(who) * x.shape[1]))
+            walk.prepare(numbers[:, at : at + steps], sides[query])
+            for step in range(steps):
+                self._step(walk, step, y[who], loss, held)
+            query += steps
+            if query == self.queries or not held.all():
+                points[who], losses[who], robust[who] = walk.points, loss, held
+                walk.keep(held)
+                who, numbers, loss, held = who[held], numbers[held], loss[held], held[held]
+        return self._inside(layout.images(points), x), losses, robust
+
+    def _step(self, walk: Walk, step: int, y: Tensor, loss: Tensor, held: Tensor) -> None:
+        """One proposal for every point that is `held`; updates `loss` and `held`, both `(N,)`, in place."""
+        proposals, moved = walk.propose(step)
+        asked = (held if moved is None else held & moved).nonzero()[:, 0]
+        accepted = torch.zeros_like(held)
+        if len(asked) == len(y):
+            asked_loss, asked_held = self._ask(walk.layout.images(proposals), y)
+            before = loss
+        elif len(asked):
+            asked_loss, asked_held = self._ask(walk.layout.images(proposals.index_select(0, asked)), y[asked])
+            before = loss[asked]
+        else:
+            walk.settle(accepted)
+            return
+        better = (asked_loss <= before if self.accept_equal else asked_loss < before) | ~asked_held
+        accepted[asked] = better
+        loss[asked] = torch.where(better, asked_loss, before)
+        held[asked] = asked_held
+        walk.settle(accepted)
+
+    def _ask(self, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses `(N,)` of images, and where the prediction is right, bool `(N,)`."""
+        size = min(self.batch_size, _CPU_BATCH) if images.device.type == "cpu" else self.batch_size
+        logits = torch.cat([self.victim.answers(part) for part in torch.split(images, size)])
+        margins = margin(logits, y)
+        held = margins > 0
+        if not held.all():
+            # A tie goes to the first index; an answer that is not finite is none.
+            held = (logits.argmax(dim=1) == y) & logits.isfinite().all(dim=1)
+        return (margins if self.loss == "margin" else -cross_entropy(logits, y)), held
+
+    def _side(self, query: int, walk: Walk) -> int:
+        """Side of the square of a query, in pixels."""
+        stretched = int(query / self.queries * 10000)
+        share = self.p_init / 2 ** bisect_left(_HALVINGS, stretched)
+        height, width = walk.layout.height, walk.layout.width
+        side = max(round(math.sqrt(share * height * width)), walk.min_side)
+        if walk.odd and side % 2 == 0:
+            side += 1
+        return min(side, height, width)
+
+    def _inside(self, points: Tensor, x: Tensor) -> Tensor:
+        """Points brought back where rounding has carried them out of an L2 or L1 ball."""
+        if self.norm == "linf":
+            return points
+        delta = (points - x).double()
+        length = torch.linalg.vector_norm(delta.flatten(1), ord=2 if self.norm == "l2" else 1, dim=1)
+        outside = length > self.eps
+        scale = torch.where(outside, self.eps * (1 - 1e-6) / length, 1.0)[:, None, None, None]
+        return torch.where(outside[:, None, None, None], (x + delta * scale).float().clamp(0, 1), points)
+
+
+def _run(sides: list[int], pixels: int) -> int:
+    """How many of the next steps have squares of one size and together at most so many pixels; at least one."""
+    same = next((at for at, side in enumerate(sides) if side != sides[0]), len(sides))
+    return max(1, min(same, pixels // sides[0] ** 2))

@@ -1,0 +1,84 @@
+"""Which stages make up AutoAttack, for so many classes, this norm and images of this size."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from evaluators.attacks.autoattack.dlr import DLR_CLASSES, TARGETED_DLR_CLASSES
+from evaluators.ball import Norm
+
+Version = Literal["standard", "plus", "rand"]
+VERSIONS: tuple[Version, ...] = get_args(Version)
+ROBUST = -1
+"""In `broken_by`: no stage broke the image."""
+L2_SQUARE_SIDE = 5
+"""The L2 Square attack starts from a grid of five squares a side."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attack of an ensemble.
+
+    Attributes:
+        name: apgd-ce, apgd-dlr, apgd-t, fab, fab-t or square.
+        restarts: of each target.
+        targets: classes that are tried in turn; 0 for an untargeted attack.
+        eot: gradients averaged over so many passes, for models that answer at random.
+    """
+
+    name: str
+    restarts: int = 1
+    targets: int = 0
+    eot: int = 1
+
+
+def ensemble(version: Version, *, classes: int, norm: Norm, side: int) -> tuple[list[Stage], list[str]]:
+    """Stages of a version, and how they differ from what its name stands for.
+
+    `standard` is Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690, section 5: APGD-CE, targeted APGD on DLR,
+    targeted FAB, Square; in L1 with the restarts and targets of Croce & Hein, ICML 2021,
+    https://arxiv.org/abs/2103.01208. `plus` adds untargeted DLR and FAB and has five restarts; `rand` averages
+    gradients over 20 passes.
+
+    Fewer than ten classes leave K - 1 targets. Where the targeted DLR loss is not defined, the untargeted one takes
+    its place; with two classes neither is, and cross-entropy, which then orders images as every margin loss does, gets
+    five restarts.
+
+    Args:
+        classes: K, at least 2.
+        side: shorter side of the images in pixels.
+    """
+    targets = classes - 1
+    few = norm == "l1"
+    stages = {
+        "standard": [
+            Stage("apgd-ce", restarts=5 if few else 1),
+            Stage("apgd-t", targets=min(5 if few else 9, targets)),
+            Stage("fab-t", targets=min(9, targets)),
+            Stage("square"),
+        ],
+        "plus": [
+            Stage("apgd-ce", restarts=5),
+            Stage("apgd-dlr", restarts=5),
+            Stage("fab", restarts=5),
+            Stage("square"),
+            Stage("apgd-t", targets=min(9, targets)),
+            Stage("fab-t", targets=min(9, targets)),
+        ],
+        "rand": [Stage("apgd-ce", eot=20), Stage("apgd-dlr", eot=20)],
+    }[version]
+    notes: list[str] = []
+    if classes < TARGETED_DLR_CLASSES and any(stage.name == "apgd-t" for stage in stages):
+        if classes >= DLR_CLASSES:
+            place = [Stage("apgd-dlr")] if version == "standard" else []
+            notes.append("not the whole ensemble: targeted DLR needs 4 classes, untargeted DLR takes its place")
+        else:
+            place = []
+        stages = [other for stage in stages for other in (place if stage.name == "apgd-t" else [stage])]
+    if classes < DLR_CLASSES:
+        stages = [stage for stage in stages if stage.name != "apgd-dlr"]
+        stages[0] = Stage("apgd-ce", restarts=5, eot=stages[0].eot)
+        notes.append("not the whole ensemble: DLR needs 3 classes, APGD-CE has five restarts in its place")
+    if norm == "l2" and side < L2_SQUARE_SIDE:
+        stages = [stage for stage in stages if stage.name != "square"]
+        notes.append(f"not the whole ensemble: L2 Square needs images of {L2_SQUARE_SIDE} pixels a side")
+    return stages, notes

@@ -1,0 +1,364 @@
+"""Is it believable: each check against a model built to trip it, and a robustly trained one that trips none."""
+
+import importlib
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from victims import TwoClassLinear, as_torch, linear_split
+
+from dgad_tk.config import ThreatModel
+from dgad_tk.data import load_dataset
+from dgad_tk.inner_max import inner_max
+from dgad_tk.losses import cross_entropy
+from dgad_tk.predictor import Predictor
+from evaluators import Evaluation, Surrogate, evaluate, plan
+from evaluators.checks import Verdict, check
+from evaluators.estimators import Counted
+from evaluators.judge import images_of
+from evaluators.probes import probe
+
+engine: Any = importlib.import_module("evaluators.evaluate")  # the package names its function the same
+EPS = 0.1
+DIGIT = (1, 8, 8)
+IMAGES = 80
+
+
+class Small(nn.Module):
+    """A classifier of digits with an activation that can be exchanged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 32, 3, stride=2, padding=1)
+        self.last = nn.Linear(32 * 16, 10)
+        self.activation: Callable[[Tensor], Tensor] = torch.relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.activation(self.second(self.activation(self.first(x)))).flatten(1))
+        return logits
+
+
+@pytest.fixture(scope="module")
+def robust() -> Small:
+    """Adversarially trained for a moment."""
+    train = load_dataset("digits").train
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Small()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    x = torch.from_numpy(train.take(slice(0, 640)) / np.float32(255))
+    y = torch.from_numpy(train.labels[:640])
+    for step in range(80):
+        part = slice(64 * (step % 10), 64 * (step % 10) + 64)
+        truth = y[part]
+        x_adv = inner_max(
+            lambda z, truth=truth: cross_entropy(net(z), truth),  # type: ignore[misc]
+            x[part],
+            x[part],
+            ThreatModel.of("linf", EPS, 4),
+        )
+        optimizer.zero_grad()
+        cross_entropy(net(x_adv), truth).mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return net.eval().requires_grad_(False)
+
+
+def run(model: nn.Module | Predictor, names: tuple[str, ...] = ("fgsm", "pgd"), **options: Any) -> Evaluation:
+    predictor = as_torch(model, DIGIT) if isinstance(model, nn.Module) else model
+    rows = plan(
+        names,
+        norm=options.pop("norm", "linf"),
+        eps=[options.pop("eps", EPS)],
+        surrogates=options.pop("surrogates", ()),
+        settings={"square": {"queries": 5}} if "square" in names else None,
+    )
+    split = options.pop("split", None) or load_dataset("digits").test.subset(options.pop("n", IMAGES))
+    return evaluate(predictor, split, rows, **options)
+
+
+def doubts(evaluation: Evaluation) -> dict[str, Verdict]:
+    names = {outcome.row.id for outcome in evaluation.outcomes}  # what attacks have to say is theirs
+    return {
+        item.name: item.verdict for item in check(evaluation)[1] if item.verdict != "high" and item.name not in names
+    }
+
+
+class Around(nn.Module):
+    """`after(net(before(x)))`."""
+
+    def __init__(self, net: nn.Module, before: Any = None, after: Any = None) -> None:
+        super().__init__()
+        self.net, self.before, self.after = net, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(self.before(x) if self.before else x)
+        return self.after(logits) if self.after else logits
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("linf", 0.01), ("l2", 0.5)])
+def test_a_healthy_model_is_believed(robust: Small, norm: str, eps: float) -> None:
+    evaluation = run(robust, norm=norm, eps=eps)
+    verdict, items = check(evaluation)
+    assert verdict == "high", items
+    assert {item.name for item in items} == {
+        *("random", "batch", "logits", "gradients", "eps 1", "twin", "loss", "single step", "more steps"),
+    }
+    assert evaluation.worst_case(eps) > 0.3
+
+
+def rounded(x: Tensor) -> Tensor:
+    return torch.round(x * 16) / 16
+
+
+def thermometer(x: Tensor) -> Tensor:
+    """Buckman et al. (ICLR 2018), read by a first layer that adds the levels up."""
+    levels = torch.linspace(0, 1, 17)[:-1].view(-1, 1, 1, 1, 1)
+    return (x > levels).float().mean(dim=0)
+
+
+@pytest.mark.parametrize("defence", [rounded, thermometer])
+def test_an_input_that_is_quantised(robust: Small, defence: Callable[[Tensor], Tensor]) -> None:
+    """No gradient at all, so PGD leaves alone what examples made on the bare network break."""
+    surrogates = [Surrogate("bare", as_torch(robust, DIGIT))]
+    evaluation = run(Around(robust, defence), ("pgd", "transfer:pgd"), surrogates=surrogates)
+    found = doubts(evaluation)
+    assert {name for name, verdict in found.items() if verdict == "unreliable"} == {
+        *("gradients", "eps 1", "loss", "white-box"),
+    }
+    assert check(evaluation)[0] == "unreliable"
+
+
+def test_activations_that_are_quantised(robust: Small) -> None:
+    quantised = Small().eval()
+    quantised.load_state_dict(robust.state_dict())
+    quantised.activation = lambda h: torch.round(h.relu() * 8) / 8
+    assert doubts(run(quantised)).items() >= {"gradients": "unreliable", "eps 1": "unreliable"}.items()
+
+
+def test_a_module_that_cuts_the_graph(robust: Small) -> None:
+    predictor = as_torch(Around(robust, after=lambda logits: logits.detach()), DIGIT)
+    split = load_dataset("digits").test.subset(20)
+    found = probe(predictor, split, np.ones(20, np.bool_), norm="linf", eps=EPS, batch_size=20)
+    assert found["zero_gradients"] == found["zero_margin_gradients"] == 1
+
+
+def test_gradients_that_are_not_finite(robust: Small) -> None:
+    def poisoned(x: Tensor) -> Tensor:
+        return x + torch.sqrt(x * 0)  # the same values; the derivative of the root is 0 / 0
+
+    predictor = as_torch(Around(robust, poisoned), DIGIT)
+    split = load_dataset("digits").test.subset(20)
+    found = probe(predictor, split, np.ones(20, np.bool_), norm="linf", eps=EPS, batch_size=20)
+    assert found["non_finite_gradients"] == 1
+    assert all(np.isfinite(value) for value in found.values())
+    assert doubts(replace(run(robust, n=20), probes=found)).items() >= {"gradients": "unreliable"}.items()
+
+
+def test_logits_that_saturate_the_cross_entropy(robust: Small) -> None:
+    """The model hides nothing: who attacks differences of logits has seen what there is."""
+    loud = Around(robust, after=lambda logits: logits * 1000)
+    evaluation = run(loud)
+    found = doubts(evaluation)
+    assert found["saturated"] == "unreliable"
+    assert "gradients" not in found
+    assert "eps 1" not in found
+    other = [replace(outcome, row=replace(outcome.row, attack="apgd-t")) for outcome in evaluation.outcomes]
+    assert doubts(replace(evaluation, outcomes=[*evaluation.outcomes, *other]))["saturated"] == "warn"
+    margins = [
+        replace(outcome, row=replace(outcome.row, params={**outcome.row.params, "loss": "cw"}))
+        for outcome in evaluation.outcomes
+    ]
+    assert "unreliable" not in doubts(replace(evaluation, outcomes=margins)).values()
+
+
+def noisy(x: Tensor) -> Tensor:
+    return x + 0.2 * torch.randn_like(x)
+
+
+def shifted(x: Tensor) -> Tensor:
+    return torch.roll(x, (random.randint(-1, 1), random.randint(-1, 1)), (2, 3))
+
+
+@pytest.mark.parametrize("defence", [noisy, shifted])
+def test_answers_at_random(robust: Small, defence: Callable[[Tensor], Tensor]) -> None:
+    random.seed(0)
+    evaluation = run(Around(robust, defence))
+    assert check(evaluation)[0] == "unreliable"
+    assert doubts(evaluation)["random"] == "unreliable"
+    item = next(item for item in check(evaluation)[1] if item.name == "random")
+    assert "version rand" in item.detail
+    averaged = [
+        replace(outcome, row=replace(outcome.row, params={"version": "rand"})) for outcome in evaluation.outcomes
+    ]
+    assert doubts(replace(evaluation, outcomes=averaged))["random"] == "warn"
+
+
+def test_a_little_noise_is_a_doubt(robust: Small) -> None:
+    evaluation = run(Around(robust, after=lambda logits: logits + 1e-3 * torch.randn_like(logits)))
+    assert doubts(evaluation) == {"random": "warn"}
+
+
+def test_answers_that_are_sometimes_no_numbers(robust: Small) -> None:
+    predictor, calls = as_torch(robust, DIGIT), iter(range(10**6))
+    spoilt = replace(predictor, predict=lambda x: predictor.predict(x) * np.float32(np.nan if next(calls) % 3 else 1))
+    split = load_dataset("digits").test.subset(20)
+    found = probe(spoilt, split, np.ones(20, np.bool_), norm="linf", eps=EPS, batch_size=20)
+    assert all(np.isfinite(value) for value in found.values())
+    assert doubts(replace(run(robust, n=20), probes=found))["random"] == "unreliable"
+
+
+def test_answers_that_depend_on_the_batch(robust: Small) -> None:
+    """Dynamic quantisation does so: its scale is the batch's."""
+    evaluation = run(Around(robust, lambda x: x + 0.1 * (x.mean(dim=0, keepdim=True) - 0.3)))
+    assert doubts(evaluation)["batch"] == "warn"
+
+
+def test_probabilities(robust: Small) -> None:
+    evaluation = run(Around(robust, after=lambda logits: logits.softmax(1)))
+    assert doubts(evaluation) == {"logits": "warn"}
+
+
+def test_a_constant_answer(robust: Small) -> None:
+    constant = Around(robust, after=lambda logits: 0 * logits + torch.eye(10)[3])
+    found = doubts(run(constant))
+    assert (found["constant"], found["gradients"]) == ("unreliable", "unreliable")
+
+
+def test_labels_that_mean_something_else(robust: Small) -> None:
+    split = load_dataset("digits").test.subset(40)
+    evaluation = run(robust, split=replace(split, labels=(split.labels + 1) % 10))
+    assert doubts(evaluation)["clean"] == "unreliable"
+    assert "no more than by guessing" in check(evaluation)[1][0].detail
+
+
+def test_a_runtime_that_undoes_the_attack(robust: Small) -> None:
+    """It equals its twin on clean images, and only there: gradients lead to what does not break it."""
+    predictor = as_torch(robust, DIGIT)
+    clean = images_of(load_dataset("digits").test, slice(0, IMAGES))
+
+    def undoes(images: np.ndarray) -> np.ndarray:
+        nearest = [int(np.abs(clean - image).sum(axis=(1, 2, 3)).argmin()) for image in images]
+        return predictor.predict(clean[nearest])
+
+    evaluation = run(replace(predictor, predict=undoes))
+    assert evaluation.twin["argmax_agreement"] == 1
+    assert doubts(evaluation)["twin"] == "unreliable"
+
+
+def test_gradients_that_are_shattered(robust: Small) -> None:
+    """Ripples too small to matter for the answer, and too steep for a gradient to see past them."""
+    evaluation = run(Around(robust, lambda x: x + 0.02 * torch.sin(300 * x)))
+    found = doubts(evaluation)
+    assert check(evaluation)[0] != "high", found
+
+
+def test_a_single_step_that_is_stronger(robust: Small) -> None:
+    evaluation = run(robust, n=20)
+    for one, loss, expected in ((0.56, 1.3, "warn"), (0.4, 3.0, "unreliable")):
+        stronger = {"left_fgsm": one, "left_pgd": 0.6, "loss_fgsm": loss * evaluation.probes["loss_at_20"]}
+        found = doubts(replace(evaluation, probes={**evaluation.probes, **stronger, "images": 64.0}))
+        assert found == {"single step": expected, "loss": expected}
+
+
+def test_attacks_that_know_less_and_find_more(robust: Small) -> None:
+    """By rows whose outcomes are written by hand: 60 of 80 images hold under gradients, 30 under Square."""
+    evaluation = run(robust, ("fgsm", "pgd", "square"))
+    right = np.ones(IMAGES, np.bool_)
+
+    def believed(
+        *held: int, attacks: tuple[str, ...] = ("fgsm", "pgd", "square"), only: int = IMAGES
+    ) -> dict[str, Any]:
+        outcomes = []
+        for outcome, attack, left in zip(evaluation.outcomes, attacks, held, strict=True):
+            first = only if attack == "square" else IMAGES  # a slow attack may have seen the first images alone
+            unit = replace(outcome.unit, attacked=right[:first], broken=np.arange(IMAGES)[:first] >= left)  # type: ignore[type-var]
+            outcomes.append(replace(outcome, unit=unit, row=replace(outcome.row, attack=attack)))
+        found = doubts(replace(evaluation, outcomes=outcomes))
+        assert found.keys() <= {"white-box", "more steps"}
+        return found
+
+    assert believed(60, 60, 60) == believed(70, 60, 59) == {}  # one image is noise
+    assert believed(60, 60, 58) == {"white-box": "warn"}
+    assert believed(60, 60, 30) == {"white-box": "unreliable"}
+    assert believed(60, 60, 30, attacks=("fgsm", "fgsm", "square")) == {"white-box": "warn"}
+    assert believed(58, 60, 60) == {"more steps": "warn"}
+    assert believed(30, 60, 60) == {"more steps": "unreliable"}
+    assert believed(60, 10, 10, only=10) == {}  # none of the ten fell to either
+    assert believed(60, 10, 4, only=10) == {"white-box": "unreliable"}
+
+
+def test_an_ensemble_that_needs_its_random_search(robust: Small) -> None:
+    evaluation = run(robust, ("pgd",))
+    broken = np.arange(IMAGES) < 40
+
+    def believed(*stages: str, last: int) -> dict[str, Any]:
+        """Of 40 broken images the last stage broke so many."""
+        unit = evaluation.outcomes[0].unit
+        by = np.where(broken, np.where(np.arange(IMAGES) < last, len(stages) - 1, 0), -1).astype(np.int8)
+        unit = replace(unit, broken=broken, broken_by=by, stages=list(stages))  # type: ignore[type-var]
+        return doubts(replace(evaluation, outcomes=[replace(evaluation.outcomes[0], unit=unit)]))
+
+    assert believed("apgd-ce", "square", last=1) == {}
+    assert believed("apgd-ce", "square", last=3) == {"last stage": "warn"}
+    assert believed("apgd-ce", "square", last=30) == {"last stage": "unreliable"}
+    assert believed("apgd-ce", "apgd-t", last=30) == {}
+
+
+def test_what_was_not_tried(robust: Small) -> None:
+    """Without gradients, or with those of a quantised file alone, an accuracy is not yet believable."""
+    predictor = as_torch(robust, DIGIT)
+    quantised, box = replace(predictor, precision="int8"), replace(predictor, module=None)
+    assert doubts(run(predictor, ("square",), n=20)) == {"white-box": "warn"}
+    assert doubts(run(quantised, ("pgd",), n=20)) == {"white-box": "warn"}
+    assert doubts(run(quantised, ("pgd", "square"), n=20)) == {}
+    found = probe(box, load_dataset("digits").test, np.ones(20, np.bool_), norm="linf", eps=EPS, batch_size=20)
+    assert set(found) == {
+        *("images", "random_logits", "random_predictions", "batch_logits", "batch_predictions"),
+        "looks_like_probabilities",
+    }
+    assert doubts(replace(run(robust, n=20), predictor=box, probes=found)) == {"gradients": "warn"}
+
+
+def test_the_numbers_of_a_linear_model() -> None:
+    """Logits (s, -s): a step of size a in Linf changes s by a |w|_1 and in L2 by a |w|_2, so all is known."""
+    model, split = TwoClassLinear(), linear_split()
+    w = model.w.detach().double().numpy()
+    x = split.take(slice(None)) / np.float32(255)
+    s = np.abs(x.reshape(len(x), -1).astype(np.float64) @ w + float(model.b.detach()))
+    right = np.ones(len(x), np.bool_)
+    for norm, length, eps in (("linf", np.abs(w).sum(), 0.02), ("l2", np.linalg.norm(w), 0.15)):
+        found = probe(as_torch(model), split, right, norm=norm, eps=eps, batch_size=16)  # type: ignore[arg-type]
+        for step in (0, 1, 5, 10, 20):
+            expected = np.log1p(np.exp(-2 * (s - min(step / 4, 1) * eps * length))).mean()
+            assert found[f"loss_at_{step}"] == pytest.approx(expected, rel=1e-4)
+        assert found["loss_fgsm"] == pytest.approx(found["loss_at_20"], rel=1e-4)
+        assert found["left_fgsm"] == found["left_pgd"] == pytest.approx((s > eps * length).mean())
+        assert 0 < found["left_pgd"] < 1  # or it would tell nothing
+        assert found["left_at_eps_1"] == 0
+        assert found["images"] == len(x)
+
+
+def test_what_a_probe_costs_and_leaves(robust: Small) -> None:
+    counted = Counted(robust)
+    split, before = load_dataset("digits").test, torch.get_rng_state()
+    right = np.arange(len(split)) % 2 == 0
+    first = probe(as_torch(counted, DIGIT), split, right, norm="l2", eps=0.5, batch_size=50)
+    assert first["images"] == 64
+    assert torch.equal(torch.get_rng_state(), before)
+    again = probe(as_torch(robust, DIGIT), split, right, norm="l2", eps=0.5, batch_size=50)
+    assert again == pytest.approx(first, rel=1e-5)  # counting keeps it from being folded
+    assert 40 * 64 < counted.forwards < 70 * 64
+    assert counted.backwards < 45 * 64
+    # The L1 ball is looked at by the L2 ball inside it: eps over the root of the number of pixels.
+    inside = probe(as_torch(robust, DIGIT), split, right, norm="l1", eps=4.0, batch_size=50)
+    assert inside == again
+    nothing = probe(as_torch(robust, DIGIT), split, right & False, norm="linf", eps=EPS, batch_size=50)
+    assert nothing == {"images": 0}
+    without = probe(as_torch(robust, DIGIT), split, right, norm="linf", eps=0.0, batch_size=50)
+    assert "loss_at_0" not in without
+    assert without["left_at_eps_1"] == 0
