@@ -125,9 +125,12 @@ class AutoAttack(NativeAttack):
         own: dict[str, Any]
         match stage.name:
             case "apgd-ce" | "apgd-dlr":
-                build, own = APGD, {"loss": stage.name.removeprefix("apgd-"), "eot": stage.eot}
+                build, own = (
+                    APGD,
+                    {"loss": stage.name.removeprefix("apgd-"), "eot": stage.eot, "wide": self.version == "standard"},
+                )
             case "apgd-t":
-                build, own = APGD, {"loss": "dlr", "targets": stage.targets}
+                build, own = APGD, {"loss": "dlr", "targets": stage.targets, "wide": self.version == "standard"}
             case "fab" | "fab-t":
                 build, own = FAB, {"targets": stage.targets}
             case _:

@@ -10,8 +10,8 @@ Version = Literal["standard", "plus", "rand"]
 VERSIONS: tuple[Version, ...] = get_args(Version)
 ROBUST = -1
 """In `broken_by`: no stage broke the image."""
-L2_SQUARE_SIDE = 5
-"""The L2 Square attack starts from a grid of five squares a side."""
+SQUARE_SIDE = 5
+"""The L2 and L1 Square attacks start from a grid of five squares a side."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def ensemble(version: Version, *, classes: int, norm: Norm, side: int) -> tuple[
         stages = [stage for stage in stages if stage.name != "apgd-dlr"]
         stages[0] = Stage("apgd-ce", restarts=5, eot=stages[0].eot)
         notes.append("not the whole ensemble: DLR needs 3 classes, APGD-CE has five restarts in its place")
-    if norm == "l2" and side < L2_SQUARE_SIDE:
+    if norm != "linf" and side < SQUARE_SIDE:
         stages = [stage for stage in stages if stage.name != "square"]
-        notes.append(f"not the whole ensemble: L2 Square needs images of {L2_SQUARE_SIDE} pixels a side")
+        notes.append(f"not the whole ensemble: Square needs images of {SQUARE_SIDE} pixels a side")
     return stages, notes
