@@ -123,18 +123,19 @@ class AutoAttack(NativeAttack):
         }
         build: Callable[..., NativeAttack]
         own: dict[str, Any]
+        wide = self.version == "standard"
         match stage.name:
-            case "apgd-ce" | "apgd-dlr":
-                build, own = (
-                    APGD,
-                    {"loss": stage.name.removeprefix("apgd-"), "eot": stage.eot, "wide": self.version == "standard"},
-                )
+            case "apgd-ce":
+                build, own = APGD, {"loss": "ce", "eot": stage.eot, "wide": wide}
+            case "apgd-dlr":
+                build, own = APGD, {"loss": "dlr", "eot": stage.eot, "wide": wide}
             case "apgd-t":
-                build, own = APGD, {"loss": "dlr", "targets": stage.targets, "wide": self.version == "standard"}
+                build, own = APGD, {"targets": stage.targets, "wide": wide}
             case "fab" | "fab-t":
                 build, own = FAB, {"targets": stage.targets}
             case _:
-                build, own = Square, {"queries": self.queries, "accept_equal": is_quantised(self.estimator)}
+                steps = is_quantised(self.estimator)
+                build, own = Square, {"queries": self.queries, "accept_equal": steps, "rescale": False}
         attack = build(self.estimator, **common, **own)
         attack.draws, attack.victim = self.draws, self.victim
         return attack

@@ -31,8 +31,8 @@ class Square(NativeAttack):
     """Random search with squares (Andriushchenko et al., ECCV 2020, https://arxiv.org/abs/1912.00049).
 
     It asks for predictions and nothing else, so that a gradient which hides weakness (rounding, saturation) does not
-    hide it from this attack, and any classifier of ART will do. The algorithm is AutoAttack's, with the schedule
-    stretched to the number of queries; L1 after Croce & Hein, ICML 2021, https://arxiv.org/abs/2103.01208.
+    hide it from this attack, and any classifier of ART will do. L1 after Croce & Hein, ICML 2021,
+    https://arxiv.org/abs/2103.01208.
 
     An image leaves when its prediction is wrong. A proposal that changes no pixel is not asked again, since the answer
     is known. The authors' package differs in two things: it draws one square (in Linf one colour too) for a
@@ -50,6 +50,7 @@ class Square(NativeAttack):
         loss: what is to fall: the margin between the label and the best other class, or minus the cross-entropy.
         accept_equal: take proposals that leave the loss as it is, so that a search on logits of few levels (INT8)
             does not stand still on a plateau.
+        rescale: stretch the schedule of the squares' sizes, made for 10,000 queries, to `queries`. AutoAttack does not.
         seed: of all draws.
         batch_size: images a prediction.
 
@@ -57,7 +58,7 @@ class Square(NativeAttack):
         ValueError: a parameter out of range; later, images of less than 5 pixels a side in L2 or L1.
     """
 
-    attack_params = (*NativeAttack.attack_params, "queries", "p_init", "restarts", "loss", "accept_equal")
+    attack_params = (*NativeAttack.attack_params, "queries", "p_init", "restarts", "loss", "accept_equal", "rescale")
     batches_itself: ClassVar[bool] = True
     _estimator_requirements: ClassVar[tuple[type, ...]] = (BaseEstimator, ClassifierMixin)
 
@@ -72,6 +73,7 @@ class Square(NativeAttack):
         restarts: int = 1,
         loss: Literal["margin", "ce"] = "margin",
         accept_equal: bool = False,
+        rescale: bool = True,
         seed: int = 0,
         batch_size: int = 250,
     ) -> None:
@@ -87,7 +89,7 @@ class Square(NativeAttack):
         if loss not in ("margin", "ce"):
             raise ValueError(f"expected loss 'margin' or 'ce', got {loss!r}")
         self.queries, self.p_init, self.restarts = queries, p_init, restarts
-        self.loss, self.accept_equal = loss, accept_equal
+        self.loss, self.accept_equal, self.rescale = loss, accept_equal, rescale
 
     @torch.no_grad()
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
@@ -168,8 +170,8 @@ class Square(NativeAttack):
 
     def _side(self, query: int, walk: Walk) -> int:
         """Side of the square of a query, in pixels."""
-        stretched = int(query / self.queries * 10000)
-        share = self.p_init / 2 ** bisect_left(_HALVINGS, stretched)
+        of_schedule = int(query / self.queries * 10000) if self.rescale else query
+        share = self.p_init / 2 ** bisect_left(_HALVINGS, of_schedule)
         height, width = walk.layout.height, walk.layout.width
         side = max(round(math.sqrt(share * height * width)), walk.min_side)
         if walk.odd and side % 2 == 0:
