@@ -5,13 +5,15 @@
 `ours` attacks the exported file, if one is given besides the source, and the torch module; the authors' code runs on
 the module as it is and on the module with BatchNorm folded. The limit is the passes that our attack made (an image
 leaves when it is broken) times what a pass costs per image at full batch: forward passes alone by the file's runtime,
-forward and backward by the folded module. Runs are interleaved; medians are printed.
+forward and backward by the folded module. Each kind of run has a process of its own, since ours changes how memory is
+given back; runs are interleaved and medians are printed.
 """
 
 import argparse
 import time
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,6 +25,7 @@ from pyautoattack import AutoAttack as AuthorsAutoAttack
 
 from cli.models import open_model
 from dgad_tk.fold import folded
+from dgad_tk.heap import kept
 from dgad_tk.models import build_model
 from dgad_tk.predictor import Predictor, predictor_of_module
 from evaluators.attacks.autoattack.ensemble import AutoAttack
@@ -97,6 +100,53 @@ class Arts:
         return self.predictor.predict(x_adv).argmax(1) == y
 
 
+KINDS = ("ours, file", "ours, module", "authors'", "authors', folded")
+
+
+class Worker:
+    """A kind of run in a process of its own, which opens the models once."""
+
+    def __init__(self, kind: str, options: argparse.Namespace) -> None:
+        torch.set_num_threads(options.threads)
+        source, self.x, self.y = opened(options)
+        common: tuple[float, int] = (options.eps, options.batch_size)
+        self.run: Any
+        if kind.startswith("authors"):
+            assert source.module is not None
+            self.run = Authors(folded(source.module) if "folded" in kind else source.module, *common)
+        elif kind == "art":
+            self.run = Arts(source, *common)
+        else:
+            file = "file" in kind
+            self.run = Ours(open_model(options.model, None, options.data_dir, None)[0] if file else source, *common)
+
+    def __call__(self) -> dict[str, Any]:
+        begun = time.perf_counter()
+        held = self.run(self.x, self.y)
+        found = {"seconds": time.perf_counter() - begun, "robust": int(held.sum()), "stages": dict(self.run.stages)}
+        if isinstance(self.run, Ours):
+            size = min(self.run.batch_size, 500)
+            with kept():
+                costs = measure(self.run.predictor, np.resize(self.x, (size, *self.x.shape[1:])))
+            assert costs.backward is not None
+            ideal = self.run.forwards * costs.forward.per_image(size)
+            found["limit"] = ideal + self.run.backwards * costs.backward.per_image(size)
+        return found
+
+
+_worker: Worker | None = None
+
+
+def _begin(kind: str, options: argparse.Namespace) -> None:
+    global _worker
+    _worker = Worker(kind, options)
+
+
+def _again() -> dict[str, Any]:
+    assert _worker is not None
+    return _worker()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, nargs="?", help="an exported file; left out, only modules are attacked")
@@ -110,71 +160,47 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--art", action="store_true", help="time ART's own once, which is other and more work")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    source, x, labels = _opened(options)
-    exported = open_model(options.model, None, options.data_dir, None)[0] if options.model else None
-    assert source.module is not None
+    kinds = [kind for kind in KINDS if options.model or "file" not in kind] + (["art"] if options.art else [])
+    spawn = get_context("spawn")
+    pools = {kind: ProcessPoolExecutor(1, spawn, _begin, (kind, options)) for kind in kinds}
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+    for repeat in range(options.repeats):
+        for kind in kinds:
+            if kind != "art" or repeat == 0:
+                found[kind].append(pools[kind].submit(_again).result())
+    for pool in pools.values():
+        pool.shutdown()
 
-    right = judge(source, x, options.batch_size)[0] == labels
-    x, y = x[right][: options.images], labels[right][: options.images]
-    common: tuple[float, int] = (options.eps, options.batch_size)
-    runs: dict[str, Any] = {} if exported is None else {"ours, file": Ours(exported, *common)}
-    runs |= {
-        "ours, module": Ours(source, *common),
-        "authors'": Authors(source.module, *common),
-        "authors', folded": Authors(folded(source.module), *common),
-    }
-    print(f"{len(x)} images, eps {options.eps:.4f}, batch {options.batch_size}, {torch.get_num_threads()} threads")
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    stages: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
-    robust: dict[str, int] = {}
-    for _ in range(options.repeats):
-        for name, run in runs.items():
-            took, held = _timed(run, x, y)
-            seconds[name].append(took)
-            stages[name].append(dict(run.stages))
-            robust[name] = int(held.sum())
+    print(f"{options.images} images, eps {options.eps:.4f}, batch {options.batch_size}, {options.threads} threads")
     print(f"{'':18}" + "".join(f"{stage:>10}" for stage in STAGES) + f"{'total':>10}{'limit':>10}{'robust':>8}")
-    for name, run in runs.items():
-        cells = [median(each.get(stage, 0.0) for each in stages[name]) for stage in STAGES]
-        limit = ""
-        if isinstance(run, Ours):
-            costs = measure(run.predictor, np.resize(x, (min(options.batch_size, 500), *x.shape[1:])))
-            assert costs.backward is not None
-            size = min(options.batch_size, 500)
-            ideal = run.forwards * costs.forward.per_image(size) + run.backwards * costs.backward.per_image(size)
-            limit = f"{median(seconds[name]) / ideal:.2f}x"
-        print(
-            f"{name:18}" + "".join(f"{cell:10.2f}" for cell in cells) + f"{median(seconds[name]):10.2f}{limit:>10}"
-            f"{robust[name]:8}"
-        )
-    for ours in [name for name in runs if name.startswith("ours")]:
-        for theirs in [name for name in runs if name.startswith("authors")]:
-            ratios = [b / a for a, b in zip(seconds[ours], seconds[theirs], strict=True)]
+    for kind, runs in found.items():
+        cells = [median(each["stages"].get(stage, 0.0) for each in runs) for stage in STAGES]
+        total = median(each["seconds"] for each in runs)
+        limit = f"{median(each['seconds'] / each['limit'] for each in runs):.2f}x" if "limit" in runs[0] else ""
+        numbers = "".join(f"{cell:10.2f}" for cell in (*cells, total))
+        print(f"{kind:18}{numbers}{limit:>10}{runs[0]['robust']:8}")
+    for ours in [kind for kind in kinds if kind.startswith("ours")]:
+        for theirs in [kind for kind in kinds if kind.startswith("authors")]:
+            pairs = zip(found[ours], found[theirs], strict=True)
+            ratios = [their["seconds"] / our["seconds"] for our, their in pairs]
             print(f"{theirs} over {ours}: {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    if options.art:
-        took, held = _timed(Arts(source, *common), x, y)
-        print(f"ART's AutoAttack, other work: {took:.1f} s, {int(held.sum())} robust")
 
 
-def _opened(options: argparse.Namespace) -> tuple[Predictor, np.ndarray, np.ndarray]:
+def opened(options: argparse.Namespace) -> tuple[Predictor, np.ndarray, np.ndarray]:
+    """The module, and the first images that it gets right."""
     if options.random:
         torch.manual_seed(0)
         module = build_model(options.random, in_channels=3, classes=10)
-        predictor = predictor_of_module(module, (3, 32, 32), format="torchscript")
+        source = predictor_of_module(module, (3, 32, 32), format="torchscript")
         x = np.random.default_rng(0).random((options.images, 3, 32, 32), dtype=np.float32)
-        return predictor, x, predictor.predict(x).argmax(1)
+        return source, x, source.predict(x).argmax(1)
     if options.source is None:
         raise SystemExit("give --source or --random")
-    predictor, images = open_model(options.source, None, options.data_dir, None)
-    part = images.test.subset(min(len(images.test), 4 * options.images))
-    return predictor, images_of(part, slice(None)), part.labels
-
-
-def _timed(run: Callable[..., np.ndarray], x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
-    begun = time.perf_counter()
-    held = run(x, y)
-    return time.perf_counter() - begun, held
+    source, images = open_model(options.source, None, options.data_dir, None)
+    part = images.test.subset(min(len(images.test), 8 * options.images))
+    x, labels = images_of(part, slice(None)), part.labels
+    right = judge(source, x, options.batch_size)[0] == labels
+    return source, x[right][: options.images], labels[right][: options.images]
 
 
 if __name__ == "__main__":

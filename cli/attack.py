@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from cli.gate import check_demands, conclude, demands_of, judge_demands, print_gates
+from cli.gate import check_demands, conclude, demands_of, judge_demands, print_gates, unanswered
 from cli.interface import interface_of
+from cli.matrix import matrix_of, matrix_table
 from cli.models import default_eps, open_model
 from cli.plan import plan_table, remembered, seconds_of, summary
 from cli.progress import AttackProgress
@@ -103,14 +104,17 @@ def attack(
     from dgad_tk.distributed import by_leader, joined
     from dgad_tk.train import pick_device
     from evaluators import evaluate, expand, plan
+    from evaluators.attacks import ATTACKS
     from evaluators.evaluate import default_batch_size
     from evaluators.planner import as_document, plan_budget
     from evaluators.report import results, write
+    from evaluators.report.matrix import write_matrix
     from evaluators.suites import TRANSFER
     from evaluators.survey import survey
 
     names = expand(suite or ([] if attack else ["fast"]), attack or [])
     transfers = any(name.startswith(TRANSFER) for name in names)
+    white = [name for name in names if not name.startswith(TRANSFER) and ATTACKS[name].needs_gradients]
     if surrogate and not transfers:
         raise UserError("--surrogate is given, but no transfer attack", hint="--suite full or --attack transfer:pgd")
     for name in changes:
@@ -123,9 +127,9 @@ def attack(
         plans: list[tuple[str, dict[str, Any]]] = []
         used: dict[str, str] = {}
         base = output or Path("attacks")
-        examples = base / "examples" if len(model) > 1 and transfers else None
+        examples = base / ".transfer-examples" if len(model) > 1 and transfers else None
         for path in model:
-            predictor, images = open_model(path, dataset, data_dir, image_size, interface)
+            predictor, images = open_model(path, dataset, data_dir, image_size, interface, gradients=bool(white))
             part = images.splits[split]
             part = part.subset(limit or len(part))
             epsilons = radii or [default_eps(predictor.artifact, images, norm)]
@@ -137,6 +141,7 @@ def attack(
             if not quiet:
                 for note in predictor.notes:
                     print(f"note: {path}: {note}", file=sys.stderr)
+            old = check_demands(demands, rows, images.name, split, part)
             if dry_run:
                 found = survey(predictor, part, rows, batch_size=size, seed=seed)
                 most = plan_budget(rows, found, seconds, len(part), processes=here.size) if seconds else len(part)
@@ -147,14 +152,13 @@ def attack(
                 question = {
                     "budget": seconds,
                     "model": predictor.sha256,
+                    "surrogates": {each.name: each.predictor and each.predictor.sha256 for each in surrogates},
                     "rows": [[row.id, dict(row.params), row.eps] for row in rows],
                     "most": len(part),
                     "batch_size": size,
                 }
-
                 choose = partial(_affordable, predictor, part, rows, size, seed, seconds, here.size)
                 part = part.subset(by_leader(partial(remembered, folder, question, choose)))
-            old = check_demands(demands, rows, images.name, split, part)
             if not quiet:
                 shown = f"{len(part):,} {split} images of {images.name}"
                 print(f"{path}: {len(rows)} attacks on {shown}, judged by {predictor.runtime}", file=sys.stderr)
@@ -173,6 +177,7 @@ def attack(
                 continue
             document = results(evaluation, command=shlex.join(context.obj), dataset=images.name, split=split)
             document["gates"] = judge_demands(demands, old, evaluation, document)
+            document["uncompared"] = unanswered(old, evaluation, document)
             write(evaluation, document, folder)
             documents.append(document | {"folder": str(folder)})
         if not here.leads:
@@ -185,14 +190,17 @@ def attack(
         return
     if examples is not None:
         shutil.rmtree(examples, ignore_errors=True)  # every target has had them
-    table = _write_matrix(documents, used, base if len(model) > 1 else Path(documents[0]["folder"]))
+    matrix = matrix_of(documents, used)
+    matrix_file = (base if len(model) > 1 else Path(documents[0]["folder"])) / "matrix.json"
+    if matrix is not None:
+        write_matrix(matrix, matrix_file)
     if as_json:
         plain = [{key: value for key, value in each.items() if key != "folder"} for each in documents]
         print(json.dumps(plain if len(plain) > 1 else plain[0]))
     else:
         results_table(documents)
-        if table is not None:
-            print(table)
+        if matrix is not None:
+            matrix_table(matrix, matrix_file)
         print_gates(documents)
     conclude(demands, documents)
 
@@ -208,23 +216,6 @@ def _affordable(
     most = plan_budget(rows, found, seconds, len(part), processes=processes)
     print(f"{predictor.path}: {summary(as_document(rows, found, most, processes=processes))}", file=sys.stderr)
     return most
-
-
-def _write_matrix(documents: list[dict[str, Any]], surrogates: dict[str, str], folder: Path) -> Path | None:
-    """matrix.json, where several models or surrogates make one."""
-    from evaluators.report.matrix import matrix, write_matrix
-
-    transfers = any(entry["source"] == "transfer" for entry in documents[0]["attacks"])
-    if not transfers or len(documents) * len(surrogates) < 2:
-        return None
-    if any(
-        (each["threat"], each["dataset"]) != (documents[0]["threat"], documents[0]["dataset"]) for each in documents
-    ):
-        print("no matrix.json: the models were attacked on other images or at other eps", file=sys.stderr)
-        return None
-    path = folder / "matrix.json"
-    write_matrix(matrix(documents, surrogates), path)
-    return path
 
 
 def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:

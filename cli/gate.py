@@ -122,6 +122,14 @@ def judge_demands(
     return [asdict(result) for result in found]
 
 
+def unanswered(old: "Recorded | None", evaluation: "Evaluation", document: dict[str, Any]) -> list[str]:
+    """Ids of the rows that the baseline, where there is one, has no answer to, for `uncompared` of the results."""
+    from evaluators.baseline import recorded, uncompared
+    from evaluators.report import samples
+
+    return [] if old is None else uncompared(recorded(document, samples(evaluation)), old)
+
+
 def print_gates(documents: Sequence[dict[str, Any]]) -> None:
     """A line for each demand on each model."""
     for document in documents:
@@ -131,6 +139,8 @@ def print_gates(documents: Sequence[dict[str, Any]]) -> None:
             print(f"{where}gate {gate['name']} {verdict}: {gate['got']}, required is {gate['required']}")
             if gate["detail"]:
                 print(f"  {gate['detail']}")
+        if unknown := document.get("uncompared"):
+            print(f"{where}not compared, since the baseline has no answer: {', '.join(unknown)}")
 
 
 def conclude(demands: Demands, documents: Sequence[dict[str, Any]]) -> None:

@@ -40,7 +40,12 @@ def _models() -> Lines:
 def _attacks() -> Lines:
     from evaluators.attacks import ATTACKS
 
-    return [(name, f"{spec.kind}, {', '.join(spec.norms)}: {spec.description}") for name, spec in ATTACKS.items()]
+    lines = []
+    for name, spec in ATTACKS.items():
+        options = " ".join(f"{key}={value}" for key, value in spec.params.items())
+        summary = f"{spec.kind}, {', '.join(spec.norms)}: {spec.description}"
+        lines.append((name, f"{summary}\n{options}" if options else summary))
+    return lines
 
 
 def _suites() -> Lines:

@@ -31,17 +31,28 @@ def open_model(
     data_dir: Path | None,
     image_size: int | None,
     interface: "Interface | None" = None,
+    *,
+    gradients: bool = True,
 ) -> "tuple[Predictor, Dataset]":
     """A model and its images. Either may have to say what shape the other has.
+
+    Args:
+        gradients: of the model are needed. Without them an ONNX file may have operators that its twin lacks.
 
     Raises:
         UserError: one of them cannot be opened, or their classes differ.
     """
     from dgad_tk.interface import AS_IS
-    from exporters import load
+    from exporters import NoGradients, load
 
     images = named_images(path, dataset, data_dir, image_size)
-    predictor = load(path, images.shape if images else None, interface or AS_IS)
+    try:
+        predictor = load(path, images.shape if images else None, interface or AS_IS)
+    except NoGradients as error:
+        if gradients:
+            hint = "`dgad attack --suite blackbox` needs no gradients; or export it another way, and please report it"
+            raise UserError(error.message, hint=hint) from None
+        predictor = error.predictor
     if images is None:
         images = dataset_of(predictor.artifact, dataset, data_dir, image_size)
     check_classes(path, predictor, images)

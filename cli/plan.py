@@ -70,8 +70,11 @@ def plan_table(plans: Sequence[tuple[str, dict[str, Any]]]) -> None:
     table.add_column("")
     for path, plan in plans:
         for row in [*plan["rows"], {"id": "total", "images": plan["n"], "note": "", **plan}]:
-            counts = (f"{row[key]:,}" for key in ("images", "forward_passes", "backward_passes"))
-            table.add_row(*([path] if several else []), row["id"], *counts, _time(row["seconds"]), row["note"])
+            cells = [f"{row[key]:,}" for key in ("images", "forward_passes", "backward_passes")]
+            cells.append(_time(row["seconds"]))
+            if row["images"] == 0:  # skipped, or nobody knows
+                cells = [""] * len(cells)
+            table.add_row(*([path] if several else []), row["id"], *cells, row["note"])
     console.print(table)
     for path, plan in plans:
         print(f"{f'{path}: ' if several else ''}{summary(plan)}")
@@ -79,8 +82,9 @@ def plan_table(plans: Sequence[tuple[str, dict[str, Any]]]) -> None:
 
 def summary(plan: Mapping[str, Any]) -> str:
     """How many images, how long, and how sure the result will be."""
+    about = "about " if plan["seconds"] >= 1 else ""
     return (
-        f"{plan['n']:,} images in about {_time(plan['seconds'])}: shares to ±{plan['half_width'] * 100:.1f} points "
+        f"{plan['n']:,} images in {about}{_time(plan['seconds'])}: shares to ±{plan['half_width'] * 100:.1f} points "
         "(95 % Wilson interval)"
     )
 

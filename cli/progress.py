@@ -69,7 +69,7 @@ class _Live:
             self.tasks[name] = self.bar.add_task(name, total=total, completed=int(done), detail="")
             self.begun[name] = (time.monotonic(), done)
         self.bar.update(self.tasks[name], completed=done, total=total, detail=detail)
-        if not self.live and time.monotonic() - self.last_line > QUIET_SECONDS:
+        if not self.live and done < total and time.monotonic() - self.last_line > QUIET_SECONDS:
             self.line(f"{name} {done / total:.0%} {detail}" + self._left(name, done, total))
 
     def _left(self, name: str, done: float, total: float) -> str:

@@ -36,22 +36,45 @@ def results_table(documents: list[dict[str, Any]]) -> None:
     plain_table([*(["model"] if several else []), *names], rows, left=3 if several else 2)
     for document in documents:
         where = f"{document['model']['path']}: " if several else ""
-        checks = document["checks"]
-        print(f"{where}believable: {checks['verdict']}")
-        doubts = [item for item in checks["items"] if item["verdict"] != "high"]
-        for item in doubts:
-            print(f"  {item['name']}: {item['detail']}")
-        said = {item["detail"] for item in doubts}
-        for attack in document["attacks"]:
-            notes = attack["flags"] + ([f"skipped: {attack['reason']}"] if attack["status"] == "skipped" else [])
-            for note in notes:
-                if note not in said:
-                    print(f"  {attack['id']}: {note}")
+        for line in _more(document):
+            print(f"{where}{line}")
+        print(f"{where}believable: {document['checks']['verdict']}")
+        for text, names in _doubts(document).items():
+            print(f"  {', '.join(names)}: {text}")
         print(f"{where}{document['folder']}/results.json")
 
 
+def _more(document: dict[str, Any]) -> list[str]:
+    """What has no column: the stages of ensembles, and what papers print of an attack without a ball."""
+    from evaluators.suites import SUITES
+
+    lines = []
+    for attack in document["attacks"]:
+        if attack["stages"]:
+            stages = ", ".join(f"{stage['name']} {stage['broken']:,}" for stage in attack["stages"])
+            lines.append(f"{attack['id']} broke by stage: {stages}")
+        if attack["accuracy"] is not None and attack["name"] in SUITES["paper"] and attack["surrogate"] is None:
+            lines.append(f"{attack['id']} left {attack['accuracy']:.1%} right, the accuracy that papers print")
+    return lines
+
+
+def _doubts(document: dict[str, Any]) -> dict[str, list[str]]:
+    """What to know about checks and rows, each text once, with the names it is said of."""
+    doubts: dict[str, list[str]] = {}
+    for item in document["checks"]["items"]:
+        if item["verdict"] != "high" and item["name"] not in doubts.setdefault(item["detail"], []):
+            doubts[item["detail"]].append(item["name"])
+    said = set(doubts)
+    for attack in document["attacks"]:
+        notes = attack["flags"] + ([f"skipped: {attack['reason']}"] if attack["status"] == "skipped" else [])
+        for note in notes:
+            if note not in said:
+                doubts.setdefault(note, []).append(attack["id"])
+    return doubts
+
+
 def _rows(document: dict[str, Any]) -> list[list[str]]:
-    clean = document["clean"]
+    clean, n = document["clean"], document["dataset"]["n"]
     rows = [["clean", "", f"{clean['accuracy']:.1%}", "", "", "", ""]]
     for attack in document["attacks"]:
         eps = format_fraction(attack["eps"]) if attack["eps"] is not None else "unbounded"
@@ -60,7 +83,7 @@ def _rows(document: dict[str, Any]) -> list[list[str]]:
             continue
         rows.append(
             [
-                attack["id"],
+                attack["id"] if attack["n"] == n else f"{attack['id']} (first {attack['n']:,})",
                 eps,
                 _percent(attack["robust_accuracy"]),
                 _interval(attack["ci95"]),

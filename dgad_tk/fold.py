@@ -14,12 +14,12 @@ from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from dgad_tk.distributed import SyncedBatchNorm2d
 from dgad_tk.frozen_conv import FrozenConv2d, can_freeze
+from dgad_tk.frozen_graph import is_relu, join
 
 
 class Folded(nn.Module):
@@ -83,7 +83,7 @@ def _traced(module: nn.Module) -> fx.GraphModule | None:
         return None
     try:
         return fx.GraphModule(module, _Tracer().trace(module))
-    except (fx.proxy.TraceError, TypeError, RuntimeError):  # the last is len(x)
+    except (fx.proxy.TraceError, TypeError, RuntimeError, NameError):  # len(x); a module that is no submodule
         return None
 
 
@@ -176,16 +176,11 @@ def _freeze_convolutions(traced: fx.GraphModule) -> None:
             continue
         assert isinstance(conv, nn.Conv2d)
         reader = next(iter(node.users)) if len(node.users) == 1 else None
-        relu = reader is not None and _is_relu(reader, modules)
+        relu = reader is not None and is_relu(reader, modules)
         traced.set_submodule(node.target, FrozenConv2d(conv, relu=relu))
         if relu and reader is not None:
             reader.replace_all_uses_with(node)
             traced.graph.erase_node(reader)
+    join(traced)
     traced.delete_all_unused_submodules()
     traced.recompile()
-
-
-def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return type(modules[str(node.target)]) is nn.ReLU
-    return node.op == "call_function" and node.target in (F.relu, torch.relu)

@@ -27,13 +27,19 @@ def into_ball(x_adv: Images, x: Images, norm: Norm, eps: float) -> Images:
     if norm == "linf":
         return np.clip(x_adv, *bounds(x, eps))
     x_adv = np.clip(x_adv, 0.0, 1.0)
-    distance = l2(x_adv, x)
-    # Rounding to float32 moves each pixel by up to 6e-8; the factor leaves room for that, so that the result is inside.
-    slack = 1 - 1e-6
+    distance = l2(x_adv, x) if norm == "l2" else l1(x_adv, x)
+    # Rounding to float32 moves each pixel by up to 2^-25; the ball is smaller by that, so that the result is inside.
+    pixels = x[0].size if len(x) else 0
+    inner = max(0.0, eps - 2.0**-25 * (math.sqrt(pixels) if norm == "l2" else pixels))
     outside = distance > eps
-    scale = np.where(outside, slack * eps / np.maximum(distance, 1e-30), 1.0)[:, None, None, None]
+    scale = np.where(outside, inner / np.maximum(distance, 1e-30), 1.0)[:, None, None, None]
     shrunk = x + (x_adv.astype(np.float64) - x) * scale
     return np.clip(np.where(outside[:, None, None, None], shrunk, x_adv), 0.0, 1.0).astype(np.float32)
+
+
+def l1(x_adv: Images, x: Images) -> NDArray[np.float64]:
+    """Sum of the pixel differences of each image, `(N,)`."""
+    return np.asarray(np.abs(x_adv.astype(np.float64) - x).sum(axis=(1, 2, 3)))
 
 
 def l2(x_adv: Images, x: Images) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ candidate is brought into the ball to the last bit and judged by `predictor.pred
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -89,17 +90,19 @@ def evaluate(
     work = _Work(predictor, split, chunks, hashes, clean_right, seed, batch_size, UnitStore(store), UnitStore(examples))
     done: dict[tuple[str, int], Unit] = {}
     families = list(dict.fromkeys(row.family for row in rows))
-    # What a smaller radius breaks is known before a larger one is tried.
-    asked = sorted((row for row in rows if row.id not in reasons), key=lambda row: row.eps or 0.0)
+    # What a smaller radius breaks is known before a larger one is tried; what has no radius takes longest.
+    asked = sorted((row for row in rows if row.id not in reasons), key=lambda row: row.eps or math.inf)
     for position, row in enumerate(asked):
         for number, chunk in enumerate(chunks):
             # A family stays in one process, since its radii build on each other.
             if (number + families.index(row.family)) % world().size != world().rank or not _reaches(row, chunk):
                 continue
+            if on_progress:  # a unit may take minutes
+                on_progress(_progress(row, position, len(asked), chunk.start, len(split), done))
             smaller = next((each for each in reversed(asked[:position]) if _builds_on(row, each)), None)
             done[row.id, number] = work.unit(row, number, done[smaller.id, number] if smaller else None)
             if on_progress:
-                on_progress(_progress(row, position, len(asked), chunk, len(split), done))
+                on_progress(_progress(row, position, len(asked), chunk.stop, len(split), done))
     done = {place: unit for part in from_all(done) for place, unit in part.items()}
     outcomes: list[Outcome] = []
     for row in rows:
@@ -136,11 +139,12 @@ def _builds_on(row: Row, other: Row) -> bool:
 
 
 def _progress(
-    row: Row, position: int, rows: int, chunk: slice, n: int, done: Mapping[tuple[str, int], Unit]
+    row: Row, position: int, rows: int, images: int, n: int, done: Mapping[tuple[str, int], Unit]
 ) -> Progress:
     units = [unit for (name, _), unit in done.items() if name == row.id]
     broken, attacked = (sum(int(getattr(unit, key).sum()) for unit in units) for key in ("broken", "attacked"))
-    return Progress(row.id, position + 1, rows, chunk.stop, n, broken, attacked)
+    most = min(n, row.limit or n)
+    return Progress(row.id, position + 1, rows, min(images, most), most, broken, attacked)
 
 
 def default_batch_size(input_shape: tuple[int, int, int]) -> int:

@@ -13,6 +13,7 @@ from dgad_tk.common import GateError, UserError, lookup, nearest, sha256_file
 from dgad_tk.interface import AS_IS, Interface
 from dgad_tk.predictor import Images, Predictor, load_safetensors
 from exporters.divergence import Layers, first_divergence, onnx_layers, program_layers, script_layers
+from exporters.from_onnx import NoGradients as NoGradients
 from exporters.from_onnx import load_onnx
 from exporters.quantize import save_onnx_int8
 from exporters.read_onnx import read_onnx_record

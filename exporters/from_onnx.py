@@ -30,6 +30,18 @@ SQUASH_TOLERANCE = 1e-2
 """On probabilities: is what we take for the final Softmax one over the classes?"""
 
 
+class NoGradients(UserError):
+    """The runtime runs a file, but no differentiable module can be made of it.
+
+    Attributes:
+        predictor: a black box, for those who need no gradients.
+    """
+
+    def __init__(self, obstacle: UserError, predictor: Predictor) -> None:
+        super().__init__(f"'{predictor.path}': {obstacle.message}", obstacle.hint)
+        self.predictor = predictor
+
+
 def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, interface: Interface = AS_IS) -> Predictor:
     """Open an ONNX classifier: ONNX Runtime predicts, the twin differentiates.
 
@@ -42,8 +54,8 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
         interface: what the file expects to be done to images, and what its shapes do not say.
 
     Raises:
-        UserError: not ONNX, damaged, not an image classifier, one that can be read in several ways, or an operator that
-            the twin lacks.
+        NoGradients: it runs, and its twin cannot be made: it has an operator that the twin lacks.
+        UserError: not ONNX, damaged, not an image classifier, or one that can be read in several ways.
     """
     where = str(path)
     proto = read_onnx(path)
@@ -59,7 +71,14 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
     _check_shape(image.shape, artifact, where)
     types = {entry.name: entry.type for entry in session.get_outputs()}
     output = find_logits(answers, types, image.batch or BLANK, interface.logits_output, proto, where)
-    module, squash, notes = _differentiable(proto, output, image, runtime)
+    module: nn.Module | None = None
+    squash: Squash | None = None
+    obstacle: UserError | None = None
+    try:
+        module, squash, notes = _differentiable(proto, output, image, runtime)
+        module = module.to("cuda" if torch.cuda.is_available() else "cpu")
+    except UserError as error:
+        obstacle, notes = error, [f"there are no gradients: {error.message}"]
 
     def predict(images: Images) -> Logits:
         rows = runtime.rows(images, output)
@@ -73,9 +92,9 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
     check_classes(classes, artifact, where)
     if len(answers) > 1:
         notes = [f"the logits are the output '{output}', one of {', '.join(answers)}", *notes]
-    return Predictor(
+    predictor = Predictor(
         predict,
-        module.to("cuda" if torch.cuda.is_available() else "cpu"),
+        module,
         image.shape,
         classes,
         "onnx",
@@ -91,6 +110,9 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
         # Between the smallest steps of quantised probabilities their logarithm doubles.
         logit_step=max(logit_step(proto), math.log(2) if squash is not None and squash.step else 0.0),
     )
+    if obstacle is not None:
+        raise NoGradients(obstacle, predictor) from obstacle
+    return predictor
 
 
 BLANK = 3

@@ -328,3 +328,21 @@ def test_l1_projection_is_the_authors(eps: float) -> None:
     radii = torch.linspace(0.1, 20, 60)
     each = torch.cat([l1_correction(x[i : i + 1], noise[i : i + 1], float(radii[i])) for i in range(60)])
     torch.testing.assert_close(l1_correction(x, noise, radii), each, rtol=0, atol=1e-12)
+
+
+def test_last_batch_is_not_a_tiny_one() -> None:
+    """Seven ascents in rows for at most six: four and three, not six and one."""
+    sizes: list[int] = []
+    net = small_net()
+
+    class Watched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.requires_grad:
+                sizes.append(len(x))
+            logits: Tensor = net(x)
+            return logits
+
+    x = torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = net(x).argmax(1)
+    APGD(art(Watched()), eps=0.0, steps=3, batch_size=6).generate(x.numpy(), y.numpy())
+    assert sizes == [4] * 3 + [3] * 3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from evaluators.ball import bounds, into_ball, l2, linf, wilson
+from evaluators.ball import bounds, into_ball, l1, l2, linf, wilson
 
 
 @pytest.mark.parametrize("eps", [8 / 255, 0.1, 0.15, 1 / 3, 1e-3])
@@ -23,15 +23,14 @@ def test_bounds_are_inside_and_as_wide_as_float32_allows(eps: float) -> None:
     assert (np.nextafter(lower, np.float32(-1)).astype(np.float64) < low).all()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_into_ball(norm: str) -> None:
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.3), ("l2", 0.3), ("l2", 0.02), ("l1", 6.0), ("l1", 0.3)])
+def test_into_ball(norm: str, eps: float) -> None:
     generator = np.random.default_rng(1)
     x = generator.random((200, 3, 4, 4), dtype=np.float32)
     wild = (x + generator.normal(0, 0.5, x.shape)).astype(np.float32)
     wild[0] = np.nan
-    eps = 0.3
     found = into_ball(wild, x, norm, eps)  # type: ignore[arg-type]
-    distance = linf(found, x) if norm == "linf" else l2(found, x)
+    distance = {"linf": linf, "l2": l2, "l1": l1}[norm](found, x)
     assert found.dtype == np.float32
     assert (distance <= eps).all()
     assert distance[1:].max() > eps * (1 - 1e-5)

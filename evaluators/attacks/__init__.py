@@ -11,10 +11,12 @@ from art.attacks.attack import EvasionAttack
 from dgad_tk.common import UserError, nearest
 from evaluators.attacks.arts import ART_ATTACKS, art_attack
 from evaluators.attacks.autoattack.apgd import APGD
+from evaluators.attacks.autoattack.dlr import DLR_CLASSES, TARGETED_DLR_CLASSES
 from evaluators.attacks.autoattack.ensemble import AutoAttack
 from evaluators.attacks.autoattack.fab import FAB
 from evaluators.attacks.autoattack.reference import AuthorsAutoAttack
 from evaluators.attacks.autoattack.square import Square
+from evaluators.attacks.autoattack.stages import SQUARE_SIDE, TARGETS
 from evaluators.attacks.cw2 import CarliniWagnerL2
 from evaluators.attacks.jsma import SaliencyMap
 from evaluators.attacks.pgd import ProjectedGradient
@@ -24,7 +26,6 @@ from evaluators.estimators import PredictorBlackBox, PredictorClassifier, is_qua
 Kind = Literal["budget", "min-norm"]
 Estimator = PredictorClassifier | PredictorBlackBox
 TRUE_LABELS = "true labels, moved away from"
-TARGETS = 9
 SLOW_SAMPLES = 50
 """Images that ART's attacks without gradients are tried on: thousands of questions each, one image at a time."""
 
@@ -125,7 +126,16 @@ def _mim(estimator: Estimator, budget: Budget, params: Mapping[str, Any]) -> Eva
     return ProjectedGradient(estimator, step_size=step_size, init="none", **own, **_common(budget))
 
 
-def _apgd(estimator: Estimator, budget: Budget, params: Mapping[str, Any], *, loss: Literal["ce", "dlr"], targets: int) -> EvasionAttack:
+def _apgd(
+    estimator: Estimator, budget: Budget, params: Mapping[str, Any], *, loss: Literal["ce", "dlr"], targets: int
+) -> EvasionAttack:
+    least = TARGETED_DLR_CLASSES if targets else DLR_CLASSES if loss == "dlr" else 2
+    if estimator.nb_classes < least:
+        raise UserError(
+            f"'{'apgd-t' if targets else 'apgd-dlr'}' needs at least {least} classes, the model has "
+            f"{estimator.nb_classes}",
+            hint="apgd-ce needs two; autoattack replaces the stages that it cannot have",
+        )
     return APGD(estimator, loss=loss, targets=targets, **params, **_common(budget))
 
 
@@ -134,6 +144,12 @@ def _fab(estimator: Estimator, budget: Budget, params: Mapping[str, Any], *, tar
 
 
 def _square(estimator: Estimator, budget: Budget, params: Mapping[str, Any]) -> EvasionAttack:
+    side = min(estimator.input_shape[1:])
+    if budget.norm != "linf" and side < SQUARE_SIDE:
+        raise UserError(
+            f"'square' in {budget.norm} needs images of at least {SQUARE_SIDE} pixels a side, these have {side}",
+            hint="leave it out, or take --norm linf",
+        )
     return Square(estimator, accept_equal=is_quantised(estimator), **params, **_common(budget))
 
 
@@ -200,11 +216,11 @@ ATTACKS: dict[str, AttackSpec] = {
         norms=("l2",),
         build=_cw2,
         passes=lambda params, classes: (0, params["binary_search_steps"] * params["max_iter"]),
-        description="Carlini & Wagner (2017): nine search steps, 1,000 iterations each, early abort; unbounded L2",
+        description="Carlini & Wagner (2017): nine search steps of 200 iterations, early abort; unbounded L2",
         params={
             "initial_const": 0.1,
             "binary_search_steps": 9,
-            "max_iter": 1000,
+            "max_iter": 200,
             "learning_rate": 0.01,
             "confidence": 0.0,
         },

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dgad_tk.draws import Draws
 from dgad_tk.fold import Folded, folded
+from dgad_tk.heap import kept
 from evaluators.ball import Norm
 from evaluators.estimators import Counted, PredictorClassifier
 
@@ -152,7 +153,8 @@ class NativeAttack(EvasionAttack):  # type: ignore[misc]
         for start in range(0, len(x), size):
             part = slice(start, start + size)
             tensors = (torch.from_numpy(each[part]).to(device) for each in (x, labels, index))
-            found[part] = self.search(*tensors).detach().cpu().numpy()
+            with kept():
+                found[part] = self.search(*tensors).detach().cpu().numpy()
         return found
 
     @abstractmethod

@@ -136,19 +136,17 @@ def write(evaluation: Evaluation, document: dict[str, Any], folder: Path) -> Non
         aside.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
-        keys = (
-            [key for key in document["attacks"][0] if key not in ("params", "stages", "flags")]
-            if document["attacks"]
-            else []
-        )
-        writer.writerow(["model", "clean_accuracy", *keys, "params", "flags"])
+        nested = ("params", "ci95", "stages", "flags")
+        keys = [key for key in document["attacks"][0] if key not in nested] if document["attacks"] else []
+        writer.writerow(["model", "clean_accuracy", *keys, "ci95_low", "ci95_high", "params", "flags"])
         for attack in document["attacks"]:
             values = [
                 document["model"]["path"],
                 document["clean"]["accuracy"],
                 *(attack[key] for key in keys),
             ]
-            writer.writerow([*values, json.dumps(attack["params"]), "; ".join(attack["flags"])])
+            interval = attack["ci95"] or (None, None)
+            writer.writerow([*values, *interval, json.dumps(attack["params"]), "; ".join(attack["flags"])])
     with written_aside(folder / "results.json") as aside:
         aside.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 

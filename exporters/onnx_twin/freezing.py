@@ -2,13 +2,11 @@
 
 import itertools
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dgad_tk.frozen_conv import FrozenConv2d
-
-RELUS = {F.relu, torch.relu}
+from dgad_tk.frozen_graph import RELUS, join
 
 
 def freeze_convolutions(twin: fx.GraphModule) -> None:
@@ -35,6 +33,7 @@ def freeze_convolutions(twin: fx.GraphModule) -> None:
             replaced.replace_all_uses_with(frozen)
             twin.graph.erase_node(replaced)
     twin.graph.eliminate_dead_code()
+    join(twin)
     twin.graph.lint()
     twin.recompile()
     twin.delete_all_unused_submodules()

@@ -220,7 +220,8 @@ class _Search:
             if gradient:
                 (each,) = torch.autograd.grad(loss.sum(), images)
                 total = each if self.attack.eot == 1 else total + each / self.attack.eot
-        mean = torch.zeros_like(point) if isinstance(total, float) else _as_rows(total)
+        # Autograd may name one number for all pixels of an image, and a step is computed in the gradient's memory.
+        mean = torch.zeros_like(point) if isinstance(total, float) else _as_rows(total).contiguous()
         return loss.detach(), _broken(logits.detach(), y), mean
 
     def _as_images(self, rows: Tensor) -> Tensor:

@@ -11,13 +11,22 @@ _FEW = 16
 """Vacant rows are filled or dropped when they are this part of all: either costs as much as the updates of a step."""
 
 
+def even(jobs: int, most: int) -> int:
+    """Rows of a batch, at most `most`, that spread jobs of one length evenly over as few batches.
+
+    252 jobs in rows for 250 would leave two that go on alone, at several times the price of an image.
+    """
+    batches = max(1, -(-jobs // most))
+    return max(1, -(-jobs // batches))
+
+
 class Seats:
     """A batch that stays full: an image's ascents leave when one of them breaks it, and others take their rows.
 
     Args:
         images: number of images.
         jobs: ascents that each gets, one after another in the queue: the first of all images, the second of all, …
-        capacity: rows.
+        capacity: rows at most; fewer where that spreads the ascents evenly over batches.
         lengths: steps of each phase of an ascent.
 
     Attributes:
@@ -56,6 +65,8 @@ class Seats:
     def admit(self) -> NDArray[np.int64]:
         """Rows that now go to the next in the queue, if it pays. The first time they are all there are."""
         first = len(self.live) == 0
+        if first:
+            self.capacity = even(int((~self.broken[self._queue[0]]).sum()), self.capacity)
         vacant = np.arange(self.capacity) if first else np.flatnonzero(~self.live)
         if len(vacant) < self._few and self.live.any():
             return vacant[:0]

@@ -81,6 +81,7 @@ class AutoAttack(NativeAttack):
         if kept := self.halfway.get():
             found[kept["changed"]] = kept["found"]
             self.broken_by, left, self.stage_seconds = kept["broken_by"], kept["left"], kept["stage_seconds"]
+            self.warnings = kept["warnings"]
         else:
             # An image that is wrong as it is needs no search.
             left = np.flatnonzero(self._predicted(images) == labels)
@@ -89,7 +90,9 @@ class AutoAttack(NativeAttack):
                 break
             begun = time.perf_counter()
             places = torch.from_numpy(left).to(x.device)
-            candidates = self._attack(stage).search(x[places], y[places], index[places]).detach().cpu().numpy()
+            attack = self._attack(stage)
+            candidates = attack.search(x[places], y[places], index[places]).detach().cpu().numpy()
+            self.warnings += [text for text in attack.warnings if text not in self.warnings]
             candidates = into_ball(candidates, images[left], self.norm, self.eps)
             found[left] = candidates
             broken = self._predicted(candidates) != labels[left]
@@ -104,6 +107,7 @@ class AutoAttack(NativeAttack):
                     broken_by=self.broken_by,
                     left=left,
                     stage_seconds=self.stage_seconds,
+                    warnings=self.warnings,
                 )
         return torch.from_numpy(found).to(x.device)
 

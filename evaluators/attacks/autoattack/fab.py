@@ -6,6 +6,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
+from evaluators.attacks.autoattack.apgd_seats import even
 from evaluators.attacks.autoattack.fab_jobs import Found, Jobs
 from evaluators.attacks.autoattack.fab_projections import Hyperplane, length
 from evaluators.attacks.native import NativeAttack
@@ -99,7 +100,8 @@ class FAB(NativeAttack):
         flat = _flat(x)
         found = Found(flat.clone(), torch.where(wrong, 0.0, torch.inf))
         queue = self._queue(logits, y, (~wrong).nonzero()[:, 0])
-        jobs, queue = queue[: self.batch_size], queue[self.batch_size :]
+        places = even(len(queue), self.batch_size)
+        jobs, queue = queue[:places], queue[places:]
         origin = flat[jobs.image]
         point = self._start(origin, jobs, index, x.shape)
         while len(jobs):
@@ -109,13 +111,13 @@ class FAB(NativeAttack):
             if not leaving.any():
                 continue
             queue = queue[~over[queue.image]]
-            places = leaving.nonzero()[:, 0]
-            new, queue = queue[: len(places)], queue[len(places) :]
-            filled = places[: len(new)]
+            vacant = leaving.nonzero()[:, 0]
+            new, queue = queue[: len(vacant)], queue[len(vacant) :]
+            filled = vacant[: len(new)]
             jobs.put(filled, new)
             origin[filled] = flat[new.image]
             point[filled] = self._start(flat[new.image], new, index, x.shape)
-            if len(new) < len(places):
+            if len(new) < len(vacant):
                 leaving[filled] = False
                 jobs, origin, point = jobs[~leaving], origin[~leaving], point[~leaving]
         return _images(found.image, x.shape)

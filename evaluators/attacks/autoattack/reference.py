@@ -29,14 +29,14 @@ class AuthorsAutoAttack(EvasionAttack):  # type: ignore[misc]
 
     Args:
         estimator: with a torch module.
-        norm, eps, version, seed: as in `AutoAttack`.
+        norm, eps, version, queries, seed: as in `AutoAttack`.
         batch_size: images at a time.
 
     Raises:
         UserError: the package is not installed.
     """
 
-    attack_params = (*EvasionAttack.attack_params, "norm", "eps", "version", "seed", "batch_size")
+    attack_params = (*EvasionAttack.attack_params, "norm", "eps", "version", "queries", "seed", "batch_size")
     _estimator_requirements = (PyTorchClassifier,)
 
     def __init__(
@@ -46,11 +46,13 @@ class AuthorsAutoAttack(EvasionAttack):  # type: ignore[misc]
         norm: Norm = "linf",
         eps: float = 8 / 255,
         version: Version = "standard",
+        queries: int = 5000,
         seed: int = 0,
         batch_size: int = 250,
     ) -> None:
         super().__init__(estimator=estimator)
-        self.norm, self.eps, self.version, self.seed, self.batch_size = norm, eps, version, seed, batch_size
+        self.norm, self.eps, self.version, self.queries = norm, eps, version, queries
+        self.seed, self.batch_size = seed, batch_size
         self.warnings: list[str] = []
         """What the package doubts about the model: randomised, probabilities, zero gradients."""
         self.stages: tuple[str, ...] = ()
@@ -74,12 +76,13 @@ class AuthorsAutoAttack(EvasionAttack):  # type: ignore[misc]
         if y is None:
             y = self.estimator.predict(x)
         labels = np.asarray(np.argmax(y, axis=1) if y.ndim == 2 else y, dtype=np.int64)
-        found, self.broken_by, self.warnings = x.copy(), np.full(len(x), ROBUST, dtype=np.int8), []
+        found, self.broken_by = x.copy(), np.full(len(x), ROBUST, dtype=np.int8)
         chosen, self.warnings = ensemble(
             self.version, classes=self.estimator.nb_classes, norm=self.norm, side=min(x.shape[2:])
         )
         self.stages, self.stage_seconds = tuple(stage.name for stage in chosen), []
-        device, left = self.estimator.device, np.arange(len(x))
+        # An image that is wrong as it is needs no search, and no stage has broken it.
+        device, left = self.estimator.device, np.flatnonzero(self._predicted(x) == labels)
         for number, stage in enumerate(chosen):
             if len(left) == 0:
                 break
@@ -90,6 +93,7 @@ class AuthorsAutoAttack(EvasionAttack):  # type: ignore[misc]
             runner.attacks_to_run = [stage.name]
             runner.apgd.n_restarts = runner.fab.n_restarts = stage.restarts
             runner.apgd_targeted.n_target_classes = runner.fab.n_target_classes = stage.targets
+            runner.square.n_queries = self.queries
             begun = time.perf_counter()
             with torch.random.fork_rng(), _heard(self.warnings):  # the package seeds torch's global generator
                 images = torch.from_numpy(x[left]).to(device)
@@ -102,6 +106,13 @@ class AuthorsAutoAttack(EvasionAttack):  # type: ignore[misc]
             self.broken_by[left[broken]] = number
             left = left[~broken]
         return found
+
+    @torch.no_grad()
+    def _predicted(self, images: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The module's predictions `(N,)`: it is the only one that the package knows."""
+        parts = [images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)]
+        answers = [self._logits(torch.from_numpy(part).to(self.estimator.device)).argmax(dim=1) for part in parts]
+        return torch.cat(answers).cpu().numpy() if answers else np.zeros(0, dtype=np.int64)
 
     def _logits(self, x: Tensor) -> Tensor:
         logits: Tensor = self.estimator._predict_framework(x)[0]

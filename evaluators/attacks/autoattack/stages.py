@@ -10,6 +10,8 @@ Version = Literal["standard", "plus", "rand"]
 VERSIONS: tuple[Version, ...] = get_args(Version)
 ROBUST = -1
 """In `broken_by`: no stage broke the image."""
+TARGETS = 9
+"""Of the targeted stages, where there are as many other classes."""
 SQUARE_SIDE = 5
 """The L2 and L1 Square attacks start from a grid of five squares a side."""
 
@@ -52,8 +54,8 @@ def ensemble(version: Version, *, classes: int, norm: Norm, side: int) -> tuple[
     stages = {
         "standard": [
             Stage("apgd-ce", restarts=5 if few else 1),
-            Stage("apgd-t", targets=min(5 if few else 9, targets)),
-            Stage("fab-t", targets=min(9, targets)),
+            Stage("apgd-t", targets=min(5 if few else TARGETS, targets)),
+            Stage("fab-t", targets=min(TARGETS, targets)),
             Stage("square"),
         ],
         "plus": [
@@ -61,12 +63,16 @@ def ensemble(version: Version, *, classes: int, norm: Norm, side: int) -> tuple[
             Stage("apgd-dlr", restarts=5),
             Stage("fab", restarts=5),
             Stage("square"),
-            Stage("apgd-t", targets=min(9, targets)),
-            Stage("fab-t", targets=min(9, targets)),
+            Stage("apgd-t", targets=min(TARGETS, targets)),
+            Stage("fab-t", targets=min(TARGETS, targets)),
         ],
         "rand": [Stage("apgd-ce", eot=20), Stage("apgd-dlr", eot=20)],
     }[version]
     notes: list[str] = []
+    if classes <= TARGETS and any(stage.targets for stage in stages):
+        notes.append(
+            f"{targets} target{'s' if targets > 1 else ''} in place of {TARGETS}: the model has {classes} classes"
+        )
     if classes < TARGETED_DLR_CLASSES and any(stage.name == "apgd-t" for stage in stages):
         if classes >= DLR_CLASSES:
             place = [Stage("apgd-dlr")] if version == "standard" else []
