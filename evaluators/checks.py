@@ -173,7 +173,7 @@ def _with_and_without(evaluation: Evaluation, rows: dict[str, Outcome], own: dic
         worst_of: Verdict = "warn" if all(outcome.row.attack == "fgsm" for outcome in white) else "unreliable"
         items.append(Item("white-box", _at_most(worst_of, _gap(gaps[worst], shared)), detail))
     elif black:
-        names = ", ".join(outcome.row.id for outcome in black)
+        names = ", ".join(outcome.row.id for outcome in black) if len(black) < 4 else "attacks without its gradients"
         items.append(Item("white-box", "warn", f"only {names} ran: its own gradients may find more"))
     searched = any(name.startswith(("autoattack", "square")) for name in own)  # AutoAttack ends with Square
     if white and evaluation.predictor.precision == "int8" and not searched:

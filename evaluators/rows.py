@@ -82,7 +82,9 @@ def plan(
         name = full_name.removeprefix(TRANSFER)
         spec = ATTACKS[name]
         if spec.kind == "budget" and norm not in spec.norms:
-            raise UserError(f"attack '{name}' has no norm '{norm}'", hint="expected one of " + ", ".join(spec.norms))
+            others = ", ".join(other for other in names if norm in ATTACKS[other.removeprefix(TRANSFER)].norms)
+            hint = f"it has {', '.join(spec.norms)}" + (f"; in {norm} there is {others}" if others else "")
+            raise UserError(f"attack '{name}' has no norm '{norm}'", hint=hint)
         params = spec.parameters(name, settings.get(name, {}))
         radii = eps if spec.kind == "budget" else [None]
         own_norm = norm if spec.kind == "budget" else spec.norms[0]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from art.attacks.evasion import HopSkipJump, SaliencyMapMethod
 from torch import nn
-from victims import TwoClassLinear, as_onnx, as_torch
+from victims import TwoClassLinear, as_onnx, as_torch, one_convolution
 
 from dgad_tk.common import UserError
 from dgad_tk.data import load_dataset
@@ -61,19 +61,9 @@ def rightly_classified(estimator: PredictorClassifier, x: np.ndarray, y: np.ndar
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Target:
     """A small network trained for a moment on digits, as an ONNX file."""
-    dataset = load_dataset("digits")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10))
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    x = torch.from_numpy(dataset.train.take(slice(0, 640)) / np.float32(255))
-    y = torch.from_numpy(dataset.train.labels[:640])
-    for _ in range(40):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    net, test = one_convolution(), load_dataset("digits").test
     estimator = to_estimator(as_onnx(net, tmp_path_factory.mktemp("art"), (1, 8, 8)))
-    return rightly_classified(estimator, dataset.test.take(slice(0, 32)) / np.float32(255), dataset.test.labels[:32])
+    return rightly_classified(estimator, test.take(slice(0, 32)) / np.float32(255), test.labels[:32])
 
 
 @pytest.fixture(scope="module")

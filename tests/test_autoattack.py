@@ -14,7 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 from conftest import runner
 from pyautoattack import AutoAttack as Package
 from torch import Tensor, nn
-from victims import as_onnx, as_torch
+from victims import as_onnx, as_torch, one_convolution
 
 from dgad_tk.data import Split, load_dataset
 from evaluators import attacks, evaluate, plan
@@ -39,21 +39,11 @@ Small = tuple[nn.Module, np.ndarray, np.ndarray]
 @pytest.fixture(scope="module")
 def small() -> Small:
     """One convolution, trained for a moment on digits; 24 images that it gets right, and their labels."""
-    dataset = load_dataset("digits")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10))
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    x = torch.from_numpy(dataset.train.take(slice(0, 640)) / np.float32(255))
-    y = torch.from_numpy(dataset.train.labels[:640])
-    for _ in range(40):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    images, labels = dataset.test.take(slice(0, 40)) / np.float32(255), dataset.test.labels[:40]
+    net, test = one_convolution(), load_dataset("digits").test
+    images, labels = test.take(slice(0, 40)) / np.float32(255), test.labels[:40]
     with torch.no_grad():
         right = np.flatnonzero(net(torch.from_numpy(images)).argmax(dim=1).numpy() == labels)[:24]
-    return net.eval().requires_grad_(False), images[right], labels[right]
+    return net, images[right], labels[right]
 
 
 def names(*arguments: Any, **settings: Any) -> list[str]:
