@@ -265,8 +265,8 @@ def _twin(proto: onnx.ModelProto) -> nn.Module:
 def _session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Between its calls torch computes gradients; a pool that spins while it waits takes the cores away from that. Within
-    # a call spinning saves a small network a tenth.
+    # Between its calls torch computes gradients; a pool that spins while it waits takes the cores away from that.
+    # Within a call spinning saves a small network a tenth.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 4  # what goes wrong comes as an exception too
     bound_memory(options)

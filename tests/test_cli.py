@@ -914,9 +914,13 @@ def test_the_same_attack_goes_on_after_ctrl_c(dgad: Run, weights: Path, monkeypa
             signal.raise_signal(signal.SIGINT)
 
     command = ["attack", "--model", weights, "--suite", "fast", "--limit", "20", "--output", "o"]
-    with monkeypatch.context() as patch:
-        patch.setattr(AttackProgress, "__call__", interrupting)
-        code, out, err = dgad(*command)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(AttackProgress, "__call__", interrupting)
+            code, out, err = dgad(*command)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (code, out) == (130, "")
     assert "hint: the same command goes on where it stopped" in err
     (unit,) = Path("o/units").iterdir()
