@@ -35,7 +35,7 @@ def compare_reference(
 ) -> None:
     """Run our AutoAttack and its authors' package on the same images and compare them one by one.
 
-    The authors' package pyautoattack is a development extra. What is finished is kept: the same command goes on.
+    The package, pyautoattack, is the extra `reference`. What is finished is kept: the same command goes on.
     """
     lookup(NORMS, norm, "norm")
     lookup({"train": 0, "val": 0, "test": 0}, split, "split")

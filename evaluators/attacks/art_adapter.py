@@ -14,7 +14,7 @@ from art.estimators.estimator import BaseEstimator
 from numpy.typing import NDArray
 from torch import nn
 
-from evaluators.estimators import PredictorClassifier, to_estimator
+from evaluators.estimators import PredictorClassifier, labels_of, to_estimator
 
 Labels = Literal["true", "ignored", "target"]
 
@@ -63,8 +63,7 @@ class ArtsOwn(EvasionAttack):  # type: ignore[misc]
         x = np.array(x, dtype=np.float32, order="C")  # a copy, since some of ART's write into what they get
         if len(x) == 0:
             return x
-        labels = np.asarray(self.estimator.predict(x) if y is None else y)
-        labels = labels.argmax(axis=1) if labels.ndim == 2 else labels.astype(np.int64)
+        labels = labels_of(self.estimator, x, y)
         if self.y == "target":
             logits = np.array(self.estimator.predict(x))
             logits[np.arange(len(x)), labels] = -np.inf

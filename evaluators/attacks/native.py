@@ -17,7 +17,7 @@ from dgad_tk.draws import Draws
 from dgad_tk.fold import Folded, folded
 from dgad_tk.heap import kept
 from evaluators.ball import Norm
-from evaluators.estimators import Counted, PredictorClassifier
+from evaluators.estimators import Counted, PredictorClassifier, labels_of
 
 
 class Source(Protocol):
@@ -144,9 +144,7 @@ class NativeAttack(EvasionAttack):  # type: ignore[misc]
         self.warnings = []
         if len(x) == 0:
             return x
-        if y is None:
-            y = self.estimator.predict(x)
-        labels = np.ascontiguousarray(np.argmax(y, axis=1) if y.ndim == 2 else y, dtype=np.int64)
+        labels = labels_of(self.estimator, x, y)
         index = np.ascontiguousarray(np.arange(len(x)) if index is None else index, dtype=np.int64)
         device, found = self.victim.device, x.copy()
         size = len(x) if self.batches_itself else self.batch_size

@@ -16,12 +16,13 @@ from torch import Tensor
 from dgad_tk.common import UserError
 from evaluators.attacks.autoattack.stages import ROBUST, Version, ensemble
 from evaluators.ball import Norm
+from evaluators.estimators import labels_of
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 class AuthorsAutoAttack(EvasionAttack):  # type: ignore[misc]
-    """AutoAttack of Croce & Hein (ICML 2020), run by `pyautoattack` (a development extra) on the estimator's module.
+    """AutoAttack of Croce & Hein (ICML 2020), run by `pyautoattack` (the extra `reference`) on the estimator's module.
 
     Each stage is a run of the package on the images that withstood the stages before, which is what the package does
     by itself; so the outcome of every image is known stage by stage. It draws batch by batch, so results depend on
@@ -70,12 +71,10 @@ class AuthorsAutoAttack(EvasionAttack):  # type: ignore[misc]
             from pyautoattack import AutoAttack as Package
         except ModuleNotFoundError:
             raise UserError(
-                "the authors' AutoAttack is not installed", hint="pip install pyautoattack, or 'dgad-tk[dev]'"
+                "the authors' AutoAttack is not installed", hint="pip install 'dgad-tk[reference]'"
             ) from None
         x = np.ascontiguousarray(x, dtype=np.float32)
-        if y is None:
-            y = self.estimator.predict(x)
-        labels = np.asarray(np.argmax(y, axis=1) if y.ndim == 2 else y, dtype=np.int64)
+        labels = labels_of(self.estimator, x, y)
         found, self.broken_by = x.copy(), np.full(len(x), ROBUST, dtype=np.int8)
         chosen, self.warnings = ensemble(
             self.version, classes=self.estimator.nb_classes, norm=self.norm, side=min(x.shape[2:])
