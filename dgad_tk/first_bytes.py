@@ -1,0 +1,71 @@
+"""What a file is by its first bytes, where it is not what its name says: a pointer, a page, nothing at all."""
+
+from pathlib import Path
+
+from dgad_tk.common import UserError
+
+_LOOKED_AT = 512
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+_ANNEX = (b"/annex/objects/", b"../.git/annex/objects/")
+_ARCHIVES = {b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a gzip archive", b"BZh": "a bzip2 archive"}
+_ARCHIVES |= {b"\xfd7zXZ\x00": "an xz archive", b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"Rar!": "a RAR archive"}
+
+_FETCH = "fetch the file itself: `git lfs pull`"
+_AGAIN = "download it again; the address may ask for a login or a confirmation"
+
+
+def placeholder(path: Path) -> tuple[str, str] | None:
+    """What stands in the place of the file that a user meant, and what to do about it.
+
+    Returns:
+        A noun phrase such as "a Git LFS pointer" and a hint; None for a file that may be what its name says.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_LOOKED_AT)
+    return placeholder_of(head)
+
+
+def placeholder_of(head: bytes) -> tuple[str, str] | None:
+    """The same from the first bytes of a file, 512 of them or all there are."""
+    if not head:
+        return "an empty file", "copy it again"
+    if not head.strip(b"\0"):
+        return "a file of zeros", "copy it again; a download or a disk failed half-way"
+    if head.startswith(_LFS):
+        return "a Git LFS pointer", _FETCH
+    if head.startswith(_ANNEX):
+        return "a git-annex pointer", "fetch the file itself: `git annex get`"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")) or (text[:1] == b"<" and b"<html" in text):
+        return "an HTML page", _AGAIN
+    if text.startswith(b"<?xml") and b"<svg" not in text:
+        return "an XML document", _AGAIN  # what storage services answer with where access is denied
+    if text.startswith((b'{"error', b'{"message', b'{"detail')):
+        return "a server's error message", _AGAIN
+    return None
+
+
+def archive_of(head: bytes) -> str:
+    """Which archive a file is, such as "a zip archive"; empty for none of the common ones.
+
+    What PyTorch writes is a zip archive, too: ask this of formats that are none.
+    """
+    return next((name for magic, name in _ARCHIVES.items() if head.startswith(magic)), "")
+
+
+def refuse_placeholder(path: Path, what: str) -> None:
+    """See that a file may be what its name says, before any reader complains of its operands and headers.
+
+    Args:
+        what: what the file should be, such as "an ONNX model".
+
+    Raises:
+        UserError: it is a pointer, a page, an error message or empty.
+        OSError: it cannot be read.
+    """
+    if found := placeholder(path):
+        raise UserError(f"'{path}' is {found[0]}, not {what}", hint=found[1])
