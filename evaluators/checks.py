@@ -148,6 +148,8 @@ def _of_rows(evaluation: Evaluation) -> list[Item]:
         items += _with_and_without(evaluation, rows, own)
         items += [item for outcome in own.values() if (item := _last_stage(outcome)) is not None]
     for outcome in evaluation.outcomes:
+        if outcome.failed:
+            items.append(Item(outcome.row.id, "warn", f"{outcome.row.id} failed and says nothing: {outcome.reason}"))
         items += [Item(outcome.row.id, "warn", text) for text in (outcome.unit.warnings if outcome.unit else [])]
         if IDLE in outcome.flags:
             items.append(Item(outcome.row.id, "warn", IDLE))

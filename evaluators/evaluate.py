@@ -25,7 +25,7 @@ from evaluators.judge import check_images, compare_twin, images_of, judge
 from evaluators.probes import probe
 from evaluators.record import IDLE, Evaluation, Outcome
 from evaluators.rows import Row
-from evaluators.search import Chunk, Found, search, verdict, with_smaller
+from evaluators.search import Chunk, Found, RowFailedError, search, verdict, with_smaller
 from evaluators.units import Unit, UnitStore, read_arrays, write_arrays
 
 CHUNK = 500
@@ -89,6 +89,7 @@ def evaluate(
     reasons = _unfit(predictor, rows, split, batch_size, float(clean_right.mean()))
     work = _Work(predictor, split, chunks, hashes, clean_right, seed, batch_size, UnitStore(store), UnitStore(examples))
     done: dict[tuple[str, int], Unit] = {}
+    failed: dict[str, str] = {}
     families = list(dict.fromkeys(row.family for row in rows))
     # What a smaller radius breaks is known before a larger one is tried; what has no radius takes longest.
     asked = sorted((row for row in rows if row.id not in reasons), key=lambda row: row.eps or math.inf)
@@ -97,16 +98,26 @@ def evaluate(
             # A family stays in one process, since its radii build on each other.
             if (number + families.index(row.family)) % world().size != world().rank or not _reaches(row, chunk):
                 continue
+            if row.id in failed:
+                break
             if on_progress:  # a unit may take minutes
                 on_progress(_progress(row, position, len(asked), chunk.start, len(split), done))
             smaller = next((each for each in reversed(asked[:position]) if _builds_on(row, each)), None)
-            done[row.id, number] = work.unit(row, number, done[smaller.id, number] if smaller else None)
+            try:
+                # Of a smaller radius that failed nothing is known.
+                done[row.id, number] = work.unit(row, number, done.get((smaller.id, number)) if smaller else None)
+            except RowFailedError as error:
+                failed[row.id] = str(error)
+                break
             if on_progress:
                 on_progress(_progress(row, position, len(asked), chunk.stop, len(split), done))
-    done = {place: unit for part in from_all(done) for place, unit in part.items()}
+    every = from_all((done, failed))
+    done = {place: unit for part, _ in every for place, unit in part.items()}
+    # Of several reasons, the first process's counts.
+    failed = {name: reason for _, part in reversed(every) for name, reason in part.items()}
     outcomes: list[Outcome] = []
     for row in rows:
-        outcome = Outcome(row, reason=reasons.get(row.id, ""))
+        outcome = Outcome(row, reason=reasons.get(row.id, failed.get(row.id, "")), failed=row.id in failed)
         if not outcome.reason:
             numbers = [number for number, chunk in enumerate(chunks) if _reaches(row, chunk)]
             outcome.unit = _joined([done[row.id, number] for number in numbers], [chunks[each] for each in numbers])
@@ -196,7 +207,7 @@ class _Work:
             "model": self.predictor.sha256,
             "interface": self.predictor.interface.to_dict(),
             "runtime": self.predictor.runtime,
-            "smaller": list(row.smaller),
+            "smaller": list(row.smaller) if smaller is not None else [],
         }
         if (stored := self.units.get(question)) is not None:
             return stored

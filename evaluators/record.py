@@ -1,6 +1,7 @@
 """The record of an evaluation: for every image and every row, what the deployed runtime answered."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,20 @@ IDLE = "unreliable: the attack changed under 1 % of the attacked images"
 
 @dataclass
 class Outcome:
-    """A row and its units, joined over the chunks; `reason` says why there are none."""
+    """A row and its units, joined over the chunks; `reason` says why there are none.
+
+    A row without units was skipped, since it could not be run on this model, or has `failed` half-way.
+    """
 
     row: Row
     unit: Unit | None = None
     reason: str = ""
+    failed: bool = False
     flags: list[str] = field(default_factory=list)
+
+    @property
+    def status(self) -> Literal["done", "skipped", "failed"]:
+        return "done" if self.unit is not None else "failed" if self.failed else "skipped"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """What callers hand to attacks from Python: read in every usual form, or a ValueError, by every attack alike."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -46,7 +46,7 @@ class Mean(nn.Module):
 
 
 def images() -> tuple[np.ndarray, np.ndarray]:
-    """Twelve images whose means are 0.02 to 0.24 from one half, half of them breakable at 0.1; the first pixel black."""
+    """Twelve images with means 0.02 to 0.24 from one half, so that 0.1 breaks every other; the first pixel is black."""
     gaps = np.float32([0.02, 0.04, 0.06, 0.16, 0.2, 0.24])
     means = np.concatenate([0.5 - gaps, 0.5 + gaps])
     x = np.ones((12, 1, SIDE, SIDE), np.float32) * means[:, None, None, None]

@@ -54,7 +54,7 @@ def images_of_caller(estimator: ClassifierMixin, x: ArrayLike) -> NDArray[np.flo
             f"expected images in [0, 1], got pixels from {low:g} to {high:g}: divide by 255, and leave normalisation "
             "to the model"
         )
-    return images if 0 <= low and high <= 1 else images.clip(0, 1)
+    return images if low >= 0 and high <= 1 else images.clip(0, 1)
 
 
 def labels_of_caller(

@@ -73,7 +73,7 @@ def _attack(outcome: Outcome, n: int) -> dict[str, Any]:
         "seconds": 0.0,
         "forward_passes": 0,
         "backward_passes": 0,
-        "status": "done" if unit else "skipped",
+        "status": outcome.status,
         "reason": outcome.reason,
         "flags": outcome.flags,
     }
