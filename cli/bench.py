@@ -185,7 +185,7 @@ def _robust(predictor: "Predictor", images: "Dataset", document: dict[str, Any],
         print(f"{predictor.path}: PGD on {len(part):,} images, judged by {predictor.runtime}", file=sys.stderr)
     try:
         with AttackProgress(quiet=quiet) as progress:
-            evaluation = evaluate(predictor, part, rows, on_progress=progress)
+            evaluation = evaluate(predictor, part, rows, classes=images.classes, on_progress=progress)
     except UserError as error:  # a file whose gradients cannot be trusted should not cost the others their figures
         return {"status": "refused", "reason": error.message}
     report = results(evaluation, command=document["command"], dataset=images.name, split="test")

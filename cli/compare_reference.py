@@ -68,6 +68,7 @@ def compare_reference(
                 predictor,
                 part,
                 rows,
+                classes=images.classes,
                 seed=seed,
                 batch_size=batch_size,
                 store=folder / "units",

@@ -22,7 +22,7 @@ from dgad_tk.distributed import from_all, world
 from dgad_tk.predictor import Predictor
 from evaluators.ball import Norm
 from evaluators.judge import check_images, compare_twin, images_of, judge
-from evaluators.probes import probe
+from evaluators.probes import exchanged_channels, probe
 from evaluators.record import IDLE, Evaluation, Outcome
 from evaluators.rows import Row
 from evaluators.search import Chunk, Found, RowFailedError, search, verdict, with_smaller
@@ -53,6 +53,7 @@ def evaluate(
     split: Split,
     rows: Sequence[Row],
     *,
+    classes: Sequence[str] = (),
     seed: int = 0,
     batch_size: int | None = None,
     store: Path | None = None,
@@ -65,6 +66,7 @@ def evaluate(
 
     Args:
         rows: from `plan`; the budget rows carry the threat.
+        classes: names of the classes, in the order of the labels; else those of the model's record, or numbers.
         seed: of every draw that an attack makes.
         batch_size: images at a time; some attacks by other packages draw batch by batch, so it belongs to the question.
             None is `default_batch_size`.
@@ -81,11 +83,13 @@ def evaluate(
     check_images(predictor, split)
     batch_size = batch_size or default_batch_size(predictor.input_shape)
     chunks = [slice(start, min(start + CHUNK, len(split))) for start in range(0, len(split), CHUNK)]
-    clean_pred, clean_right, digest, hashes = _clean(predictor, split, chunks, batch_size)
+    clean_pred, clean_finite, digest, hashes = _clean(predictor, split, chunks, batch_size)
+    clean_right = (clean_pred == split.labels) & clean_finite
     norm: Norm = next((row.norm for row in rows if row.eps is not None), "linf")
     eps = tuple(dict.fromkeys(row.eps for row in rows if row.eps is not None))
-    twin = compare_twin(predictor, split, batch_size)
+    twin = compare_twin(predictor, split, clean_finite, batch_size)
     probes = probe(predictor, split, clean_right, norm=norm, eps=max(eps, default=0.0), batch_size=batch_size)
+    probes |= exchanged_channels(predictor, split, clean_right, batch_size)
     reasons = _unfit(predictor, rows, split, batch_size, float(clean_right.mean()))
     work = _Work(predictor, split, chunks, hashes, clean_right, seed, batch_size, UnitStore(store), UnitStore(examples))
     done: dict[tuple[str, int], Unit] = {}
@@ -128,6 +132,7 @@ def evaluate(
         split.labels,
         split.index,
         clean_pred,
+        clean_finite,
         clean_right,
         outcomes,
         twin,
@@ -138,7 +143,13 @@ def evaluate(
         seed,
         batch_size,
         split,
+        _class_names(predictor, split, classes),
     )
+
+
+def _class_names(predictor: Predictor, split: Split, given: Sequence[str]) -> tuple[str, ...]:
+    known = given or (predictor.artifact.classes if predictor.artifact else ())
+    return tuple(known) if len(known) > split.labels.max() else tuple(map(str, range(predictor.classes)))
 
 
 def _reaches(row: Row, chunk: slice) -> bool:
@@ -169,9 +180,9 @@ def default_batch_size(input_shape: tuple[int, int, int]) -> int:
 def _clean(
     predictor: Predictor, split: Split, chunks: Sequence[slice], batch_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], str, list[str]]:
-    """Clean predictions, which are right, and SHA-256 of all images and labels and of each chunk."""
+    """Clean predictions, where all logits are finite, and SHA-256 of all images and labels and of each chunk."""
     predictions: list[NDArray[np.int64]] = []
-    rights: list[NDArray[np.bool_]] = []
+    finites: list[NDArray[np.bool_]] = []
     hashes: list[str] = []
     total = hashlib.sha256()
     for chunk in chunks:
@@ -181,8 +192,8 @@ def _clean(
         hashes.append(hashlib.sha256(content).hexdigest())
         predicted, finite = judge(predictor, images_of(split, chunk), batch_size)
         predictions.append(predicted)
-        rights.append((predicted == labels) & finite)
-    return np.concatenate(predictions), np.concatenate(rights), total.hexdigest(), hashes
+        finites.append(finite)
+    return np.concatenate(predictions), np.concatenate(finites), total.hexdigest(), hashes
 
 
 @dataclass
@@ -287,8 +298,8 @@ def _unfit_surrogates(rows: Sequence[Row], split: Split, batch_size: int, accura
         if surrogate.predictor is None:
             reasons[surrogate.name] = surrogate.reason
             continue
-        predicted, _ = judge(surrogate.predictor, images_of(sample, slice(None)), batch_size)
-        own = float((predicted == sample.labels).mean())
+        predicted, finite = judge(surrogate.predictor, images_of(sample, slice(None)), batch_size)
+        own = float(((predicted == sample.labels) & finite).mean())
         if own < accuracy - SURROGATE_SLACK:
             reasons[surrogate.name] = (
                 f"surrogate {surrogate.name} is right on {own:.1%} of the images, the target on {accuracy:.1%}: "

@@ -41,17 +41,20 @@ class Evaluation:
         predictor: what was evaluated.
         labels, clean_pred: int64 `(n,)`.
         index: int64 `(n,)`, rows of the dataset.
-        clean_right: bool `(n,)`; a non-finite logit counts as wrong.
+        clean_finite: bool `(n,)`, where all clean logits are finite.
+        clean_right: bool `(n,)`; an image with a logit that is not finite counts as wrong.
         outcomes: a row each.
         twin: difference of module and runtime on clean images.
         probes: what the checks need to know about the model itself.
         images_sha256: of the images and labels that were evaluated.
+        classes: names of the classes, in the order of the labels.
     """
 
     predictor: Predictor
     labels: NDArray[np.int64]
     index: NDArray[np.int64]
     clean_pred: NDArray[np.int64]
+    clean_finite: NDArray[np.bool_]
     clean_right: NDArray[np.bool_]
     outcomes: list[Outcome]
     twin: dict[str, float]
@@ -62,6 +65,7 @@ class Evaluation:
     seed: int
     batch_size: int
     split: Split
+    classes: tuple[str, ...]
 
     @property
     def clean_accuracy(self) -> float:
