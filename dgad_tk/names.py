@@ -32,7 +32,7 @@ def is_utf8(name: str) -> bool:
     return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
-def check_utf8(name: str, what: str) -> None:
+def check_utf8(name: str, what: str, hint: str = RENAME) -> None:
     """See that a name can be written into records and handed to native libraries, before hours of work for it.
 
     Args:
@@ -42,7 +42,7 @@ def check_utf8(name: str, what: str) -> None:
         UserError: it holds bytes that are no UTF-8.
     """
     if not is_utf8(name):
-        raise UserError(f"{what} '{shown(name)}' is not UTF-8, and could not be written into any record", hint=RENAME)
+        raise UserError(f"{what} '{shown(name)}' is not UTF-8, and could not be written into any record", hint=hint)
 
 
 def check_class_name(name: str, where: str) -> None:

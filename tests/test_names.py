@@ -17,6 +17,7 @@ from dgad_tk.names import same_names, shown
 from dgad_tk.predictor import Predictor
 from dgad_tk.teachers import check_record
 from dgad_tk.train import train
+from evaluators.surrogates import made_on_the_spot
 
 BAD = os.fsdecode(b"k\xfc")
 
@@ -127,6 +128,17 @@ def test_a_folder_to_work_in_may_be_called_anything(dgad: Run, monkeypatch: pyte
     monkeypatch.chdir(folder)
     assert dgad(*TRAIN, "--out", "run")[0] == 0
     assert dgad("inspect", "run/best.safetensors")[0] == 0
+
+
+def test_a_cache_folder_that_is_no_utf8_is_refused_before_surrogates_are_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = load_dataset("imagefolder", data_dir=tree(tmp_path / "photos", ("a", "b"), ("a", "b")))
+    monkeypatch.setenv("DGAD_CACHE", os.path.join(tmp_path, BAD))
+    monkeypatch.setattr("evaluators.surrogates.fit", lambda *_, **__: pytest.fail("it trained"))
+    with pytest.raises(UserError, match="the cache folder .* is not UTF-8") as error:
+        made_on_the_spot(dataset)
+    assert "DGAD_CACHE" in error.value.hint
 
 
 # Unicode forms

@@ -8,7 +8,7 @@ from dgad_tk.common import UserError, nearest
 from dgad_tk.data.endings import LeftOut, by_ending, readable_endings
 from dgad_tk.data.fingerprint import SourceFile, source_file
 from dgad_tk.data.parts import LAYOUT
-from dgad_tk.names import check_class_name, composed, shown
+from dgad_tk.names import check_class_name, composed
 
 _HIDDEN = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 
