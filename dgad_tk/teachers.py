@@ -20,6 +20,7 @@ from dgad_tk.data.augment import to_float
 from dgad_tk.foreign import SUFFIXES, read_checkpoint
 from dgad_tk.matching import match_network
 from dgad_tk.models import Normalize, check_input
+from dgad_tk.names import same_names
 from dgad_tk.runs import weights_of
 
 BETTER = 0.05
@@ -84,7 +85,7 @@ def check_record(record: Artifact, dataset: Dataset) -> None:
             f"the teacher takes {record.input_shape[0]} channels, '{dataset.name}' has {dataset.shape[0]}",
             hint="train a teacher on this dataset: --teacher auto",
         )
-    if record.classes != dataset.classes:
+    if not same_names(record.classes, dataset.classes):
         raise UserError(
             f"the teacher knows {len(record.classes)} classes ({', '.join(record.classes[:5])}, ...), "
             f"'{dataset.name}' has {len(dataset.classes)} ({', '.join(dataset.classes[:5])}, ...)",
