@@ -35,4 +35,4 @@ def apart(one: Logits, other: Logits) -> NDArray[np.float64]:
     same = (one == other) | (np.isnan(one) & np.isnan(other))
     with np.errstate(invalid="ignore"):
         gap = np.abs(one.astype(np.float64) - other)
-    return np.asarray(np.where(same, 0.0, np.nan_to_num(gap, nan=np.inf)).max(axis=1, initial=0.0))
+    return np.asarray(np.where(same, 0.0, np.nan_to_num(gap, nan=np.inf, posinf=np.inf)).max(axis=1, initial=0.0))
