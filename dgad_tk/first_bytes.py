@@ -24,9 +24,17 @@ def placeholder(path: Path) -> tuple[str, str] | None:
     Raises:
         OSError: it cannot be read.
     """
+    return placeholder_of(beginning(path))
+
+
+def beginning(path: Path) -> bytes:
+    """The first bytes of a file, as many as the questions here are about.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     with path.open("rb") as file:
-        head = file.read(_LOOKED_AT)
-    return placeholder_of(head)
+        return file.read(_LOOKED_AT)
 
 
 def placeholder_of(head: bytes) -> tuple[str, str] | None:
@@ -54,7 +62,29 @@ def archive_of(head: bytes) -> str:
 
     What PyTorch writes is a zip archive, too: ask this of formats that are none.
     """
+    if head[257:262] == b"ustar":
+        return "a tar archive"
     return next((name for magic, name in _ARCHIVES.items() if head.startswith(magic)), "")
+
+
+def is_pickle(head: bytes) -> bool:
+    """Whether a file may be a pickle of protocol 2 to 5, and no safetensors file, whose first 8 bytes are a length."""
+    return head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5") and head[4:8] != bytes(4)
+
+
+def text_of(head: bytes) -> str:
+    """How a file begins that is plain text, at most 60 characters; empty for any other.
+
+    Pictures of old formats and pickles of the oldest protocol are text, too: ask this of formats that are none.
+    """
+    try:
+        text = head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:
+            return ""
+        text = head[: error.start].decode()  # what was looked at may end within a letter
+    words = " ".join(text.split())
+    return words[:60] if words.isprintable() else ""
 
 
 def refuse_placeholder(path: Path, what: str) -> None:
