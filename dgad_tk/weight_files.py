@@ -3,6 +3,7 @@
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,15 +79,16 @@ def read_pickled(path: Path) -> object:
     if _begins_safetensors(head):
         raise Unreadable("it is a safetensors file", "name it .safetensors: files are opened by their suffix")
     zipped = archive_of(head) == "a zip archive"
-    pickled = _pickle_in(path) if zipped else head
-    if not zipped and not is_pickle(head):
+    if zipped:
+        _refuse_another_archive(path)
+    elif not is_pickle(head):
         raise Unreadable("it is no PyTorch checkpoint", _EXPECTED)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY):
             warnings.simplefilter("ignore")  # of odd pickles; what they are not is what counts
             content: object = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises whatever the damaged bytes lead it to
-        raise _no_checkpoint(error, pickled) from None
+        raise _no_checkpoint(error, _protocol_in(path) if zipped else head[1]) from None
     return content
 
 
@@ -136,16 +138,14 @@ def _no_safetensors(path: Path, head: bytes, said: str) -> Unreadable:
     return Unreadable(f"its header is damaged: {said}", f"{_AGAIN}, or save it anew")
 
 
-def _pickle_in(path: Path) -> bytes:
-    """The first bytes of the pickle in an archive of `torch.save`.
-
-    Raises:
-        Unreadable: it is another zip archive, or not whole.
+def _refuse_another_archive(path: Path) -> None:
+    """Raises:
+    Unreadable: a zip archive is not whole, or not one of `torch.save`.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            inner = {name.partition("/")[2]: name for name in names}
+            inner = {name.partition("/")[2] for name in names}
             if "constants.pkl" in inner:
                 raise Unreadable(
                     "it is a TorchScript file, a program of its own",
@@ -159,25 +159,35 @@ def _pickle_in(path: Path) -> bytes:
                     f"it is a zip archive that torch.save did not write, of {few}"[:200],
                     "unpack it, and give the checkpoint inside",
                 )
-            with archive.open(inner["data.pkl"]) as file:
-                return file.read(16)
     except zipfile.BadZipFile as error:
         if zipfile.is_zipfile(path):
             raise Unreadable(f"its archive is damaged: {first_line(error)}", _AGAIN) from None
         raise Unreadable("it is cut short: the directory at the end of its archive is missing", _AGAIN) from None
-    except (NotImplementedError, RuntimeError, ValueError, EOFError, OSError) as error:
+    except (NotImplementedError, ValueError) as error:
         raise Unreadable(f"its archive is damaged: {first_line(error)}", _AGAIN) from None
 
 
-def _no_checkpoint(error: Exception, pickled: bytes) -> Unreadable:
+def _protocol_in(path: Path) -> int:
+    """Of the pickle in an archive of `torch.save`; 0 where it cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(pickled) as file:
+                head = file.read(2)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, zlib.error):
+        return 0
+    return head[1] if head[:1] == b"\x80" and len(head) == 2 else 0
+
+
+def _no_checkpoint(error: Exception, protocol: int) -> Unreadable:
     """What an error of `torch.load` means, without its advice to load the file unsafely."""
     text = str(error)
     if blocked := re.search(r"GLOBAL (\S+)", text):
         return Unreadable(f"it holds more than weights, {blocked[1]} would have to be run", _instead_of(blocked[1]))
     if isinstance(error, EOFError) or re.search(r"unexpected EOF|[Rr]an out of input|truncated", text):
         return Unreadable("it is cut short", _AGAIN)
-    if "Unsupported operand" in text and pickled[1:2] > b"\x03":
-        return Unreadable(f"it is pickled by protocol {pickled[1]}, which is not read without running it", _ANEW)
+    if "Unsupported operand" in text and protocol > 3:
+        return Unreadable(f"it is pickled by protocol {protocol}, which is not read without running it", _ANEW)
     if "Invalid magic number" in text:
         return Unreadable("it is a pickle that torch.save did not write", _ANEW)
     reason = _short(text.rpartition("WeightsUnpickler error:")[2]) or type(error).__name__
