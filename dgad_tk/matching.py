@@ -62,7 +62,9 @@ def match_network(
     net = teacher.get_submodule("net")
     _refuse_misfit(checkpoint, chosen, reading, net, model, in_channels=in_channels, classes=classes)
     _refuse_others(checkpoint, usable, on_message)
-    state = _bare(tensors, reading.prefixes[0], net.state_dict())
+    # In the network's own types: some have no isfinite, and what float64 holds float32 may not.
+    types = {name: tensor.dtype for name, tensor in net.state_dict().items()}
+    state = {name: each.to(types[name]) for name, each in _bare(tensors, reading.prefixes[0], types).items()}
     if broken := [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]:
         raise UserError(f"'{path}': {broken[0]} is not finite", hint="its training broke down; take another checkpoint")
     net.load_state_dict(state, strict=False)  # of what strict would refuse, only missing batch counts are left

@@ -73,7 +73,9 @@ def read_as(tensors: Mapping[str, Tensor], model: str, expected: Collection[str]
     normaliser: dict[str, str] = {}
     aside, unexpected = [], []
     for name in [name for name in tensors if name not in owned]:
-        if role := _role(name, tensors[name]):
+        if any(_TRAINING_PART.fullmatch(part) for part in name.split(".")[:-1]):
+            aside.append(name)
+        elif role := _role(name, tensors[name]):
             normaliser[name] = role
         elif _is_bookkeeping(name, tensors[name]):
             aside.append(name)
@@ -150,8 +152,6 @@ def _is_bookkeeping(name: str, tensor: Tensor) -> bool:
     last = name.rpartition(".")[2]
     # TRADES' WideResNets carry a second block1 that no forward pass reads.
     if counts_batches(name) or "sub_block1" in name.split("."):
-        return True
-    if any(_TRAINING_PART.fullmatch(part) for part in name.split(".")[:-1]):
         return True
     if odd_kind(tensor) or tensor.numel() != 1 or tensor.is_complex():
         return False
