@@ -17,7 +17,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".ckpt", ".bin")
 CONTAINERS = ("net", "state_dict", "model_state_dict", "model", "student", "ema")
 """Keys under which projects keep the weights beside epochs and optimizers, the first ones before the others."""
 
-_TRAINING = ("optim", "sched", "scaler", "rng", "random", "callbacks", "loops", "hyper", "config", "args")
+_TRAINING = ("optim", "sched", "scaler", "rng", "random", "callbacks", "loops", "hyper")
 """How keys begin under which no network is looked for."""
 
 _AVERAGED = {"ema", "swa", "average", "averaged", "shadow", "teacher"}
@@ -30,14 +30,18 @@ class StateDict:
     """Tensors that stand together in a file.
 
     Attributes:
-        where: keys that lead to them, such as `model.ema`; empty for the file itself.
+        keys: that lead to them, such as ("model", "ema"); none for the file itself.
         rank: the lower, the more it is what projects mean by their network.
         tensors: under their names, but for what PyTorch's own wrappers put in between.
     """
 
-    where: str
+    keys: tuple[str, ...]
     rank: tuple[int, ...]
     tensors: dict[str, Tensor]
+
+    @property
+    def where(self) -> str:
+        return ".".join(self.keys)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except Unreadable as error:
         raise error.as_user_error(f"cannot read '{path}' as a teacher") from None
     found = [
-        StateDict(".".join(keys), tuple(map(_rank, keys)), _plain_names(tensors, path))
+        StateDict(keys, tuple(map(_rank, keys)), _plain_names(tensors, path))
         for keys, tensors in _inside(content, (), set())
     ]
     if found:
@@ -90,8 +94,8 @@ def _inside(
         return
     seen.add(id(content))
     if isinstance(content, Mapping):
-        own = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-        if own:
+        named = {name: _as_tensor(value) for name, value in content.items() if isinstance(name, str)}
+        if own := {name: value for name, value in named.items() if value is not None}:
             yield keys, own
         items = [(str(key), value) for key, value in content.items()]
     elif isinstance(content, list | tuple) and len(content) <= _DEEPEST:
@@ -101,6 +105,14 @@ def _inside(
     for key, value in items:
         if not key.lower().startswith(_TRAINING) and isinstance(value, Mapping | Sequence):
             yield from _inside(value, (*keys, key), seen)
+
+
+def _as_tensor(value: object) -> Tensor | None:
+    """Tensors, and the short lists of numbers that a mean and a std are also kept as; None for anything else."""
+    if isinstance(value, Tensor):
+        return value
+    short = isinstance(value, list | tuple) and 0 < len(value) <= _DEEPEST
+    return torch.tensor(value) if short and all(type(each) is float for each in value) else None  # type: ignore[attr-defined]
 
 
 def _rank(key: str) -> int:

@@ -2,8 +2,6 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import lru_cache
-from itertools import groupby
 from typing import NoReturn
 
 import torch
@@ -11,10 +9,10 @@ from torch import Tensor, nn
 
 from dgad_tk.common import UserError
 from dgad_tk.foreign import Checkpoint, StateDict, same
-from dgad_tk.models import FAMILIES, MODELS, build_model, find_model
-from dgad_tk.models.libraries import Builder
+from dgad_tk.models import build_model, find_model
 from dgad_tk.normalisation import check_given, choose_normalisation, own_normalisation
-from dgad_tk.wrappers import Reading, counts_batches, odd_kind, read_as, summary
+from dgad_tk.recognition import ends_of, layout_of, recognised
+from dgad_tk.wrappers import Reading, counts_batches, normaliser_role, odd_kind, read_as, summary
 
 _NOT_READ = (
     "if only training reads it, save the state dict without it; a normalisation has to be given instead, as "
@@ -56,7 +54,10 @@ def match_network(
         _refuse_all(checkpoint, readings, model, in_channels=in_channels, classes=classes)
     chosen, reading = usable[0]
     tensors = chosen.tensors
-    own = own_normalisation(path, tensors, reading.normaliser, in_channels, given=bool(mean))
+    beside = _beside(checkpoint, chosen, in_channels)
+    inside = {name: tensors[name] for name in reading.normaliser}
+    roles = {name: normaliser_role(name, tensor) for name, tensor in (beside | inside).items()}
+    own = own_normalisation(path, beside | inside, roles, in_channels, given=bool(mean))
     mean, std = choose_normalisation(path, own, (mean, std))
     teacher = build_model(reading.model, in_channels=in_channels, classes=classes, mean=mean, std=std)
     net = teacher.get_submodule("net")
@@ -68,73 +69,33 @@ def match_network(
     if broken := [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]:
         raise UserError(f"'{path}': {broken[0]} is not finite", hint="its training broke down; take another checkpoint")
     net.load_state_dict(state, strict=False)  # of what strict would refuse, only missing batch counts are left
+    if beside:
+        on_message(f"'{path}' holds {' and '.join(beside)} beside its network: its images are normalised by them")
     if said := [name for name in reading.aside if not counts_batches(name) and "sub_block1" not in name]:
         on_message(f"'{path}' also holds {summary(said)}: no part of the {reading.model}, left aside")
     return teacher.eval(), reading.model
 
 
-def recognise(tensors: Mapping[str, Tensor]) -> str:
-    """The model whose names and shapes these are, whatever its channels and classes; else an empty string.
+def _beside(checkpoint: Checkpoint, chosen: StateDict, channels: int) -> dict[str, Tensor]:
+    """A mean and std that a file keeps outside its network's state dict, in what holds that or under a telling key.
 
-    A prefix before all names, a normaliser and bookkeeping do not matter. A WideResNet is told by its own depth and
-    width, also one that is no row: `wrn-40-2`.
+    Anything else can be a statistic of something else, of accuracies over seeds, say.
     """
-    found = _recognised(tensors)
-    return found.model if found and not found.unexpected else ""
-
-
-def _recognised(tensors: Mapping[str, Tensor]) -> Reading | None:
-    """The largest model that is in a state dict with all its names, of which there may be more."""
-    layouts = [(name, *_layout(build)) for name, build in _candidates(tensors).items()]
-    for name, shapes, free in sorted(layouts, key=lambda each: -len(each[1])):
-        reading = read_as(tensors, name, shapes)
-        if reading.complete and any(_has_shapes(tensors, prefix, shapes, free) for prefix in reading.prefixes):
-            return reading
-    return None
-
-
-def _candidates(tensors: Mapping[str, Tensor]) -> dict[str, Builder]:
-    """Rows of MODELS, and the members of families that names and shapes speak of, be they rows or not."""
-    found = {name: build for name, build in MODELS.items() if not any(family(name) for family in FAMILIES.values())}
-    blocks = [
-        match for name in tensors if (match := re.fullmatch(r"((?:.*\.)?)block1\.layer\.\d+\.conv1\.weight", name))
-    ]
-    for prefix, matches in groupby(blocks, key=lambda match: match[1]):
-        last = tensors.get(f"{prefix}block3.layer.0.conv1.weight")
-        if last is not None and not last.is_nested and last.dim() == 4 and last.shape[0] % 64 == 0:
-            name = f"wrn-{6 * len(list(matches)) + 4}-{last.shape[0] // 64}"
-            try:
-                build = FAMILIES["wrn-D-K"](name)
-            except UserError:  # no network: shapes can say anything
-                continue
-            if build is not None:
-                found.setdefault(name, build)
+    found: dict[str, Tensor] = {}
+    for other in checkpoint.state_dicts:
+        around = other is not chosen and chosen.keys[: len(other.keys)] == other.keys
+        if not around and not (other.keys and re.search("norm|preproc|transform", other.keys[-1], re.IGNORECASE)):
+            continue
+        roles = {name: normaliser_role(name, tensor) for name, tensor in other.tensors.items()}
+        fitting = [name for name, role in roles.items() if role and other.tensors[name].numel() == channels]
+        if channels > 1 or len({roles[name] for name in fitting}) > 1:
+            found |= {".".join((*other.keys, name)): other.tensors[name] for name in fitting}
     return found
-
-
-@lru_cache(maxsize=64)  # a second for all of them, and a file may hold several state dicts
-def _layout(build: Builder) -> tuple[dict[str, torch.Size], set[str]]:
-    """Shapes by name of a network for 3 channels and 10 classes, and the names that these numbers matter to."""
-    with torch.device("meta"):
-        net = build(3, 10)
-    stem, head = _ends(net)
-    return {name: tensor.shape for name, tensor in net.state_dict().items()}, {stem, head, head[:-6] + "bias"}
-
-
-def _has_shapes(tensors: Mapping[str, Tensor], prefix: str, shapes: Mapping[str, torch.Size], free: set[str]) -> bool:
-    stored = {name: tensors[prefix + name] for name in shapes if name not in free and not counts_batches(name)}
-    return all(tensor.is_nested or tensor.shape == shapes[name] for name, tensor in stored.items())
-
-
-def _ends(net: nn.Module) -> tuple[str, str]:
-    """Names of the weights that read the image and that write the logits."""
-    weights = [name for name, parameter in net.named_parameters() if parameter.dim() >= 2]
-    return weights[0], weights[-1]
 
 
 def _read(tensors: Mapping[str, Tensor], model: str, in_channels: int, classes: int) -> Reading | None:
     """A state dict as the network that it holds, else as the named one, as far as it goes; None without either."""
-    found = _recognised(tensors)
+    found = recognised(tensors)
     if not model or (found is not None and (found.model == model or not found.unexpected)):
         return found
     with torch.device("meta"):
@@ -171,7 +132,7 @@ def _refuse_all(
             f"'{path}': the file holds a {reading.model}, not a {model}",
             hint=f"--teacher-model {reading.model}, or leave it out",
         )
-    if reading.complete and (second := _recognised({name: chosen.tensors[name] for name in reading.unexpected})):
+    if reading.complete and (second := recognised({name: chosen.tensors[name] for name in reading.unexpected})):
         raise UserError(
             f"'{path}' holds two networks: a {reading.model} {_under(reading.prefixes[0])} and a {second.model} "
             f"{_under(second.prefixes[0])}",
@@ -197,7 +158,7 @@ def _refuse_others(
         UserError: nothing tells which one that is.
     """
     chosen, reading = usable[0]
-    shapes, _ = _layout(find_model(reading.model))
+    shapes, _ = layout_of(find_model(reading.model))
     first = _bare(chosen.tensors, reading.prefixes[0], shapes)
     for prefix in reading.prefixes[1:]:
         if not _equal(first, _bare(chosen.tensors, prefix, shapes)):
@@ -251,7 +212,7 @@ def _refuse_misfit(
             raise UserError(f"'{path}': {name} is no plain tensor, but {kind}", hint=_PLAIN[kind])
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    stem, head = _ends(net)
+    stem, head = ends_of(net)
     missing = [name for name in expected if name not in shapes and not counts_batches(name)]
     unexpected = [name.removeprefix(prefix) for name in reading.unexpected]
     wrong = [name for name in expected if name in shapes and shapes[name] != expected[name]]

@@ -54,7 +54,8 @@ def own_normalisation(
     """
     found: dict[str, dict[Values, str]] = {"mean": {}, "std": {}}
     for name, role in roles.items():
-        found[role].setdefault(tuple(tensors[name].double().flatten().tolist()), name)
+        # As float32, in which a copy may be kept: 0.4914 is another number there.
+        found[role].setdefault(tuple(tensors[name].float().double().flatten().tolist()), name)
     for role, values in found.items():
         if len(values) > 1:
             first, second, *_ = values.items()

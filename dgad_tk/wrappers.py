@@ -75,7 +75,7 @@ def read_as(tensors: Mapping[str, Tensor], model: str, expected: Collection[str]
     for name in [name for name in tensors if name not in owned]:
         if any(_TRAINING_PART.fullmatch(part) for part in name.split(".")[:-1]):
             aside.append(name)
-        elif role := _role(name, tensors[name]):
+        elif role := normaliser_role(name, tensors[name]):
             normaliser[name] = role
         elif _is_bookkeeping(name, tensors[name]):
             aside.append(name)
@@ -128,7 +128,7 @@ def _prefixes(names: Iterable[str], needed: Collection[str]) -> Counter[str]:
     return Counter(prefix for name in needed for prefix in behind.get(name, ()))
 
 
-def _role(name: str, tensor: Tensor) -> str:
+def normaliser_role(name: str, tensor: Tensor) -> str:
     """Whether a tensor is the "mean" or "std" that an input is normalised with; empty for neither.
 
     What is named otherwise is not guessed at, and not dropped either: it is unexpected.

@@ -121,7 +121,7 @@ def test_the_network_is_told_from_the_weights(digits: Dataset, tmp_path: Path, m
 
 
 def test_every_row_is_told_from_every_other() -> None:
-    from dgad_tk.matching import recognise
+    from dgad_tk.recognition import recognise
 
     for model in MODELS:
         with torch.device("meta"):

@@ -98,6 +98,40 @@ def test_a_normaliser_under_any_name_is_applied(
     assert_is(net, norm(*names, shape) | put(net, "1."), colour, tmp_path, normalised=True)
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        norm("mean", "std", (3,)),
+        {"mean": list(MEAN), "std": STD},
+        {"normalize": {"mean": MEAN, "std": STD}},
+        {"preprocessing": norm("mean", "std")},
+    ],
+)
+def test_a_normalisation_beside_the_state_dict_is_applied_and_said(
+    colour: Dataset, net: nn.Module, tmp_path: Path, beside: dict[str, object]
+) -> None:
+    (line,) = assert_is(net, {"state_dict": put(net), **beside}, colour, tmp_path, normalised=True)
+    assert "mean and " in line
+    with pytest.raises(UserError, match="normalises by its own mean 0.4, 0.5, 0.6"):
+        open_teacher(tmp_path / "t.pt", colour, mean=(0.1, 0.1, 0.1), std=STD)
+
+
+def test_other_statistics_beside_the_state_dict_are_none(colour: Dataset, net: nn.Module, tmp_path: Path) -> None:
+    others = {"accuracy": {"mean": [0.1, 0.2, 0.3], "std": [0.1, 0.1, 0.1]}, "mu": torch.tensor(0.9), "sigma": 0.25}
+    assert assert_is(net, {"state_dict": put(net), **others}, colour, tmp_path) == []
+    torch.save({"state_dict": put(net), "mean": torch.tensor(MEAN)}, tmp_path / "t.pt")
+    with pytest.raises(UserError, match="holds a mean to normalise with, mean, but not both"):
+        open_teacher(tmp_path / "t.pt", colour)
+
+
+def test_copies_of_a_normaliser_in_two_precisions_are_one(colour: Dataset, net: nn.Module, tmp_path: Path) -> None:
+    twice = norm("a.mean", "a.std") | {
+        name.replace("a.", "b."): each.double() for name, each in norm("a.mean", "a.std").items()
+    }
+    twice["b.mean"] = torch.tensor(MEAN, dtype=torch.float64)
+    assert_is(net, twice | put(net, "net."), colour, tmp_path, normalised=True)
+
+
 def test_a_network_beside_its_attacker(colour: Dataset, net: nn.Module, tmp_path: Path) -> None:
     twice = put(net, "model.") | put(net, "attacker.model.")
     twice |= norm("normalizer.new_mean", "normalizer.new_std")
