@@ -208,7 +208,7 @@ def test_export_without_a_run(dgad: Run) -> None:
         (["train", "--precision", "fp4"], "precision"),
         (["export", "nowhere"], "no such file or run folder"),
         (["export", "empty"], "holds no best.safetensors"),
-        (["export", "text.txt"], "not a whole safetensors file"),
+        (["export", "text.txt"], "as weights of `dgad train`: it is text that begins"),
         (["export", "w.safetensors", "--format", "onyx"], "unknown format 'onyx'"),
         (["export", "w.safetensors", "--opset", "9"], "--opset must be 18 to 23"),
         (["export", "w.safetensors", "--output", "x.pt"], "must end in .onnx"),
