@@ -80,7 +80,7 @@ def train(
         for line in _doubts(config, dataset):
             say(f"warning: {line}")
         folder = RunFolder(Path(leaders(str(out or new_run_folder(config).path))))
-        given = _given_teacher(config, dataset, teacher) if method.needs_teacher else None
+        given = _given_teacher(config, dataset, teacher, say) if method.needs_teacher else None
         if given is not None and here.leads:
             for line in _examined(given, dataset, device):
                 say(line)
@@ -133,7 +133,12 @@ def _enough_for_all(images: int, processes: int) -> None:
         )
 
 
-def _given_teacher(config: TrainConfig, dataset: Dataset, opener: Callable[[Dataset], Opened] | None) -> Opened | None:
+def _given_teacher(
+    config: TrainConfig,
+    dataset: Dataset,
+    opener: Callable[[Dataset], Opened] | None,
+    say: Callable[[str], None],
+) -> Opened | None:
     if config.teacher == "auto":
         return None
     if opener is not None:
@@ -144,6 +149,7 @@ def _given_teacher(config: TrainConfig, dataset: Dataset, opener: Callable[[Data
         model=config.teacher_model,
         mean=config.teacher_mean,
         std=config.teacher_std,
+        on_message=lambda line: say(f"note: {line}"),
     )
 
 

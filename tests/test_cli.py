@@ -208,7 +208,7 @@ def test_export_without_a_run(dgad: Run) -> None:
         (["train", "--precision", "fp4"], "precision"),
         (["export", "nowhere"], "no such file or run folder"),
         (["export", "empty"], "holds no best.safetensors"),
-        (["export", "text.txt"], "not a whole safetensors file"),
+        (["export", "text.txt"], "as weights of `dgad train`: it is text that begins"),
         (["export", "w.safetensors", "--format", "onyx"], "unknown format 'onyx'"),
         (["export", "w.safetensors", "--opset", "9"], "--opset must be 18 to 23"),
         (["export", "w.safetensors", "--output", "x.pt"], "must end in .onnx"),
@@ -452,6 +452,7 @@ def test_the_default_recipe_is_the_default() -> None:
 def test_lists_hold_what_is_no_row(dgad: Run) -> None:
     assert "\n+igdm " in dgad("list", "methods")[1]
     assert "\ntorchvision:NAME  " in dgad("list", "models")[1]
+    assert "\nwrn-D-K " in dgad("list", "models")[1]
     assert "\npaper/table1/cifar10-wrn34-10-pgd-at " in dgad("list", "recipes")[1]
 
 
@@ -585,7 +586,7 @@ def test_model_files_that_do_not_fit(dgad: Run, weights: Path, tmp_path: Path) -
     del proto.metadata_props[:]
     onnx.save(proto, "theirs.onnx")
     two = ["--teacher-mean", "0.3,0.3", "--teacher-std", "0.2,0.2"]
-    refused(dgad("train", *QUICK, "--teacher", "theirs.onnx", *two), "gives 2 values")
+    refused(dgad("train", *QUICK, "--teacher", "theirs.onnx", *two), "takes 1 values here, one a channel, got 2")
     assert not Path("runs").exists()
     code, _, err = dgad("train", *QUICK, "--teacher", "theirs.onnx", *normalised, "--out", "normalised")
     assert code == 0, err
