@@ -219,7 +219,7 @@ def _affordable(
 
 
 def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:
-    from dgad_tk.config import parse_setting
+    from dgad_tk.settings import parse_setting
 
     changes: dict[str, dict[str, Any]] = {}
     for key, value in map(parse_setting, settings):

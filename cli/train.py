@@ -82,14 +82,13 @@ def train(
     from cli.progress import TrainingProgress
     from cli.teacher import model_file_teacher
     from dgad_tk.distributed import launched
-    from dgad_tk.runs import RunFolder, new_run_folder
     from dgad_tk.train import train as run_training
 
     leads = launched().leads
     quiet = quiet or not leads
     if not quiet:
         _announce(run_config)
-    out = out or new_run_folder(run_config).path
+    taken: list[RunFolder] = []
     try:
         with TrainingProgress(quiet=quiet) as progress:
             folder = run_training(
@@ -101,10 +100,11 @@ def train(
                 on_progress=progress,
                 on_message=progress.message,
                 on_stop=_say_stopping if leads else lambda: None,
+                on_folder=taken.append,
             )
     except KeyboardInterrupt:
         if leads:
-            _say_how_to_resume(RunFolder(out), launched().size)
+            _say_how_to_resume(taken, launched().size)
         raise
     if leads:
         _print_result(folder, run_config, as_json)
@@ -130,12 +130,12 @@ def _say_stopping() -> None:
     os.write(2, b"\nstopping after this step; once more stops at once\n")
 
 
-def _say_how_to_resume(folder: "RunFolder", processes: int) -> None:
-    """On stderr, as a command to copy."""
-    if not folder.exists():
+def _say_how_to_resume(taken: "list[RunFolder]", processes: int) -> None:
+    """On stderr, as a command to copy; `taken` is empty where the run has no folder yet."""
+    if not (taken and taken[0].exists()):
         print("\nnothing was written yet: the same command begins anew", file=sys.stderr)
         return
-    again = f"dgad train --out {shlex.quote(str(folder.path))} --resume"
+    again = f"dgad train --out {shlex.quote(str(taken[0].path))} --resume"
     print(f"\nto go on: {again}" + (" (under torchrun, as before)" if processes > 1 else ""), file=sys.stderr)
 
 
@@ -166,9 +166,10 @@ def _configured(
     given: dict[str, Any], config: str | None, settings: list[str], out: Path | None, resume: bool
 ) -> tuple["TrainConfig", Path | None]:
     """Defaults, then the config file or the run to resume, then `DGAD_*`, then flags."""
-    from dgad_tk.config import TrainConfig, from_environment, parse_settings, validated
+    from dgad_tk.config import TrainConfig, validated
     from dgad_tk.recipe import load_recipe
     from dgad_tk.runs import RunFolder, newest_run
+    from dgad_tk.settings import from_environment, parse_settings
 
     values: dict[str, Any] = {}
     if resume:
