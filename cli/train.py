@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.flags import real, whole
 from cli.interface import numbers
 from dgad_tk.common import UserError
 
@@ -24,7 +25,7 @@ def train(
     dataset: Annotated[str | None, typer.Option(help="See `dgad list datasets`. [digits]")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the images.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the dataset if it is not there.")] = False,
-    image_size: Annotated[int | None, typer.Option(help="Resize an image folder to this. [32]")] = None,
+    image_size: Annotated[int | None, whole("--image-size", "Resize an image folder to this. [32]")] = None,
     method: Annotated[
         str | None, typer.Option(help="See `dgad list methods`; NAME+igdm adds gradient matching. [dgad]")
     ] = None,
@@ -45,15 +46,15 @@ def train(
     teacher_std: Annotated[str | None, typer.Option(help="With --teacher-mean.")] = None,
     teacher_method: Annotated[str | None, typer.Option(help="How an auto teacher is trained. [trades]")] = None,
     teacher_epochs: Annotated[
-        int | None, typer.Option(help="Epochs of an auto teacher. [as --epochs, or 20 on digits]")
+        int | None, whole("--teacher-epochs", "Epochs of an auto teacher. [as --epochs, or 20 on digits]")
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value: any key of config.yaml, or METHOD.option. Repeatable."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="[25 on digits, 40 on fashion-mnist, else 200]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="[64 on digits, else 128]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of every random draw. [0]")] = None,
+    epochs: Annotated[int | None, whole("--epochs", "[25 on digits, 40 on fashion-mnist, else 200]")] = None,
+    batch_size: Annotated[int | None, whole("--batch-size", "[64 on digits, else 128]")] = None,
+    seed: Annotated[int | None, whole("--seed", "Of every random draw. [0]")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the inner maximisation: fp32 or bf16. [fp32]")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile for the inner maximisation.")] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
@@ -62,9 +63,9 @@ def train(
         bool, typer.Option("--resume", help="Go on with the run in --out, or with the newest unfinished one.")
     ] = False,
     checkpoint_minutes: Annotated[
-        float | None, typer.Option(help="Save this often within an epoch; its end is always saved. [10]")
+        float | None, real("--checkpoint-minutes", "Save this often within an epoch; its end is always saved. [10]")
     ] = None,
-    limit_train: Annotated[int | None, typer.Option(help="Use the first N training images.")] = None,
+    limit_train: Annotated[int | None, whole("--limit-train", "Use the first N training images.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""What a run was begun with: images and teacher by their SHA-256, wherever they lie, and the settings of its weights."""
+"""What a run was begun with: images and teacher by their SHA-256, wherever they lie, and its settings."""
 
 from pathlib import Path
 from typing import Any

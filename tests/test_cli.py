@@ -188,7 +188,7 @@ def test_export_without_a_run(dgad: Run) -> None:
         (["train", "--teacher-mean", "0.5;0.4", "--teacher-std", "0.2"], "--teacher-mean must be numbers with commas"),
         (["train", "--teacher-mean", "0.5", "--teacher-std", "a,b"], "--teacher-std must be numbers with commas"),
         (["train", "--teacher-mean", "", "--teacher-std", ""], "--teacher-mean must be numbers with commas"),
-        (["train", "--teacher-mean", "nan", "--teacher-std", "1"], "teacher_mean"),
+        (["train", "--teacher-mean", "nan", "--teacher-std", "1"], "--teacher-mean must be numbers with commas"),
         (
             ["train", "--teacher-mean", "0.5", "--teacher-std", "0.2"],
             "are of a teacher from a file, and teacher is auto",
