@@ -41,7 +41,6 @@ _REMEDIES = {
     errno.EMFILE: "too many files are open; raise the limit: `ulimit -n 4096`",
     errno.ENFILE: "too many files are open on this machine; close other programs",
     errno.ENOMEM: "free some memory, or take a smaller --batch-size",
-    errno.EPIPE: "the program that read the output has ended",
 }
 """What helps against an error of the operating system's."""
 
@@ -116,10 +115,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _say(message: str, hint: str) -> int:
     where = "" if _rank() == "0" else f"process {_rank()}: "
-    print(f"error: {where}{' '.join(message.split())}", file=sys.stderr)
+    print(_printable(f"error: {where}{' '.join(message.split())}"), file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(_printable(f"hint: {hint}"), file=sys.stderr)
     return BAD_INPUT
+
+
+def _printable(text: str) -> str:
+    """What a name may hold that is no UTF-8, as an escape: an error about it must not become another one."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _say_refused(error: OSError) -> int:
