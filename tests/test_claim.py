@@ -32,6 +32,8 @@ def small(**more: Any) -> TrainConfig:
 
 
 def takes_names(root: Path, times: int) -> list[str]:
+    while not (root.parent / "go").exists():  # all at once
+        pass
     return [new_run_folder(small(), root).path.name for _ in range(times)]
 
 
@@ -47,9 +49,18 @@ def trains_in_a_group(folder: Path) -> Path:
 
 def test_processes_that_start_at_once_take_different_names(tmp_path: Path) -> None:
     children = [Child(takes_names, tmp_path / "runs", 10) for _ in range(3)]
+    (tmp_path / "go").touch()
     names = [name for child in children for name in child.result()]
     assert len(set(names)) == 30
     assert set(names) == {path.name for path in (tmp_path / "runs").iterdir()}
+
+
+def test_a_name_is_taken_and_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may take it between the question and the answer."""
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    monkeypatch.setattr(os.path, "exists", lambda path: False)
+    names = [new_run_folder(small(), tmp_path).path.name for _ in range(3)]
+    assert names == ["digits-standard-resnet8", "digits-standard-resnet8-2", "digits-standard-resnet8-3"]
 
 
 def seed_of(folder: RunFolder) -> int:
