@@ -66,7 +66,7 @@ def _open(config: "TrainConfig", path: Path, dataset: "Dataset") -> "tuple[nn.Mo
             )
         if len(config.teacher_mean) != dataset.shape[0]:
             raise UserError(
-                f"--teacher-mean gives {len(config.teacher_mean)} values, "
+                f"teacher_mean gives {len(config.teacher_mean)} values, "
                 f"the images of '{dataset.name}' have {dataset.shape[0]} channels",
                 hint="a value a channel",
             )
