@@ -26,6 +26,14 @@ def save_weights(path: Path, model: nn.Module, artifact: Artifact) -> None:
         aside.write_bytes(content)  # by Python, whose error on a full disk says so
 
 
+def save_record(path: Path, artifact: Artifact) -> None:
+    """Put another record into a file of `save_weights`, beside the same tensors."""
+    tensors, _ = read_weights(path)
+    content = save(tensors, metadata={KEY: artifact.to_json()})
+    with written_aside(path) as aside:
+        aside.write_bytes(content)
+
+
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Artifact]:
     """Tensors and record of a file that `save_weights` wrote.
 
