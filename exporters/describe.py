@@ -14,7 +14,7 @@ from dgad_tk.common import UserError, sha256_file
 from exporters import load
 from exporters.complexity import Complexity, Shape, module_complexity, onnx_complexity
 from exporters.external_data import external_files
-from exporters.onnx_input import lacks_batch_axis
+from exporters.image_axes import lacks_batch_axis
 from exporters.read_onnx import read_onnx
 from exporters.runtime_errors import runtime_reason
 

@@ -1,18 +1,15 @@
 """ONNX files, opened: ONNX Runtime predicts, their twin differentiates."""
 
 import math
-from collections.abc import Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from dgad_tk.artifact import Artifact
@@ -23,12 +20,11 @@ from exporters.fixed_batch import free_batch
 from exporters.model_functions import inlined
 from exporters.onnx_input import ImageInput, image_inputs
 from exporters.onnx_output import Squash, answer_with, ends_in_log_softmax, find_logits, find_squash
+from exporters.onnx_session import BLANK, OTHER_SIZE, Runtime, open_session, tried
 from exporters.onnx_twin import to_torch
 from exporters.onnx_twin.freezing import freeze_convolutions
 from exporters.read_onnx import read_onnx
-from exporters.runtime_errors import runtime_reason
 from exporters.runtime_graph import logit_step, precision_of, runtime_graph
-from exporters.runtime_memory import bound_memory
 
 SQUASH_TOLERANCE = 1e-2
 """On probabilities: is what we take for the final Softmax one over the classes?"""
@@ -67,10 +63,10 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
     interface.check_record(artifact, where)
     if artifact is not None:
         input_shape, interface = artifact.input_shape, replace(interface, layout="nchw")
-    session = _session(path)
+    session = open_session(path)
     with suppress(UserError):  # what cannot be written out is an obstacle to the twin, which says so
         proto = inlined(proto)
-    runtime, answers = _tried(session, image_inputs(session.get_inputs(), proto, input_shape, interface, where), where)
+    runtime, answers = tried(session, image_inputs(session.get_inputs(), proto, input_shape, interface, where), where)
     image = runtime.image
     _check_shape(image.shape, artifact, where)
     types = {entry.name: entry.type for entry in session.get_outputs()}
@@ -119,60 +115,6 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
     return predictor
 
 
-OTHER_SIZE = "is it a classifier of images of this size? --image-size sets that of an image folder"
-BLANK = 3
-"""Images to try a file on that takes any number. Few graphs are traced with so many and keep that as a constant."""
-
-
-class _Runtime:
-    """A session run on images `(N, C, H, W)` in [0, 1], in the batches that it takes."""
-
-    def __init__(self, session: onnxruntime.InferenceSession, image: ImageInput, where: str) -> None:
-        self.session, self.image, self.feed, self.where = session, image, image.feed(), where
-        self.outputs = [entry.name for entry in session.get_outputs()]
-
-    def blank_answers(self) -> dict[str, Any]:
-        """What every output gives for blank images.
-
-        Raises:
-            UserError: the file fails on them.
-        """
-        blank = np.zeros((self.image.batch or BLANK, *self.image.shape), dtype=np.float32)
-        return dict(zip(self.outputs, self._run(self.feed.array(blank), self.outputs), strict=True))
-
-    def rows(self, images: Images, output: str) -> NDArray[Any]:
-        """A row of `output` for each image, as the file gives it.
-
-        Raises:
-            UserError: the file fails on them.
-        """
-        fed, size = self.feed.array(images), self.image.batch
-        if size is None:
-            return self._row(fed, output)
-        if lacking := -len(images) % size:
-            fed = np.concatenate([fed, np.repeat(fed[-1:], lacking, axis=0)])
-        parts = [self._row(fed[start : start + size], output) for start in range(0, len(fed), size)]
-        return np.concatenate(parts)[: len(images)]
-
-    def _row(self, fed: NDArray[Any], output: str) -> NDArray[Any]:
-        (answer,) = self._run(fed, [output])
-        return np.asarray(answer).reshape(len(fed), -1)
-
-    def _run(self, fed: NDArray[Any], outputs: list[str]) -> list[Any]:
-        try:
-            answers: list[Any] = self.session.run(outputs, {self.image.name: self._given(fed)})
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class
-            raise UserError(
-                f"'{self.where}' does not run on images of shape {self.image.shape}: {runtime_reason(error)}",
-                hint=OTHER_SIZE,
-            ) from None
-        return answers
-
-    def _given(self, fed: NDArray[Any]) -> NDArray[Any]:
-        """A batch as the file takes it: without its axis where the file has none."""
-        return fed if self.image.has_batch_axis else fed[0]
-
-
 def _check_shape(shape: tuple[int, int, int], artifact: Artifact | None, where: str) -> None:
     """Raises:
     UserError: the record names other images than the graph takes.
@@ -208,29 +150,8 @@ class _OneImage(nn.Module):
         return logits.reshape(1, -1)
 
 
-def _tried(
-    session: onnxruntime.InferenceSession, ways: Sequence[ImageInput], where: str
-) -> tuple[_Runtime, dict[str, Any]]:
-    """A session that has answered blank images, read in the first way that it runs in, and its answers.
-
-    Raises:
-        UserError: it fails on them in every way; says why it does in the first.
-    """
-    failed: UserError | None = None
-    for image in ways:
-        # An input that is declared for any batch size does not make a graph that is.
-        for batch in (image.batch,) if image.batch is not None else (None, 1):
-            runtime = _Runtime(session, replace(image, batch=batch), where)
-            try:
-                return runtime, runtime.blank_answers()
-            except UserError as error:
-                failed = failed or error
-    assert failed is not None
-    raise failed
-
-
 def _differentiable(
-    proto: onnx.ModelProto, output: str, runtime: _Runtime
+    proto: onnx.ModelProto, output: str, runtime: Runtime
 ) -> tuple[nn.Module, Squash | None, list[str]]:
     """The module that gradients come from, what it leaves out of the end of the graph, and what to say about it.
 
@@ -257,7 +178,7 @@ def _differentiable(
     return module, None, notes
 
 
-def _any_batch(proto: onnx.ModelProto, tensor: str, runtime: _Runtime) -> tuple[nn.Module, list[str]]:
+def _any_batch(proto: onnx.ModelProto, tensor: str, runtime: Runtime) -> tuple[nn.Module, list[str]]:
     """The twin of the graph up to `tensor`, for images `(N, C, H, W)` in [0, 1], any number of them.
 
     Raises:
@@ -281,7 +202,7 @@ def _any_batch(proto: onnx.ModelProto, tensor: str, runtime: _Runtime) -> tuple[
     return (twin if plain else _Fed(image, twin)).eval(), notes
 
 
-def _first_answer(twin: nn.Module, few: Tensor, runtime: _Runtime) -> Tensor:
+def _first_answer(twin: nn.Module, few: Tensor, runtime: Runtime) -> Tensor:
     """What a twin gives for the first images it is tried on.
 
     Raises:
@@ -315,23 +236,3 @@ def _twin(proto: onnx.ModelProto) -> nn.Module:
         if weight.dim() == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     return twin
-
-
-def _session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Between its calls torch computes gradients; a pool that spins while it waits takes the cores away from that.
-    # Within a call spinning saves a small network a tenth.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 4  # what goes wrong comes as an exception too
-    bound_memory(options)
-    cuda = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    # TF32 moves logits by 1e-3, more than a verdict may depend on.
-    providers = [("CUDAExecutionProvider", {"use_tf32": "0"})] if cuda else []
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class
-        raise UserError(
-            f"ONNX Runtime cannot load '{path}': {runtime_reason(error, path)}",
-            hint=f"export it again, with operators that ONNX Runtime {onnxruntime.__version__} has",
-        ) from None

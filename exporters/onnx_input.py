@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from dgad_tk.common import UserError
 from dgad_tk.interface import UNIT_RANGE, Interface, Layout
+from exporters.image_axes import Shape, as_nchw, fits, holds, in_three_axes, is_flat, lacks_batch_axis, which_layout
 from exporters.quantised_input import (
     Levels,
     Quantiser,
-    doubt_of_range,
     doubt_of_levels,
+    doubt_of_range,
     find_quantiser,
     means_grey_levels,
 )
 
-CHANNELS = (1, 3, 4)
 GREY_LEVELS = (0.0, 255.0)
 TYPES: dict[str, tuple[torch.dtype, type[np.generic]]] = {
     "tensor(float)": (torch.float32, np.float32),
@@ -30,7 +30,6 @@ TYPES: dict[str, tuple[torch.dtype, type[np.generic]]] = {
     "tensor(int8)": (torch.int8, np.int8),
 }
 ENDS = {"tensor(uint8)": (0, 255), "tensor(int8)": (-128, 127)}
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -192,11 +191,11 @@ def _of_shape(base: ImageInput, declared: Sequence[Any], known: Shape | None, fo
             return alone
     batch, rest = sizes[0], sizes[1:]
     interface = base.interface
-    if len(rest) == 3 and not _is_flat(rest, known):
-        layout = interface.layout or _layout(rest, known, where)
-        shape = _in_three_axes(rest, layout, known, where)
+    if len(rest) == 3 and not is_flat(rest, known):
+        layout = interface.layout or which_layout(rest, known, where)
+        shape = in_three_axes(rest, layout, known, where)
         return replace(base, shape=shape, batch=batch, interface=replace(interface, layout=layout))
-    if known is None or not rest or not _holds(rest, known):
+    if known is None or not rest or not holds(rest, known):
         for_these = f" for images of {known}" if known else ""
         hint = f"{EXPECTED}, with an axis for the batch"
         raise UserError(
@@ -210,27 +209,14 @@ def _of_shape(base: ImageInput, declared: Sequence[Any], known: Shape | None, fo
     return replace(base, shape=known, batch=batch, flat=flat, interface=replace(interface, layout=layout))
 
 
-def lacks_batch_axis(sizes: Sequence[int | None], known: Shape) -> bool:
-    """Whether an input of these sizes, None for open ones, is one of the known images, with no axis in front."""
-    rest = sizes[1:]
-    if rest and (len(rest) == 3 or _holds(rest, known)):
-        return False
-    layouts: list[Layout] = ["nchw", "nhwc"] if len(sizes) == 3 else []
-    return _holds(sizes, known) or any(_fits(_as_nchw(sizes, layout), known) for layout in layouts)
-
-
-def _fits(sizes: Sequence[int | None], known: Shape) -> bool:
-    return all(size in (None, own) for size, own in zip(sizes, known, strict=True))
-
-
 def _without_batch(base: ImageInput, sizes: Sequence[int | None], known: Shape, where: str) -> ImageInput | None:
     """The reading as one image, for a file without an axis for the batch; None where it is none of the known ones."""
     alone = replace(base, shape=known, batch=1, has_batch_axis=False)
     asked = base.interface.layout
     for layout in ("nchw", "nhwc") if len(sizes) == 3 else ():
-        if asked in (None, layout) and _fits(_as_nchw(sizes, layout), known):
+        if asked in (None, layout) and fits(as_nchw(sizes, layout), known):
             return replace(alone, interface=replace(base.interface, layout=layout))
-    if not _holds(sizes, known):
+    if not holds(sizes, known):
         return None
     layout = _order(asked, known, f"flat images {list(sizes)} without an axis for the batch", where)
     flat = tuple(-1 if size is None else size for size in sizes)
@@ -281,71 +267,3 @@ def _has_rank(model: ModelProto, name: str) -> bool:
 
 def _declared(model: ModelProto, entry: Any) -> str:
     return str(entry.shape) if _has_rank(model, entry.name) else "of any rank"
-
-
-def _layout(declared: Sequence[int | None], known: Shape | None, where: str) -> Layout:
-    """Which of three axes are the channels.
-
-    Raises:
-        UserError: it can be the first and the last.
-    """
-    fits: list[Layout] = [layout for layout in ("nchw", "nhwc") if _as_nchw(declared, layout) == known]
-    if len(fits) == 1:
-        return fits[0]
-    first, middle, last = declared
-    if last not in CHANNELS:
-        return "nchw"
-    if first not in CHANNELS:
-        return "nhwc"
-    # Both could count channels: as a rule images are square.
-    if (middle == last) != (first == middle):
-        return "nchw" if middle == last else "nhwc"
-    raise UserError(
-        f"'{where}' takes images of {tuple(declared)}: the channels may be the first of these or the last",
-        hint="--layout nchw or --layout nhwc",
-    )
-
-
-def _as_nchw(declared: Sequence[int | None], layout: Layout) -> tuple[int | None, ...]:
-    return tuple(declared) if layout == "nchw" else (declared[2], declared[0], declared[1])
-
-
-def _is_flat(declared: Sequence[int | None], known: Shape | None) -> bool:
-    """Whether three axes are one with two more of size 1, and the known images are not like that."""
-    if known is None or sum(size == 1 for size in declared) < 2:
-        return False
-    return _holds(declared, known) and known not in (_as_nchw(declared, "nchw"), _as_nchw(declared, "nhwc"))
-
-
-def _holds(declared: Sequence[int | None], known: Shape) -> bool:
-    """Whether these sizes hold the pixels of an image; one may be open."""
-    pixels, sized = int(np.prod(known)), int(np.prod([size for size in declared if size is not None]))
-    left_open = sum(size is None for size in declared)
-    return sized == pixels if not left_open else left_open == 1 and pixels % sized == 0
-
-
-def _in_three_axes(declared: Sequence[int | None], layout: Layout, known: Shape | None, where: str) -> Shape:
-    """(C, H, W), what is left open taken from the known images.
-
-    Raises:
-        UserError: there are none, or they contradict what is declared.
-    """
-    channels, height, width = sizes = _as_nchw(declared, layout)
-    if channels is not None and height is not None and width is not None:
-        return channels, height, width
-    shown = tuple("any" if size is None else size for size in sizes)
-    if known is None:
-        raise UserError(
-            f"'{where}' leaves its input's shape open: {_listed(shown)} (C, H, W)",
-            hint="name the images with --dataset",
-        )
-    if not _fits(sizes, known):
-        raise UserError(
-            f"'{where}' takes images of {_listed(shown)} (C, H, W), not of {known}",
-            hint="name the images it was trained on with --dataset, or --image-size for an image folder",
-        )
-    return known
-
-
-def _listed(sizes: Sequence[int | str]) -> str:
-    return f"({', '.join(map(str, sizes))})"
