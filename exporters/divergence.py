@@ -54,7 +54,7 @@ class Divergence:
     Attributes:
         layer: name of the module in the source, empty for the whole network.
         place: where it stands in the file.
-        relative: max|difference| of its output over the output's largest value.
+        relative: max|difference| of its output over the range of the output's values.
         within: no layer is beyond the tolerance; this is the one that adds most to the difference.
     """
 
@@ -66,7 +66,7 @@ class Divergence:
     def __str__(self) -> str:
         what = "the largest jump is at" if self.within else "the first layer to differ is"
         place = f" ({self.place})" if self.place else ""
-        return f"{what} {self.layer or 'the network itself'}{place}: {self.relative:.2g} of its largest output"
+        return f"{what} {self.layer or 'the network itself'}{place}: {self.relative:.2g} of the range of its output"
 
 
 def first_divergence(
@@ -81,7 +81,7 @@ def first_divergence(
         source: in eval mode, on the CPU.
         images: float32 `(N, C, H, W)`; a few are enough.
         layers: how files of this format are run layer by layer.
-        allowed: relative to the layer's largest output; None where all differ by design.
+        allowed: relative to the range of the layer's output; None where all differ by design.
 
     Returns:
         None where no layer of the file can be told to be one of the source's.
@@ -225,8 +225,10 @@ def _describe(node: onnx.NodeProto) -> str:
 
 
 def _relative(reference: NDArray[Any], other: NDArray[Any]) -> float:
+    """Over the range of the values, which a common offset leaves what it is; over their size where all are equal."""
     difference = np.abs(reference - other.astype(np.float64)).max()
-    scale = max(float(np.abs(reference).max()), float(np.finfo(np.float32).tiny))
+    scale = float(np.ptp(reference.astype(np.float64))) or float(np.abs(reference).max())
+    scale = max(scale, float(np.finfo(np.float32).tiny))
     return float(difference) / scale if np.isfinite(difference) else float("inf")
 
 
