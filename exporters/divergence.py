@@ -54,7 +54,7 @@ class Divergence:
     Attributes:
         layer: name of the module in the source, empty for the whole network.
         place: where it stands in the file.
-        relative: max|difference| of its output over the range of the output's values.
+        relative: max|difference| of its output over the output's largest value, or over its range where that is less.
         within: no layer is beyond the tolerance; this is the one that adds most to the difference.
     """
 
@@ -66,7 +66,7 @@ class Divergence:
     def __str__(self) -> str:
         what = "the largest jump is at" if self.within else "the first layer to differ is"
         place = f" ({self.place})" if self.place else ""
-        return f"{what} {self.layer or 'the network itself'}{place}: {self.relative:.2g} of the range of its output"
+        return f"{what} {self.layer or 'the network itself'}{place}: {self.relative:.2g} of its largest output"
 
 
 def first_divergence(
@@ -81,7 +81,7 @@ def first_divergence(
         source: in eval mode, on the CPU.
         images: float32 `(N, C, H, W)`; a few are enough.
         layers: how files of this format are run layer by layer.
-        allowed: relative to the range of the layer's output; None where all differ by design.
+        allowed: relative to the layer's largest output; None where all differ by design.
 
     Returns:
         None where no layer of the file can be told to be one of the source's.
@@ -112,8 +112,8 @@ def onnx_layers(exported: Predictor, calls: Mapping[str, Call]) -> dict[str, Val
     places: dict[str, tuple[list[str], str]] = {}
     for node in proto.graph.node:
         value = node.output[0]
-        for scope in _scopes(node):
-            places[scope] = ([value, *quantised.get(value, ())], _describe(node))
+        for scope in scopes_of(node):
+            places[scope] = ([value, *quantised.get(value, ())], describe_node(node))
     wanted = {value for values, _ in places.values() for value in values}
     wanted -= {output.name for output in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=value) for value in wanted)
@@ -200,7 +200,7 @@ def _images(calls: Mapping[str, Call]) -> Images:
     return images
 
 
-def _scopes(node: onnx.NodeProto) -> list[str]:
+def scopes_of(node: onnx.NodeProto) -> list[str]:
     """Names of the modules that a node was called in."""
     for entry in node.metadata_props:
         if entry.key == SCOPES:
@@ -218,17 +218,17 @@ def _quantised(graph: onnx.GraphProto) -> dict[str, list[str]]:
     }
 
 
-def _describe(node: onnx.NodeProto) -> str:
+def describe_node(node: onnx.NodeProto) -> str:
     """Its name, operator, and the first of its inputs that looks like a module's weight."""
     weight = next((f" of {name}" for name in node.input[1:] if "weight" in name), "")
     return f"{node.op_type}{weight.removesuffix('_DequantizeLinear_Output')}, node {node.name}"
 
 
 def _relative(reference: NDArray[Any], other: NDArray[Any]) -> float:
-    """Over the range of the values, which a common offset leaves what it is; over their size where all are equal."""
+    """Over the largest value; under a large common offset over the range, which that leaves what it is."""
     difference = np.abs(reference - other.astype(np.float64)).max()
-    scale = float(np.ptp(reference.astype(np.float64))) or float(np.abs(reference).max())
-    scale = max(scale, float(np.finfo(np.float32).tiny))
+    largest, span = float(np.abs(reference).max()), float(np.ptp(reference.astype(np.float64)))
+    scale = max(min(largest, span or largest), float(np.finfo(np.float32).tiny))
     return float(difference) / scale if np.isfinite(difference) else float("inf")
 
 

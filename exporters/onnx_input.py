@@ -246,10 +246,10 @@ def _numbers(
     low, high = ENDS[type]
     grey = replace(interface, input_range=GREY_LEVELS), Levels(1.0, low, low, high)
     if interface.mean or interface.std or interface.input_range not in (UNIT_RANGE, GREY_LEVELS):
-        if quantiser is None or quantiser.scale is None:
+        if quantiser is None or quantiser.scale is None or quantiser.zero_point is None:
             kind = type.removeprefix("tensor(").removesuffix(")")
             raise UserError(
-                f"'{where}' takes {kind}, and its graph names no scale for it: grey levels, not normalised",
+                f"'{where}' takes {kind}, and its graph names no scale for all of it: grey levels, not normalised",
                 hint="leave out --mean, --std and --input-range for it",
             )
         levels = Levels(quantiser.scale, quantiser.zero_point, low, high)

@@ -30,9 +30,11 @@ def _by_node(model: ModelProto) -> Types:
         known.setdefault(name, helper.make_tensor_type_proto(tensor.data_type, tensor.dims))
     for node in model.graph.node:
         domain = _domain(node.domain)
+        if not all(name in known for name in node.input if name):
+            continue
         try:
             schema = get_schema(node.op_type, opsets.get(domain, 1), domain)
-            types = {name: known[name] for name in node.input if name in known}
+            types = {name: known[name] for name in node.input if name}
             values = {name: data[name] for name in node.input if name in data}
             known.update(infer_node_outputs(schema, node, types, values, opset_imports=list(model.opset_import)))
         except (SchemaError, InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):

@@ -34,11 +34,11 @@ class Quantiser:
     """What the numbers of an input stand for.
 
     Attributes:
-        scale: None where no operator names one for all pixels.
+        scale, zero_point: None where no operator names one for all pixels.
     """
 
     scale: float | None
-    zero_point: int
+    zero_point: int | None
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,10 @@ def find_quantiser(graph: GraphProto, name: str) -> Quantiser | None:
     return None
 
 
-def _quantiser(
-    node: NodeProto, constants: Mapping[str, TensorProto], scale: int | None, zero_point: int
-) -> Quantiser | None:
+def _quantiser(node: NodeProto, constants: Mapping[str, TensorProto], scale: int | None, zero_point: int) -> Quantiser:
     zeros, found = _single(node, constants, zero_point), None if scale is None else _single(node, constants, scale)
     if zeros is None and zero_point < len(node.input) and node.input[zero_point]:
-        return None  # one a channel, or computed
+        return Quantiser(None, None)  # one a channel, or computed
     usable = found is not None and np.isfinite(found) and found > 0
     return Quantiser(found if usable else None, int(zeros or 0))
 
@@ -133,13 +131,14 @@ def means_grey_levels(quantiser: Quantiser, low: int) -> bool:
 
 def doubt_of_levels(quantiser: Quantiser, low: int) -> str:
     """What to say of a file that is given grey levels and whose numbers stand for something else."""
-    if quantiser.scale is None:
-        scale, stand_for = "no scale", ""
+    zero_point = "none for all channels" if quantiser.zero_point is None else quantiser.zero_point
+    if quantiser.scale is None or quantiser.zero_point is None:
+        scale, stand_for = "no one scale", ""
     else:
         ends = Levels(quantiser.scale, quantiser.zero_point, low, low + 255).holds
         scale, stand_for = f"scale {quantiser.scale:g}", f" (they stand for {ends[0]:.3g} to {ends[1]:.3g})"
     return (
-        f"the file's 8-bit numbers have {scale} and zero point {quantiser.zero_point}{stand_for}, which are no grey "
+        f"the file's 8-bit numbers have {scale} and zero point {zero_point}{stand_for}, which are no grey "
         "levels, and it is given grey levels: if it was trained on normalised images, its answers are wrong until "
         "--mean and --std name the normalisation (--std 1 for none)"
     )

@@ -100,6 +100,7 @@ class Parity:
         adversarial: number of PGD images that fool the source.
         survival: share of those that fool the exported file too, 1 where there are none.
         tolerance: that it is held to.
+        not_judged: what the comparison says nothing of, for the runtime that it was made on; empty for nothing.
     """
 
     sets: Mapping[str, SetParity]
@@ -107,6 +108,7 @@ class Parity:
     adversarial: int
     survival: float
     tolerance: Tolerance
+    not_judged: str = ""
 
     @property
     def failures(self) -> list[str]:
