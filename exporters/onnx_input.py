@@ -67,15 +67,6 @@ class ImageInput:
         )
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Sizes of one image as the file takes it, without the batch."""
-        channels, height, width = self.shape
-        if self.flat is not None:
-            known = -int(np.prod(self.flat))
-            return tuple(channels * height * width // known if size == -1 else size for size in self.flat)
-        return (height, width, channels) if self.interface.layout == "nhwc" else self.shape
-
-    @property
     def notes(self) -> list[str]:
         """What differs from float images `(N, C, H, W)` of any number, a sentence each."""
         raw = self.levels is not None and self.levels.scale == 1 and self.interface.input_range == GREY_LEVELS
