@@ -16,6 +16,7 @@ from torch import nn
 
 from dgad_tk.artifact import Artifact
 from dgad_tk.predictor import Images, Logits, Predictor
+from dgad_tk.spread import typical_spread, yardstick
 from exporters.adversarial import pgd_on
 
 BATCHES = (1, 2, 7)
@@ -214,11 +215,6 @@ def compare_logits(reference: Logits, other: Logits, usual: float = 0.0) -> SetP
     )
 
 
-def typical_spread(logits: Logits) -> float:
-    """The spread of the logits `(N, K)` of an image, the median over the images."""
-    return float(np.median(_spreads(logits)))
-
-
 @contextmanager
 def without_tf32() -> Iterator[None]:
     """No TF32 on CUDA: it moves logits by 1e-3, ten times what an export may."""
@@ -251,12 +247,4 @@ def _ties(logits: Logits, usual: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 def _scales(logits: Logits, usual: float) -> np.ndarray[Any, np.dtype[np.float64]]:
     """What differences are held against, for each image; above 0, so that logits all equal are no special case."""
-    least = max(usual, typical_spread(logits), float(np.finfo(np.float32).tiny))
-    scales: np.ndarray[Any, np.dtype[np.float64]] = np.maximum(_spreads(logits), least)
-    return scales
-
-
-def _spreads(logits: Logits) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The largest less the smallest logit of each image."""
-    spreads: np.ndarray[Any, np.dtype[np.float64]] = np.ptp(logits.astype(np.float64), axis=1)
-    return spreads
+    return np.asarray(np.maximum(yardstick(logits), max(usual, float(np.finfo(np.float32).tiny))))
