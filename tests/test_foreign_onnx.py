@@ -408,7 +408,7 @@ def test_gradients_come_from_before_the_final_squash(final: nn.Module, scale: fl
     assert any(f"before the final {type(final).__name__}" in note for note in predictor.notes)
     assert predictor.finish is not None
     split = Split((x * 255).astype(np.uint8), np.arange(16), np.zeros(16, dtype=np.int64))
-    twin = compare_twin(predictor, split, 16)
+    twin = compare_twin(predictor, split, np.ones(16, np.bool_), 16)
     assert twin["max_abs_diff"] <= 1e-4 * np.abs(found).max()
     assert (found < 0).all()  # logarithms, not probabilities
 
