@@ -85,8 +85,13 @@ def _of_gradients(evaluation: Evaluation) -> list[Item]:
     probes = evaluation.probes
     if "zero_gradients" not in probes:  # no clean image was right
         return []
-    dead = max(probes["zero_margin_gradients"], probes["non_finite_gradients"])
-    items = [Item("gradients", by_share(dead), f"{dead:.1%} of clean images have a zero or non-finite input gradient")]
+    dead, odd = probes["zero_margin_gradients"], probes["non_finite_gradients"]
+    items = [Item("gradients", by_share(dead), f"{dead:.1%} of clean images have an input gradient that leads nowhere")]
+    if odd:
+        detail = (
+            f"{odd:.1%} of clean images have a gradient with entries that are not finite: searches go on without them"
+        )
+        items.append(Item("finite gradients", "warn", detail))
     saturated = max(0.0, probes["zero_gradients"] - probes["zero_margin_gradients"])
     # Where it is the loss that saturates and not the model, an attack on another loss has not been fooled.
     blind = [_is_blind(each) for each in evaluation.outcomes if each.unit and each.row.eps and not each.row.surrogate]

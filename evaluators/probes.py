@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dgad_tk.config import ThreatModel
 from dgad_tk.data import Split
+from dgad_tk.directions import finite
 from dgad_tk.inner_max import inner_max
 from dgad_tk.losses import cross_entropy, margin
 from dgad_tk.predictor import Images, Logits, Predictor
@@ -63,8 +64,8 @@ def probe(
           median image.
         - `looks_like_probabilities`: 1 if the outputs are not negative and sum to 1.
         - `zero_gradients`, `zero_margin_gradients`: share of images whose gradient of the cross-entropy, or of the
-          margin, is zero, so that it leads nowhere.
-        - `non_finite_gradients`: share of images with a non-finite one of either.
+          margin leads nowhere: it is zero, or no number.
+        - `non_finite_gradients`: share of images with an entry that is not finite in either.
         - `left_at_eps_1`: share that PGD on the margin leaves right when it may do anything to an image.
         - `loss_at_0` … `loss_at_20`: mean cross-entropy along PGD at `eps`, from the image itself, steps of eps / 4.
           Of logits that are less than 1 apart, as if they were 1 apart.
@@ -157,12 +158,12 @@ def _gradients(
         torch.cat([_gradient(victim, loss, images, truth) for images, truth in batches]).flatten(1)
         for loss in (cross_entropy, _lead)
     ]
-    zero = [(gradient == 0).all(dim=1) for gradient in gradients]
-    finite = torch.stack([gradient.isfinite().all(dim=1) for gradient in gradients]).all(dim=0)
+    zero = [(finite(gradient) == 0).all(dim=1) for gradient in gradients]
+    sound = torch.stack([gradient.isfinite().all(dim=1) for gradient in gradients]).all(dim=0)
     found = {
         "zero_gradients": _share(zero[0]),
         "zero_margin_gradients": _share(zero[1]),
-        "non_finite_gradients": _share(~finite),
+        "non_finite_gradients": _share(~sound),
     }
     # All of [0, 1] is within 1 of any image in Linf, so this asks the same of a model whatever its norm.
     anything = ThreatModel.of("linf", 1.0, STEPS)

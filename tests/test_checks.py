@@ -309,6 +309,24 @@ def test_an_ensemble_that_needs_its_random_search(robust: Small) -> None:
     assert believed("apgd-ce", "apgd-t", last=30) == {}
 
 
+def test_one_entry_that_is_not_finite_is_told_and_ends_no_search(robust: Small) -> None:
+    """The slope of a root at 0: the first pixel of nearly all digits is black."""
+
+    class WithRoot(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = robust
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.net(x)
+            return logits + 1e-6 * x[:, :, 0, 0].sqrt() * torch.eye(10)[0]
+
+    plain, found = run(robust), run(WithRoot())
+    assert doubts(plain) == {}
+    assert doubts(found) == {"finite gradients": "warn"}
+    assert abs(found.worst_case(EPS) - plain.worst_case(EPS)) <= 2 / IMAGES  # 1e-6 may decide an image or two
+
+
 def test_what_was_not_tried(robust: Small) -> None:
     """Without gradients, or with those of a quantised file alone, an accuracy is not yet believable."""
     predictor = as_torch(robust, DIGIT)
