@@ -1,7 +1,6 @@
 """APGD against its authors' code, iterate by iterate, and against margins that are known."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,15 +36,6 @@ class Recorded:
 
     def integers(self, *_: Any, **__: Any) -> Tensor:
         raise AssertionError("APGD draws no integers")
-
-
-@pytest.fixture
-def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """float64 everywhere, in the authors' code too: what differs then is the algorithm, not the rounding."""
-    torch.set_default_dtype(torch.float64)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def small_net(classes: int = 10, channels: int = 1, seed: int = 0) -> nn.Module:

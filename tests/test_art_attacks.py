@@ -33,7 +33,7 @@ QUICK: dict[str, dict[str, int | float]] = {
     "hopskipjump": {"max_iter": 3, "max_eval": 100, "init_eval": 20},
     "hopskipjump-linf": {"max_iter": 3, "max_eval": 100, "init_eval": 20},
     "boundary": {"max_iter": 4},
-    "signopt": {"max_iter": 2, "num_trial": 10, "k": 5},
+    "signopt": {"max_iter": 2, "num_trial": 40, "k": 5},
     "zoo": {"max_iter": 50},
     "pixel": {"max_iter": 4},
 }
