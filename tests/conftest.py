@@ -33,16 +33,24 @@ def runner(capsys: pytest.CaptureFixture[str], *command: str) -> Run:
     return run
 
 
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or 1)
+"""Of torch in each process of the tests, of which several run at once."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test, so that fixtures of modules and of the session compute by as many threads as tests do."""
+    torch.set_num_threads(THREADS)
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)  # of the processes that tests start
+
+
 @pytest.fixture(autouse=True)
 def _reproducible(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in [name for name in os.environ if name.startswith("DGAD_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("DGAD_CACHE", str(tmp_path_factory.getbasetemp().parent / "dgad-cache"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the tests run in several processes
     torch.manual_seed(0)
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture
