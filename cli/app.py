@@ -1,6 +1,7 @@
 """The Typer app, and what becomes of errors: one line and a hint for the user's, a traceback for ours."""
 
 import errno
+import io
 import os
 import sys
 import traceback
@@ -12,6 +13,7 @@ import typer
 from cli import attack, bench, compare_reference, export, inspect, list, quickstart, train
 from dgad_tk import __version__
 from dgad_tk.common import GateError, UserError
+from dgad_tk.names import check_utf8
 
 OK, FAILED_GATE, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -66,6 +68,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     command = ["dgad", *(sys.argv[1:] if arguments is None else arguments)]
     try:
+        for argument in command:
+            check_utf8(argument, "the argument")
         code = app(args=arguments, prog_name="dgad", standalone_mode=False, obj=command)
         if code == INTERRUPTED:  # Typer makes an exit of Ctrl-C
             raise KeyboardInterrupt
@@ -130,4 +134,7 @@ def _command_path(error: typer.TyperException) -> str:
 
 def main() -> None:
     """Entry point of the `dgad` script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run())

@@ -167,6 +167,7 @@ def attack(
                     predictor,
                     part,
                     rows,
+                    classes=images.classes,
                     seed=seed,
                     batch_size=size,
                     store=folder / "units",

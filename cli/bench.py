@@ -88,6 +88,9 @@ def bench(
     subjects = [describe(path, images.shape if images else None) for path, images in zip(files, named, strict=True)]
     # Before the minutes of timing, so that what cannot be attacked is said at once.
     opened = [open_model(path, dataset, data_dir, image_size, interface) for path in files] if robust else []
+    for path, (predictor, _) in zip(files, opened, strict=False):
+        for note in () if quiet else predictor.notes:
+            print(f"note: {path}: {note}", file=sys.stderr)
     with BenchProgress(quiet=quiet) as progress:
         measured = measure(
             subjects, batches=batches, threads=counts, provider=provider, seconds=seconds, on_progress=progress
@@ -185,7 +188,7 @@ def _robust(predictor: "Predictor", images: "Dataset", document: dict[str, Any],
         print(f"{predictor.path}: PGD on {len(part):,} images, judged by {predictor.runtime}", file=sys.stderr)
     try:
         with AttackProgress(quiet=quiet) as progress:
-            evaluation = evaluate(predictor, part, rows, on_progress=progress)
+            evaluation = evaluate(predictor, part, rows, classes=images.classes, on_progress=progress)
     except UserError as error:  # a file whose gradients cannot be trusted should not cost the others their figures
         return {"status": "refused", "reason": error.message}
     report = results(evaluation, command=document["command"], dataset=images.name, split="test")

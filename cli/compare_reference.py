@@ -53,6 +53,9 @@ def compare_reference(
     from evaluators.evaluate import default_batch_size
 
     predictor, images = open_model(model, dataset, data_dir, image_size)
+    if not quiet:
+        for note in predictor.notes:
+            print(f"note: {model}: {note}", file=sys.stderr)
     part = images.splits[split].subset(limit)
     radius = radii[0] if radii else default_eps(predictor.artifact, images, norm)
     rows = plan([THEIRS, OURS], norm=cast(Any, norm), eps=[radius])
@@ -68,6 +71,7 @@ def compare_reference(
                 predictor,
                 part,
                 rows,
+                classes=images.classes,
                 seed=seed,
                 batch_size=batch_size,
                 store=folder / "units",

@@ -11,6 +11,7 @@ import typer
 
 from cli.export_table import print_export
 from dgad_tk.common import GateError, UserError, lookup
+from dgad_tk.names import check_utf8
 
 if TYPE_CHECKING:
     from dgad_tk.artifact import Artifact
@@ -86,6 +87,7 @@ def export(
     if output is not None and len(chosen) > 1:
         raise UserError("--output names one file, --format all writes several", hint="leave --output out")
     weights = weights_of(source) if source else newest_run(finished=True).best
+    check_utf8(str(weights), "the run")
     opened = Source(weights)
     images = _Images(opened.artifact)
     opened.held_out = images.held_out(chosen)
@@ -143,6 +145,8 @@ class _Images:
         except UserError as error:
             self.missing = error
             return
+        for note in dataset.notes:
+            print(f"note: {note}", file=sys.stderr)
         if dataset.shape == artifact.input_shape:
             self.dataset = dataset
         else:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cli.images import dataset_of
 from dgad_tk.common import UserError
+from dgad_tk.names import same_names
 
 if TYPE_CHECKING:
     from dgad_tk.artifact import Artifact
@@ -36,6 +37,8 @@ def open_model(
 ) -> "tuple[Predictor, Dataset]":
     """A model and its images. Either may have to say what shape the other has.
 
+    Notes on the images join those on the model: both are for whoever reads the results.
+
     Args:
         gradients: of the model are needed. Without them an ONNX file may have operators that its twin lacks.
 
@@ -62,7 +65,7 @@ def open_model(
             f"image labels are taken as numbers of logits, 0 for '{images.classes[0]}'"
         )
         predictor = replace(predictor, notes=(*predictor.notes, doubt))
-    return predictor, images
+    return replace(predictor, notes=(*predictor.notes, *images.notes)), images
 
 
 def check_classes(path: Path, predictor: "Predictor", images: "Dataset") -> None:
@@ -71,7 +74,7 @@ def check_classes(path: Path, predictor: "Predictor", images: "Dataset") -> None
     Raises:
         UserError: their classes differ.
     """
-    if predictor.artifact is not None and predictor.artifact.classes != images.classes:
+    if predictor.artifact is not None and not same_names(predictor.artifact.classes, images.classes):
         raise UserError(
             f"'{path}' knows the classes {_few(predictor.artifact.classes)}, {images.name} has {_few(images.classes)}",
             hint="name the images it was trained for with --dataset and --data-dir",

@@ -78,8 +78,8 @@ def _rows(document: dict[str, Any]) -> list[list[str]]:
     rows = [["clean", "", f"{clean['accuracy']:.1%}", "", "", "", ""]]
     for attack in document["attacks"]:
         eps = format_fraction(attack["eps"]) if attack["eps"] is not None else "unbounded"
-        if attack["status"] == "skipped":
-            rows.append([attack["id"], eps, "skipped", "", "", "", ""])
+        if attack["status"] != "done":
+            rows.append([attack["id"], eps, attack["status"], "", "", "", ""])
             continue
         rows.append(
             [

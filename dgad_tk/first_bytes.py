@@ -24,9 +24,17 @@ def placeholder(path: Path) -> tuple[str, str] | None:
     Raises:
         OSError: it cannot be read.
     """
+    return placeholder_of(head_of(path))
+
+
+def head_of(path: Path) -> bytes:
+    """The first bytes of a file, as many as the questions here take.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     with path.open("rb") as file:
-        head = file.read(_LOOKED_AT)
-    return placeholder_of(head)
+        return file.read(_LOOKED_AT)
 
 
 def placeholder_of(head: bytes) -> tuple[str, str] | None:

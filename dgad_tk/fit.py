@@ -13,7 +13,7 @@ from dgad_tk.artifact import Artifact, tool_versions
 from dgad_tk.checkpoint import load_state, save_state, save_weights
 from dgad_tk.common import UserError, sha256_file, written_aside
 from dgad_tk.config import TrainConfig
-from dgad_tk.data import Dataset
+from dgad_tk.data import Dataset, Split
 from dgad_tk.distributed import average_statistics, gathered, largest, layout, synchronised, world
 from dgad_tk.draws import Draws
 from dgad_tk.epoch import Epoch, Learner, NonFiniteLossError, OnProgress, Position
@@ -39,6 +39,12 @@ class State:
     best_clean: float = 0.0
     best_robust: float = 0.0
     seconds: float = 0.0
+
+
+def training_split(config: TrainConfig, dataset: Dataset) -> Split:
+    """The images that a run trains on."""
+    split = dataset.train if config.select_on == "val" else dataset.train_and_val
+    return split.subset(config.limit_train) if config.limit_train else split
 
 
 def fit(
@@ -96,8 +102,7 @@ class _Run:
         self.config, self.method, self.dataset, self.folder = config, method, dataset, folder
         self.device, self.teacher_name, self.on_progress, self.request = device, teacher_name, on_progress, request
         self.draws, self.here, self.inner = Draws(config.seed), world(), Inner(config.precision, config.compile)
-        split = dataset.train if config.select_on == "val" else dataset.train_and_val
-        self.split = split.subset(config.limit_train) if config.limit_train else split
+        self.split = training_split(config, dataset)
         self.selection = dataset.val if config.select_on == "val" else dataset.test
         self.mean, self.std = dataset.statistics() if config.normalize == "dataset" else ((), ())
         self.learner = Learner(config, self._student())

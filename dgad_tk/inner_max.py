@@ -6,7 +6,8 @@ PGD-AT, TRADES, AdaAD, DGAD and the PGD evaluation differ in that loss and in th
     x'_{k+1} = Pi( x'_k + step_size * direction(grad_x sum_i loss_i(x'_k)) )
 
 Pi projects onto the eps-ball around x and then onto [0, 1]; direction is the sign for Linf and the unit vector for L2
-(Madry et al., ICLR 2018, section 2.1).
+(Madry et al., ICLR 2018, section 2.1). Entries of a gradient that are not finite are put in place first
+(`dgad_tk.directions`).
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dgad_tk.config import ThreatModel
+from dgad_tk.directions import finite, unit
 
 Objective = Callable[[Tensor], Tensor]
 """Images `(N, C, H, W)` to a loss a sample `(N,)`, to be made large."""
@@ -63,11 +65,11 @@ def inner_max(objective: Objective, x: Tensor, start: Tensor, threat: ThreatMode
         x_adv.requires_grad_()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(objective(x_adv).sum(), x_adv)
-        x_adv = x_adv.detach()
+        x_adv, gradient = x_adv.detach(), finite(gradient)
         if threat.norm == "linf":
             x_adv = (x_adv + threat.step_size * gradient.sign()).clamp(lower, upper)
         else:
-            delta = x_adv + threat.step_size * gradient / _norms(gradient) - x
+            delta = x_adv + threat.step_size * unit(gradient) - x
             x_adv = (x + delta * (threat.eps / _norms(delta)).clamp(max=1)).clamp(0, 1)
     return x_adv
 

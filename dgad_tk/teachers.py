@@ -1,6 +1,7 @@
 """Teachers from files: opened, checked against the images, frozen."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from dgad_tk.answers import NONE, Classes, one_answer, other_order
 from dgad_tk.artifact import KEY, Artifact
 from dgad_tk.batches import fetch
 from dgad_tk.checkpoint import load_model
@@ -18,6 +20,7 @@ from dgad_tk.data.augment import to_float
 from dgad_tk.foreign import SUFFIXES, read_checkpoint
 from dgad_tk.matching import match_network
 from dgad_tk.models import Normalize, check_input
+from dgad_tk.names import same_names
 from dgad_tk.runs import weights_of
 
 BETTER = 0.05
@@ -82,7 +85,7 @@ def check_record(record: Artifact, dataset: Dataset) -> None:
             f"the teacher takes {record.input_shape[0]} channels, '{dataset.name}' has {dataset.shape[0]}",
             hint="train a teacher on this dataset: --teacher auto",
         )
-    if record.classes != dataset.classes:
+    if not same_names(record.classes, dataset.classes):
         raise UserError(
             f"the teacher knows {len(record.classes)} classes ({', '.join(record.classes[:5])}, ...), "
             f"'{dataset.name}' has {len(dataset.classes)} ({', '.join(dataset.classes[:5])}, ...)",
@@ -144,15 +147,18 @@ def check_teacher(
     # Over these images alone: over all of a large dataset it would take minutes.
     mean, std = replace(dataset, train=split).statistics()
     other = teacher.get_submodule("net") if normalises else nn.Sequential(Normalize(mean, std), teacher).to(device)
-    right = [0, 0]
+    answers = np.full((2, len(split)), NONE)
     with torch.no_grad():
         for positions in batches:
-            images, labels, _ = fetch(split, positions, device)
+            x = to_float(fetch(split, positions, device)[0])
             for number, reading in enumerate((teacher, other)):
-                right[number] += int((reading(to_float(images)).argmax(dim=1) == labels).sum())
-    as_is, other_reading = (count / len(split) for count in right)
+                logits = reading(x)
+                predicted = torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), NONE)
+                answers[number, positions] = predicted.cpu().numpy()
+    as_is, other_reading = (answers == split.labels).mean(axis=1).tolist()
     found = TeacherCheck(name.partition(" ")[0], len(split), as_is, other_reading, normalises)
     found.warnings.extend(_doubts(found, len(dataset.classes), mean, std))
+    found.warnings.extend(_doubts_of_classes(split.labels, answers[0], dataset.classes))
     return found
 
 
@@ -191,6 +197,18 @@ def _doubts(check: TeacherCheck, classes: int, mean: tuple[float, ...], std: tup
                 f"the teacher gets {better} right when they are normalised: it was trained on normalised images; "
                 f"give the values of its training, about --teacher-mean {_values(mean)} --teacher-std {_values(std)}"
             )
+    return doubts
+
+
+def _doubts_of_classes(labels: Classes, answers: Classes, names: Sequence[str]) -> list[str]:
+    """What an average hides: a teacher of this accuracy would teach some classes wrongly, all of the time."""
+    doubts = []
+    if missing := int((answers == NONE).sum()):
+        doubts.append(f"the teacher answers {missing:,} of {len(labels):,} training images with what is no number")
+    if alone := one_answer(labels, answers, names):
+        doubts.append(f"the teacher has nearly one answer for everything: {alone}")
+    if order := other_order(labels, answers, names):
+        doubts.append(f"the teacher seems to know the classes in another order: {order}")
     return doubts
 
 

@@ -11,11 +11,13 @@ from torch import nn
 from dgad_tk.common import UserError
 from dgad_tk.config import TrainConfig
 from dgad_tk.data import Dataset, load_dataset
+from dgad_tk.data.splits import without_images
 from dgad_tk.distributed import by_leader, joined, launched, leaders
 from dgad_tk.epoch import OnProgress
-from dgad_tk.fit import fit
+from dgad_tk.fit import fit, training_split
 from dgad_tk.methods import build_method, find_method
 from dgad_tk.models import find_model
+from dgad_tk.names import check_utf8
 from dgad_tk.runs import RunFolder, claim, locked, new_run_folder
 from dgad_tk.teachers import check_teacher, open_teacher
 
@@ -66,6 +68,8 @@ def train(
                 f"teacher method '{config.teacher_method}' needs a teacher itself, so it cannot make one",
                 hint="--teacher-method trades, or give --teacher FILE",
             )
+    for what, given_name in (("--out", out), ("--teacher", config.teacher)):
+        check_utf8(str(given_name or ""), what)
     device = pick_device(config.device)
     say = on_message if on_message and launched().leads else lambda line: None
     with joined(device) as here:
@@ -73,6 +77,8 @@ def train(
         by_leader(lambda: images(download=download) and None)  # first: the others find it downloaded and decoded
         dataset = images()
         _enough_for_all(min(config.batch_size, config.limit_train or len(dataset.train), len(dataset.train)), here.size)
+        for line in _doubts(config, dataset):
+            say(f"warning: {line}")
         folder = RunFolder(Path(leaders(str(out or new_run_folder(config).path))))
         given = _given_teacher(config, dataset, teacher) if method.needs_teacher else None
         if given is not None and here.leads:
@@ -99,6 +105,19 @@ def train(
                 on_progress=on_progress,
                 on_stop=on_stop,
             )
+
+
+def _doubts(config: TrainConfig, dataset: Dataset) -> list[str]:
+    """What of the data is not used, or cannot be used as it seems, a sentence each."""
+    found = [*dataset.notes]
+    if lost := without_images(training_split(config, dataset), dataset.classes):
+        found.append(lost + (f", with --limit-train {config.limit_train}" if config.limit_train else ""))
+    if config.normalize == "dataset" and (flat := dataset.flat_channels):
+        found.append(
+            f"channels that hardly vary over the training images: {', '.join(map(str, flat))} (from 0); "
+            "normalize=dataset divides them by a grey level, 1/255, and not by their standard deviation"
+        )
+    return found
 
 
 def _enough_for_all(images: int, processes: int) -> None:

@@ -1,4 +1,4 @@
-"""The eps-ball to the last bit, distances, and intervals for shares. NumPy only."""
+"""The eps-ball to the last bit, and distances. NumPy only."""
 
 import math
 from typing import Literal
@@ -52,14 +52,3 @@ def linf(x_adv: Images, x: Images) -> NDArray[np.float64]:
     """Largest pixel difference of each image, `(N,)`."""
     gap = np.abs(x_adv.astype(np.float64) - x)
     return np.asarray(gap.max(axis=(1, 2, 3), initial=0.0))
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson, JASA 22, 1927); (0, 1) of nothing."""
-    if n == 0:
-        return 0.0, 1.0
-    z = 1.959963984540054
-    share, shrink = successes / n, 1 + z * z / n
-    middle = (share + z * z / (2 * n)) / shrink
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / shrink
-    return max(0.0, middle - half), min(1.0, middle + half)

@@ -6,55 +6,35 @@ authors of AutoAttack raise. What is looked at is in `Evaluation.probes` (made b
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from evaluators.clean_checks import of_clean
 from evaluators.record import IDLE, Evaluation, Outcome
+from evaluators.verdicts import ORDER, Item, Verdict, at_most, by_share
 
-Verdict = Literal["high", "warn", "unreliable"]
-_ORDER: tuple[Verdict, ...] = ("high", "warn", "unreliable")
+FEW = 0.02
+"""Share of the probed images that is nothing, and so is a single image."""
 SLACK, CLEAR = 0.01, 0.05
 """Differences of accuracy up to SLACK are noise, and so is that of a single image; one above CLEAR is no accident."""
-FEW, MANY = 0.02, 0.1
-"""Of the probed images: up to FEW, or a single one, is nothing; above MANY is a model that hides something."""
 BATCH = 0.1
 """Of the rounding that runtime and twin may differ by: what an image's answer may move by in another batch. Kernels
 that change with the batch's size stay below a hundredth, scales that dynamic quantisation takes from it do not."""
 NOISE = (1e-5, 1e-2)
-"""Two answers to one batch: a difference relative to the largest logit that is rounding, and one that decides."""
+"""Two answers to one batch: a difference, relative to how far apart logits are, that is rounding; one that decides."""
+GRAIN = (1e-3, 2e-2)
+"""The step of float32 at the largest logit, relative to how far apart logits are: above the first, small gains of an
+attack are rounded away; above the second, so is the way to them."""
 _SCALE_FREE = ("apgd-dlr", "apgd-t", "autoattack", "fab", "square")
 """Beginnings of the names of budget attacks for which a cross-entropy that saturates is no obstacle."""
 Probes = Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class Item:
-    """One check: `high` is nothing found."""
-
-    name: str
-    verdict: Verdict
-    detail: str
-
-
 def check(evaluation: Evaluation) -> tuple[Verdict, list[Item]]:
     """The worst verdict, and each check with its reason."""
-    items = [*_of_clean(evaluation), *_of_answers(evaluation), *_of_gradients(evaluation), *_of_rows(evaluation)]
-    worst: Verdict = max((item.verdict for item in items), key=_ORDER.index, default="high")
+    items = [*of_clean(evaluation), *_of_answers(evaluation), *_of_gradients(evaluation), *_of_rows(evaluation)]
+    worst: Verdict = max((item.verdict for item in items), key=ORDER.index, default="high")
     return worst, items
-
-
-def _of_clean(evaluation: Evaluation) -> list[Item]:
-    items: list[Item] = []
-    if evaluation.clean_accuracy <= 1 / evaluation.predictor.classes:
-        detail = f"{evaluation.clean_accuracy:.1%} of clean images are right, no more than by guessing: "
-        items.append(Item("clean", "unreliable", detail + "are labels and preprocessing those of its training?"))
-    answered = np.unique(evaluation.clean_pred)
-    if len(answered) == 1 and len(np.unique(evaluation.labels)) > 1:
-        detail = f"every clean image is answered with class {answered[0]}: nothing can change that answer"
-        items.append(Item("constant", "unreliable", detail))
-    return items
 
 
 def _of_answers(evaluation: Evaluation) -> list[Item]:
@@ -72,6 +52,14 @@ def _of_answers(evaluation: Evaluation) -> list[Item]:
             f"the verdicts hold for batches of {evaluation.batch_size} alone"
         )
         items.append(Item("batch", "high" if alone else "warn", detail))
+        coarse = probes["grain"]
+        detail = (
+            f"logits are so large that float32 knows their differences in steps of {coarse:.2g} of them only: "
+            "attacks do not see what they gain"
+            if coarse > GRAIN[0]
+            else "float32 resolves the differences of logits"
+        )
+        items.append(Item("rounding", _above(coarse, GRAIN), detail))
         probabilities = probes["looks_like_probabilities"] == 1
         detail = "the outputs sum to 1: probabilities hide gradients" if probabilities else "outputs are logits"
         items.append(Item("logits", "warn" if probabilities else "high", detail))
@@ -82,7 +70,9 @@ def _randomness(probes: Probes, averaged: bool) -> Item:
     differ, flipped = probes["random_logits"], probes["random_predictions"]
     if differ <= NOISE[0] and flipped == 0:
         return Item("random", "high", "the same images get the same answers")
-    detail = f"the same images get other answers (by {differ:.2g} of the largest logit, {flipped:.1%} of predictions)"
+    detail = (
+        f"the same images get other answers (by {differ:.2g} of what logits are apart, {flipped:.1%} of predictions)"
+    )
     if averaged or (flipped == 0 and differ <= NOISE[1]):
         return Item("random", "warn", f"{detail}: each verdict is one draw of many")
     return Item("random", "unreliable", f"{detail}: attack the average, with AutoAttack's version rand")
@@ -96,7 +86,7 @@ def _of_gradients(evaluation: Evaluation) -> list[Item]:
     if "zero_gradients" not in probes:  # no clean image was right
         return []
     dead = max(probes["zero_margin_gradients"], probes["non_finite_gradients"])
-    items = [Item("gradients", _share(dead), f"{dead:.1%} of clean images have a zero or non-finite input gradient")]
+    items = [Item("gradients", by_share(dead), f"{dead:.1%} of clean images have a zero or non-finite input gradient")]
     saturated = max(0.0, probes["zero_gradients"] - probes["zero_margin_gradients"])
     # Where it is the loss that saturates and not the model, an attack on another loss has not been fooled.
     blind = [_is_blind(each) for each in evaluation.outcomes if each.unit and each.row.eps and not each.row.surrogate]
@@ -106,13 +96,13 @@ def _of_gradients(evaluation: Evaluation) -> list[Item]:
             f"logits so large that the cross-entropy has no gradient on {saturated:.1%} of clean images: "
             "fgsm and pgd are blind there; believe attacks on differences of logits (autoattack)"
         )
-        items.append(Item("saturated", _at_most(worst, _share(saturated)), detail))
+        items.append(Item("saturated", at_most(worst, by_share(saturated)), detail))
     left, noise = probes["left_at_eps_1"], max(FEW, 1.5 / probes["images"])
-    items.append(Item("eps 1", _share(left, noise), f"PGD that may do anything to an image leaves {left:.1%} right"))
+    items.append(Item("eps 1", by_share(left, noise), f"PGD that may do anything to an image leaves {left:.1%} right"))
     if "module_only" in probes and probes["random_logits"] <= NOISE[0]:  # random answers differ anyway
         lost = probes["module_only"]
         detail = f"of the images that break the module the gradients come from, {lost:.1%} do not break the runtime"
-        items.append(Item("twin", _share(lost, noise), detail))
+        items.append(Item("twin", by_share(lost, noise), detail))
     if "loss_at_0" in probes:
         items.append(_climb(probes, worst))
     if "left_fgsm" in probes:
@@ -148,6 +138,8 @@ def _of_rows(evaluation: Evaluation) -> list[Item]:
         items += _with_and_without(evaluation, rows, own)
         items += [item for outcome in own.values() if (item := _last_stage(outcome)) is not None]
     for outcome in evaluation.outcomes:
+        if outcome.failed:
+            items.append(Item(outcome.row.id, "warn", f"{outcome.row.id} failed and says nothing: {outcome.reason}"))
         items += [Item(outcome.row.id, "warn", text) for text in (outcome.unit.warnings if outcome.unit else [])]
         if IDLE in outcome.flags:
             items.append(Item(outcome.row.id, "warn", IDLE))
@@ -171,7 +163,7 @@ def _with_and_without(evaluation: Evaluation, rows: dict[str, Outcome], own: dic
         )
         # Losing to many queries says little about a single step.
         worst_of: Verdict = "warn" if all(outcome.row.attack == "fgsm" for outcome in white) else "unreliable"
-        items.append(Item("white-box", _at_most(worst_of, _gap(gaps[worst], shared)), detail))
+        items.append(Item("white-box", at_most(worst_of, _gap(gaps[worst], shared)), detail))
     elif black:
         names = ", ".join(outcome.row.id for outcome in black) if len(black) < 4 else "attacks without its gradients"
         items.append(Item("white-box", "warn", f"only {names} ran: its own gradients may find more"))
@@ -193,12 +185,8 @@ def _last_stage(outcome: Outcome) -> Item | None:
     return Item("last stage", _gap(share, len(unit.broken)), detail)
 
 
-def _share(share: float, nothing: float = 0.0) -> Verdict:
-    return "high" if share <= nothing else "warn" if share <= MANY else "unreliable"
-
-
-def _at_most(worst: Verdict, verdict: Verdict) -> Verdict:
-    return min(worst, verdict, key=_ORDER.index)
+def _above(value: float, limits: tuple[float, float]) -> Verdict:
+    return "high" if value <= limits[0] else "warn" if value <= limits[1] else "unreliable"
 
 
 def _gap(difference: float, images: float) -> Verdict:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
-from art.estimators.classification.classifier import ClassifierMixin
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -141,12 +140,6 @@ def to_estimator(predictor: Predictor, *, module: nn.Module | None = None) -> Pr
         return PredictorBlackBox(predictor)
     cls = OnnxClassifier if predictor.format == "onnx" else PredictorClassifier
     return cls(predictor, module=module)
-
-
-def labels_of(estimator: ClassifierMixin, x: NDArray[np.float32], y: NDArray[Any] | None) -> NDArray[np.int64]:
-    """Labels as attacks take them, `(N,)` or one-hot `(N, K)`, as int64 `(N,)`; of None, the predictions."""
-    given = np.asarray(estimator.predict(x) if y is None else y)
-    return np.ascontiguousarray(given.argmax(axis=1) if given.ndim == 2 else given, dtype=np.int64)
 
 
 def is_quantised(estimator: object) -> bool:

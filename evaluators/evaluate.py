@@ -22,10 +22,10 @@ from dgad_tk.distributed import from_all, world
 from dgad_tk.predictor import Predictor
 from evaluators.ball import Norm
 from evaluators.judge import check_images, compare_twin, images_of, judge
-from evaluators.probes import probe
+from evaluators.probes import exchanged_channels, probe
 from evaluators.record import IDLE, Evaluation, Outcome
 from evaluators.rows import Row
-from evaluators.search import Chunk, Found, search, verdict, with_smaller
+from evaluators.search import Chunk, Found, RowFailedError, search, verdict, with_smaller
 from evaluators.units import Unit, UnitStore, read_arrays, write_arrays
 
 CHUNK = 500
@@ -53,6 +53,7 @@ def evaluate(
     split: Split,
     rows: Sequence[Row],
     *,
+    classes: Sequence[str] = (),
     seed: int = 0,
     batch_size: int | None = None,
     store: Path | None = None,
@@ -65,6 +66,7 @@ def evaluate(
 
     Args:
         rows: from `plan`; the budget rows carry the threat.
+        classes: names of the classes, in the order of the labels; else those of the model's record, or numbers.
         seed: of every draw that an attack makes.
         batch_size: images at a time; some attacks by other packages draw batch by batch, so it belongs to the question.
             None is `default_batch_size`.
@@ -81,14 +83,17 @@ def evaluate(
     check_images(predictor, split)
     batch_size = batch_size or default_batch_size(predictor.input_shape)
     chunks = [slice(start, min(start + CHUNK, len(split))) for start in range(0, len(split), CHUNK)]
-    clean_pred, clean_right, digest, hashes = _clean(predictor, split, chunks, batch_size)
+    clean_pred, clean_finite, digest, hashes = _clean(predictor, split, chunks, batch_size)
+    clean_right = (clean_pred == split.labels) & clean_finite
     norm: Norm = next((row.norm for row in rows if row.eps is not None), "linf")
     eps = tuple(dict.fromkeys(row.eps for row in rows if row.eps is not None))
-    twin = compare_twin(predictor, split, batch_size)
+    twin = compare_twin(predictor, split, clean_finite, batch_size)
     probes = probe(predictor, split, clean_right, norm=norm, eps=max(eps, default=0.0), batch_size=batch_size)
+    probes |= exchanged_channels(predictor, split, clean_right, batch_size)
     reasons = _unfit(predictor, rows, split, batch_size, float(clean_right.mean()))
     work = _Work(predictor, split, chunks, hashes, clean_right, seed, batch_size, UnitStore(store), UnitStore(examples))
     done: dict[tuple[str, int], Unit] = {}
+    failed: dict[str, str] = {}
     families = list(dict.fromkeys(row.family for row in rows))
     # What a smaller radius breaks is known before a larger one is tried; what has no radius takes longest.
     asked = sorted((row for row in rows if row.id not in reasons), key=lambda row: row.eps or math.inf)
@@ -97,16 +102,26 @@ def evaluate(
             # A family stays in one process, since its radii build on each other.
             if (number + families.index(row.family)) % world().size != world().rank or not _reaches(row, chunk):
                 continue
+            if row.id in failed:
+                break
             if on_progress:  # a unit may take minutes
                 on_progress(_progress(row, position, len(asked), chunk.start, len(split), done))
             smaller = next((each for each in reversed(asked[:position]) if _builds_on(row, each)), None)
-            done[row.id, number] = work.unit(row, number, done[smaller.id, number] if smaller else None)
+            try:
+                # Of a smaller radius that failed nothing is known.
+                done[row.id, number] = work.unit(row, number, done.get((smaller.id, number)) if smaller else None)
+            except RowFailedError as error:
+                failed[row.id] = str(error)
+                break
             if on_progress:
                 on_progress(_progress(row, position, len(asked), chunk.stop, len(split), done))
-    done = {place: unit for part in from_all(done) for place, unit in part.items()}
+    every = from_all((done, failed))
+    done = {place: unit for part, _ in every for place, unit in part.items()}
+    # Of several reasons, the first process's counts.
+    failed = {name: reason for _, part in reversed(every) for name, reason in part.items()}
     outcomes: list[Outcome] = []
     for row in rows:
-        outcome = Outcome(row, reason=reasons.get(row.id, ""))
+        outcome = Outcome(row, reason=reasons.get(row.id, failed.get(row.id, "")), failed=row.id in failed)
         if not outcome.reason:
             numbers = [number for number, chunk in enumerate(chunks) if _reaches(row, chunk)]
             outcome.unit = _joined([done[row.id, number] for number in numbers], [chunks[each] for each in numbers])
@@ -117,6 +132,7 @@ def evaluate(
         split.labels,
         split.index,
         clean_pred,
+        clean_finite,
         clean_right,
         outcomes,
         twin,
@@ -127,7 +143,13 @@ def evaluate(
         seed,
         batch_size,
         split,
+        _class_names(predictor, split, classes),
     )
+
+
+def _class_names(predictor: Predictor, split: Split, given: Sequence[str]) -> tuple[str, ...]:
+    known = given or (predictor.artifact.classes if predictor.artifact else ())
+    return tuple(known) if len(known) > split.labels.max() else tuple(map(str, range(predictor.classes)))
 
 
 def _reaches(row: Row, chunk: slice) -> bool:
@@ -158,9 +180,9 @@ def default_batch_size(input_shape: tuple[int, int, int]) -> int:
 def _clean(
     predictor: Predictor, split: Split, chunks: Sequence[slice], batch_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], str, list[str]]:
-    """Clean predictions, which are right, and SHA-256 of all images and labels and of each chunk."""
+    """Clean predictions, where all logits are finite, and SHA-256 of all images and labels and of each chunk."""
     predictions: list[NDArray[np.int64]] = []
-    rights: list[NDArray[np.bool_]] = []
+    finites: list[NDArray[np.bool_]] = []
     hashes: list[str] = []
     total = hashlib.sha256()
     for chunk in chunks:
@@ -170,8 +192,8 @@ def _clean(
         hashes.append(hashlib.sha256(content).hexdigest())
         predicted, finite = judge(predictor, images_of(split, chunk), batch_size)
         predictions.append(predicted)
-        rights.append((predicted == labels) & finite)
-    return np.concatenate(predictions), np.concatenate(rights), total.hexdigest(), hashes
+        finites.append(finite)
+    return np.concatenate(predictions), np.concatenate(finites), total.hexdigest(), hashes
 
 
 @dataclass
@@ -196,7 +218,7 @@ class _Work:
             "model": self.predictor.sha256,
             "interface": self.predictor.interface.to_dict(),
             "runtime": self.predictor.runtime,
-            "smaller": list(row.smaller),
+            "smaller": list(row.smaller) if smaller is not None else [],
         }
         if (stored := self.units.get(question)) is not None:
             return stored
@@ -276,8 +298,8 @@ def _unfit_surrogates(rows: Sequence[Row], split: Split, batch_size: int, accura
         if surrogate.predictor is None:
             reasons[surrogate.name] = surrogate.reason
             continue
-        predicted, _ = judge(surrogate.predictor, images_of(sample, slice(None)), batch_size)
-        own = float((predicted == sample.labels).mean())
+        predicted, finite = judge(surrogate.predictor, images_of(sample, slice(None)), batch_size)
+        own = float(((predicted == sample.labels) & finite).mean())
         if own < accuracy - SURROGATE_SLACK:
             reasons[surrogate.name] = (
                 f"surrogate {surrogate.name} is right on {own:.1%} of the images, the target on {accuracy:.1%}: "

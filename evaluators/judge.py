@@ -7,10 +7,14 @@ from numpy.typing import NDArray
 from dgad_tk.common import UserError
 from dgad_tk.data import Split
 from dgad_tk.predictor import Images, Logits, Predictor
+from dgad_tk.spread import apart, grain, yardstick
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2}
-"""Largest difference of logits, relative to the largest logit. Half precision has steps of 1e-3 of a number, and some
-ten of them add up in a runtime that rounds after every layer."""
+"""Largest difference of logits, relative to how far apart they are. Half precision has steps of 1e-3 of a number, and
+some ten of them add up in a runtime that rounds after every layer."""
+GRAINS = 64
+"""Steps of float32 that logits may differ by besides. Where all of an image's are far from 0, sums of hundreds of terms
+are rounded in steps that large; that nothing finer is left, the checks tell."""
 INT8_STEPS = 2
 """Largest difference of logits in quantisation steps: what is next to a rounding boundary may fall on either side."""
 INT8_LEVELS = 255
@@ -46,55 +50,64 @@ def check_images(predictor: Predictor, split: Split) -> None:
             f"the model takes images of shape {predictor.input_shape} (C, H, W), the dataset has {shape}",
             hint="name the dataset it was trained on with --dataset, or --image-size for an image folder",
         )
-    if split.labels.max() >= predictor.classes:
-        raise UserError(
-            f"the model has {predictor.classes} classes, the dataset has a label {split.labels.max()}",
-            hint="name the dataset it was trained on with --dataset",
-        )
+    for label in (split.labels.min(), split.labels.max()):
+        if not 0 <= label < predictor.classes:
+            raise UserError(
+                f"the model has {predictor.classes} classes, the dataset has a label {label}",
+                hint="name the dataset it was trained on with --dataset",
+            )
 
 
-def compare_twin(predictor: Predictor, split: Split, batch_size: int) -> dict[str, float]:
-    """Runtime against module on the first images; nothing of a black box.
+def compare_twin(
+    predictor: Predictor, split: Split, clean_finite: NDArray[np.bool_], batch_size: int
+) -> dict[str, float]:
+    """Runtime against module on the first images that the runtime answers with numbers; nothing of a black box.
+
+    Args:
+        clean_finite: bool `(len(split),)`, where all clean logits of the runtime are finite.
 
     Raises:
-        UserError: logits that are not finite, or the two differ by more than rounding and by more than the runtime does
+        UserError: no image has finite logits, or the two differ by more than rounding and by more than the runtime does
             from itself.
     """
+    chosen = np.flatnonzero(clean_finite)[:batch_size]
+    if len(chosen) == 0:
+        raise UserError(
+            f"'{predictor.path}' answers every clean image with logits that are not finite",
+            hint="there is nothing to attack: look at its weights and how it was exported",
+        )
     if predictor.module is None:
         return {}
-    x = images_of(split, slice(0, batch_size))
+    x = images_of(split, chosen)
     device = next((value.device for value in predictor.module.state_dict().values()), torch.device("cpu"))
     with torch.no_grad():
         logits = predictor.module(torch.from_numpy(x).to(device))
         answers = logits if predictor.finish is None else predictor.finish(logits)
     ours, theirs = answers.cpu().numpy(), predictor.predict(x)
-    if not np.isfinite(theirs).all():
-        raise UserError(
-            f"'{predictor.path}' answers clean images with logits that are not finite",
-            hint="there is nothing to attack: look at its weights and how it was exported",
-        )
-    difference = float(np.abs(ours - theirs).max())
+    gaps = apart(ours, theirs)
     agreement = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
-    tolerance, exceptions = allowed(predictor, theirs)
-    close = difference <= tolerance and round((1 - agreement) * len(x)) <= exceptions
+    tolerances, exceptions = allowed(predictor, theirs)
+    close = bool((gaps <= tolerances).all()) and round((1 - agreement) * len(x)) <= exceptions
     # A model with random answers differs from itself too: that is for the checks to tell, not a defect of conversion.
-    if not close and not any(np.abs(predictor.predict(x) - theirs).max() > tolerance for _ in range(REPEATS)):
+    if not close and not any((apart(predictor.predict(x), theirs) > tolerances).any() for _ in range(REPEATS)):
+        worst = int(np.argmax(gaps - tolerances))
         raise UserError(
             f"'{predictor.path}': gradients would come from a module that differs from the runtime: max |difference| "
-            f"{difference:.3g} of logits up to {np.abs(theirs).max():.3g} where {tolerance:.3g} is allowed, "
-            f"{agreement:.1%} equal predictions",
+            f"{gaps[worst]:.3g} of logits up to {np.abs(theirs[worst]).max():.3g} where {tolerances[worst]:.3g} is "
+            f"allowed, {agreement:.1%} equal predictions",
             hint="this is a defect of the conversion; please report it with the file",
         )
-    return {"max_abs_diff": difference, "argmax_agreement": agreement}
+    return {"max_abs_diff": float(gaps.max()), "argmax_agreement": agreement}
 
 
-def allowed(predictor: Predictor, logits: Logits) -> tuple[float, float]:
-    """By how much the module's logits may differ from the runtime's `logits`, and its predictions for how many."""
+def allowed(predictor: Predictor, logits: Logits) -> tuple[NDArray[np.float64], float]:
+    """By how much the module's logits may differ from the runtime's `logits`, for each image `(N,)`, and its
+    predictions for how many of them."""
     precision = predictor.precision
     exceptions = max(1.0, (1 - AGREEMENTS[precision]) * len(logits))  # one near tie is no defect, in a small batch too
     if precision != "int8":
-        return TOLERANCES[precision] * max(1.0, float(np.abs(logits).max())), exceptions
+        return TOLERANCES[precision] * yardstick(logits) + GRAINS * grain(logits), exceptions
     step = predictor.logit_step or float(np.ptp(logits)) / INT8_LEVELS
     # A step of one logit moves the logarithm of every probability, and its own by twice as much.
     steps = INT8_STEPS * (1 if predictor.finish is None else 2)
-    return (steps + 0.01) * step, exceptions
+    return np.full(len(logits), (steps + 0.01) * step), exceptions

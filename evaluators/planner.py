@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dgad_tk.common import UserError
-from evaluators.ball import wilson
+from dgad_tk.shares import wilson
 from evaluators.evaluate import CHUNK
 from evaluators.rows import Row
 from evaluators.survey import PILOT_MOST, Costs, Survey

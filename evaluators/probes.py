@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dgad_tk.config import ThreatModel
@@ -20,6 +20,7 @@ from dgad_tk.data import Split
 from dgad_tk.inner_max import inner_max
 from dgad_tk.losses import cross_entropy, margin
 from dgad_tk.predictor import Images, Logits, Predictor
+from dgad_tk.spread import apart, grain, yardstick
 from evaluators.attacks.native import Victim
 from evaluators.ball import Norm, into_ball
 from evaluators.estimators import to_estimator
@@ -27,14 +28,13 @@ from evaluators.judge import REPEATS, allowed, images_of, judge
 
 LARGEST, SMALLEST, PIXELS = 64, 16, 2**18
 """Images looked at: as many as make PIXELS pixels a channel, at most LARGEST and at least SMALLEST."""
+MANY = 256
+"""Images that are looked at where that takes one prediction each."""
 STEPS = 20
 WAYPOINTS = (0, 1, 5, 10, STEPS)
 """Steps of PGD after which its mean loss is noted."""
-VANISHED = {"linf": 0.0, "l2": 1e-12}
-"""Norm of a gradient that gives no step: only 0 has no sign, but a unit vector is made with a floor below it."""
-
 FAR = 1e9
-"""The difference of a number and what is none."""
+"""A difference, in whatever it is measured by, of a number and what is none."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits `(N, K)` and labels `(N,)` to what an attack makes large, `(N,)`."""
@@ -56,15 +56,18 @@ def probe(
 
         - `images`: how many were looked at.
         - `random_logits`, `random_predictions`: largest difference of a second answer to the same batch, relative to
-          the largest logit, and the share of images whose prediction differs.
+          how far apart an image's logits are, and the share of images whose prediction differs.
         - `batch_logits`, `batch_predictions`: the same for images asked in another order and in halves, relative to the
           rounding that is allowed.
+        - `grain`: the step of float32 at an image's largest logit, relative to how far apart its logits are; of the
+          median image.
         - `looks_like_probabilities`: 1 if the outputs are not negative and sum to 1.
         - `zero_gradients`, `zero_margin_gradients`: share of images whose gradient of the cross-entropy, or of the
-          margin, is too small to give a step.
+          margin, is zero, so that it leads nowhere.
         - `non_finite_gradients`: share of images with a non-finite one of either.
         - `left_at_eps_1`: share that PGD on the margin leaves right when it may do anything to an image.
         - `loss_at_0` … `loss_at_20`: mean cross-entropy along PGD at `eps`, from the image itself, steps of eps / 4.
+          Of logits that are less than 1 apart, as if they were 1 apart.
         - `loss_fgsm`, `left_fgsm`, `left_pgd`: mean loss, and share left right, of one step of `eps` and of that PGD.
         - `module_only`: share of images that PGD or FGSM breaks for the module but not for the runtime.
     """
@@ -74,30 +77,58 @@ def probe(
     if len(chosen) == 0:
         return found
     x, labels = images_of(split, chosen), split.labels[chosen]
-    found |= _answers(predictor, x, batch_size)
+    first = _predicted(predictor, x, batch_size)
+    found |= _answers(predictor, x, first, batch_size)
     if predictor.module is not None:
-        found |= _gradients(predictor, x, labels, norm, eps, batch_size)
+        # Where logits are much less than 1 apart, float32 would not show that the cross-entropy rises.
+        unit = min(1.0, float(np.median(yardstick(first)))) or 1.0
+        found |= _gradients(predictor, x, labels, norm, eps, unit, batch_size)
     return found
 
 
-def _answers(predictor: Predictor, x: Images, batch_size: int) -> dict[str, float]:
-    first = _predicted(predictor, x, batch_size)
+def exchanged_channels(
+    predictor: Predictor, split: Split, clean_right: NDArray[np.bool_], batch_size: int
+) -> dict[str, float]:
+    """Whether the model knows the images better with red and blue exchanged, as OpenCV and Caffe order them.
+
+    Returns:
+        `exchange_images`: how many were looked at, the first MANY; and of these `exchange_rights` and
+        `exchange_spoils`: how many the exchange makes right, and how many it makes wrong. Nothing of images that are
+        grey or all right.
+    """
+    count = min(len(split), MANY)
+    if predictor.input_shape[0] != 3 or clean_right[:count].all():
+        return {}
+    x, before = images_of(split, slice(0, count)), clean_right[:count]
+    predicted, finite = judge(predictor, np.ascontiguousarray(x[:, ::-1]), batch_size)
+    after = (predicted == split.labels[:count]) & finite
+    return {
+        "exchange_images": float(count),
+        "exchange_rights": float((after & ~before).sum()),
+        "exchange_spoils": float((before & ~after).sum()),
+    }
+
+
+def _answers(predictor: Predictor, x: Images, first: Logits, batch_size: int) -> dict[str, float]:
     again = [_predicted(predictor, x, batch_size) for _ in range(REPEATS)]
     # Neither a neighbour nor the number of images may matter.
-    apart = _predicted(predictor, x[::-1].copy(), max(1, min(batch_size, len(x)) // 2))[::-1]
-    largest, rounding = max(1.0, float(np.abs(first).max())), max(allowed(predictor, first)[0], 1e-6)
+    regrouped = _predicted(predictor, x[::-1].copy(), max(1, min(batch_size, len(x)) // 2))[::-1]
+    rounding = allowed(predictor, first)[0]
     return {
-        "random_logits": max(_apart(each, first) for each in again) / largest,
+        "random_logits": max(_relative(apart(each, first), yardstick(first)) for each in again),
         "random_predictions": max(_share(each.argmax(axis=1) != first.argmax(axis=1)) for each in again),
-        "batch_logits": _apart(apart, first) / rounding,
-        "batch_predictions": _share(apart.argmax(axis=1) != first.argmax(axis=1)),
+        "batch_logits": _relative(apart(regrouped, first), rounding),
+        "batch_predictions": _share(regrouped.argmax(axis=1) != first.argmax(axis=1)),
+        "grain": _relative(np.median(grain(first)), np.median(yardstick(first))),
         "looks_like_probabilities": float((first >= 0).all() and np.allclose(first.sum(axis=1), 1.0, atol=1e-4)),
     }
 
 
-def _apart(one: Logits, other: Logits) -> float:
-    gap = np.abs(one.astype(np.float64) - other)
-    return float(np.nan_to_num(gap, nan=FAR, posinf=FAR).max())
+def _relative(gaps: ArrayLike, units: ArrayLike) -> float:
+    """The largest of `gaps`, each in its unit; FAR where there is no unit to speak of, and at most that."""
+    gaps = np.asarray(gaps)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.where(gaps == 0, 0.0, np.minimum(gaps / np.asarray(units), FAR)).max())
 
 
 def _predicted(predictor: Predictor, x: Images, batch_size: int) -> Logits:
@@ -106,7 +137,13 @@ def _predicted(predictor: Predictor, x: Images, batch_size: int) -> Logits:
 
 
 def _gradients(
-    predictor: Predictor, x: Images, labels: NDArray[np.int64], norm: Norm, eps: float, batch_size: int
+    predictor: Predictor,
+    x: Images,
+    labels: NDArray[np.int64],
+    norm: Norm,
+    eps: float,
+    unit: float,
+    batch_size: int,
 ) -> dict[str, float]:
     victim = Victim(to_estimator(predictor))
     batches = [
@@ -120,11 +157,11 @@ def _gradients(
         torch.cat([_gradient(victim, loss, images, truth) for images, truth in batches]).flatten(1)
         for loss in (cross_entropy, _lead)
     ]
-    small = [torch.linalg.vector_norm(gradient, dim=1) <= VANISHED[ball] for gradient in gradients]
+    zero = [(gradient == 0).all(dim=1) for gradient in gradients]
     finite = torch.stack([gradient.isfinite().all(dim=1) for gradient in gradients]).all(dim=0)
     found = {
-        "zero_gradients": _share(small[0]),
-        "zero_margin_gradients": _share(small[1]),
+        "zero_gradients": _share(zero[0]),
+        "zero_margin_gradients": _share(zero[1]),
         "non_finite_gradients": _share(~finite),
     }
     # All of [0, 1] is within 1 of any image in Linf, so this asks the same of a model whatever its norm.
@@ -134,8 +171,8 @@ def _gradients(
     if eps > 0:
         many = ThreatModel.of(ball, radius, STEPS)
         one = many.model_copy(update={"step_size": radius, "steps": 1})
-        x_many, losses = _ascend(victim, cross_entropy, batches, many)
-        x_one, losses_one = _ascend(victim, cross_entropy, batches, one)
+        x_many, losses = _ascend(victim, cross_entropy, batches, many, unit)
+        x_one, losses_one = _ascend(victim, cross_entropy, batches, one, unit)
         known = np.isfinite(losses).all(axis=0) & np.isfinite(losses_one).all(axis=0)
         if known.any():
             found |= {f"loss_at_{step}": float(losses[step, known].mean()) for step in WAYPOINTS}
@@ -164,16 +201,18 @@ def _gradient(victim: Victim, loss: Loss, x: Tensor, labels: Tensor) -> Tensor:
 
 
 def _ascend(
-    victim: Victim, loss: Loss, batches: list[tuple[Tensor, ...]], threat: ThreatModel
+    victim: Victim, loss: Loss, batches: list[tuple[Tensor, ...]], threat: ThreatModel, unit: float = 1.0
 ) -> tuple[Images, NDArray[np.float32]]:
-    """The last iterates of PGD from the images themselves, and the loss after 0 to `steps` steps, `(steps + 1, N)`."""
+    """The last iterates of PGD from the images themselves, and the loss after 0 to `steps` steps, `(steps + 1, N)`, of
+    logits measured in `unit`."""
     found, losses = [], []
     for x, labels in batches:
         passed: list[Tensor] = []
 
         def noted(images: Tensor, labels: Tensor = labels, passed: list[Tensor] = passed) -> Tensor:
-            value = loss(victim.logits(images), labels)
-            passed.append(value.detach())
+            logits = victim.logits(images)
+            value = loss(logits, labels)
+            passed.append(value.detach() if unit == 1 else loss(logits.detach() / unit, labels))
             return value
 
         x_adv = inner_max(noted, x, x, threat)

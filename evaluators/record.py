@@ -1,6 +1,7 @@
 """The record of an evaluation: for every image and every row, what the deployed runtime answered."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,20 @@ IDLE = "unreliable: the attack changed under 1 % of the attacked images"
 
 @dataclass
 class Outcome:
-    """A row and its units, joined over the chunks; `reason` says why there are none."""
+    """A row and its units, joined over the chunks; `reason` says why there are none.
+
+    A row without units was skipped, since it could not be run on this model, or has `failed` half-way.
+    """
 
     row: Row
     unit: Unit | None = None
     reason: str = ""
+    failed: bool = False
     flags: list[str] = field(default_factory=list)
+
+    @property
+    def status(self) -> Literal["done", "skipped", "failed"]:
+        return "done" if self.unit is not None else "failed" if self.failed else "skipped"
 
 
 @dataclass(frozen=True)
@@ -32,17 +41,20 @@ class Evaluation:
         predictor: what was evaluated.
         labels, clean_pred: int64 `(n,)`.
         index: int64 `(n,)`, rows of the dataset.
-        clean_right: bool `(n,)`; a non-finite logit counts as wrong.
+        clean_finite: bool `(n,)`, where all clean logits are finite.
+        clean_right: bool `(n,)`; an image with a logit that is not finite counts as wrong.
         outcomes: a row each.
         twin: difference of module and runtime on clean images.
         probes: what the checks need to know about the model itself.
         images_sha256: of the images and labels that were evaluated.
+        classes: names of the classes, in the order of the labels.
     """
 
     predictor: Predictor
     labels: NDArray[np.int64]
     index: NDArray[np.int64]
     clean_pred: NDArray[np.int64]
+    clean_finite: NDArray[np.bool_]
     clean_right: NDArray[np.bool_]
     outcomes: list[Outcome]
     twin: dict[str, float]
@@ -53,6 +65,7 @@ class Evaluation:
     seed: int
     batch_size: int
     split: Split
+    classes: tuple[str, ...]
 
     @property
     def clean_accuracy(self) -> float:

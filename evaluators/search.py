@@ -1,6 +1,8 @@
 """One attack on one chunk of images: the search on its source, the verdict by the deployed runtime of the target."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 from art.estimators.classification.classifier import ClassifierMixin
 from numpy.typing import NDArray
 
+from dgad_tk.common import UserError, first_line
 from dgad_tk.predictor import Images, Logits, Predictor
 from evaluators.attacks import Budget
 from evaluators.ball import into_ball, l2, linf
@@ -31,6 +34,10 @@ class Chunk:
     def only(self, where: NDArray[np.bool_]) -> "Chunk":
         """Those `where` is true."""
         return Chunk(self.images[where], self.labels[where], self.index[where])
+
+
+class RowFailedError(Exception):
+    """Another library's attack raised, or gave back what are no images; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +66,24 @@ class Found:
 
 
 def search(source: Predictor, row: Row, chunk: Chunk, *, seed: int, batch_size: int, halfway: Halfway) -> Found:
-    """Let the row's attack look for adversarial images of `source`."""
+    """Let the row's attack look for adversarial images of `source`.
+
+    Raises:
+        RowFailedError: another library's attack did not come to its end. What ours raises is a bug, and stays one.
+    """
     begun = time.perf_counter()
     passes = _Passes(source)
     if len(chunk.labels) == 0:
         return Found(chunk.images, 0.0, 0, 0, np.zeros(0, np.int8), [], [], [])
-    attack = row.spec.build(passes.estimator, Budget(row.norm, row.eps or 0.0, seed, batch_size), row.params)
-    if hasattr(attack, "halfway"):
-        attack.halfway = _Counting(halfway, passes)
-    extra = {"index": chunk.index} if row.spec.indexed else {}
-    x_adv = np.asarray(attack.generate(chunk.images, chunk.labels, **extra), dtype=np.float32)
+    budget = Budget(row.norm, row.eps or 0.0, seed, batch_size)
+    with _failing(row):
+        attack = row.spec.build(passes.estimator, budget, row.params)
+        if hasattr(attack, "halfway"):
+            attack.halfway = _Counting(halfway, passes)
+        extra = {"index": chunk.index} if row.spec.indexed else {}
+        x_adv = np.asarray(attack.generate(chunk.images, chunk.labels, **extra), dtype=np.float32)
+        if x_adv.shape != chunk.images.shape:
+            raise ValueError(f"it answered images of shape {chunk.images.shape} with {x_adv.shape}")
     none = np.full(len(chunk.labels), -1, dtype=np.int8)
     return Found(
         x_adv,
@@ -80,6 +95,18 @@ def search(source: Predictor, row: Row, chunk: Chunk, *, seed: int, batch_size: 
         list(getattr(attack, "stage_seconds", ())),
         list(getattr(attack, "warnings", ())),
     )
+
+
+@contextmanager
+def _failing(row: Row) -> Iterator[None]:
+    try:
+        yield
+    except UserError:  # the user can do something about it, such as install the library
+        raise
+    except Exception as error:  # what another library's attack raises is not known beforehand
+        if not row.spec.foreign:
+            raise
+        raise RowFailedError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 def verdict(

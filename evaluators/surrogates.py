@@ -11,6 +11,7 @@ from dgad_tk.data import Dataset
 from dgad_tk.epoch import OnProgress
 from dgad_tk.fit import fit
 from dgad_tk.methods import build_method
+from dgad_tk.names import check_utf8
 from dgad_tk.predictor import Predictor, load_safetensors
 from dgad_tk.runs import RunFolder
 from dgad_tk.train import pick_device
@@ -27,7 +28,11 @@ def made_on_the_spot(dataset: Dataset, *, on_progress: OnProgress | None = None)
     """Two standard-trained surrogates, a small and a larger one, cached by their training and its images.
 
     Their accuracy depends on how far a machine gets in SECONDS; their weights' SHA-256 goes into the results.
+
+    Raises:
+        UserError: the cache folder has a name that safetensors cannot open.
     """
+    check_utf8(str(cache_dir()), "the cache folder", "set the environment variable DGAD_CACHE to another folder")
     if len(dataset.train) == 0:
         reason = f"'{dataset.name}' has no training images to make a surrogate from"
         return [Surrogate(name, None, reason) for name in MODELS]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from evaluators.ball import bounds, into_ball, l1, l2, linf, wilson
+from dgad_tk.shares import wilson
+from evaluators.ball import bounds, into_ball, l1, l2, linf
 
 
 @pytest.mark.parametrize("eps", [8 / 255, 0.1, 0.15, 1 / 3, 1e-3])

@@ -94,7 +94,7 @@ def test_a_healthy_model_is_believed(robust: Small, norm: str, eps: float) -> No
     verdict, items = check(evaluation)
     assert verdict == "high", items
     assert {item.name for item in items} == {
-        *("random", "batch", "logits", "gradients", "eps 1", "twin", "loss", "single step", "more steps"),
+        *("random", "batch", "rounding", "logits", "gradients", "eps 1", "twin", "loss", "single step", "more steps"),
     }
     assert evaluation.worst_case(eps) > 0.3
 
@@ -307,7 +307,7 @@ def test_what_was_not_tried(robust: Small) -> None:
     found = probe(box, load_dataset("digits").test, np.ones(20, np.bool_), norm="linf", eps=EPS, batch_size=20)
     assert set(found) == {
         *("images", "random_logits", "random_predictions", "batch_logits", "batch_predictions"),
-        "looks_like_probabilities",
+        *("grain", "looks_like_probabilities"),
     }
     assert doubts(replace(run(robust, n=20), predictor=box, probes=found)) == {"gradients": "warn"}
 

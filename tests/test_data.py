@@ -14,7 +14,7 @@ from dgad_tk.common import UserError
 from dgad_tk.data import DATASETS, Dataset, load_dataset
 from dgad_tk.data.fashion_mnist import _find
 from dgad_tk.data.spec import Part
-from dgad_tk.data.splits import make_splits, stratified_order
+from dgad_tk.data.splits import make_splits, shares_images, stratified_order, without_images
 
 Pixels = NDArray[np.uint8]
 
@@ -133,6 +133,77 @@ def test_val_is_held_out_of_train_without_overlap(tmp_path: Path) -> None:
     assert sorted([*dataset.train.index, *dataset.val.index]) == list(range(200))
     assert np.bincount(dataset.val.labels).tolist() == [2] * 10
     assert all_rows(dataset) == sorted(image.tobytes() for image in arrays["train-images-idx3-ubyte"])
+
+
+def part_of_classes(*counts: int) -> Part:
+    labels = np.repeat(np.arange(len(counts)), counts).astype(np.int64)
+    return Part(np.zeros((len(labels), 1, 1, 1), np.uint8), labels)
+
+
+@pytest.mark.parametrize(
+    "counts", [(1,) * 20, (1, 1), (2,) * 5, (1,) * 30 + (2,) * 3, (200, 1, 1, 1), (1,) * 500 + (5000,), (3, 1, 1, 1)]
+)
+def test_every_class_keeps_an_image_to_train_on(counts: tuple[int, ...]) -> None:
+    part = part_of_classes(*counts)
+    train, val, _ = make_splits({"train": part, "test": part})
+    assert set(train.labels.tolist()) == set(range(len(counts)))
+    assert len(val) >= 1
+    if max(counts) == 1:
+        assert shares_images(train, val)
+    else:  # validation takes what others can spare
+        assert not shares_images(train, val)
+        assert sorted([*train.index, *val.index]) == list(range(len(part.labels)))
+
+
+@pytest.mark.parametrize("counts", [(50, 50, 50), (200, 30, 7, 6), (10, 10), (1000, 20, 20)])
+def test_splits_of_enough_images_are_the_first_tenth_and_the_rest(counts: tuple[int, ...]) -> None:
+    part = part_of_classes(*counts)
+    train, val, _ = make_splits({"train": part, "test": part})
+    order = stratified_order(part.labels, "train")
+    held_out = round(len(order) / 10)
+    assert val.index.tolist() == order[:held_out].tolist()
+    assert train.index.tolist() == order[held_out:].tolist()
+
+
+def test_one_image_a_class_is_trained_and_validated_on_and_said(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "data", per_class=1)
+    dataset = load_dataset("imagefolder", data_dir=root)
+    assert sorted(dataset.train.labels.tolist()) == [0, 1]
+    assert sorted(dataset.train_and_val.index.tolist()) == [0, 1]  # none twice
+    assert dataset.notes == (
+        "imagefolder: no class has an image to spare, so validation is on 1 of the 2 training images, and its accuracy "
+        "is none of held-out images",
+    )
+
+
+def test_classes_that_a_limit_empties_are_counted_and_named() -> None:
+    part = part_of_classes(*(10,) * 20)
+    train, _, _ = make_splits({"train": part, "test": part})
+    names = [f"item{k:02d}" for k in range(20)]
+    assert without_images(train, names) == ""
+    assert without_images(train.subset(20), names) == ""
+    few = train.subset(5)
+    lost = [name for k, name in enumerate(names) if k not in few.labels]
+    assert without_images(few, names) == (
+        f"classes without an image to train on: 15 of 20 ({', '.join(lost[:10])}, ...)"
+    )
+
+
+def test_a_channel_that_hardly_varies_is_divided_by_a_grey_level(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "data", per_class=6)
+    for path in root.glob("*/*/*.png"):
+        pixels = np.array(Image.open(path))
+        pixels[..., 2] = 7
+        pixels[0, 0, 2] = 8  # one of 64 pixels: a deviation of an eighth of a grey level
+        Image.fromarray(pixels).save(path)
+    dataset = load_dataset("imagefolder", data_dir=root, image_size=8)
+    pixels = dataset.train.take(slice(None)) / 255
+    mean, std = dataset.statistics()
+    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(std[:2], pixels.std(axis=(0, 2, 3))[:2], rtol=1e-12)
+    assert std[2] == 1 / 255
+    assert dataset.flat_channels == (2,)
+    assert load_dataset("digits").flat_channels == ()
 
 
 def test_validation_never_exceeds_a_thousand() -> None:
@@ -254,8 +325,8 @@ def test_imagefolder_labels_follow_sorted_names(tmp_path: Path) -> None:
 def test_threads_decode_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_tree(tmp_path / "data", per_class=9)
     alone = load_dataset("imagefolder", data_dir=root)
-    monkeypatch.setattr("dgad_tk.data.imagefolder.THREADS_FROM_BYTES", 0)
-    monkeypatch.setattr("dgad_tk.data.imagefolder.BLOCK_BYTES", 1)
+    monkeypatch.setattr("dgad_tk.data.decoding.THREADS_FROM_BYTES", 0)
+    monkeypatch.setattr("dgad_tk.data.decoding.BLOCK_BYTES", 1)
     monkeypatch.setenv("DGAD_CACHE", str(tmp_path / "another"))
     assert load_dataset("imagefolder", data_dir=root).sha256 == alone.sha256
 
@@ -336,9 +407,9 @@ def spoil(root: Path, how: str) -> None:
             for folder in ("train", "test"):
                 (root / folder / "dog").rename(root / f"away-{folder}")
         case "no train":
-            (root / "train").rename(root / "training")
+            (root / "train").rename(root / "learn")
         case "no test":
-            (root / "test").rename(root / "testing")
+            (root / "test").rename(root / "judge")
         case "no class folders":
             (root / "test").rename(root / "old")
             (root / "test").mkdir()

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dgad_tk.common import UserError
-from dgad_tk.data import Dataset, cache, fingerprint, imagefolder, load_dataset
+from dgad_tk.data import Dataset, cache, decoding, fingerprint, load_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_arrays_are_plain_npy_files(tree: Path, cache_folder: Path) -> None:
 
 def test_second_load_reads_no_image(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(tree)
-    forbid(monkeypatch, imagefolder, "decode")
+    forbid(monkeypatch, decoding, "decode")
     forbid(monkeypatch, fingerprint, "sha256_file")
     second = load(tree)
     assert (second.sha256, second.classes, second.options) == (first.sha256, first.classes, first.options)
@@ -70,7 +70,7 @@ def test_second_load_reads_no_image(tree: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_copy_elsewhere_is_hashed_but_not_decoded(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = load(tree).sha256
     shutil.copytree(tree, tree.parent / "copy")
-    forbid(monkeypatch, imagefolder, "decode")
+    forbid(monkeypatch, decoding, "decode")
     assert load(tree.parent / "copy").sha256 == expected
 
 
@@ -248,14 +248,14 @@ def test_a_full_index_does_not_matter(tree: Path, cache_folder: Path) -> None:
 
 
 def test_files_that_change_meanwhile(tree: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = imagefolder.decode
+    decode = decoding.decode
 
     def meddling(path: Path, size: int, *, exact: bool) -> object:
         if path == tree / "train" / "dog" / "3.png":
             (tree / "train" / "cat" / "0.png").write_bytes(b"")
         return decode(path, size, exact=exact)
 
-    monkeypatch.setattr(imagefolder, "decode", meddling)
+    monkeypatch.setattr(decoding, "decode", meddling)
     with pytest.raises(UserError, match=r"0\.png was changed while it was being read"):
         load(tree)
     assert not entries(cache_folder)

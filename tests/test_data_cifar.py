@@ -295,6 +295,8 @@ def spoil(folder: Path, how: str) -> None:
         case "empty":
             path.write_bytes(b"")
         case "no pickle":
+            path.write_bytes(b"not found")
+        case "a page":
             path.write_bytes(b"<html>not found</html>")
         case "longer":
             path.write_bytes(whole + b"x")
@@ -329,8 +331,9 @@ def spoil(folder: Path, how: str) -> None:
     [
         ("cut", "data_batch_2 cannot be read as CIFAR-10: it ends too early"),
         ("cut in the labels", "data_batch_2 cannot be read as CIFAR-10: it ends too early"),
-        ("empty", "data_batch_2 cannot be read as CIFAR-10: it ends too early"),
+        ("empty", "data_batch_2 cannot be read as CIFAR-10: it is an empty file"),
         ("no pickle", "data_batch_2 cannot be read as CIFAR-10: it is no pickle"),
+        ("a page", "data_batch_2 cannot be read as CIFAR-10: it is an HTML page"),
         ("longer", "data_batch_2 cannot be read as CIFAR-10: it is longer"),
         ("a list", "holds a list, not a dict"),
         ("meta cut", "batches.meta cannot be read as CIFAR-10's class names: it ends too early"),

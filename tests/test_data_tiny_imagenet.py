@@ -144,3 +144,11 @@ def test_how_to_get_it_is_said(tmp_path: Path, download: bool) -> None:
 
 def test_download_is_content_with_what_is_there(official: Path) -> None:
     assert len(load_dataset("tiny-imagenet", data_dir=official, download=True).test) == 9
+
+
+def test_what_the_archive_has_no_place_for_is_counted(official: Path) -> None:
+    assert load_dataset("tiny-imagenet", data_dir=official).notes == ()  # boxes and labels belong there
+    shutil.copy(official / "val" / "images" / "val_0.JPEG", official / "train" / WNIDS[0] / "images" / "more.heic")
+    assert load_dataset("tiny-imagenet", data_dir=official).notes == (
+        f"{official / 'train'}: 1 file passed over in 1 of 3 class folders: 1 .heic",
+    )

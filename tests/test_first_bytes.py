@@ -11,7 +11,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
 
 PLACEHOLDERS = {
     "a Git LFS pointer": LFS,
-    "a git-annex pointer": b"/annex/objects/SHA256E-s31390--f50d7ac4c6b9031379986bc362fcefb65f1e52621ce1708d537e740fefc59cc0.jpg",
+    "a git-annex pointer": b"/annex/objects/SHA256E-s31390--" + b"f5" * 32 + b".jpg",
     "an HTML page": b"<!DOCTYPE html><html><head><title>Sign in</title></head></html>",
     "an XML document": b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code></Error>',
     "a server's error message": b'{"error":"Access to this model is restricted"}',

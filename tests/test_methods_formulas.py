@@ -346,6 +346,18 @@ def test_step_equals_the_formula(name: str) -> None:
     assert all(close(a, b) for pair in zip(trace, expected, strict=True) for a, b in zip(*pair, strict=True))
 
 
+@pytest.mark.parametrize("n", [3, 5, 7, 13])
+def test_the_share_of_wrong_samples_is_as_exact_as_the_step(n: int) -> None:
+    """A last batch of a size whose fractions no binary number holds, unlike the golden sixteen."""
+    x, adv, y = GOLDEN["x"][:n], GOLDEN["x_adv"][:n], GOLDEN["y"][:n]
+    teacher, method = GOLDEN.network("teacher").eval(), build_method("dgad", {})
+    batch = replace(GOLDEN.batch(), x=x, y=y, x_adv=adv, n=n)
+    loss = method.step(GOLDEN.network("student").train(), teacher, batch, GOLDEN.threat()).loss
+    expected = dgad(**FULL)(GOLDEN.network("student").train(), lambda z: silently(teacher, z), x, adv, y)
+    # Some tens of float64 operations on numbers around 1; a share in float32 is 1e-8 off.
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
+
+
 def test_these_comparisons_can_fail() -> None:
     """The sixteen rows of Table 2 are told apart, but for ELS(x) without MAP, where no clean target is used."""
     losses = {row: ours(build_method(*CASES[row][:2]), 0)[0].loss.item() for row in TABLE_2}

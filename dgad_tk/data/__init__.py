@@ -7,7 +7,8 @@ from pathlib import Path
 from dgad_tk.common import UserError, lookup
 from dgad_tk.data import cifar, digits, fashion_mnist, imagefolder, svhn, tiny_imagenet
 from dgad_tk.data.spec import Augmentation, Dataset, DatasetSpec, Split
-from dgad_tk.data.splits import make_splits
+from dgad_tk.data.splits import make_splits, shares_images
+from dgad_tk.names import check_utf8, is_utf8
 
 __all__ = ["DATASETS", "Augmentation", "Dataset", "DatasetSpec", "Split", "load_dataset"]
 
@@ -96,7 +97,8 @@ def load_dataset(
         download: fetch the files first unless they are there; otherwise nothing is ever fetched.
 
     Raises:
-        UserError: unknown name, an option that does not apply, data that are missing or damaged, or no network.
+        UserError: unknown name, an option that does not apply, data that are missing or damaged, a folder or a class
+            with a name that is no UTF-8, or no network.
     """
     spec = lookup(DATASETS, name, "dataset")
     if image_size is not None and not spec.resizable:
@@ -105,6 +107,7 @@ def load_dataset(
             hint="only imagefolder resizes; leave the option out",
         )
     folder = data_dir and Path(os.path.expanduser(data_dir))
+    place = _place(folder) if folder is not None else None
     if download:
         if spec.download is None:
             raise UserError(f"dataset '{name}' takes no --download", hint="there is nothing to fetch; leave it out")
@@ -112,9 +115,27 @@ def load_dataset(
     decoded = spec.load(folder, image_size)
 
     options: dict[str, str | int] = {}
-    if data_dir is not None:
-        options["data_dir"] = str(data_dir.expanduser().resolve())
+    if place is not None:
+        options["data_dir"] = place
     if decoded.image_size is not None:
         options["image_size"] = decoded.image_size
     train, val, test = make_splits(decoded.parts)
-    return Dataset(spec, name, decoded.classes, train, val, test, options, decoded.sha256)
+    notes = decoded.notes
+    if shares_images(train, val):
+        notes += (
+            f"{name}: no class has an image to spare, so validation is on {len(val)} of the {len(train)} training "
+            "images, and its accuracy is none of held-out images",
+        )
+    return Dataset(spec, name, decoded.classes, train, val, test, options, decoded.sha256, notes)
+
+
+def _place(folder: Path) -> str:
+    """Where the images are, as records keep it: the real folder, unless only a link to it has a name that is text.
+
+    Raises:
+        UserError: neither has one.
+    """
+    real = str(folder.resolve())
+    given = real if is_utf8(real) else os.path.abspath(folder)
+    check_utf8(given, "the path of the images")
+    return given

@@ -2,11 +2,12 @@
 
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
 from dgad_tk.common import UserError
+from dgad_tk.first_bytes import placeholder
 
 
 class Readable(Protocol):
@@ -25,10 +26,11 @@ def readable(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path} cannot be read as {what}: {reason}", hint="delete the file and fetch it again"
-        ) from None
+        reason, hint = " ".join(str(error).split()), "delete the file and fetch it again"
+        with suppress(OSError):
+            if found := placeholder(path):
+                reason, hint = f"it is {found[0]}", found[1]
+        raise UserError(f"{path} cannot be read as {what}: {reason}", hint=hint) from None
 
 
 def exactly(file: Readable, size: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from dgad_tk.common import UserError
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Shape = tuple[int, int, int]
+
+GREY_LEVEL = 1 / 255
+"""One step of an 8-bit image, in units of [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,14 @@ class Decoded:
         parts: "train", "test" and, where the data come with one of their own, "val".
         sha256: of class names, labels and pixels; the same images in another container have the same one.
         image_size: the size the images were brought to, None where the data have one size of their own.
+        notes: what was found and not used, a sentence each. The cache keeps none: they are of the files as they are.
     """
 
     classes: list[str]
     parts: Mapping[str, Part]
     sha256: str
     image_size: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,10 +147,12 @@ class Dataset:
         name: of the row.
         classes: class names in the order of the labels.
         train: the training split, without what is held out as `val`.
-        val: held out of the training data, for choosing a checkpoint.
+        val: held out of the training data, for choosing a checkpoint. Where no class has an image to spare, some of
+            the training images themselves; a note says so.
         test: for reporting.
         options: what `load_dataset` takes to load the same again: `data_dir` as given, `image_size`.
         sha256: of the decoded content.
+        notes: what a user should know about these data, a sentence each.
     """
 
     spec: DatasetSpec
@@ -155,6 +163,7 @@ class Dataset:
     test: Split
     options: dict[str, str | int]
     sha256: str
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> Shape:
@@ -167,8 +176,9 @@ class Dataset:
         """All training images, for runs that hold none of them out: where validation was cut from them, with it."""
         if self.val.base is not self.train.base:
             return self.train
-        index = np.concatenate([self.val.index, self.train.index])
-        return replace(self.train, index=index, labels=np.concatenate([self.val.labels, self.train.labels]))
+        fresh = ~np.isin(self.val.index, self.train.index)  # all of them, unless no image was to spare
+        index = np.concatenate([self.val.index[fresh], self.train.index])
+        return replace(self.train, index=index, labels=np.concatenate([self.val.labels[fresh], self.train.labels]))
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -176,7 +186,20 @@ class Dataset:
         return {"train": self.train, "val": self.val, "test": self.test}
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel over the training split, in units of [0, 1]."""
+        """Mean and standard deviation of each channel over the training split, in units of [0, 1].
+
+        A deviation is at least GREY_LEVEL: whoever divides by it makes no noise of a channel that hardly varies.
+        """
+        mean, std = self._spread
+        return tuple(mean.tolist()), tuple(np.maximum(std, GREY_LEVEL).tolist())
+
+    @property
+    def flat_channels(self) -> tuple[int, ...]:
+        """Which channels, from 0, vary by less than GREY_LEVEL, so that `statistics` gives this in its place."""
+        return tuple(np.flatnonzero(self._spread[1] < GREY_LEVEL).tolist())
+
+    @cached_property
+    def _spread(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         total = np.zeros(self.shape[0])
         squares = np.zeros(self.shape[0])
         for start in range(0, len(self.train), 1024):  # in pieces: the pixels stay memory-mapped
@@ -185,5 +208,4 @@ class Dataset:
             squares += np.square(block).sum(axis=(0, 2, 3))
         count = len(self.train) * self.shape[1] * self.shape[2]
         mean = total / count
-        std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
-        return tuple(mean.tolist()), tuple(std.tolist())
+        return mean, np.sqrt(np.maximum(squares / count - mean**2, 0))

@@ -1,7 +1,7 @@
 """Fixed, stratified splits and orders: a function of the labels only, never of the user's seed."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,8 @@ VALIDATION_SHARE = 10
 """One training image in so many is held out for validation ..."""
 VALIDATION_MOST = 1000
 """... but no more: enough to tell checkpoints apart by some points, few enough to attack every epoch."""
+NAMED = 10
+"""Classes that a message names at most."""
 
 
 def stratified_order(labels: Labels, purpose: str) -> NDArray[np.int64]:
@@ -45,16 +47,40 @@ def cut(part: Part, purpose: str, n: int) -> tuple[Part, Part]:
 
 
 def make_splits(parts: Mapping[str, Part]) -> tuple[Split, Split, Split]:
-    """Train, validation and test; validation is held out of train where the data have none of their own."""
+    """Train, validation and test; validation is held out of train where the data have none of their own.
+
+    Every class keeps an image to train on. Where no class has one to spare, validation and training share images.
+    """
     train_order = stratified_order(parts["train"].labels, "train")
     if "val" in parts:
         val = _ordered(parts["val"], stratified_order(parts["val"].labels, "val"))
     else:
-        held_out = max(1, min(VALIDATION_MOST, round(len(train_order) / VALIDATION_SHARE)))
-        val = _ordered(parts["train"], train_order[:held_out])
-        train_order = train_order[held_out:]
+        wanted = max(1, min(VALIDATION_MOST, round(len(train_order) / VALIDATION_SHARE)))
+        held_out = _to_spare(parts["train"].labels[train_order])[:wanted]
+        val = _ordered(parts["train"], train_order[held_out] if len(held_out) else train_order[:wanted])
+        train_order = np.delete(train_order, held_out)
     test = _ordered(parts["test"], stratified_order(parts["test"].labels, "test"))
     return _ordered(parts["train"], train_order), val, test
+
+
+def _to_spare(labels: Labels) -> NDArray[np.int64]:
+    """The positions, ascending, of all but each class's last image."""
+    _, last = np.unique(labels[::-1], return_index=True)
+    return np.setdiff1d(np.arange(len(labels)), len(labels) - 1 - last)
+
+
+def shares_images(train: Split, val: Split) -> bool:
+    """Whether validation is on images that are trained on, for want of others."""
+    return val.base is train.base and bool(np.isin(val.index, train.index).any())
+
+
+def without_images(split: Split, classes: Sequence[str]) -> str:
+    """A sentence on the classes that have no image in a split; empty if there is none."""
+    lost = sorted(set(range(len(classes))) - set(np.unique(split.labels).tolist()))
+    if not lost:
+        return ""
+    names = ", ".join(classes[k] for k in lost[:NAMED]) + (", ..." if len(lost) > NAMED else "")
+    return f"classes without an image to train on: {len(lost):,} of {len(classes):,} ({names})"
 
 
 def _ordered(part: Part, order: NDArray[np.int64]) -> Split:

@@ -1,14 +1,17 @@
 """Tiny ImageNet (Stanford CS231n), 64x64 RGB: http://cs231n.stanford.edu/tiny-imagenet-200.zip."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from dgad_tk.common import UserError
 from dgad_tk.data.cache import cached
 from dgad_tk.data.download import downloads
+from dgad_tk.data.endings import LeftOut
 from dgad_tk.data.fingerprint import SourceFile, source_file
-from dgad_tk.data.imagefolder import Tree, check_classes, images_below, source_of, tree_of
+from dgad_tk.data.imagefolder import source_of
 from dgad_tk.data.spec import Decoded
+from dgad_tk.data.tree import Tree, check_classes, images_below, tree_of
 
 SIZE = 64
 FOLDER = "tiny-imagenet-200"
@@ -28,23 +31,26 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
         UserError: the files are not there, or one of them is damaged.
     """
     root = _find(data_dir)
-    train, other = tree_of(root, "train"), []
+    left_out = {part: LeftOut(usual=frozenset({".txt"})) for part in ("train", "val")}  # of boxes and labels
+    train, other = tree_of(root, "train", left_out["train"]), []
     classes = list(train)
     if os.path.isdir(root / "val" / "images"):
-        test = _annotated(root, set(classes))
+        test = _annotated(root, set(classes), left_out["val"])
         other.append(source_file(root, ANNOTATIONS))
     else:
-        test = tree_of(root, "val")
+        test = tree_of(root, "val", left_out["val"])
     for part, tree in (("train", train), ("val", test)):
         check_classes(root, part, classes, tree)
     parts = {"train": train, "test": test}
-    return cached(
+    decoded = cached(
         "tiny-imagenet",
         root,
         [*other, *(file for part in sorted(parts) for files in parts[part].values() for file in files)],
         salt="",
         build=lambda: (classes, {part: source_of(root, tree, SIZE, exact=True) for part, tree in parts.items()}),
     )
+    notes = (left.notes(str(root / part), len(classes)) for part, left in left_out.items())
+    return replace(decoded, notes=tuple(note for each in notes for note in each))
 
 
 def download(data_dir: Path | None) -> None:
@@ -70,7 +76,7 @@ def _find(data_dir: Path | None) -> Path:
     raise UserError(f"no Tiny ImageNet (train/ and val/) in {root}", hint=GET_IT)
 
 
-def _annotated(root: Path, classes: set[str]) -> Tree:
+def _annotated(root: Path, classes: set[str], left_out: LeftOut) -> Tree:
     """The images of val/images by class, as the annotations say: a line each of file name, wnid and a box.
 
     Raises:
@@ -78,7 +84,8 @@ def _annotated(root: Path, classes: set[str]) -> Tree:
     """
     path = root / ANNOTATIONS
     hint = f"unpack {FOLDER}.zip again"
-    files = {os.path.basename(file.name): file for file in images_below(root, "val/images")}
+    found = images_below(root, "val/images", left_out, "images")
+    files = {os.path.basename(file.name): file for file in found}
     tree: dict[str, list[SourceFile]] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

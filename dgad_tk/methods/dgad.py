@@ -103,9 +103,10 @@ class Dgad(Distillation):
         classes = logits_clean.shape[1]
         l_st = batch.mean_where(self.reduced(kl(target_clean, logits_clean), classes), wrong)
         l_at = batch.mean_where(self.reduced(kl(target_adv, logits_adv), classes), ~wrong)
-        n_m = batch.across(wrong.sum())
+        # Not left an integer: divided by one, it would be float32 in a float64 step.
+        n_m = batch.across(wrong.sum()).to(l_at.dtype)
         loss = self._combine(l_st, l_at, n_m, batch)
-        terms = {"l_st": l_st, "l_at": l_at, "teacher_wrong": n_m.to(x.dtype) / batch.n}
+        terms = {"l_st": l_st, "l_at": l_at, "teacher_wrong": n_m / batch.n}
         if self.pcr_weight > 0:
             terms["pcr"] = batch.mean(self._consistency(logits_clean, logits_adv))
             loss = loss + self.pcr_weight * terms["pcr"]

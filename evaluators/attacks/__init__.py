@@ -64,6 +64,7 @@ class AttackSpec:
         indexed: its `generate` takes the dataset indices that its draws belong to.
         searches: it looks around inside the ball, so that what it breaks at one radius it has broken at larger ones. A
             single step of full size does not.
+        foreign: another library's code runs. What that raises is no bug of ours: its row fails, and the others go on.
         note: a caution printed with its row.
     """
 
@@ -78,6 +79,7 @@ class AttackSpec:
     needs_gradients: bool = True
     indexed: bool = True
     searches: bool = True
+    foreign: bool = False
     note: str = ""
 
     def parameters(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,6 +273,7 @@ ATTACKS: dict[str, AttackSpec] = {
         passes=_standard_passes,
         description="the standard ensemble by its authors' package pyautoattack (an extra), for comparison",
         indexed=False,
+        foreign=True,
     ),
     "apgd-ce": AttackSpec(
         kind="budget",
@@ -344,6 +347,7 @@ ATTACKS: dict[str, AttackSpec] = {
             params={**row.params, **({} if row.needs_gradients else {"samples": SLOW_SAMPLES})},
             needs_gradients=row.needs_gradients,
             indexed=False,
+            foreign=True,
             note=row.note,
         )
         for name, row in ART_ATTACKS.items()

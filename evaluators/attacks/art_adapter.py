@@ -14,7 +14,8 @@ from art.estimators.estimator import BaseEstimator
 from numpy.typing import NDArray
 from torch import nn
 
-from evaluators.estimators import PredictorClassifier, labels_of, to_estimator
+from evaluators.attacks.arguments import images_of_caller, index_of_caller, labels_of_caller
+from evaluators.estimators import PredictorClassifier, to_estimator
 
 Labels = Literal["true", "ignored", "target"]
 
@@ -57,20 +58,23 @@ class ArtsOwn(EvasionAttack):  # type: ignore[misc]
 
         Args:
             x: images `(N, C, H, W)` in [0, 1].
-            y: true labels, `(N,)` or one-hot `(N, K)`, whatever they mean to ART; None takes the predictions.
+            y: true labels, `(N,)`, `(N, 1)` or one-hot `(N, K)`, whatever they mean to ART; None takes the predictions.
             index: dataset indices `(N,)` that the draws belong to; None counts from 0.
+
+        Raises:
+            ValueError: images or labels that are none of these.
         """
-        x = np.array(x, dtype=np.float32, order="C")  # a copy, since some of ART's write into what they get
+        x = images_of_caller(self.estimator, x).copy()  # since some of ART's write into what they get
         if len(x) == 0:
             return x
-        labels = labels_of(self.estimator, x, y)
+        labels = labels_of_caller(self.estimator, x, y)
         if self.y == "target":
             logits = np.array(self.estimator.predict(x))
             logits[np.arange(len(x)), labels] = -np.inf
             labels = logits.argmax(axis=1)
         classes = np.eye(self.estimator.nb_classes, dtype=np.float32)
         given = None if self.y == "ignored" else classes[labels]
-        entropy = [self.seed & 0xFFFFFFFF, *(range(len(x)) if index is None else index.tolist())]
+        entropy = [self.seed & 0xFFFFFFFF, *index_of_caller(len(x), index).tolist()]
         # What a division by zero makes of an image is NaN, and such an image is no success.
         with seeded(int(np.random.SeedSequence(entropy).generate_state(1)[0])), np.errstate(all="ignore"):
             return np.asarray(self.attack.generate(x, given), dtype=np.float32)

@@ -26,6 +26,7 @@ import numpy as np
 from art.estimators.classification.classifier import ClassifierMixin
 
 from dgad_tk.common import UserError, lookup
+from evaluators.attacks.arguments import check_eps
 from evaluators.attacks.art_adapter import Y_MEANS, ArtsOwn, Labels, with_probabilities
 from evaluators.ball import Norm
 from evaluators.estimators import PredictorClassifier
@@ -92,7 +93,9 @@ def art_attack(
 
     Raises:
         UserError: an unknown name, or fewer classes than the attack can do with.
+        ValueError: an eps that cannot be one.
     """
+    check_eps(norm, eps)
     row = lookup(ART_ATTACKS, name, "attack of ART")
     if estimator.nb_classes < row.fewest_classes:
         raise UserError(

@@ -11,6 +11,7 @@ from art.estimators.classification.classifier import ClassifierMixin
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dgad_tk.directions import finite
 from dgad_tk.losses import margin, runner_up
 from evaluators.attacks.native import NativeAttack
 
@@ -182,6 +183,7 @@ class CarliniWagnerL2(NativeAttack):
         (gradient,) = torch.autograd.grad(logits, x_adv, push)
         x_adv = x_adv.detach()
 
+        gradient = finite(gradient)
         gap = x_adv - runs.x
         distance = torch.linalg.vecdot(gap, gap)
         nearer = adversarial & (distance < runs.distance)

@@ -9,6 +9,7 @@ from art.estimators.classification.classifier import ClassifierMixin
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dgad_tk.directions import finite
 from dgad_tk.losses import runner_up
 from evaluators.attacks.native import NativeAttack
 
@@ -80,7 +81,7 @@ class SaliencyMap(NativeAttack):
                 logits = self.victim.logits(images.requires_grad_().view(-1, *shape[1:]))
                 of_target = logits.gather(1, target[rows, None]).sum()
             (gradient,) = torch.autograd.grad(of_target, images)
-            images = images.detach()
+            images, gradient = images.detach(), finite(gradient)
             reached = logits.detach().argmax(dim=1) == target[rows]
             room = images < 1 if self.theta > 0 else images > 0
             stuck = ~room.any(dim=1)

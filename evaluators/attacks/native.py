@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from dgad_tk.draws import Draws
 from dgad_tk.fold import Folded, folded
 from dgad_tk.heap import kept
+from evaluators.attacks.arguments import check_eps, images_of_caller, index_of_caller, labels_of_caller
 from evaluators.ball import Norm
-from evaluators.estimators import Counted, PredictorClassifier, labels_of
+from evaluators.estimators import Counted, PredictorClassifier
 
 
 class Source(Protocol):
@@ -117,8 +118,7 @@ class NativeAttack(EvasionAttack):  # type: ignore[misc]
     ) -> None:
         super().__init__(estimator=estimator)
         self.norm, self.eps, self.seed, self.batch_size = norm, eps, seed, batch_size
-        if not eps >= 0:
-            raise ValueError(f"expected eps >= 0, got {eps}")
+        check_eps(norm, eps)
         if batch_size < 1:
             raise ValueError(f"expected batch_size >= 1, got {batch_size}")
         self.draws: Source = Draws(seed)
@@ -136,16 +136,20 @@ class NativeAttack(EvasionAttack):  # type: ignore[misc]
         """Adversarial images, float32 of x's shape: what the search found best, whether or not it breaks the model.
 
         Args:
-            x: images `(N, C, H, W)` in [0, 1].
-            y: true labels, `(N,)` or one-hot `(N, K)`; None takes the estimator's predictions.
+            x: images `(N, C, H, W)` of floats in [0, 1].
+            y: true labels, whole numbers `(N,)` or `(N, 1)`, or one-hot `(N, K)`; None takes the estimator's
+                predictions.
             index: dataset indices `(N,)` that the draws belong to; None counts from 0.
+
+        Raises:
+            ValueError: images or labels that are none of these.
         """
-        x = np.ascontiguousarray(x, dtype=np.float32)
+        check_eps(self.norm, self.eps)  # ART's set_params may have changed it
+        x = images_of_caller(self.estimator, x)
         self.warnings = []
         if len(x) == 0:
             return x
-        labels = labels_of(self.estimator, x, y)
-        index = np.ascontiguousarray(np.arange(len(x)) if index is None else index, dtype=np.int64)
+        labels, index = labels_of_caller(self.estimator, x, y), index_of_caller(len(x), index)
         device, found = self.victim.device, x.copy()
         size = len(x) if self.batches_itself else self.batch_size
         for start in range(0, len(x), size):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dgad_tk.common import UserError
 from dgad_tk.config import ThreatModel
+from dgad_tk.directions import finite
 from dgad_tk.inner_max import Init, Objective, inner_max, start_point
 from dgad_tk.losses import cross_entropy, kl, margin
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, dlr
@@ -168,6 +169,7 @@ def with_momentum(objective: Objective, momentum: float) -> Objective:
 
     def accumulate(gradient: Tensor) -> Tensor:
         nonlocal memory
+        gradient = finite(gradient)
         size = gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
         unit = gradient / size.clamp(min=torch.finfo(gradient.dtype).tiny)
         memory = unit if memory is None else momentum * memory + unit

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from dgad_tk.answers import per_class
 from dgad_tk.artifact import tool_versions
 from dgad_tk.common import written_aside
-from evaluators.ball import wilson
+from dgad_tk.shares import wilson
 from evaluators.baseline import fingerprints
 from evaluators.checks import check
 from evaluators.record import Evaluation, Outcome
@@ -40,7 +42,13 @@ def results(evaluation: Evaluation, *, command: str, dataset: str, split: str) -
         "dataset": {"name": dataset, "split": split, "n": n, "sha256": evaluation.images_sha256},
         "threat": {"norm": evaluation.norm, "eps": list(evaluation.eps)},
         "seed": evaluation.seed,
-        "clean": {"accuracy": correct / n, "correct": correct, "n": n},
+        "clean": {
+            "accuracy": correct / n,
+            "correct": correct,
+            "n": n,
+            "non_finite": int((~evaluation.clean_finite).sum()),
+            "classes": _per_class(evaluation, evaluation.clean_right, "correct"),
+        },
         "attacks": [_attack(outcome, n) for outcome in evaluation.outcomes],
         "worst_case": _worst_cases(evaluation),
         "twin": evaluation.twin,
@@ -73,7 +81,7 @@ def _attack(outcome: Outcome, n: int) -> dict[str, Any]:
         "seconds": 0.0,
         "forward_passes": 0,
         "backward_passes": 0,
-        "status": "done" if unit else "skipped",
+        "status": outcome.status,
         "reason": outcome.reason,
         "flags": outcome.flags,
     }
@@ -109,7 +117,8 @@ def _worst_cases(evaluation: Evaluation) -> list[dict[str, Any]]:
     for eps in evaluation.eps:
         if not any(evaluation.judges(outcome, eps) and outcome.row.eps == eps for outcome in evaluation.outcomes):
             continue
-        robust = int(evaluation.held(eps).sum())
+        held = evaluation.held(eps)
+        robust = int(held.sum())
         found.append(
             {
                 "norm": evaluation.norm,
@@ -118,9 +127,20 @@ def _worst_cases(evaluation: Evaluation) -> list[dict[str, Any]]:
                 "robust": robust,
                 "n": n,
                 "ci95": list(wilson(robust, n)),
+                "classes": _per_class(evaluation, held, "robust"),
             }
         )
     return found
+
+
+def _per_class(evaluation: Evaluation, right: NDArray[np.bool_], key: str) -> list[dict[str, Any]]:
+    """For every class that has images, how many of them are right."""
+    counts, rights = per_class(evaluation.labels, right, len(evaluation.classes))
+    return [
+        {"class": name, "n": int(n), key: int(of_n)}
+        for name, n, of_n in zip(evaluation.classes, counts, rights, strict=True)
+        if n
+    ]
 
 
 def write(evaluation: Evaluation, document: dict[str, Any], folder: Path) -> None:

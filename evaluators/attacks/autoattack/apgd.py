@@ -12,6 +12,7 @@ from art.estimators.classification.classifier import ClassifierMixin
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dgad_tk.directions import finite
 from dgad_tk.losses import cross_entropy, predicted_wrong
 from evaluators.attacks.autoattack.apgd_l1 import L1Ascents, falling_radii
 from evaluators.attacks.autoattack.apgd_seats import Rows, Seats
@@ -221,7 +222,7 @@ class _Search:
                 (each,) = torch.autograd.grad(loss.sum(), images)
                 total = each if self.attack.eot == 1 else total + each / self.attack.eot
         # Autograd may name one number for all pixels of an image, and a step is computed in the gradient's memory.
-        mean = torch.zeros_like(point) if isinstance(total, float) else _as_rows(total).contiguous()
+        mean = torch.zeros_like(point) if isinstance(total, float) else finite(_as_rows(total)).contiguous()
         return loss.detach(), _broken(logits.detach(), y), mean
 
     def _as_images(self, rows: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from dgad_tk.directions import in_range
+
 MOMENTUM = 0.75
 """Weight of the new step; the last movement has the rest."""
 RISES = 0.75
@@ -227,6 +229,7 @@ class L2Ascents(MomentumAscents):
         return {"x": x}
 
     def _stepped(self) -> Tensor:
+        self.gradient = in_range(self.gradient)
         scale = self.step_size / (_length(self.gradient, self.ord) + _ZERO)
         return torch.addcmul(self.point, self.gradient, scale, out=self.gradient)
 

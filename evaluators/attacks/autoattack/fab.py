@@ -6,6 +6,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
+from dgad_tk.directions import finite
 from evaluators.attacks.autoattack.apgd_seats import even
 from evaluators.attacks.autoattack.fab_jobs import Found, Jobs
 from evaluators.attacks.autoattack.fab_projections import Hyperplane, length
@@ -205,9 +206,9 @@ def _wrong(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _gradient(of: Tensor, images: Tensor, *, again: bool) -> Tensor:
-    """Gradient of each image's own number, `(N, D)`. The graph is kept if it is needed `again`."""
+    """Gradient of each image's own number, finite, `(N, D)`. The graph is kept if it is needed `again`."""
     # An image's logits depend on that image alone, so the gradient of the sum holds each one's own.
-    return _flat(torch.autograd.grad(of.sum(), images, retain_graph=again)[0])
+    return finite(_flat(torch.autograd.grad(of.sum(), images, retain_graph=again)[0]))
 
 
 def _way(gap: Tensor, normal: Tensor, norm: Norm) -> Tensor:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dgad_tk.common import UserError
+from evaluators.attacks.arguments import check_eps, images_of_caller, labels_of_caller
 from evaluators.attacks.autoattack.stages import ROBUST, Version, ensemble
 from evaluators.ball import Norm
-from evaluators.estimators import labels_of
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
@@ -35,6 +35,7 @@ class AuthorsAutoAttack(EvasionAttack):  # type: ignore[misc]
 
     Raises:
         UserError: the package is not installed.
+        ValueError: an eps that cannot be one; later, images or labels that cannot be any.
     """
 
     attack_params = (*EvasionAttack.attack_params, "norm", "eps", "version", "queries", "seed", "batch_size")
@@ -54,6 +55,7 @@ class AuthorsAutoAttack(EvasionAttack):  # type: ignore[misc]
         super().__init__(estimator=estimator)
         self.norm, self.eps, self.version, self.queries = norm, eps, version, queries
         self.seed, self.batch_size = seed, batch_size
+        check_eps(norm, eps)
         self.warnings: list[str] = []
         """What the package doubts about the model: randomised, probabilities, zero gradients."""
         self.stages: tuple[str, ...] = ()
@@ -65,7 +67,7 @@ class AuthorsAutoAttack(EvasionAttack):  # type: ignore[misc]
 
         Args:
             x: images `(N, C, H, W)` in [0, 1].
-            y: true labels, `(N,)` or one-hot `(N, K)`; None takes the estimator's predictions.
+            y: true labels, `(N,)`, `(N, 1)` or one-hot `(N, K)`; None takes the estimator's predictions.
         """
         try:
             from pyautoattack import AutoAttack as Package
@@ -73,8 +75,9 @@ class AuthorsAutoAttack(EvasionAttack):  # type: ignore[misc]
             raise UserError(
                 "the authors' AutoAttack is not installed", hint="pip install 'dgad-tk[reference]'"
             ) from None
-        x = np.ascontiguousarray(x, dtype=np.float32)
-        labels = labels_of(self.estimator, x, y)
+        check_eps(self.norm, self.eps)
+        x = images_of_caller(self.estimator, x)
+        labels = labels_of_caller(self.estimator, x, y)
         found, self.broken_by = x.copy(), np.full(len(x), ROBUST, dtype=np.int8)
         chosen, self.warnings = ensemble(
             self.version, classes=self.estimator.nb_classes, norm=self.norm, side=min(x.shape[2:])

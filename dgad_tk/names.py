@@ -1,0 +1,66 @@
+"""Names from the file system as text: which of them can be written down, and which two are the same name.
+
+A name there is bytes. Python keeps the bytes that are no UTF-8 as lone surrogates, which JSON, YAML, safetensors and
+native libraries refuse, each at a moment of its own. And one visible name has several spellings: `é` is one code point
+(NFC, as Linux and Windows keep it) or two (NFD, as a Mac or its archives leave it).
+"""
+
+import unicodedata
+from collections.abc import Sequence
+
+from dgad_tk.common import UserError
+
+RENAME = "rename it; for old archives, `convmv -f latin1 -t utf8 -r --notest FOLDER` does it all at once"
+
+_UNWRITABLE = {"Cs", "Cc", "Zl", "Zp"}
+"""Surrogates, control characters, and separators of lines and paragraphs."""
+
+
+def shown(name: str) -> str:
+    """A name as it can be printed anywhere: bytes that are no UTF-8 as `\\xfc`, control characters as `\\n`."""
+    return "".join(_escaped(char) if unicodedata.category(char) in _UNWRITABLE else char for char in name)
+
+
+def _escaped(char: str) -> str:
+    if 0xDC80 <= ord(char) <= 0xDCFF:  # how `os.fsdecode` keeps a byte
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name from the file system, an argument or a variable was UTF-8."""
+    return not any("\ud800" <= char <= "\udfff" for char in name)
+
+
+def check_utf8(name: str, what: str, hint: str = RENAME) -> None:
+    """See that a name can be written into records and handed to native libraries, before hours of work for it.
+
+    Args:
+        what: what it names, such as "--out".
+
+    Raises:
+        UserError: it holds bytes that are no UTF-8.
+    """
+    if not is_utf8(name):
+        raise UserError(f"{what} '{shown(name)}' is not UTF-8, and could not be written into any record", hint=hint)
+
+
+def check_class_name(name: str, where: str) -> None:
+    """See that a class can be called so wherever classes are written: one line of UTF-8.
+
+    Raises:
+        UserError: it holds bytes that are no UTF-8, or control characters.
+    """
+    check_utf8(name, f"{where}: the class folder")
+    if shown(name) != name:
+        raise UserError(f"{where}: the class folder '{shown(name)}' has control characters in its name", hint=RENAME)
+
+
+def composed(name: str) -> str:
+    """The name in Unicode's composed form (NFC), in which equal names are equal text."""
+    return unicodedata.normalize("NFC", name)
+
+
+def same_names(mine: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Whether two lists hold the same names in the same order, however their accents are encoded."""
+    return [composed(name) for name in mine] == [composed(name) for name in theirs]

@@ -1,0 +1,104 @@
+"""What the caller of an attack hands in: understood in every usual form, or refused.
+
+Whatever an attack misreads makes the model look more robust: labels of no class are never left, images of another range
+are clipped towards the ball. So nothing is guessed, and every attack, ours or another library's, enters through here.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from art.estimators.classification.classifier import ClassifierMixin
+from numpy.typing import ArrayLike, NDArray
+
+from evaluators.ball import Norm
+
+ROUNDING = 1e-6
+"""How far a pixel may be outside [0, 1], as resizing and float16 leave it; it is clipped."""
+
+
+def check_eps(norm: Norm, eps: float) -> None:
+    """See that a radius can be one: images are in [0, 1], whatever the range of the files they come from.
+
+    Raises:
+        ValueError: negative, not finite, or in Linf above 1.
+    """
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"expected eps >= 0, got {eps}")
+    if norm == "linf" and eps > 1:
+        raise ValueError(f"expected eps in [0, 1], a fraction of the pixels' range such as 8/255, got {eps}")
+
+
+def images_of_caller(estimator: ClassifierMixin, x: ArrayLike) -> NDArray[np.float32]:
+    """Images `(N, C, H, W)` in [0, 1] as a contiguous float32 array; the very one where it is that already.
+
+    Raises:
+        ValueError: integers, another shape, values outside [0, 1] by more than rounding, or values that are no numbers.
+    """
+    given = np.asarray(x)
+    if given.dtype.kind != "f":
+        raise ValueError(f"expected images of floats in [0, 1], got {given.dtype}: divide grey levels by 255")
+    shape = tuple(getattr(estimator, "input_shape", given.shape[1:]))
+    if given.ndim != 4 or given.shape[1:] != shape:
+        expected = "(N, " + ", ".join(map(str, shape)) + ")"
+        raise ValueError(f"expected images of shape {expected}, got {given.shape}")
+    images = np.ascontiguousarray(given, dtype=np.float32)
+    if images.size == 0:
+        return images
+    low, high = float(images.min()), float(images.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("expected images in [0, 1], got pixels that are not finite")
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise ValueError(
+            f"expected images in [0, 1], got pixels from {low:g} to {high:g}: divide by 255, and leave normalisation "
+            "to the model"
+        )
+    return images if low >= 0 and high <= 1 else images.clip(0, 1)
+
+
+def labels_of_caller(
+    estimator: ClassifierMixin, x: NDArray[np.float32], y: ArrayLike | Sequence[Any] | None
+) -> NDArray[np.int64]:
+    """Labels, or the classes that a targeted attack is to reach, as int64 `(N,)`.
+
+    Args:
+        x: images `(N, C, H, W)` that they belong to.
+        y: `(N,)` or `(N, 1)`, whole numbers of any type; or one-hot `(N, K)`. None is what the estimator predicts.
+
+    Raises:
+        ValueError: another shape, numbers that are no class, or rows that are not one-hot.
+    """
+    classes = int(estimator.nb_classes)
+    if y is None:
+        return np.ascontiguousarray(np.asarray(estimator.predict(x)).argmax(axis=1), dtype=np.int64)
+    given = np.asarray(y)
+    if given.dtype.kind not in "biuf":
+        raise ValueError(f"expected labels as numbers, got {given.dtype}")
+    shapes = f"({len(x)},), ({len(x)}, 1) or one-hot ({len(x)}, {classes})"
+    if given.shape == (len(x), classes) and classes > 1:
+        if not (np.isin(given, (0, 1)).all() and (given.sum(axis=1) == 1).all()):
+            raise ValueError("expected one-hot labels, got rows that are not one 1 among zeros")
+        return np.ascontiguousarray(given.argmax(axis=1), dtype=np.int64)
+    if given.shape not in ((len(x),), (len(x), 1)):
+        raise ValueError(f"expected labels of shape {shapes}, got {given.shape}")
+    given = given.reshape(len(x))
+    with np.errstate(invalid="ignore"):  # of NaN, which equals nothing
+        labels = given.astype(np.int64)
+    if (odd := np.flatnonzero((labels != given) | (labels < 0) | (labels >= classes))).size:
+        raise ValueError(f"expected labels from 0 to {classes - 1}, got {given[odd[0]]} for image {odd[0]}")
+    return labels
+
+
+def index_of_caller(count: int, index: ArrayLike | None) -> NDArray[np.int64]:
+    """Dataset indices that draws belong to, int64 `(count,)`; None counts from 0.
+
+    Raises:
+        ValueError: another shape, or no whole numbers.
+    """
+    if index is None:
+        return np.arange(count, dtype=np.int64)
+    given = np.asarray(index)
+    if given.shape != (count,) or given.dtype.kind not in "iu":
+        raise ValueError(f"expected indices, {count} whole numbers, got {given.dtype} of shape {given.shape}")
+    return np.ascontiguousarray(given, dtype=np.int64)

@@ -1,0 +1,76 @@
+"""What the answers to clean images tell: before anything is attacked, the images, labels and classes have to be the
+model's own. A model that is asked for the wrong thing is robust in no sense."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dgad_tk.answers import NONE, one_answer, other_order, outnumbers, per_class
+from dgad_tk.shares import wilson
+from evaluators.record import Evaluation
+from evaluators.verdicts import Item, at_least, by_share
+
+WIDE = 0.25
+"""Above what guessing gives: an interval that reaches further says that there were too few images."""
+
+
+def of_clean(evaluation: Evaluation) -> list[Item]:
+    """Checks of the clean answers, nothing where there is nothing to doubt."""
+    labels, names, n = evaluation.labels, evaluation.classes, len(evaluation.labels)
+    answers = np.where(evaluation.clean_finite, evaluation.clean_pred, NONE)
+    items: list[Item] = []
+    if missing := int((~evaluation.clean_finite).sum()):
+        detail = f"{missing:,} of {n:,} clean images are answered with logits that are not finite: they count as wrong"
+        items.append(Item("finite", by_share(missing / n), detail))
+    items += _against_guessing(evaluation)
+    answered = np.unique(answers)
+    if len(answered) == 1 and len(np.unique(labels)) > 1:
+        constant = _name(names, int(answered[0]))
+        detail = f"every clean image is answered with class {constant}: nothing can change that answer"
+        return [*items, Item("constant", "unreliable", detail)]
+    if detail := one_answer(labels, answers, names):
+        items.append(Item("one answer", "unreliable", detail))
+    if (order := other_order(labels, answers, names)) is not None:
+        items.append(Item("order of classes", at_least("warn", by_share((order.after - order.before) / n)), str(order)))
+    if "exchange_images" in evaluation.probes:
+        items += _channels(evaluation.probes)
+    counts, right = per_class(labels, evaluation.clean_right, evaluation.predictor.classes)
+    never = [
+        k
+        for k in np.flatnonzero((counts > 0) & (right == 0)).tolist()
+        if wilson(0, int(counts[k]))[1] <= 1 / len(counts)
+    ]
+    if never and evaluation.clean_accuracy > 0:
+        told = ", ".join(f"{_name(names, k)} ({counts[k]:,} images)" for k in never[:5])
+        more = f", and {len(never) - 5} more classes" if len(never) > 5 else ""
+        items.append(Item("classes", "warn", f"never right on clean images of {told}{more}"))
+    return items
+
+
+def _against_guessing(evaluation: Evaluation) -> list[Item]:
+    """Clean accuracy has to be surely above what guessing gives."""
+    n, chance = len(evaluation.labels), 1 / evaluation.predictor.classes
+    low, high = wilson(int(evaluation.clean_right.sum()), n)
+    if low > chance:
+        return []
+    share = f"{evaluation.clean_accuracy:.1%} of {n:,} clean images are right ({low:.1%} to {high:.1%})"
+    detail = f"{share}, no more than by guessing ({chance:.1%})"
+    # So wide an interval says nothing in either direction.
+    if evaluation.clean_accuracy > chance and high > chance + WIDE:
+        return [Item("clean", "warn", f"{detail}: too few images to tell")]
+    return [Item("clean", "unreliable", f"{detail}: are labels and preprocessing those of its training?")]
+
+
+def _channels(probes: Mapping[str, float]) -> list[Item]:
+    count, rights, spoils = (int(probes[f"exchange_{name}"]) for name in ("images", "rights", "spoils"))
+    if not outnumbers(rights, spoils):
+        return []
+    detail = (
+        f"with red and blue exchanged, {rights:,} more of {count:,} clean images are right and {spoils:,} fewer: it "
+        "seems to want the channels in the order blue, green, red"
+    )
+    return [Item("channels", at_least("warn", by_share((rights - spoils) / count)), detail)]
+
+
+def _name(names: Sequence[str], k: int) -> str:
+    return "none" if k == NONE else f"'{names[k]}'" if k < len(names) else str(k)

@@ -1,0 +1,137 @@
+"""Doubts about a model's answers: raised by what they are for, at few images and many, and by no honest model."""
+
+import numpy as np
+import pytest
+
+from dgad_tk.answers import NONE, one_answer, other_order, per_class, worst_class
+
+Classes = np.ndarray
+
+
+def names(k: int) -> list[str]:
+    return [f"kind{chr(97 + each // 26)}{chr(97 + each % 26)}" for each in range(k)]
+
+
+def labels_of(k: int, each: int, seed: int = 0) -> Classes:
+    return np.random.default_rng(seed).permutation(np.repeat(np.arange(k), each))
+
+
+def noisy(answers: Classes, k: int, accuracy: float, seed: int = 0) -> Classes:
+    """Answers of which a share, and those that guessing adds, stay; the others are drawn."""
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random(len(answers)) < accuracy, answers, rng.integers(0, k, len(answers)))
+
+
+@pytest.mark.parametrize(
+    ("k", "each", "accuracy"),
+    [
+        (2, 4, 1.0),
+        (2, 50, 0.8),
+        (3, 30, 1.0),
+        (4, 5, 1.0),
+        (10, 30, 0.6),
+        (10, 100, 0.5),
+        (100, 20, 0.7),
+        (200, 8, 1.0),
+    ],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_two_classes_that_change_places(k: int, each: int, accuracy: float, seed: int) -> None:
+    labels = labels_of(k, each, seed)
+    order = np.arange(k)
+    order[[0, k - 1]] = k - 1, 0
+    found = other_order(labels, noisy(order[labels], k, accuracy, seed), names(k))
+    assert found is not None
+    assert found.after > found.before
+    assert f"'{names(k)[0]}' and '{names(k)[-1]}' have changed places" in str(found)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("accuracy", [0.5, 1.0])
+def test_a_wholly_other_order(accuracy: float, seed: int) -> None:
+    labels, order = labels_of(10, 20), np.random.default_rng(seed).permutation(10)
+    found = other_order(labels, noisy(order[labels], 10, accuracy, seed), names(10))
+    assert found is not None
+    assert found.after == (noisy(order[labels], 10, accuracy, seed) == order[labels]).sum()
+
+
+@pytest.mark.parametrize(("k", "each"), [(3, 5), (10, 1), (10, 50), (1000, 1)])
+@pytest.mark.parametrize(("shift", "said"), [(1, "one too high"), (-1, "one too low")])
+def test_answers_that_are_shifted(k: int, each: int, shift: int, said: str) -> None:
+    labels = labels_of(k, each)
+    answers = labels + shift if shift > 0 else np.maximum(labels - 1, 0)
+    assert said in str(other_order(labels, noisy(answers, k, 1.0 if k == len(labels) == 10 else 0.9), names(k)))
+
+
+@pytest.mark.parametrize("form", ["{}", "class{}", "n{}x"])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_numbers_in_names_that_are_sorted_as_text(form: str, shift: int) -> None:
+    folders = sorted(form.format(k) for k in range(12))
+    counted = np.array([int("".join(c for c in name if c.isdigit())) for name in folders])
+    labels = labels_of(12, 3)
+    said = str(other_order(labels, counted[labels] + shift, folders))
+    assert f"'{form.format(10)}' is its class 10, sorted as text it is {folders.index(form.format(10))}" in said
+    assert ("one too high" in said) == bool(shift)
+    assert other_order(labels, labels, folders) is None
+
+
+def test_names_whose_order_ignores_capitals() -> None:
+    labels = labels_of(4, 4)
+    said = str(other_order(labels, np.array([2, 0, 1, 3])[labels], ["Car", "apple", "bus", "dog"]))
+    assert "ignores capitals ('Car' is its class 2" in said
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    ("k", "each", "accuracy"),
+    [(2, 4, 0.0), (2, 50, 0.1), (3, 30, 0.0), (10, 3, 0.0), (10, 30, 0.1), (12, 5, 0.3), (100, 2, 0.0), (100, 20, 0.2)],
+)
+def test_a_model_that_is_merely_not_good(k: int, each: int, accuracy: float, seed: int) -> None:
+    labels = labels_of(k, each, seed)
+    folders = sorted(map(str, range(k)))  # a reason at hand makes no difference
+    assert other_order(labels, noisy(labels, k, accuracy, seed), folders) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_classes_that_are_alike_are_no_other_order(seed: int) -> None:
+    """Cats and dogs taken for each other 45 times of 100, and right 55 times; or all dogs taken for cats."""
+    rng, labels = np.random.default_rng(seed), labels_of(10, 100)
+    confused = np.where((labels < 2) & (rng.random(1000) < 0.45), 1 - labels, labels)
+    assert other_order(labels, confused, names(10)) is None
+    assert other_order(labels, np.where(labels == 1, 0, labels), names(10)) is None
+
+
+def test_images_without_an_answer() -> None:
+    labels = labels_of(3, 30)
+    assert other_order(labels, np.full(90, NONE), names(3)) is None
+    swapped = np.where(np.arange(90) % 3 == 0, NONE, np.array([0, 2, 1])[labels])
+    assert "'kindab' and 'kindac' have changed places" in str(other_order(labels, swapped, names(3)))
+
+
+def test_many_moves_are_cut() -> None:
+    labels, order = labels_of(40, 10), np.roll(np.arange(40), 7)
+    assert str(other_order(labels, order[labels], names(40))).endswith(", and 30 more")
+
+
+def test_one_answer_for_nearly_everything() -> None:
+    labels = np.repeat([0, 1], [95, 5])
+    majority = labels.copy()
+    majority[96:] = 0
+    assert "96.0% of 100 images are right, and the answer 'a' alone would have 95.0%" in one_answer(
+        labels, majority, ["a", "b"]
+    )
+    for right in (labels, np.where(np.arange(100) < 3, 1, labels), np.where(np.arange(100) == 99, 0, labels)):
+        assert one_answer(labels, right, ["a", "b"]) == ""
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_weak_model_on_classes_of_equal_size_does_not_answer_one(seed: int) -> None:
+    labels = labels_of(10, 20, seed)
+    assert one_answer(labels, noisy(labels, 10, 0.1, seed), names(10)) == ""
+
+
+def test_the_worst_class() -> None:
+    labels = np.array([0, 0, 2, 2, 2])
+    n, right = per_class(labels, np.array([True, True, False, True, True]), 4)
+    assert (n.tolist(), right.tolist()) == ([2, 0, 3, 0], [2, 0, 2, 0])
+    assert worst_class(n, right) == 2
