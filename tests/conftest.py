@@ -1,6 +1,7 @@
 """What every test starts from: no cache of the user's, one thread, fixed seeds."""
 
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,6 +36,25 @@ def runner(capsys: pytest.CaptureFixture[str], *command: str) -> Run:
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or 1)
 """Of torch in each process of the tests, of which several run at once."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--shuffle", type=int, default=0, metavar="SEED", help="run files, and the tests of each, shuffled"
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files stay together, so that what they share is made once; the same order in every worker."""
+    seed = config.getoption("--shuffle")
+    if seed:
+        draw = random.Random(seed)
+        files = sorted({item.path for item in items})
+        draw.shuffle(files)
+        place = {path: index for index, path in enumerate(files)}
+        draw.shuffle(items)
+        items.sort(key=lambda item: place[item.path])
 
 
 def pytest_configure(config: pytest.Config) -> None:

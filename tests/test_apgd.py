@@ -20,6 +20,8 @@ from evaluators.attacks.autoattack.dlr import dlr, targeted_dlr
 from evaluators.attacks.autoattack.l1_projection import l1_correction
 from evaluators.estimators import Counted, to_estimator
 
+pytestmark = pytest.mark.portable
+
 THEIR_NORM = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 EPS = {"linf": 0.012, "l2": 0.1, "l1": 0.5}
 

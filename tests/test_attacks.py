@@ -23,6 +23,8 @@ from evaluators.ball import Norm, l1, l2, linf
 from exporters import load
 from exporters.quantize import save_onnx_int8
 
+pytestmark = pytest.mark.portable
+
 SHAPE = (1, 6, 6)
 BAND = 1e-4
 GRID = 1 / 255

@@ -19,6 +19,8 @@ from evaluators.attacks.autoattack.fab import FAB
 from evaluators.attacks.autoattack.fab_projections import Hyperplane, length
 from evaluators.estimators import Counted, to_estimator
 
+pytestmark = pytest.mark.portable
+
 NORMS: dict[Any, str] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 IMAGE = (3, 5, 5)
 FAR_TOO_SMALL = 1e-6

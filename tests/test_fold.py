@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from dgad_tk.fold import Folded, folded
 from dgad_tk.models import build_model
 
+pytestmark = pytest.mark.portable
+
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_same_function_with_no_batch_norm_left_behind_a_convolution(name: str) -> None:

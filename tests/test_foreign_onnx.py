@@ -28,6 +28,8 @@ from exporters import load
 from exporters.fixed_batch import InParts, Mapped, place_batch
 from exporters.onnx_output import Squash
 
+pytestmark = pytest.mark.portable
+
 SHAPE = (3, 8, 8)
 CLASSES = 6
 

@@ -12,6 +12,8 @@ from dgad_tk.fold import Folded
 from dgad_tk.frozen_conv import FrozenConv2d, branches
 from dgad_tk.models import build_model
 
+pytestmark = pytest.mark.portable
+
 Step = Callable[["Parts", Tensor], Tensor]
 
 

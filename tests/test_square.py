@@ -19,6 +19,8 @@ from evaluators.attacks.autoattack.square_moves import L1Walk
 from evaluators.ball import bounds
 from evaluators.estimators import Counted, to_estimator
 
+pytestmark = pytest.mark.portable
+
 AUTHORS: dict[str, Any] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 EPS = {"linf": 8 / 256, "l2": 0.5, "l1": 4.0}
 QUERIES = 150
