@@ -17,17 +17,37 @@ from dgad_tk.names import check_utf8
 
 OK, FAILED_GATE, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
 
-_DISK = {
-    errno.ENOSPC: "free some space and run the same command again",
-    errno.EDQUOT: "free some space and run the same command again",
+_SPACE = "free some space and run the same command again"
+_ANOTHER = "choose a folder that can be written to"
+_REMEDIES = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
     errno.EFBIG: "files may not be so large here",
     errno.EACCES: "choose another folder, or ask for permission",
-    errno.EROFS: "choose a folder that can be written to",
+    errno.EPERM: "choose another folder, or ask for permission",
+    errno.EROFS: _ANOTHER,
+    errno.ENOENT: "see that nothing moves or deletes it, and run the same command again",
     errno.ENOTDIR: "a part of the path is a file",
     errno.EEXIST: "a part of the path is a file",
     errno.EISDIR: "that is a folder",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "a link leads back to itself; give the real path",
+    errno.ENXIO: "that is no ordinary file",
+    errno.EXDEV: _ANOTHER,
+    errno.ENOSYS: _ANOTHER,
+    errno.EOPNOTSUPP: _ANOTHER,
+    errno.EINVAL: "the file system does not take this name or this request; choose another folder",
+    errno.EIO: "the disk or the network in between fails; look at the system's log",
+    errno.ESTALE: "the network share was lost; connect it again and run the same command again",
+    errno.ETIMEDOUT: "the network share does not answer; run the same command again when it does",
+    errno.EMFILE: "too many files are open; raise the limit: `ulimit -n 4096`",
+    errno.ENFILE: "too many files are open on this machine; close other programs",
+    errno.ENOMEM: "free some memory, or take a smaller --batch-size",
 }
+"""What helps against an error of the operating system's."""
+
+_OURS = {errno.EBADF, errno.EFAULT, errno.ENOTTY, errno.ESPIPE, errno.EINVAL, errno.ECHILD, errno.ESRCH}
+"""Errors that name no file and come from a program's mistakes."""
 
 app = typer.Typer(
     name="dgad",
@@ -86,9 +106,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         message = error.format_message() + _given(error, sys.argv[1:] if arguments is None else arguments)
         return _say(message, f"`{_command_path(error)} --help` shows what it takes")
     except OSError as error:
-        if error.errno not in _DISK:
-            return _report()
-        return _say(f"cannot use '{error.filename}': {os.strerror(error.errno)}", _DISK[error.errno])
+        return _say_refused(error)
     except (KeyboardInterrupt, typer.Abort):
         if _rank() == "0":
             print("\ninterrupted", file=sys.stderr)
@@ -101,10 +119,26 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _say(message: str, hint: str) -> int:
     where = "" if _rank() == "0" else f"process {_rank()}: "
-    print(f"error: {where}{' '.join(message.split())}", file=sys.stderr)
+    print(_printable(f"error: {where}{' '.join(message.split())}"), file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(_printable(f"hint: {hint}"), file=sys.stderr)
     return BAD_INPUT
+
+
+def _printable(text: str) -> str:
+    """What a name may hold that is no UTF-8, as an escape: an error about it must not become another one."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _say_refused(error: OSError) -> int:
+    """What the operating system refused. With a path, that is the path's state and never a bug of ours."""
+    path = error.filename2 or error.filename  # of a renaming, where to
+    named = isinstance(path, str | bytes | os.PathLike)
+    if not named and (error.errno is None or error.errno in _OURS):
+        return _report()
+    reason = os.strerror(error.errno) if error.errno is not None else str(error)
+    remedy = _REMEDIES.get(error.errno or 0, "see what is wrong there, and run the same command again")
+    return _say(f"cannot use '{os.fsdecode(path)}': {reason}" if named else f"the system refused: {reason}", remedy)
 
 
 def _rank() -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from cli.flags import whole
 from cli.gate import check_demands, conclude, demands_of, judge_demands, print_gates, unanswered
 from cli.interface import interface_of
 from cli.matrix import matrix_of, matrix_table
@@ -34,9 +35,9 @@ def attack(
     attack: Annotated[list[str] | None, typer.Option(help="See `dgad list attacks`. Repeatable.")] = None,
     dataset: Annotated[str | None, typer.Option(help="[the one the model was trained on]")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the images. [as in training]")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Resize an image folder to this. [as in training]")] = None,
+    image_size: Annotated[int | None, whole("--image-size", "Resize an image folder to this. [as in training]")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    limit: Annotated[int | None, typer.Option(help="The first N images of a fixed stratified order. [all]")] = None,
+    limit: Annotated[int | None, whole("--limit", "The first N images of a fixed stratified order. [all]")] = None,
     norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
     eps: Annotated[
         str | None,
@@ -60,9 +61,9 @@ def attack(
         str | None, typer.Option(help="Name of the output to attack. [told from its outputs]")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images at a time. [500 of 8x8, 256 of 32x32, 16 of 224x224]")
+        int | None, whole("--batch-size", "Images at a time. [500 of 8x8, 256 of 32x32, 16 of 224x224]", least=1)
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every random draw.")] = 0,
+    seed: Annotated[int, whole("--seed", "Of every random draw.", least=0, most=2**32 - 1)] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder for results. [attacks/MODEL-SHA]")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Measure a few batches, print what it would cost, and stop.")
@@ -220,7 +221,7 @@ def _affordable(
 
 
 def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:
-    from dgad_tk.config import parse_setting
+    from dgad_tk.settings import parse_setting
 
     changes: dict[str, dict[str, Any]] = {}
     for key, value in map(parse_setting, settings):

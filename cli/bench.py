@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.flags import real, whole
 from cli.interface import interface_of
 from cli.models import default_eps, named_images, open_model
+from dgad_tk import number_text
 from dgad_tk.common import UserError, lookup, parse_fraction, written_aside
 
 if TYPE_CHECKING:
@@ -36,12 +38,12 @@ def bench(
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,8,64",
     threads: Annotated[str | None, typer.Option(help="Thread counts, such as 1,2. [all cores]")] = None,
     provider: Annotated[str, typer.Option(help="cpu or cuda; what would not run there is refused.")] = "cpu",
-    seconds: Annotated[float, typer.Option(help="How long each file is timed in each setting.")] = 2.0,
+    seconds: Annotated[float, real("--seconds", "How long each file is timed in each setting.")] = 2.0,
     robust: Annotated[bool, typer.Option("--robust", help="Clean and PGD-10 accuracy of every file too.")] = False,
     dataset: Annotated[str | None, typer.Option(help="[the one the model was trained on]")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the images. [as in training]")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Resize an image folder to this. [as in training]")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="With --robust: the first N test images.")] = 1000,
+    image_size: Annotated[int | None, whole("--image-size", "Resize an image folder to this. [as in training]")] = None,
+    limit: Annotated[int, whole("--limit", "With --robust: the first N test images.", least=1)] = 1000,
     eps: Annotated[str | None, typer.Option(help="With --robust. [what the first file was trained for]")] = None,
     mean: Annotated[
         str | None, typer.Option(help="With --robust: what models from elsewhere want subtracted. [nothing]")
@@ -120,10 +122,14 @@ def bench(
 
 def _numbers(text: str, flag: str, most: int = 999_999) -> list[int]:
     """`1,8,64` as numbers, ascending, each once."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch(r"0*[1-9]\d{0,5}", part) for part in parts):
-        raise UserError(f"{flag} must be whole numbers from 1, got '{text}'", hint=f"for example {flag} 1,2")
-    numbers = sorted({int(part) for part in parts})
+    try:
+        numbers = sorted({number_text.whole(part) for part in text.split(",")})
+    except number_text.NotANumberError as error:
+        numbers, hint = [0], error.hint
+    else:
+        hint = ""
+    if numbers[0] < 1:
+        raise UserError(f"{flag} must be whole numbers from 1, got '{text}'", hint=hint or f"for example {flag} 1,2")
     if numbers[-1] > most:
         raise UserError(f"{flag} must be at most {most:,}, got {numbers[-1]:,}", hint=f"for example {flag} 1,2")
     return numbers

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from cli.flags import whole
 from cli.models import default_eps, open_model
 from cli.radii import NORMS, radii_of
+from dgad_tk import number_text
 from dgad_tk.common import UserError, format_fraction, lookup
 
 if TYPE_CHECKING:
@@ -22,13 +24,13 @@ def compare_reference(
     model: Annotated[Path, typer.Option(help=".onnx, .pt (TorchScript), .pt2 or .safetensors.")],
     dataset: Annotated[str | None, typer.Option(help="[the one the model was trained on]")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the images. [as in training]")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Resize an image folder to this. [as in training]")] = None,
+    image_size: Annotated[int | None, whole("--image-size", "Resize an image folder to this. [as in training]")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    limit: Annotated[int, typer.Option(min=1, help="The first N images of a fixed stratified order.")] = 500,
+    limit: Annotated[int, whole("--limit", "The first N images of a fixed stratified order.", least=1)] = 500,
     norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
     eps: Annotated[str | None, typer.Option(help="Radius. [what the model was trained for]")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time. [as `dgad attack`]")] = None,
+    batch_size: Annotated[int | None, whole("--batch-size", "Images at a time. [as `dgad attack`]", least=1)] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for agreement.json. [attacks/MODEL-SHA]")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print agreement.json instead of a table.")] = False,
@@ -98,10 +100,14 @@ def compare_reference(
 
 
 def _seeds(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) < 2**32 for part in parts) or len(set(parts)) < len(parts):
-        raise UserError(f"--seeds must be different whole numbers, got '{text}'", hint="for example --seeds 0,1,2")
-    return [int(part) for part in parts]
+    try:
+        seeds, hint = [number_text.whole(part) for part in text.split(",")], ""
+    except number_text.NotANumberError as error:
+        seeds, hint = [], error.hint
+    if not seeds or not all(0 <= seed < 2**32 for seed in seeds) or len(set(seeds)) < len(seeds):
+        hint = hint or "for example --seeds 0,1,2"
+        raise UserError(f"--seeds must be different whole numbers, got '{text}'", hint=hint)
+    return seeds
 
 
 def _print(found: "list[Agreement]", together: dict[str, float], threat: str) -> None:

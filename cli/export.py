@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.export_table import print_export
+from cli.flags import whole
 from dgad_tk.common import GateError, UserError, lookup
 from dgad_tk.names import check_utf8
 
@@ -45,9 +46,9 @@ def export(
     ] = None,
     format: Annotated[str, typer.Option(help="See `dgad list formats`, or all.")] = "onnx",
     output: Annotated[Path | None, typer.Option(help="[the format's name in the current folder]")] = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX opset, 18 to 23. [20]")] = None,
+    opset: Annotated[int | None, whole("--opset", "ONNX opset, 18 to 23. [20]")] = None,
     calibration_samples: Annotated[
-        int | None, typer.Option(help=f"INT8: training images to calibrate on. [{CALIBRATION_SAMPLES}]")
+        int | None, whole("--calibration-samples", f"INT8: training images to calibrate on. [{CALIBRATION_SAMPLES}]")
     ] = None,
     calibration_method: Annotated[
         str | None, typer.Option(help="INT8: minmax, percentile or entropy. [minmax]")

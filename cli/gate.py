@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgad_tk.common import GateError, UserError
+from dgad_tk.number_text import NotANumberError, exact
 
 if TYPE_CHECKING:
     from dgad_tk.data import Split
@@ -67,7 +68,10 @@ def rate_of(text: str, flag: str) -> Fraction:
     if found is None:
         raise UserError(f"{flag} must be a rate such as 45% or 0.45, got '{text}'", hint=RATES)
     number, sign = found.groups()
-    rate = Fraction(number) / (100 if sign else 1)
+    try:
+        rate = exact(number) / (100 if sign else 1)
+    except NotANumberError as error:  # of a zero in front
+        raise UserError(f"{flag} must be a rate such as 45% or 0.45, got '{text}'", hint=error.hint) from None
     if not sign and (rate > 1 or number == "1"):
         raise UserError(f"{flag} must be a rate such as 45% or 0.45, got '{text}'", hint=f"did you mean {number}%?")
     if rate > 1:

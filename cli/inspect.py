@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cli.flags import whole
 from cli.interface import interface_of
 from cli.models import named_images
 
@@ -14,7 +15,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="A model file.")],
     dataset: Annotated[str | None, typer.Option(help="Its images, for a file that leaves their shape open.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the images. [as in training]")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Resize an image folder to this. [as in training]")] = None,
+    image_size: Annotated[int | None, whole("--image-size", "Resize an image folder to this. [as in training]")] = None,
     layout: Annotated[str | None, typer.Option(help="nchw or nhwc. [told from its shape]")] = None,
     logits_output: Annotated[str | None, typer.Option(help="Name of the output. [told from its outputs]")] = None,
 ) -> None:

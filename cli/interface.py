@@ -4,6 +4,7 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 from dgad_tk.common import UserError, lookup
+from dgad_tk.number_text import NotANumberError, real
 
 if TYPE_CHECKING:
     from dgad_tk.interface import Interface
@@ -34,12 +35,13 @@ def interface_of(
 
 
 def numbers(text: str, flag: str) -> list[float]:
-    """`0.49,0.48,0.45` as numbers."""
+    """`0.49,0.48,0.45` or `123.7/255,116.3/255,103.5/255` as numbers."""
     try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
+        return [real(part) for part in text.split(",")]
+    except NotANumberError as error:
         raise UserError(
-            f"{flag} must be numbers with commas between them, got '{text}'", hint=f"for example {flag} 0.49,0.48,0.45"
+            f"{flag} must be numbers with commas between them, got '{text}'",
+            hint=error.hint or f"for example {flag} 0.49,0.48,0.45",
         ) from None
 
 

@@ -31,9 +31,10 @@ def _methods() -> Lines:
 
 
 def _models() -> Lines:
-    from dgad_tk.models import LIBRARIES, MODELS
+    from dgad_tk.models import FAMILIES, LIBRARIES, MODELS
 
-    own = [(name, (build.__doc__ or "").strip().splitlines()[0]) for name, build in MODELS.items()]
+    named: dict[str, Callable[..., object]] = {**MODELS, **FAMILIES}
+    own = [(name, (build.__doc__ or "").strip().splitlines()[0]) for name, build in named.items()]
     return own + [(f"{library}:NAME", f"any classifier of {library}, untrained") for library in LIBRARIES]
 
 

@@ -45,10 +45,15 @@ def results_table(documents: list[dict[str, Any]]) -> None:
 
 
 def _more(document: dict[str, Any]) -> list[str]:
-    """What has no column: the stages of ensembles, and what papers print of an attack without a ball."""
+    """What has no column: the classes that are worst off, the stages of ensembles, and what papers print of an attack
+    without a ball."""
     from evaluators.suites import SUITES
 
-    lines = []
+    lines = [_worst_class("clean", document["clean"]["classes"], "correct")]
+    lines += [
+        _worst_class(f"under attack at {format_fraction(worst['eps'])}", worst["classes"], "robust")
+        for worst in document["worst_case"]
+    ]
     for attack in document["attacks"]:
         if attack["stages"]:
             stages = ", ".join(f"{stage['name']} {stage['broken']:,}" for stage in attack["stages"])
@@ -56,6 +61,13 @@ def _more(document: dict[str, Any]) -> list[str]:
         if attack["accuracy"] is not None and attack["name"] in SUITES["paper"] and attack["surrogate"] is None:
             lines.append(f"{attack['id']} left {attack['accuracy']:.1%} right, the accuracy that papers print")
     return lines
+
+
+def _worst_class(when: str, classes: list[dict[str, Any]], key: str) -> str:
+    """The class with the smallest share of right images, the first of several."""
+    worst = min(classes, key=lambda each: each[key] / each["n"])
+    share = f"{worst[key] / worst['n']:.1%} ({worst[key]:,} of {worst['n']:,})"
+    return f"worst of {len(classes)} classes {when}: '{worst['class']}', {share}"
 
 
 def _doubts(document: dict[str, Any]) -> dict[str, list[str]]:

@@ -41,6 +41,7 @@ def _open(config: "TrainConfig", path: Path, dataset: "Dataset") -> "tuple[nn.Mo
     from torch import nn
 
     from dgad_tk.models import Normalize, check_input
+    from dgad_tk.normalisation import check_given
     from dgad_tk.teachers import check_record
     from exporters import load
 
@@ -64,12 +65,7 @@ def _open(config: "TrainConfig", path: Path, dataset: "Dataset") -> "tuple[nn.Mo
                 f"'{path}' says itself how it normalises its images",
                 hint="leave out --teacher-mean and --teacher-std",
             )
-        if len(config.teacher_mean) != dataset.shape[0]:
-            raise UserError(
-                f"--teacher-mean gives {len(config.teacher_mean)} values, "
-                f"the images of '{dataset.name}' have {dataset.shape[0]} channels",
-                hint="a value a channel",
-            )
+        check_given(config.teacher_mean, config.teacher_std, dataset.shape[0])
     # As `build_model` lays networks out: the check of a teacher looks for that, and a bare TorchScript module is no
     # whole nn.Module.
     normalize = Normalize(config.teacher_mean, config.teacher_std) if config.teacher_mean else nn.Identity()

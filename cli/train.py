@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.flags import real, whole
 from cli.interface import numbers
 from dgad_tk.common import UserError
 
@@ -24,7 +25,7 @@ def train(
     dataset: Annotated[str | None, typer.Option(help="See `dgad list datasets`. [digits]")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the images.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the dataset if it is not there.")] = False,
-    image_size: Annotated[int | None, typer.Option(help="Resize an image folder to this. [32]")] = None,
+    image_size: Annotated[int | None, whole("--image-size", "Resize an image folder to this. [32]")] = None,
     method: Annotated[
         str | None, typer.Option(help="See `dgad list methods`; NAME+igdm adds gradient matching. [dgad]")
     ] = None,
@@ -45,15 +46,15 @@ def train(
     teacher_std: Annotated[str | None, typer.Option(help="With --teacher-mean.")] = None,
     teacher_method: Annotated[str | None, typer.Option(help="How an auto teacher is trained. [trades]")] = None,
     teacher_epochs: Annotated[
-        int | None, typer.Option(help="Epochs of an auto teacher. [as --epochs, or 20 on digits]")
+        int | None, whole("--teacher-epochs", "Epochs of an auto teacher. [as --epochs, or 20 on digits]")
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value: any key of config.yaml, or METHOD.option. Repeatable."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="[25 on digits, 40 on fashion-mnist, else 200]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="[64 on digits, else 128]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of every random draw. [0]")] = None,
+    epochs: Annotated[int | None, whole("--epochs", "[25 on digits, 40 on fashion-mnist, else 200]")] = None,
+    batch_size: Annotated[int | None, whole("--batch-size", "[64 on digits, else 128]")] = None,
+    seed: Annotated[int | None, whole("--seed", "Of every random draw. [0]")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the inner maximisation: fp32 or bf16. [fp32]")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile for the inner maximisation.")] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
@@ -62,9 +63,9 @@ def train(
         bool, typer.Option("--resume", help="Go on with the run in --out, or with the newest unfinished one.")
     ] = False,
     checkpoint_minutes: Annotated[
-        float | None, typer.Option(help="Save this often within an epoch; its end is always saved. [10]")
+        float | None, real("--checkpoint-minutes", "Save this often within an epoch; its end is always saved. [10]")
     ] = None,
-    limit_train: Annotated[int | None, typer.Option(help="Use the first N training images.")] = None,
+    limit_train: Annotated[int | None, whole("--limit-train", "Use the first N training images.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -82,14 +83,13 @@ def train(
     from cli.progress import TrainingProgress
     from cli.teacher import model_file_teacher
     from dgad_tk.distributed import launched
-    from dgad_tk.runs import RunFolder, new_run_folder
     from dgad_tk.train import train as run_training
 
     leads = launched().leads
     quiet = quiet or not leads
     if not quiet:
         _announce(run_config)
-    out = out or new_run_folder(run_config).path
+    taken: list[RunFolder] = []
     try:
         with TrainingProgress(quiet=quiet) as progress:
             folder = run_training(
@@ -101,10 +101,11 @@ def train(
                 on_progress=progress,
                 on_message=progress.message,
                 on_stop=_say_stopping if leads else lambda: None,
+                on_folder=taken.append,
             )
     except KeyboardInterrupt:
         if leads:
-            _say_how_to_resume(RunFolder(out), launched().size)
+            _say_how_to_resume(taken, launched().size)
         raise
     if leads:
         _print_result(folder, run_config, as_json)
@@ -130,12 +131,12 @@ def _say_stopping() -> None:
     os.write(2, b"\nstopping after this step; once more stops at once\n")
 
 
-def _say_how_to_resume(folder: "RunFolder", processes: int) -> None:
-    """On stderr, as a command to copy."""
-    if not folder.exists():
+def _say_how_to_resume(taken: "list[RunFolder]", processes: int) -> None:
+    """On stderr, as a command to copy; `taken` is empty where the run has no folder yet."""
+    if not (taken and taken[0].exists()):
         print("\nnothing was written yet: the same command begins anew", file=sys.stderr)
         return
-    again = f"dgad train --out {shlex.quote(str(folder.path))} --resume"
+    again = f"dgad train --out {shlex.quote(str(taken[0].path))} --resume"
     print(f"\nto go on: {again}" + (" (under torchrun, as before)" if processes > 1 else ""), file=sys.stderr)
 
 
@@ -166,9 +167,10 @@ def _configured(
     given: dict[str, Any], config: str | None, settings: list[str], out: Path | None, resume: bool
 ) -> tuple["TrainConfig", Path | None]:
     """Defaults, then the config file or the run to resume, then `DGAD_*`, then flags."""
-    from dgad_tk.config import TrainConfig, from_environment, parse_settings, validated
+    from dgad_tk.config import TrainConfig, validated
     from dgad_tk.recipe import load_recipe
     from dgad_tk.runs import RunFolder, newest_run
+    from dgad_tk.settings import from_environment, parse_settings
 
     values: dict[str, Any] = {}
     if resume:

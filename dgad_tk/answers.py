@@ -218,9 +218,3 @@ def one_answer(labels: Classes, answers: Classes, names: Sequence[str]) -> str:
 def per_class(labels: Classes, right: NDArray[np.bool_], classes: int) -> tuple[Classes, Classes]:
     """Images of each class, and how many of them are right, int64 `(K,)` each."""
     return np.bincount(labels, minlength=classes), np.bincount(labels[right], minlength=classes)
-
-
-def worst_class(n: Classes, right: Classes) -> int:
-    """The class with the smallest share of right images, the first of several; of those that have images."""
-    shares = np.where(n > 0, right / np.maximum(n, 1), np.inf)
-    return int(shares.argmin())

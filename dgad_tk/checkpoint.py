@@ -1,20 +1,19 @@
 """Weights with their metadata record (safetensors), and what a run resumes from. Nothing here unpickles code."""
 
-import warnings
-import zipfile
 from collections.abc import Collection, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from dgad_tk.artifact import KEY, Artifact
 from dgad_tk.common import UserError, written_aside
+from dgad_tk.first_bytes import archive_of, beginning, is_pickle
 from dgad_tk.models import build_model
+from dgad_tk.weight_files import Unreadable, read_pickled, read_safetensors
 
 STATE_FORMAT = 1
 
@@ -27,22 +26,32 @@ def save_weights(path: Path, model: nn.Module, artifact: Artifact) -> None:
         aside.write_bytes(content)  # by Python, whose error on a full disk says so
 
 
+def save_record(path: Path, artifact: Artifact) -> None:
+    """Put another record into a file of `save_weights`, beside the same tensors."""
+    tensors, _ = read_weights(path)
+    content = save(tensors, metadata={KEY: artifact.to_json()})
+    with written_aside(path) as aside:
+        aside.write_bytes(content)
+
+
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Artifact]:
     """Tensors and record of a file that `save_weights` wrote.
 
     Raises:
-        UserError: missing, not safetensors, cut short, or without a record.
+        UserError: missing, not safetensors, damaged, or without a record.
     """
     if not path.is_file():
         raise UserError(f"no such file: '{path}'", hint="give a .safetensors file or a run folder of `dgad train`")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
+    head = beginning(path)
+    if archive_of(head) or is_pickle(head):
         raise UserError(
-            f"'{path}' is not a whole safetensors file: {error}", hint="copy it again, or train again"
-        ) from None
+            f"'{path}' is no safetensors file, and only these carry the record of `dgad train`",
+            hint="give the run folder or its best.safetensors; other weights can teach: `dgad train --teacher`",
+        )
+    try:
+        tensors, metadata = read_safetensors(path)
+    except Unreadable as error:
+        raise error.as_user_error(f"cannot read '{path}' as weights of `dgad train`") from None
     artifact = Artifact.from_mapping(metadata, str(path))
     if artifact is None:
         raise UserError(
@@ -96,15 +105,11 @@ def load_state(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"nothing to resume: no such file '{path}'", hint="start the run without --resume")
     try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("it is not a zip archive")  # a bare pickle need not even be tried
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd pickles; what they are not is what counts
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises whatever the damaged bytes lead it to
+        state = read_pickled(path)
+    except Unreadable as error:
         raise UserError(
-            f"'{path}' is not a checkpoint that can be read safely: {(str(error).splitlines() or [''])[0]}",
-            hint="it may be cut short or come from elsewhere; start the run anew",
+            f"'{path}' is not a checkpoint that can be read safely: {error.reason}",
+            hint="copy it again if it was copied; else start the run anew",
         ) from None
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT or not state.keys() >= set(keys):
         raise UserError(f"'{path}' is not a checkpoint of this version", hint="start the run anew")

@@ -1,17 +1,22 @@
 """What every part needs and no part owns: errors of the user, look-ups with suggestions, fractions as written."""
 
 import difflib
+import errno
 import hashlib
 import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from fractions import Fraction
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Any, TypeVar
+
+from dgad_tk.number_text import NotANumberError, real
 
 T = TypeVar("T")
+
+NOT_OFFERED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+"""What a file system answers that has no such service, as many network and user-space ones have not."""
 
 
 class UserError(Exception):
@@ -57,17 +62,18 @@ def lookup(table: Mapping[str, T], name: str, what: str) -> T:
 
 
 def parse_fraction(text: str | float, what: str = "eps", *, upper: float = 1.0) -> float:
-    """`8/255`, `0.03` or a number, as a float in [0, upper].
+    """`8/255`, `4.5/255`, `0.03` or a number, as a float in [0, upper].
 
     Raises:
         UserError: not a number, or outside these bounds.
     """
     try:
-        value = float(Fraction(text.strip())) if isinstance(text, str) and "/" in text else float(text)
-    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        value = real(text) if isinstance(text, str) else float(text)
+    except (TypeError, ValueError, OverflowError) as error:
+        own = error.hint if isinstance(error, NotANumberError) else ""
         raise UserError(
             f"{what} must be a fraction of 1 such as 8/255 or 0.03, got '{text}'",
-            hint="pixels run from 0 to 1 here, whatever the dataset's own range",
+            hint=own or "pixels run from 0 to 1 here, whatever the dataset's own range",
         ) from None
     if not 0 <= value <= upper:
         bounds = "not be negative" if upper == math.inf else f"be between 0 and {upper:g}"
@@ -92,27 +98,79 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def synced(file: IO[Any]) -> None:
+    """Wait until what was written to a file is on the disk, else a rename may reach it first.
+
+    That is a precaution, which some file systems do not offer; a disk that fails to write is an error.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
+
+
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name when the block ends well, and vanishes otherwise.
 
     A killed process or a full disk leaves the last good file whole, never half of a new one. The suffix is kept, since
     some writers choose their format by it.
+
+    Raises:
+        OSError: it cannot be written; it names `path`, which says more than the temporary name or none.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    aside = Path(name)
+    aside: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        aside = Path(name)
         yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        aside.chmod(0o666 & ~umask)  # mkstemp's 0600 is meant for secrets
+        with aside.open("rb+") as file:  # Windows flushes no file that is open for reading alone
+            synced(file)
+        _share(aside)
         aside.replace(path)
+    except OSError as error:
+        _name(error, path, aside)
+        raise
     finally:
-        aside.unlink(missing_ok=True)
+        if aside is not None:
+            with suppress(OSError):  # gone, or what is wrong has been said
+                aside.unlink()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put `path` into the errors of the system's that name no file: those of an open one, of a lock, of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def _share(path: Path) -> None:
+    """Give a file of mkstemp's, whose 0600 is meant for secrets, the mode that any other new file has."""
+    umask = os.umask(0)
+    os.umask(umask)
+    with suppress(OSError):  # a file system without modes; who may not replace the file is told so next
+        path.chmod(0o666 & ~umask)
+
+
+def _name(error: OSError, path: Path, aside: Path | None) -> None:
+    """Put the file that was to be written into an error of the system's that names a temporary one or none."""
+    named = Path(error.filename) if isinstance(error.filename, str) else None
+    temporary = named == aside or (aside is None and named is not None and named.name.startswith(f".{path.stem}-"))
+    if error.errno is not None and (named is None or temporary):
+        error.filename = str(path)
+        if error.filename2 is not None:
+            del error.filename2
 
 
 def cache_dir() -> Path:

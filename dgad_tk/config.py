@@ -4,15 +4,16 @@ Importing this file imports no torch, so that the command line can check a confi
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dgad_tk.common import UserError, lookup, nearest, parse_fraction, written_aside
+from dgad_tk.strict_yaml import written_yaml
+from dgad_tk.typed import typed
 
 Fraction = Annotated[float, BeforeValidator(parse_fraction)]
 """A share of the pixel range [0, 1]; `8/255` is accepted."""
@@ -23,11 +24,14 @@ When = Annotated[float, Field(ge=0)]
 Radius = Annotated[float, BeforeValidator(partial(parse_fraction, upper=math.inf)), Field(gt=0)]
 """A distance in units of the pixel range; in L2 it may be above 1."""
 
-ENVIRONMENT_PREFIX = "DGAD_"
-_NOT_CONFIG = {"DGAD_CACHE"}
+AUTO = "auto"
+"""Teacher of a run that trains one first."""
 
 FREE = {"checkpoint_minutes", "paper"}
 """Keys that a resumed run may change."""
+
+PLACES = {"data_dir", "teacher", "device"}
+"""Keys that say where something is, and may change: the SHA-256 that a run keeps of it says what it is."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -37,13 +41,22 @@ def epoch_of(when: float, epochs: int) -> int:
     return round(when * epochs) if when < 1 else round(when)
 
 
-class ThreatModel(BaseModel):
+class _Settings(BaseModel):
+    """Keys whose values are read by the type of the key, whoever wrote them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_type(cls, values: Any) -> Any:
+        return typed(cls, values) if isinstance(values, dict) else values
+
+
+class ThreatModel(_Settings):
     """What the adversary may do to an image, and how hard the inner maximisation tries.
 
     The paper's setting on colour images is Linf 8/255 in 10 steps of 2/255.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     norm: Literal["linf", "l2"] = "linf"
     eps: Radius
@@ -62,10 +75,8 @@ class ThreatModel(BaseModel):
         return cls(norm=norm, eps=eps, step_size=eps / 4, steps=steps)
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(_Settings):
     """One training run. Defaults are the paper's for CIFAR; `resolved` puts a dataset's own in their place."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     dataset: str = "digits"
     data_dir: Path | None = None
@@ -217,17 +228,21 @@ class TrainConfig(BaseModel):
         )
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return written_yaml(self.model_dump(mode="json"))
 
     def save(self, path: Path) -> None:
         with written_aside(path) as aside:
             aside.write_text(self.to_yaml(), encoding="utf-8")
 
     def differences(self, other: "TrainConfig") -> list[str]:
-        """`key: mine, not theirs` for each key in which two runs differ and which changes what comes out."""
+        """`key: mine, not theirs` for each key in which two runs differ and which changes what comes out.
+
+        Where images and teacher lie changes nothing; whether there is a teacher does.
+        """
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
+        free = FREE | (PLACES if (self.teacher == AUTO) == (other.teacher == AUTO) else PLACES - {"teacher"})
         return [
-            f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key] and key not in FREE
+            f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key] and key not in free
         ]
 
 
@@ -239,10 +254,10 @@ def validated(model: type[M], values: Mapping[str, Any], where: str) -> M:
     """
     try:
         return model.model_validate(dict(values))
+    except UserError as error:
+        raise UserError(f"{where}: {error.message}", hint=error.hint) from None
     except ValidationError as error:
         first = error.errors()[0]
-        if isinstance(cause := first.get("ctx", {}).get("error"), UserError):
-            raise UserError(f"{where}: {cause.message}", hint=cause.hint) from None
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = model if len(first["loc"]) == 1 else ThreatModel
@@ -252,89 +267,3 @@ def validated(model: type[M], values: Mapping[str, Any], where: str) -> M:
         if not name:  # of several keys together: the message names them
             raise UserError(f"{where}: {message}", hint="see `dgad train --help`") from None
         raise UserError(f"{where}: {name}: {message}, got {first['input']!r}", hint="see `dgad train --help`") from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds one mapping.
-
-    Raises:
-        UserError: missing, not YAML, or not a mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read config '{path}': {error.strerror}", hint="give --config a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"'{path}' is not YAML: {' '.join(str(error).split())}", hint="one `key: value` a line"
-        ) from None
-    if not isinstance(content, dict):
-        raise UserError(
-            f"'{path}' must hold keys and values, got {type(content).__name__}", hint="such as `epochs: 30`"
-        )
-    return content
-
-
-def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Config values from `DGAD_*` variables: `DGAD_EPOCHS=5` is `epochs: 5`.
-
-    Raises:
-        UserError: a variable that names no key.
-    """
-    found: dict[str, Any] = {}
-    for name, text in environment.items():
-        if not name.startswith(ENVIRONMENT_PREFIX) or name in _NOT_CONFIG:
-            continue
-        key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
-        if key not in TrainConfig.model_fields:
-            raise UserError(f"environment variable {name} names no key", hint=nearest(key, TrainConfig.model_fields))
-        found[key] = parse_value(text)
-    return found
-
-
-def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """`--set` arguments as config values: `lr=0.05`, `threat.eps=8/255`, `dgad.pcr_weight=10`.
-
-    What stands before the dot is a key of the config that holds keys itself, or the method, whose options follow; a
-    wrong name is found when the method is built.
-
-    Raises:
-        UserError: not of the form key=value.
-    """
-    values: dict[str, Any] = {}
-    for setting in settings:
-        key, value = parse_setting(setting)
-        owner, dot, name = key.partition(".")
-        if not dot:
-            values[key] = value
-            continue
-        owner, name = (owner, name) if owner in TrainConfig.model_fields else ("method_options", key)
-        held = values.setdefault(owner, {})
-        if not isinstance(held, dict):
-            raise UserError(f"--set {setting}: '{owner}' was set to {held!r} before", hint="set one or the other")
-        held[name] = value
-    return values
-
-
-def parse_setting(setting: str) -> tuple[str, Any]:
-    """`key=value` with the value read as YAML.
-
-    Raises:
-        UserError: not of that form.
-    """
-    key, equals, text = setting.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set needs key=value, got '{setting}'", hint="for example --set lr=0.05")
-    return key, parse_value(text)
-
-
-def parse_value(text: str) -> Any:
-    """A value as YAML reads it; what YAML cannot read, or reads as text although it is a number (`1e-1`), as it is."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value

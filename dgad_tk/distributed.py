@@ -128,13 +128,13 @@ def by_leader(work: Callable[[], T]) -> T:
     """What `work` returns, in every process; the leader alone does it.
 
     Raises:
-        UserError: the leader's, in every process: the others would wait for it in vain.
+        UserError, OSError: the leader's, in every process: the others would wait for it in vain.
     """
-    done: tuple[T | None, UserError | None] = None, None
+    done: tuple[T | None, UserError | OSError | None] = None, None
     if world().leads:
         try:
             done = work(), None
-        except UserError as error:
+        except (UserError, OSError) as error:
             done = None, error
     found, failed = leaders(done)
     if failed is not None:

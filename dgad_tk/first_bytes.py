@@ -24,11 +24,11 @@ def placeholder(path: Path) -> tuple[str, str] | None:
     Raises:
         OSError: it cannot be read.
     """
-    return placeholder_of(head_of(path))
+    return placeholder_of(beginning(path))
 
 
-def head_of(path: Path) -> bytes:
-    """The first bytes of a file, as many as the questions here take.
+def beginning(path: Path) -> bytes:
+    """The first bytes of a file, as many as the questions here are about.
 
     Raises:
         OSError: it cannot be read.
@@ -62,7 +62,30 @@ def archive_of(head: bytes) -> str:
 
     What PyTorch writes is a zip archive, too: ask this of formats that are none.
     """
+    if head[257:262] == b"ustar":
+        return "a tar archive"
     return next((name for magic, name in _ARCHIVES.items() if head.startswith(magic)), "")
+
+
+def is_pickle(head: bytes) -> bool:
+    """Whether a file may be a pickle of protocol 2 to 5, and no safetensors file with such a byte in its length."""
+    safetensors = head[4:8] == bytes(4) and head[8:9] == b"{"
+    return head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5") and not safetensors
+
+
+def text_of(head: bytes) -> str:
+    """How a file begins that is plain text, at most 60 characters; empty for any other.
+
+    Pictures of old formats and pickles of the oldest protocol are text, too: ask this of formats that are none.
+    """
+    try:
+        text = head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:
+            return ""
+        text = head[: error.start].decode()  # what was looked at may end within a letter
+    words = " ".join(text.split())
+    return words[:60] if words.isprintable() else ""
 
 
 def refuse_placeholder(path: Path, what: str) -> None:

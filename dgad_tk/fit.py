@@ -14,13 +14,14 @@ from dgad_tk.checkpoint import load_state, save_state, save_weights
 from dgad_tk.common import UserError, sha256_file, written_aside
 from dgad_tk.config import TrainConfig
 from dgad_tk.data import Dataset, Split
-from dgad_tk.distributed import average_statistics, gathered, largest, layout, synchronised, world
+from dgad_tk.distributed import average_statistics, gathered, largest, layout, leaders, synchronised, world
 from dgad_tk.draws import Draws
 from dgad_tk.epoch import Epoch, Learner, NonFiniteLossError, OnProgress, Position
 from dgad_tk.fold import Inner
 from dgad_tk.interrupt import StopRequest, stop_requests
 from dgad_tk.methods import Method
 from dgad_tk.models import build_model, check_input
+from dgad_tk.origin import check_finished, check_origin, check_settings, name_new_places, settings_of
 from dgad_tk.runs import RunFolder
 from dgad_tk.selection import accuracies
 from dgad_tk.tensorboard import open_events
@@ -59,10 +60,12 @@ def fit(
     role: str = "student",
     on_progress: OnProgress | None = None,
     on_stop: Callable[[], None] = lambda: None,
+    still_ours: Callable[[], None] = lambda: None,
 ) -> RunFolder:
     """Train one network into `folder`, from its last checkpoint if there is one.
 
-    Ctrl-C and SIGTERM save the run first. Among several processes, only the leader writes.
+    Ctrl-C and SIGTERM save the run first. Among several processes, only the leader writes. Of a run that is resumed,
+    the SHA-256 of its images and teacher count, not where they lie: the folder names the new places from then on.
 
     Args:
         config: resolved.
@@ -70,15 +73,20 @@ def fit(
         teacher: frozen, in eval mode.
         role: what to call the network in progress messages.
         on_stop: called in the signal handler when somebody asks the run to end.
+        still_ours: called before each write; raises a UserError where the folder is another run's by now.
 
     Raises:
-        UserError: the loss is not finite, or the checkpoint cannot be read.
+        UserError: the loss is not finite, the checkpoint cannot be read, or the run was begun with other images,
+            another teacher or other settings.
         KeyboardInterrupt: somebody asked the run to end; it is saved.
     """
     if folder.finished():
+        check_finished(config, folder, dataset, teacher_name)
         return folder
     with stop_requests(on_stop) as request:
-        run = _Run(config, method, dataset, folder, device, teacher, teacher_name, role, on_progress, request)
+        run = _Run(
+            config, method, dataset, folder, device, teacher, teacher_name, role, on_progress, request, still_ours
+        )
         run.go()
     return folder
 
@@ -98,10 +106,12 @@ class _Run:
         role: str,
         on_progress: OnProgress | None,
         request: StopRequest,
+        still_ours: Callable[[], None],
     ) -> None:
         self.config, self.method, self.dataset, self.folder = config, method, dataset, folder
         self.device, self.teacher_name, self.on_progress, self.request = device, teacher_name, on_progress, request
         self.draws, self.here, self.inner = Draws(config.seed), world(), Inner(config.precision, config.compile)
+        self.still_ours, self.settings = still_ours, config.to_yaml()
         self.split = training_split(config, dataset)
         self.selection = dataset.val if config.select_on == "val" else dataset.test
         self.mean, self.std = dataset.statistics() if config.normalize == "dataset" else ((), ())
@@ -142,18 +152,23 @@ class _Run:
     def go(self) -> None:
         """From the last checkpoint to the end."""
         config = self.config
-        if self.folder.last.is_file():
+        resumed = self.folder.last.is_file()
+        if resumed:
             self._restore()
             self.time_is_up = self._out_of_time()
         if self.here.leads:
+            self._prepare_to_write()
             self.folder.cut_back(self.state.epoch)
             for name in ("last", "best", "metrics", "config", "non-finite-batch"):
                 for left in self.folder.path.glob(f".{name}-*"):
                     left.unlink()  # of a process that was killed while it wrote
+        if resumed and leaders(self.here.leads and name_new_places(self.folder.best, self.dataset)):
+            self._save()
         with open_events(self.folder.path / "tensorboard", self.state.epoch, self.here.leads) as note:
             while not self._done():
                 metrics = self._epoch()
                 if self.here.leads:
+                    self._prepare_to_write()
                     self.folder.append({"event": "epoch", "epoch": self.state.epoch - 1, **metrics})
                     note(metrics, self.state.epoch)
                     if self.on_progress:
@@ -161,9 +176,26 @@ class _Run:
                 # Written last: it names the best weights, which are therefore there already.
                 self._save()
         if self.here.leads:
+            self._prepare_to_write()
             state = self.state
             ended = {"epoch": state.epoch, "best_epoch": state.best_epoch, "seconds": round(self._elapsed(), 3)}
             self.folder.append({"event": "end", "epochs": config.epochs, **ended})
+
+    def _prepare_to_write(self) -> None:
+        """See that the folder is this run's, and that its config.yaml says what this process does.
+
+        It says something else where the run was resumed with other places, or where somebody changed it meanwhile.
+
+        Raises:
+            UserError: the folder is another run's.
+        """
+        self.still_ours()
+        try:
+            said = self.folder.config.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            said = ""
+        if said != self.settings:
+            self.config.save(self.folder.config)
 
     def _done(self) -> bool:
         state, config = self.state, self.config
@@ -208,6 +240,7 @@ class _Run:
             if score > state.best_score:
                 state = replace(state, best_score=score, best_epoch=number, best_clean=clean, best_robust=robust)
                 if self.here.leads:
+                    self._prepare_to_write()
                     save_weights(self.folder.best, network, self._artifact(state))
         self.state = replace(state, epoch=number + 1, position=Position())
         return metrics | {"seconds": round(training + time.perf_counter() - begun, 3)}
@@ -236,6 +269,7 @@ class _Run:
         self.saved_at = time.monotonic()
         if not self.here.leads:
             return
+        self._prepare_to_write()
         save_state(
             self.folder.last,
             {
@@ -245,6 +279,7 @@ class _Run:
                 "averaged": learner.averaged.state_dict() if learner.averaged is not None else {},
                 "state": asdict(replace(self.state, seconds=self._elapsed())),
                 "origin": self._origin(),
+                "settings": settings_of(self.config),
                 "best_sha256": sha256_file(self.folder.best) if self.folder.best.is_file() else "",
             },
         )
@@ -259,12 +294,8 @@ class _Run:
         folder, learner = self.folder, self.learner
         keys = ("student", "statistics", "optimizer", "averaged", "state", "origin", "best_sha256")
         saved = load_state(folder.last, keys)
-        for what, now in self._origin().items():
-            if saved["origin"].get(what) != now:
-                raise UserError(
-                    f"the run in '{folder.path}' was begun with another {what}: {saved['origin'].get(what)}, not {now}",
-                    hint=f"put the old {what} back, or start a new run",
-                )
+        check_origin(folder, saved["origin"], self._origin())
+        check_settings(folder, saved.get("settings", {}), self.config)  # of an older version, there are none
         if saved["best_sha256"] and not folder.best.is_file():
             raise UserError(f"'{folder.best}' is gone, and the run needs it", hint="start a new run")
         try:
@@ -293,6 +324,7 @@ class _Run:
         """The error for the user, with what led to it beside the run."""
         path = self.folder.path / "non-finite-batch.safetensors"
         if self.here.leads:
+            self._prepare_to_write()
             batch, made = error.batch, error.made
             tensors = {"x": batch.x, "y": batch.y, "logits": made.logits.detach(), "index": error.index}
             if made.x_adv is not None:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from dgad_tk.common import UserError
-from dgad_tk.config import TrainConfig, read_yaml
+from dgad_tk.config import TrainConfig
+from dgad_tk.strict_yaml import read_yaml
+from dgad_tk.typed import typed
 
 RECIPES = Path(__file__).parent / "recipes"
 """Those that come with the package. Folders whose name begins with an underscore hold what others extend."""
@@ -111,6 +113,7 @@ def _merged(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     base = own.pop("extends", None)
     if not isinstance(own.get("paper", {}), dict | None):
         raise UserError(f"'{path}': paper must hold keys and values, got {own['paper']!r}", hint="such as `table: 4`")
+    own = typed(TrainConfig, own, f"'{path}': ")
     if base is None:
         return own
     if not isinstance(base, str):

@@ -11,18 +11,13 @@ runs/<dataset>-<method>-<student>[-N]/
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgad_tk.common import UserError, written_aside
-from dgad_tk.config import TrainConfig, read_yaml, validated
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None  # type: ignore[assignment]
+from dgad_tk.common import UserError, naming, written_aside
+from dgad_tk.config import TrainConfig, validated
+from dgad_tk.strict_yaml import read_yaml
 
 RUNS = Path("runs")
 
@@ -82,7 +77,7 @@ class RunFolder:
         return max(path.stat().st_mtime_ns for path in (self.config, self.metrics) if path.exists())
 
     def append(self, record: dict[str, Any]) -> None:
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def cut_back(self, epochs: int) -> None:
@@ -103,10 +98,19 @@ def _numbered(base: Path) -> Iterator[Path]:
 
 
 def new_run_folder(config: TrainConfig, root: Path = RUNS) -> RunFolder:
-    """The first free name for a run of `config`."""
+    """A folder made for a run of `config`, under the first free name: of several processes, each gets its own."""
     name = f"{config.dataset}-{config.method}-{config.student}".replace(":", "-")  # no colon in a name on Windows
-    base = root / name
-    return RunFolder(next(path for path in _numbered(base) if not path.exists()))
+    root.mkdir(parents=True, exist_ok=True)
+    return RunFolder(next(path for path in _numbered(root / name) if _made(path)))
+
+
+def _made(path: Path) -> bool:
+    """Whether this process made the folder, which of several one alone can."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def newest_run(root: Path = RUNS, *, finished: bool, prefix: str = "") -> RunFolder:
@@ -143,51 +147,3 @@ def weights_of(source: Path) -> Path:
     if not source.is_file():
         raise UserError(f"no such file or run folder: '{source}'", hint="`ls runs` shows what there is")
     return source
-
-
-def claim(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
-    """Make the run folder this run's own.
-
-    Raises:
-        UserError: it holds another run, or a run of another config.
-    """
-    blocking = next((path for path in [folder.path, *folder.path.parents] if path.exists() and not path.is_dir()), None)
-    if blocking:
-        raise UserError(
-            f"the run folder '{folder.path}' cannot be made: '{blocking}' is a file", hint="choose another --out"
-        )
-    if not folder.exists():
-        if resume:
-            raise UserError(f"nothing to resume in '{folder.path}'", hint="start the run without --resume")
-        if folder.path.exists() and any(not path.name.startswith(".config-") for path in folder.path.iterdir()):
-            raise UserError(f"'{folder.path}' is not empty and not a run folder", hint="choose another --out")
-        folder.path.mkdir(parents=True, exist_ok=True)
-        config.save(folder.config)
-        return
-    if not resume:
-        raise UserError(f"'{folder.path}' already holds a run", hint="add --resume to go on, or choose another --out")
-    if differences := config.differences(folder.read_config()):
-        raise UserError(
-            f"the run in '{folder.path}' has another config: " + "; ".join(differences),
-            hint="resume with the settings it was started with, or start a new run",
-        )
-
-
-@contextmanager
-def locked(folder: RunFolder) -> Iterator[None]:
-    """Keep a run folder to this process. The system lets go of it when the process ends, however it ends.
-
-    Raises:
-        UserError: another process trains there.
-    """
-    if fcntl is None:
-        yield
-        return
-    with (folder.path / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is training in '{folder.path}'", hint="wait for it, or choose another --out"
-            ) from None
-        yield

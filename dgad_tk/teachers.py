@@ -1,7 +1,7 @@
 """Teachers from files: opened, checked against the images, frozen."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ def open_teacher(
     model: str = "",
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    on_message: Callable[[str], None] = lambda line: None,
 ) -> tuple[nn.Module, str]:
     """The teacher in a file or run folder, in eval mode with frozen weights on the CPU, and `name sha256` of it.
 
@@ -42,6 +43,7 @@ def open_teacher(
             `torch.save` wrote, read as weights only.
         model: network of a foreign checkpoint; empty to tell it from the weights. A file of ours says it itself.
         mean, std: what a foreign teacher's images were normalised with, unless its file says so.
+        on_message: told what else a foreign file holds, a line at a time.
 
     Raises:
         UserError: it cannot be read, is another network, or was made for other images or classes.
@@ -69,6 +71,7 @@ def open_teacher(
             classes=len(dataset.classes),
             mean=mean,
             std=std,
+            on_message=on_message,
         )
     check_input(teacher, f"the teacher {name}", dataset.shape, len(dataset.classes))
     return teacher.eval().requires_grad_(False), f"{name} {sha256_file(weights)}"

@@ -1,24 +1,27 @@
 """train(): from a config to a run folder; the teacher first, where the method needs one."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from dgad_tk.claim import Held, check_claim, claimed
 from dgad_tk.common import UserError
-from dgad_tk.config import TrainConfig
+from dgad_tk.config import AUTO, TrainConfig
 from dgad_tk.data import Dataset, load_dataset
 from dgad_tk.data.splits import without_images
-from dgad_tk.distributed import by_leader, joined, launched, leaders
+from dgad_tk.distributed import by_leader, from_all, joined, launched, leaders
 from dgad_tk.epoch import OnProgress
 from dgad_tk.fit import fit, training_split
-from dgad_tk.methods import build_method, find_method
+from dgad_tk.methods import build_method, find_method, typed_options
 from dgad_tk.models import find_model
 from dgad_tk.names import check_utf8
-from dgad_tk.runs import RunFolder, claim, locked, new_run_folder
+from dgad_tk.origin import check_finished
+from dgad_tk.runs import RunFolder, new_run_folder
 from dgad_tk.teachers import check_teacher, open_teacher
 
 Opened = tuple[nn.Module, str]
@@ -35,6 +38,7 @@ def train(
     on_progress: OnProgress | None = None,
     on_message: Callable[[str], None] | None = None,
     on_stop: Callable[[], None] = lambda: None,
+    on_folder: Callable[[RunFolder], None] = lambda folder: None,
 ) -> RunFolder:
     """Train a student, and first its teacher where the method needs one and the config gives none.
 
@@ -49,6 +53,7 @@ def train(
         on_progress: called often; keep it cheap.
         on_message: told what a user should know, a line at a time.
         on_stop: called in the signal handler when somebody asks the run to end.
+        on_folder: told the run folder, once it is this run's.
 
     Returns:
         The run folder, with the best epoch in `best.safetensors`.
@@ -58,10 +63,10 @@ def train(
             fewer images than the processes need.
         KeyboardInterrupt: on Ctrl-C or SIGTERM; the run is saved.
     """
-    config = config.resolved()
+    config = _typed(config.resolved())
     method = build_method(config.method, config.method_options)
     find_model(config.student)
-    if method.needs_teacher and config.teacher == "auto":  # hours before it is needed
+    if method.needs_teacher and config.teacher == AUTO:  # hours before it is needed
         find_model(config.teacher_model)
         if find_method(config.teacher_method).needs_teacher:
             raise UserError(
@@ -73,23 +78,30 @@ def train(
     device = pick_device(config.device)
     say = on_message if on_message and launched().leads else lambda line: None
     with joined(device) as here:
+        _agreed(config)
+        if out is not None:  # before the work that it takes to find it out
+            by_leader(lambda: check_claim(RunFolder(out), config, resume=resume))
+            if resume:
+                by_leader(lambda: _see_places(config, out, needs_teacher=method.needs_teacher))
         images = partial(load_dataset, config.dataset, data_dir=config.data_dir, image_size=config.image_size)
         by_leader(lambda: images(download=download) and None)  # first: the others find it downloaded and decoded
         dataset = images()
         _enough_for_all(min(config.batch_size, config.limit_train or len(dataset.train), len(dataset.train)), here.size)
         for line in _doubts(config, dataset):
             say(f"warning: {line}")
-        folder = RunFolder(Path(leaders(str(out or new_run_folder(config).path))))
-        given = _given_teacher(config, dataset, teacher) if method.needs_teacher else None
+        given = _given_teacher(config, dataset, teacher, say) if method.needs_teacher else None
         if given is not None and here.leads:
             for line in _examined(given, dataset, device):
                 say(line)
-        by_leader(lambda: claim(folder, config, resume=resume))
-        with ExitStack() as held:
-            by_leader(lambda: held.enter_context(locked(folder)))
+        with ExitStack() as stack:
+            held = by_leader(lambda: stack.enter_context(_claimed(config, out, resume=resume)))
+            folder = held.folder
+            on_folder(folder)
+            if not held.safe:
+                say(f"note: no locks where '{folder.path}' lies: let no other process train there meanwhile")
             if method.needs_teacher and given is None:
                 weights = _make_teacher(
-                    config, dataset, folder.teacher, device, resume=resume, on_progress=on_progress, on_stop=on_stop
+                    config, dataset, held, device, resume=resume, on_progress=on_progress, on_stop=on_stop
                 )
                 leaders(None)  # the leader has written them
                 given = open_teacher(weights, dataset)
@@ -104,6 +116,7 @@ def train(
                 teacher_name=name,
                 on_progress=on_progress,
                 on_stop=on_stop,
+                still_ours=held.check,
             )
 
 
@@ -120,6 +133,55 @@ def _doubts(config: TrainConfig, dataset: Dataset) -> list[str]:
     return found
 
 
+def _typed(config: TrainConfig) -> TrainConfig:
+    """The same run with its methods' options read by their types, as a run folder keeps them."""
+    own = {"method_options": typed_options(config.method, config.method_options)}
+    if find_method(config.method).needs_teacher and config.teacher == AUTO:
+        own["teacher_options"] = typed_options(config.teacher_method, config.teacher_options)
+    return config.model_copy(update=own)
+
+
+def _agreed(config: TrainConfig) -> None:
+    """See that all processes were told to make the same run.
+
+    Raises:
+        UserError: in every process, where they were not.
+    """
+    first, *others = from_all(config)
+    for rank, other in enumerate(others, start=1):
+        if differences := other.differences(first):
+            raise UserError(
+                f"process {rank} was given other settings than process 0: " + "; ".join(differences),
+                hint="give all processes the same flags and variables, and name the run with --out",
+            )
+
+
+def _see_places(config: TrainConfig, out: Path, *, needs_teacher: bool) -> None:
+    """See that what a run is resumed with is still where the run was told that it is.
+
+    Raises:
+        UserError: it is not.
+    """
+    if config.data_dir is not None and not os.path.exists(os.path.expanduser(config.data_dir)):
+        raise UserError(
+            f"the images of the run in '{out}' are not in '{config.data_dir}' any more",
+            hint="say where they are now: --data-dir",
+        )
+    if needs_teacher and config.teacher != AUTO and not Path(config.teacher).exists():
+        raise UserError(
+            f"the teacher of the run in '{out}' is not at '{config.teacher}' any more: no such file or run folder",
+            hint="say where it is now: --teacher",
+        )
+
+
+@contextmanager
+def _claimed(config: TrainConfig, out: Path | None, *, resume: bool) -> Iterator[Held]:
+    """The run folder `out`, or a new one, kept to this process."""
+    folder = RunFolder(out) if out is not None else new_run_folder(config)
+    with claimed(folder, config, resume=resume) as held:
+        yield held
+
+
 def _enough_for_all(images: int, processes: int) -> None:
     """See that every process gets images of a batch, and more than the one that has no variance for BatchNorm.
 
@@ -133,8 +195,13 @@ def _enough_for_all(images: int, processes: int) -> None:
         )
 
 
-def _given_teacher(config: TrainConfig, dataset: Dataset, opener: Callable[[Dataset], Opened] | None) -> Opened | None:
-    if config.teacher == "auto":
+def _given_teacher(
+    config: TrainConfig,
+    dataset: Dataset,
+    opener: Callable[[Dataset], Opened] | None,
+    say: Callable[[str], None],
+) -> Opened | None:
+    if config.teacher == AUTO:
         return None
     if opener is not None:
         return opener(dataset)
@@ -144,6 +211,7 @@ def _given_teacher(config: TrainConfig, dataset: Dataset, opener: Callable[[Data
         model=config.teacher_model,
         mean=config.teacher_mean,
         std=config.teacher_std,
+        on_message=lambda line: say(f"note: {line}"),
     )
 
 
@@ -157,7 +225,7 @@ def _examined(teacher: Opened, dataset: Dataset, device: torch.device) -> list[s
 def _make_teacher(
     config: TrainConfig,
     dataset: Dataset,
-    folder: RunFolder,
+    held: Held,
     device: torch.device,
     *,
     resume: bool,
@@ -165,18 +233,34 @@ def _make_teacher(
     on_stop: Callable[[], None],
 ) -> Path:
     """Train the teacher of a run that was given none, or go on with it; its weights."""
-    run = config.for_teacher()
+    run, folder = config.for_teacher(), held.folder.teacher
     method = build_method(run.method, run.method_options)
-    if not leaders(folder.finished()):
-        by_leader(lambda: _claim_again(folder, run, resume=resume))
-        fit(run, method, dataset, folder, device=device, role="teacher", on_progress=on_progress, on_stop=on_stop)
+    by_leader(lambda: _claim_teacher(folder, run, held, resume=resume))
+    if leaders(folder.finished()):
+        by_leader(lambda: check_finished(run, folder, dataset))
+    else:
+        fit(
+            run,
+            method,
+            dataset,
+            folder,
+            device=device,
+            role="teacher",
+            on_progress=on_progress,
+            on_stop=on_stop,
+            still_ours=held.check,
+        )
     return folder.best
 
 
-def _claim_again(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
+def _claim_teacher(folder: RunFolder, config: TrainConfig, held: Held, *, resume: bool) -> None:
+    """Begin the teacher's run inside of the student's, whose lock is held, or see that it is the one to go on with."""
+    held.check()
     for left in folder.path.glob(".config-*"):
         left.unlink()  # of a process that was killed while it wrote
-    claim(folder, config, resume=resume and folder.exists())
+    check_claim(folder, config, resume=resume and folder.exists())
+    if not folder.exists():
+        config.save(folder.config)
 
 
 def pick_device(name: str) -> torch.device:
@@ -187,7 +271,9 @@ def pick_device(name: str) -> torch.device:
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise UserError("--device cuda: this torch sees no GPU", hint="--device auto takes the CPU where there is none")
+        raise UserError(
+            "device is cuda: this torch sees no GPU", hint="--device auto takes the CPU where there is none"
+        )
     if not available or name == "cpu":
         return torch.device("cpu")
     here = launched()

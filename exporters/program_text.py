@@ -17,7 +17,15 @@ MAX_EXPRESSION = 2_000
 
 
 class Forbidden(Exception):
-    """An archive holds what a plain one does not; the text says what."""
+    """An archive holds what a plain one does not; the text says what.
+
+    Args:
+        hint: what helps against this one reason, where that is not what helps against most.
+    """
+
+    def __init__(self, reason: str, hint: str = "") -> None:
+        super().__init__(reason)
+        self.hint = hint
 
 
 def parse(content: bytes) -> Any:

@@ -12,11 +12,12 @@ import zipfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from dgad_tk.common import UserError
+from dgad_tk.first_bytes import archive_of, is_pickle, refuse_placeholder, text_of
 from exporters.program_text import Forbidden
 from exporters.read_program import check_payloads, check_program
 
@@ -45,28 +46,31 @@ _GLOBALS = re.compile(
     r"|torch (Float|Double|Half|BFloat16|Bool|Byte|Char|Short|Int|Long)Storage"
 )
 
+_NOT_WEIGHTS = "only a teacher of `dgad train` is read from weights; export the network itself, to ONNX or TorchScript"
+
 
 def check_torchscript(path: Path) -> None:
     """See that `path` is an archive of `torch.jit.save`, of a size that can be read. Nothing in it is run or unpickled.
 
     Raises:
         UserError: it is something else, and what; or it unpacks to far more than its size.
+        OSError: it cannot be opened.
     """
+    refuse_placeholder(path, "a TorchScript file")
     try:
         sizes, archive = _directory(path)
+        with archive:
+            if "constants.pkl" not in sizes:
+                raise _another(set(sizes))
+            if sum(entry.file_size for entry in archive.infolist() if entry.compress_type) > MAX_TEXT:
+                raise Forbidden(f"its code unpacks to more than {MAX_TEXT >> 20} MB")
+            if any(size > MAX_RECORD for name, size in sizes.items() if name.startswith("extra/")):
+                raise Forbidden(f"its metadata record has more than {MAX_RECORD >> 20} MB")
     except Forbidden as error:
-        with path.open("rb") as file:
-            pickled = file.read(2)[:1] == b"\x80"
-        reason = "it is a pickle, which could run anything" if pickled else str(error)
-        _refuse_torchscript(path, reason)
-    with archive:
-        names = set(sizes)
-        if "constants.pkl" not in names:
-            _refuse_torchscript(path, _what_it_is(names))
-        if sum(entry.file_size for entry in archive.infolist() if entry.compress_type) > MAX_TEXT:
-            _refuse_torchscript(path, f"its code unpacks to more than {MAX_TEXT >> 20} MB")
-        if any(size > MAX_RECORD for name, size in sizes.items() if name.startswith("extra/")):
-            _refuse_torchscript(path, f"its metadata record has more than {MAX_RECORD >> 20} MB")
+        raise UserError(
+            f"'{path}' is not a TorchScript file: {error}",
+            hint=error.hint or "such a file is not opened; export the model to ONNX, or with --format torchscript",
+        ) from None
 
 
 def check_pt2(path: Path) -> None:
@@ -77,12 +81,14 @@ def check_pt2(path: Path) -> None:
 
     Raises:
         UserError: it is something else, and what.
+        OSError: it cannot be opened.
     """
+    refuse_placeholder(path, "a torch.export file")
     try:
         sizes, archive = _directory(path)
         with archive:
             if "archive_format" not in sizes:
-                raise Forbidden(_what_it_is(set(sizes)))
+                raise _another(set(sizes))
             read = _records(str(path), archive, sizes, path.stat().st_size, _PT2_MEMBERS)
         for required in ("models/model.json", "data/sample_inputs/model.pt"):
             if required not in sizes:
@@ -101,7 +107,8 @@ def check_pt2(path: Path) -> None:
     except (Forbidden, UnicodeDecodeError) as error:
         raise UserError(
             f"'{path}' is not a plain torch.export file: {error}",
-            hint="torch.export.load could run code in such a file, so it is not opened; export the model to ONNX",
+            hint=getattr(error, "hint", "")
+            or "torch.export.load could run code in such a file, so it is not opened; export the model to ONNX",
         ) from None
 
 
@@ -110,8 +117,12 @@ def _directory(source: Path | BytesIO) -> tuple[dict[str, int], zipfile.ZipFile]
     try:
         size = source.stat().st_size if isinstance(source, Path) else len(source.getbuffer())
         with source.open("rb") if isinstance(source, Path) else BytesIO(source.getbuffer()) as file:
+            head = file.read(512)
             file.seek(max(0, size - 98))
-            _check_end(file.read(98))
+            tail = file.read(98)
+            if len(tail) < 22 or tail[-22:-18] != b"PK\5\6":
+                raise _without_end(head, followed=zipfile.is_zipfile(file))
+            _check_end(tail)
         archive = zipfile.ZipFile(source)
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise Forbidden(f"it is no whole zip archive ({error})") from None
@@ -119,7 +130,10 @@ def _directory(source: Path | BytesIO) -> tuple[dict[str, int], zipfile.ZipFile]
     roots = {entry.filename.partition("/")[0] for entry in entries}
     names = [entry.filename.partition("/")[2] for entry in entries]
     if len(roots) > 1 and "serialized_exported_program.json" in roots:
-        raise Forbidden("it is of a format before PyTorch 2.8, which is read by unpickling")
+        raise Forbidden(
+            "it is of a format before PyTorch 2.8, which is read by unpickling",
+            "export the model again, with PyTorch 2.8 or newer, or to ONNX",
+        )
     if len(roots) != 1 or not all(names):
         raise Forbidden("its members are not in one folder")
     if len({name.casefold() for name in names}) != len(names):
@@ -134,9 +148,7 @@ def _directory(source: Path | BytesIO) -> tuple[dict[str, int], zipfile.ZipFile]
 
 
 def _check_end(tail: bytes) -> None:
-    """The end of a zip file: one directory, of a size that can be read, and nothing behind it."""
-    if len(tail) < 22 or tail[-22:-18] != b"PK\5\6":
-        raise Forbidden("it is no zip archive, or is cut short")
+    """The end of a zip file: one directory, of a size that can be read."""
     counts, sizes = [struct.unpack("<H", tail[-12:-10])[0]], [struct.unpack("<I", tail[-10:-6])[0]]
     if tail[-42:-38] == b"PK\6\7":  # the same once more, in 64 bits
         if tail[-98:-94] != b"PK\6\6":
@@ -212,19 +224,28 @@ def check_pickle(content: bytes) -> None:
         raise Forbidden("something follows its pickle")
 
 
-def _what_it_is(names: set[str]) -> str:
+def _without_end(head: bytes, *, followed: bool) -> Forbidden:
+    """What a file is that does not end as a zip archive does, by its first bytes."""
+    if followed:
+        return Forbidden("bytes follow the end of its archive", "copy it again")
+    if text := text_of(head):
+        return Forbidden(
+            f"it is text that begins '{text}'", "it may be what a server answered in its place; download it again"
+        )
+    if is_pickle(head):
+        return Forbidden("it is a pickle, which could run anything", _NOT_WEIGHTS)
+    kind = archive_of(head)
+    if kind == "a zip archive":
+        return Forbidden("it is cut short: the directory at the end of its archive is missing", "copy it again")
+    return Forbidden(f"it is {kind or 'no zip archive'}", f"unpack {kind.removeprefix('a ')} first" if kind else "")
+
+
+def _another(names: set[str]) -> Forbidden:
     """What a zip archive is that is not what it should be."""
     if "archive_format" in names:
-        return "it is a torch.export archive: name it .pt2"
+        return Forbidden("it is a torch.export archive: name it .pt2", "files are opened by their suffix")
     if "constants.pkl" in names:
-        return "it is TorchScript: name it .pt"
+        return Forbidden("it is TorchScript: name it .pt", "files are opened by their suffix")
     if "data.pkl" in names:
-        return "it holds plain weights or a pickled module"
-    return "it is some other zip archive"
-
-
-def _refuse_torchscript(path: Path, reason: str) -> NoReturn:
-    raise UserError(
-        f"'{path}' is not a TorchScript file: {reason}",
-        hint="a .pt of plain weights or a pickled module is not read; export with --format torchscript",
-    )
+        return Forbidden("it holds plain weights or a pickled module", _NOT_WEIGHTS)
+    return Forbidden("it is some other zip archive", "unpack it, and give the model inside")

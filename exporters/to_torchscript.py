@@ -71,8 +71,8 @@ def load_torchscript(
             module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"'{path}' is not a TorchScript file: {first_line(error)}",
-            hint="a .pt of plain weights or a pickled module is not read; export with --format torchscript",
+            f"'{path}' is not a TorchScript file that can be read here: {first_line(error)}",
+            hint="it may be damaged, or made with operators or a version of PyTorch that are not here; export it again",
         ) from None
     artifact = read_archived_record(path)
     shape = artifact.input_shape if artifact else input_shape

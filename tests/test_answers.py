@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dgad_tk.answers import NONE, one_answer, other_order, per_class, worst_class
+from dgad_tk.answers import NONE, one_answer, other_order, per_class
 
 Classes = np.ndarray
 
@@ -130,8 +130,7 @@ def test_a_weak_model_on_classes_of_equal_size_does_not_answer_one(seed: int) ->
     assert one_answer(labels, noisy(labels, 10, 0.1, seed), names(10)) == ""
 
 
-def test_the_worst_class() -> None:
+def test_images_of_each_class() -> None:
     labels = np.array([0, 0, 2, 2, 2])
     n, right = per_class(labels, np.array([True, True, False, True, True]), 4)
     assert (n.tolist(), right.tolist()) == ([2, 0, 3, 0], [2, 0, 2, 0])
-    assert worst_class(n, right) == 2

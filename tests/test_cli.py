@@ -188,7 +188,7 @@ def test_export_without_a_run(dgad: Run) -> None:
         (["train", "--teacher-mean", "0.5;0.4", "--teacher-std", "0.2"], "--teacher-mean must be numbers with commas"),
         (["train", "--teacher-mean", "0.5", "--teacher-std", "a,b"], "--teacher-std must be numbers with commas"),
         (["train", "--teacher-mean", "", "--teacher-std", ""], "--teacher-mean must be numbers with commas"),
-        (["train", "--teacher-mean", "nan", "--teacher-std", "1"], "teacher_mean"),
+        (["train", "--teacher-mean", "nan", "--teacher-std", "1"], "--teacher-mean must be numbers with commas"),
         (
             ["train", "--teacher-mean", "0.5", "--teacher-std", "0.2"],
             "are of a teacher from a file, and teacher is auto",
@@ -208,7 +208,7 @@ def test_export_without_a_run(dgad: Run) -> None:
         (["train", "--precision", "fp4"], "precision"),
         (["export", "nowhere"], "no such file or run folder"),
         (["export", "empty"], "holds no best.safetensors"),
-        (["export", "text.txt"], "not a whole safetensors file"),
+        (["export", "text.txt"], "as weights of `dgad train`: it is text that begins"),
         (["export", "w.safetensors", "--format", "onyx"], "unknown format 'onyx'"),
         (["export", "w.safetensors", "--opset", "9"], "--opset must be 18 to 23"),
         (["export", "w.safetensors", "--output", "x.pt"], "must end in .onnx"),
@@ -452,6 +452,7 @@ def test_the_default_recipe_is_the_default() -> None:
 def test_lists_hold_what_is_no_row(dgad: Run) -> None:
     assert "\n+igdm " in dgad("list", "methods")[1]
     assert "\ntorchvision:NAME  " in dgad("list", "models")[1]
+    assert "\nwrn-D-K " in dgad("list", "models")[1]
     assert "\npaper/table1/cifar10-wrn34-10-pgd-at " in dgad("list", "recipes")[1]
 
 
@@ -585,7 +586,7 @@ def test_model_files_that_do_not_fit(dgad: Run, weights: Path, tmp_path: Path) -
     del proto.metadata_props[:]
     onnx.save(proto, "theirs.onnx")
     two = ["--teacher-mean", "0.3,0.3", "--teacher-std", "0.2,0.2"]
-    refused(dgad("train", *QUICK, "--teacher", "theirs.onnx", *two), "gives 2 values")
+    refused(dgad("train", *QUICK, "--teacher", "theirs.onnx", *two), "takes 1 values here, one a channel, got 2")
     assert not Path("runs").exists()
     code, _, err = dgad("train", *QUICK, "--teacher", "theirs.onnx", *normalised, "--out", "normalised")
     assert code == 0, err
@@ -636,18 +637,18 @@ def test_messages_and_the_quiet(capsys: pytest.CaptureFixture[str]) -> None:
 def test_another_process_of_torchrun_is_silent_but_for_errors(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    folders: list[Path] = []
+    folders: list[Path | None] = []
 
-    def trained(config: TrainConfig, *, out: Path, **more: Any) -> RunFolder:
+    def trained(config: TrainConfig, *, out: Path | None, **more: Any) -> RunFolder:
         folders.append(out)
-        return RunFolder(out)
+        return RunFolder(Path("the leader's"))
 
     def interrupted(*arguments: Any, **more: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dgad_tk.train.train", trained)
     assert dgad("train") == (0, "", "")
-    assert folders == [Path("runs/digits-dgad-resnet8")]
+    assert folders == [None]  # a name is taken by the leader, once for all
     refused(dgad("train", "--dataset", "digit"), "process 1: unknown dataset 'digit'")
     monkeypatch.setattr("dgad_tk.train.train", interrupted)
     assert dgad("train") == (130, "", "")

@@ -342,7 +342,7 @@ def hostile_files(folder: Path) -> dict[str, str]:
         "operator.onnx": (graph_of(flat, [image(nchw)], [out(nk)]), "odd.ops"),
         "text.pt": (b"hello", "is not a TorchScript file"),
         "bomb.pt": (pickle.dumps(Bomb()), "is not a TorchScript file"),
-        "text.safetensors": (b"hello", "not a whole safetensors file"),
+        "text.safetensors": (b"hello", "it is text that begins 'hello'"),
         "model.h5": (b"hello", "by its suffix '.h5'"),
     }
     for name, (content, _) in written.items():

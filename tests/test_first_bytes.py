@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dgad_tk.common import UserError
-from dgad_tk.first_bytes import archive_of, placeholder, refuse_placeholder
+from dgad_tk.first_bytes import archive_of, is_pickle, placeholder, refuse_placeholder, text_of
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1234567\n"
 
@@ -51,4 +51,28 @@ def test_files_that_may_be_what_they_say(head: bytes, tmp_path: Path) -> None:
 
 def test_archives() -> None:
     assert archive_of(b"PK\x03\x04....") == "a zip archive"
+    assert archive_of(b"w.pth".ljust(257, b"\0") + b"ustar") == "a tar archive"
     assert archive_of(b"\x08\x08") == ""
+
+
+def test_text_is_told_from_binary_files() -> None:
+    assert text_of(b"  Entry not\nfound\n") == "Entry not found"
+    assert text_of("Zugriff für Gäste gesperrt".encode()) == "Zugriff für Gäste gesperrt"
+    assert text_of(("x" + "ä" * 300).encode()[:512]).startswith("xä")  # what was looked at ends within a letter
+    assert len(text_of(b"word " * 100)) <= 60
+    for binary in (
+        b"\x08\x08\x12\x07pytorch",
+        b"PK\x03\x04",
+        b"\x80\x02}q",
+        b"\x89PNG\r\n",
+        bytes(8) + b"{}",
+        b"\xff\xfea\0",
+    ):
+        assert text_of(binary) == ""
+
+
+def test_pickles_are_told_from_the_length_of_a_header() -> None:
+    assert is_pickle(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
+    assert is_pickle(b"\x80\x04\x95\x0a\0\0\0\0\0\0\0(K\1.")
+    assert not is_pickle(b"\x80\x02\0\0\0\0\0\0{}")
+    assert not is_pickle(b"PK\x03\x04")

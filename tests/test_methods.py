@@ -156,7 +156,7 @@ def test_a_method_without_its_teacher_says_so() -> None:
         ("dgad", {"pcr": "mean"}, "dgad.pcr: Input should be 'mse_mean'"),
         ("dgad", {"pcr_weight": -1}, "must not be negative"),
         ("dgad", {"attack_subset": "used"}, "needs pcr_weight 0"),
-        ("trades", {"beta": "much"}, "trades.beta: Input should be a valid number"),
+        ("trades", {"beta": "much"}, "trades.beta must be a number, got 'much'"),
     ],
 )
 def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:

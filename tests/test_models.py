@@ -173,6 +173,43 @@ def test_a_wide_resnet_has_a_depth_of_6_n_plus_4() -> None:
         WideResNet(3, 10, depth=30, width=1)
 
 
+@pytest.mark.parametrize(("depth", "width"), [(10, 1), (16, 2), (40, 2), (28, 12), (94, 1)])
+def test_a_wide_resnet_of_any_depth_and_width_is_a_model(depth: int, width: int) -> None:
+    name = f"wrn-{depth}-{width}"
+    assert name not in MODELS
+    assert count_parameters(on_meta(name)) == wide_resnet(depth, width, 10)
+
+
+def test_a_row_and_the_family_build_the_same_network() -> None:
+    from dgad_tk.models import FAMILIES
+
+    for name in [name for name in MODELS if name.startswith("wrn-")]:
+        builder = FAMILIES["wrn-D-K"](name)
+        assert builder is not None
+        with torch.device("meta"):
+            assert count_parameters(builder(3, 10)) == count_parameters(MODELS[name](3, 10))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wrn-15-2", "depth of a wide residual network is 6 n . 4, at least 10, got 15 .wrn-10-2 or wrn-16-2"),
+        ("wrn-4-2", "at least 10, got 4 .wrn-10-2 or wrn-16-2"),
+        ("wrn-0-0", "at least 10, got 0 .wrn-10-1 or wrn-16-1"),
+        ("wrn-10-0", "width of a wide residual network is at least 1, got 0 .wrn-10-1"),
+        ("wrn-28-010", "unknown model 'wrn-28-010' .did you mean 'wrn-28-10'"),
+        ("wrn-10-1000", "about [0-9,]+ million parameters in 10 layers .at most 1,000 million"),
+        ("wrn-6004-1", "million parameters in 6004 layers .at most 1,000 million and 1,000 layers"),
+        ("wrn-10-" + "9" * 5000, "is too large to be built .choose a network such as wrn-28-10"),
+        ("wrn-28", "unknown model 'wrn-28' .did you mean 'wrn-28-10'"),
+        ("wrn-\u0661\u0666-2", "unknown model"),
+    ],
+)
+def test_wide_resnets_that_cannot_be(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_model(name)
+
+
 def test_normalisation_is_inside() -> None:
     torch.manual_seed(0)
     plain = build_model("resnet8", in_channels=2, classes=3).eval()

@@ -361,17 +361,17 @@ def bombs() -> dict[str, tuple[bytes, str]]:
         archive.writestr(archive.namelist()[0], b"other")
     return {
         "compressed": (hostile.changed(plain, {"extra/a.txt": bytes(2**24)}, compress=True), "is compressed"),
-        "cut": (plain[: len(plain) // 2], "no zip archive, or is cut short"),
-        "followed": (plain + b"more", "no zip archive, or is cut short"),
+        "cut": (plain[: len(plain) // 2], "it is cut short"),
+        "followed": (plain + b"more", "bytes follow the end of its archive"),
         "one name twice": (repeated.getvalue(), "two members have one name"),
         "one name twice but for case": (hostile.changed(plain, {"MODELS/model.json": b"{}"}), "one name"),
         "a library": (hostile.changed(plain, {"data/aotinductor/model/a.so": b"\x7fELF"}), "writes no member"),
         "a large tensor": (hostile.changed(plain, {weights: enlarged}), "larger than its bytes"),
         "no graph": (hostile.changed(plain, {}, drop="models/model.json"), "has no models/model.json"),
         "deep": (hostile.changed(plain, {"models/model.json": b"[" * 10**6}), "JSON is damaged"),
-        "a pickle": (pickle.dumps([1]), "no zip archive"),
+        "a pickle": (pickle.dumps([1]), "it is a pickle"),
         "weights": (hostile.saved({"w": torch.zeros(2)}), "plain weights"),
-        "empty": (b"", "no zip archive"),
+        "empty": (b"", "is an empty file, not a torch.export file"),
     }
 
 
@@ -414,7 +414,7 @@ def test_what_is_named_pt_and_is_no_torchscript(tmp_path: Path) -> None:
         (hostile.plain_pt2(), "name it .pt2"),
         (numbers.getvalue(), "not in one folder" if len(zipfile.ZipFile(numbers).namelist()) > 1 else "its members"),
         (bomb.getvalue(), "unpacks to more than"),
-        (b"", "no zip archive"),
+        (b"", "is an empty file"),
         (b"PK\5\6" + bytes(18), "is not a TorchScript file"),
     ):
         refused(tmp_path / "model.pt", content, message)

@@ -23,7 +23,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import DTypeLike
 
-from dgad_tk.common import UserError, cache_dir
+from dgad_tk.common import UserError, cache_dir, synced
 from dgad_tk.data.fingerprint import SourceFile, changed, content_key
 from dgad_tk.data.spec import Decoded, Images, Labels, Part, Source
 
@@ -143,8 +143,7 @@ def _write_blocks(file: BinaryIO, blocks: Iterable[Images], shape: tuple[int, ..
 
 
 def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())  # else a rename may reach the disk before the data do
+    synced(file)  # else a rename may reach the disk before the data do
 
 
 def _open(entry: Path) -> Decoded | None:

@@ -12,7 +12,7 @@ import numpy as np
 from dgad_tk.common import UserError
 from dgad_tk.data.fingerprint import SourceFile
 from dgad_tk.data.spec import Images
-from dgad_tk.first_bytes import archive_of, head_of, placeholder_of
+from dgad_tk.first_bytes import archive_of, beginning, placeholder_of
 from dgad_tk.names import shown
 
 BLOCK_BYTES = 2**22
@@ -139,7 +139,7 @@ def _unfit(mode: str, found: tuple[int, int], size: int | None) -> Flaw | None:
 def _found_instead(path: Path, error: Exception) -> Flaw:
     """What a file is that Pillow cannot read."""
     try:
-        head = head_of(path)
+        head = beginning(path)
     except OSError as unreadable:
         reason = f"cannot be read: {unreadable.strerror or unreadable}"
         return Flaw("a file that cannot be read", reason, "check it and its permissions")

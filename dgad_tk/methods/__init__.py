@@ -1,6 +1,6 @@
 """METHODS: every way to train a student. A new method is a frozen dataclass in a file of its own and a row here."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -22,6 +22,7 @@ from dgad_tk.methods.rslad import Rslad
 from dgad_tk.methods.score import Score
 from dgad_tk.methods.standard import Standard
 from dgad_tk.methods.trades import Trades
+from dgad_tk.typed import fitted, hints_of
 
 METHODS: dict[str, type[Method]] = {
     "standard": Standard,
@@ -75,17 +76,38 @@ def build_method(name: str, options: Mapping[str, Any]) -> Method:
     """
     cls = find_method(name)
     base, *addons = name.split("+")
-    of_addons: dict[str, dict[str, Any]] = {addon: {} for addon in addons}
-    of_base: dict[str, Any] = {}
-    for key, value in options.items():
-        owner, _, option = key.rpartition(".")
-        if owner in ADDONS and owner not in of_addons:
-            raise UserError(f"option '{key}' needs --method {name}+{owner}", hint=f"'{owner}' is an add-on")
-        of_addons.get(owner, of_base)[option if owner in (base, *addons) else key] = value
-    method = _validated(cls, base, of_base)
+    of: dict[str, dict[str, Any]] = {part: {} for part in (base, *addons)}
+    for part, option, key in _owned(name, options):
+        of[part][option] = options[key]
+    method = _validated(cls, base, of[base])
     for addon in addons:
-        method = _validated(ADDONS[addon], addon, {"base": method, **of_addons[addon]})
+        method = _validated(ADDONS[addon], addon, {"base": method, **of[addon]})
     return method
+
+
+def typed_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the method `name` with each text read by the type of its field: `10` is a number, or stays a text.
+
+    Raises:
+        UserError: unknown method, or a text that is no value of its field. An unknown option stays as it is.
+    """
+    rows: dict[str, type[Method]] = {name.partition("+")[0]: find_method(name), **ADDONS}
+    found = dict(options)
+    for part, option, key in _owned(name, options):
+        if (hint := hints_of(rows[part]).get(option)) is not None:
+            found[key] = fitted(hint, options[key], f"{part}.{option}")
+    return found
+
+
+def _owned(name: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The method or add-on that an option belongs to, the option's own name, and the key that stands there."""
+    base, *addons = name.split("+")
+    for key in options:
+        owner, _, option = key.rpartition(".")
+        if owner in ADDONS and owner not in addons:
+            raise UserError(f"option '{key}' needs --method {name}+{owner}", hint=f"'{owner}' is an add-on")
+        part = owner if owner in addons else base
+        yield part, option if owner in (base, *addons) else key, key
 
 
 def _validated(cls: type[Method], name: str, options: Mapping[str, Any]) -> Method:
@@ -93,8 +115,9 @@ def _validated(cls: type[Method], name: str, options: Mapping[str, Any]) -> Meth
     for option in options:
         if option not in known:
             raise UserError(f"method '{name}' has no option '{option}'", hint=nearest(option, known))
+    read = {option: fitted(hints_of(cls)[option], value, f"{name}.{option}") for option, value in options.items()}
     try:
-        return TypeAdapter(cls).validate_python(dict(options))
+        return TypeAdapter(cls).validate_python(read)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in (name, *first["loc"]))
@@ -102,4 +125,4 @@ def _validated(cls: type[Method], name: str, options: Mapping[str, Any]) -> Meth
         raise UserError(f"{where}: {message}", hint=f"`dgad list methods` shows what '{name}' takes") from None
 
 
-__all__ = ["ADDONS", "METHODS", "Batch", "Method", "Step", "build_method", "find_method"]
+__all__ = ["ADDONS", "METHODS", "Batch", "Method", "Step", "build_method", "find_method", "typed_options"]

@@ -1,10 +1,11 @@
 """MODELS: every network that can be a student, a teacher or a surrogate. A new one is a builder and a row here.
 
-`torchvision:NAME` and `timm:NAME` name networks of these libraries; everything that takes a row takes them too.
+`torchvision:NAME` and `timm:NAME` name networks of these libraries, and `wrn-D-K` a wide residual network of any depth
+and width; everything that takes a row takes them too.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,10 @@ from dgad_tk.models.mobilenet_v2 import mobilenetv2
 from dgad_tk.models.preact_resnet import preact_resnet18
 from dgad_tk.models.resnet import resnet8, resnet18, resnet20, resnet34, resnet56
 from dgad_tk.models.vgg import vgg16
-from dgad_tk.models.wide_resnet import wrn_16_4, wrn_28_10, wrn_34_10, wrn_34_20
+from dgad_tk.models.wide_resnet import wide_resnet_builder, wrn_16_4, wrn_28_10, wrn_34_10, wrn_34_20
 
-__all__ = ["LIBRARIES", "MODELS", "Normalize", "build_model", "check_input", "count_parameters", "find_model"]
+__all__ = ["FAMILIES", "LIBRARIES", "MODELS", "Normalize", "build_model", "check_input", "count_parameters"]
+__all__ += ["find_model"]
 
 MODELS: dict[str, Builder] = {
     "resnet8": resnet8,
@@ -33,6 +35,9 @@ MODELS: dict[str, Builder] = {
     "wrn-34-20": wrn_34_20,
     "vgg16": vgg16,
 }
+
+FAMILIES: dict[str, Callable[[str], Builder | None]] = {"wrn-D-K": wide_resnet_builder}
+"""Networks with numbers in their names, beside those that are rows: a name to its builder, None where it is no such."""
 
 
 class Normalize(nn.Module):
@@ -51,14 +56,15 @@ class Normalize(nn.Module):
 
 
 def find_model(name: str) -> Builder:
-    """The builder `(in_channels, classes) -> network` of a row of MODELS, or of a library's model.
+    """The builder `(in_channels, classes) -> network` of a row of MODELS, of one of a family or of a library's model.
 
     Raises:
         UserError: unknown name, or the library is not installed.
     """
     library, colon, its_name = name.partition(":")
     if not colon:
-        return lookup(MODELS, name, "model")
+        relatives = (family(name) for family in FAMILIES.values() if name not in MODELS)
+        return next((builder for builder in relatives if builder), None) or lookup(MODELS, name, "model")
     if library not in LIBRARIES:
         raise UserError(f"unknown library '{library}' in model '{name}'", hint=nearest(library, LIBRARIES))
     return LIBRARIES[library](its_name)
@@ -70,7 +76,7 @@ def build_model(
     """A classifier of images in [0, 1]: `(N, in_channels, H, W)` to logits `(N, classes)`, randomly initialised.
 
     Args:
-        name: row of MODELS, `torchvision:NAME` or `timm:NAME`.
+        name: row of MODELS, `wrn-D-K`, `torchvision:NAME` or `timm:NAME`.
         mean, std: a value a channel, applied inside the model; empty for no normalisation, as in the paper's code.
 
     Raises:

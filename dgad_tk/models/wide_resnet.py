@@ -1,7 +1,16 @@
 """Wide residual networks as robust teachers are published: TRADES' layout, keys and initialisation."""
 
+import re
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dgad_tk.common import UserError
+
+DEEPEST = 1000
+MOST_PARAMETERS = 10**9
+"""The largest that anybody published, wrn-106-16, has 4 * 10**8."""
 
 
 class WideBlock(nn.Module):
@@ -87,3 +96,40 @@ def wrn_34_10(in_channels: int, classes: int) -> WideResNet:
 def wrn_34_20(in_channels: int, classes: int) -> WideResNet:
     """184,531,674 parameters for 3 channels and 10 classes: the strongest of the papers' public teachers."""
     return WideResNet(in_channels, classes, depth=34, width=20)
+
+
+def wide_resnet_builder(name: str) -> partial[WideResNet] | None:
+    """A wide residual network of any depth D = 6 n + 4 and width K, in TRADES' layout.
+
+    Returns:
+        The builder `(in_channels, classes) -> network` of a name such as `wrn-40-2`; None for a name of another form.
+
+    Raises:
+        UserError: there is no such network, or it is absurdly large.
+    """
+    match = re.fullmatch(r"wrn-(\d+)-(\d+)", name, re.ASCII)
+    if match is None:
+        return None
+    if max(map(len, match.groups())) > 6:
+        raise UserError(f"model '{name}' is too large to be built", hint="choose a network such as wrn-28-10")
+    depth, width = map(int, match.groups())
+    if depth < 10 or (depth - 4) % 6:
+        below = max(10, depth - (depth - 4) % 6)
+        raise UserError(
+            f"model '{name}': the depth of a wide residual network is 6 n + 4, at least 10, got {depth}",
+            hint=f"wrn-{below}-{max(width, 1)} or wrn-{below + 6}-{max(width, 1)}, for example",
+        )
+    if width == 0:
+        raise UserError(
+            f"model '{name}': the width of a wide residual network is at least 1, got 0", hint=f"wrn-{depth}-1"
+        )
+    if name != f"wrn-{depth}-{width}":
+        raise UserError(f"unknown model '{name}'", hint=f"did you mean 'wrn-{depth}-{width}'?")
+    # Nearly all of them are in the 3x3 convolutions inside the three stages.
+    parameters = (depth - 4) // 6 * 2 * 9 * sum((channels * width) ** 2 for channels in (16, 32, 64))
+    if depth > DEEPEST or parameters > MOST_PARAMETERS:
+        raise UserError(
+            f"model '{name}' would have about {parameters / 1e6:,.0f} million parameters in {depth} layers",
+            hint=f"at most {MOST_PARAMETERS / 1e6:,.0f} million and {DEEPEST:,} layers, such as wrn-70-16",
+        )
+    return partial(WideResNet, depth=depth, width=width)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from art.attacks.attack import EvasionAttack
 
+from dgad_tk import number_text
 from dgad_tk.common import UserError, nearest
 from evaluators.attacks.arts import ART_ATTACKS, art_attack
 from evaluators.attacks.autoattack.apgd import APGD
@@ -83,11 +84,12 @@ class AttackSpec:
     note: str = ""
 
     def parameters(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Defaults with `changes`.
+        """Defaults with `changes`, of which a text is read as a value of the default's type.
 
         Raises:
             UserError: an unknown parameter, or a value of another type.
         """
+        found = dict(self.params)
         for key, value in changes.items():
             if key not in self.params:
                 raise UserError(f"attack '{name}' has no parameter '{key}'", hint=nearest(key, self.params))
@@ -98,14 +100,27 @@ class AttackSpec:
                     raise UserError(
                         f"{name}.{key} must be one of {expected}, got {value!r}", hint=f"the default is {default}"
                     )
+                found[key] = value
                 continue
             # A count is at least 1; a real number may be 0, as Carlini & Wagner's confidence often is.
             whole = isinstance(default, int)
-            number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-            if not number or not (1 if whole else 0) <= value < math.inf:
-                expected = "a whole number of at least 1" if whole else "a number of at least 0"
+            expected = "a whole number of at least 1" if whole else "a number of at least 0"
+            number = _read(value, whole=whole)
+            if number is None or not (1 if whole else 0) <= number < math.inf:
                 raise UserError(f"{name}.{key} must be {expected}, got {value!r}", hint=f"the default is {default}")
-        return {**self.params, **changes}
+            found[key] = number
+        return found
+
+
+def _read(value: Any, *, whole: bool) -> int | float | None:
+    """A parameter as a number, None where it is none. Text is what stands behind `--set NAME.key=`."""
+    if isinstance(value, str):
+        try:
+            return number_text.whole(value) if whole else number_text.real(value)
+        except number_text.NotANumberError:
+            return None
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    return value if number else None
 
 
 def _common(budget: Budget) -> dict[str, Any]:
