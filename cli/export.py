@@ -110,6 +110,8 @@ def export(
             failed.append(name)
             continue
         _print(written, name, weights, time.perf_counter() - begun, as_json=as_json)
+        for warning in written.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         if row.note and not as_json:
             print(f"note: {row.note}", file=sys.stderr)
     if failed:
@@ -212,5 +214,6 @@ def _print(written: "Exported", name: str, weights: Path, seconds: float, *, as_
         "seconds": round(seconds, 2),
         **written.parity.as_dict(),
         "findings": dict(written.findings),
+        "warnings": list(written.warnings),
     }
     print(json.dumps(document))

@@ -24,6 +24,8 @@ def print_export(written: "Exported") -> None:
     if parity.adversarial:
         still = round(parity.survival * parity.adversarial)
         print(f"  {still} of the {parity.adversarial} PGD images that fool the source fool this file")
+    if parity.not_judged:
+        print(f"  not judged: {parity.not_judged}")
     for line in _lines(written.findings):
         print(line)
 

@@ -53,7 +53,7 @@ def open_model(
         predictor = load(path, images.shape if images else None, interface or AS_IS)
     except NoGradients as error:
         if gradients:
-            hint = "`dgad attack --suite blackbox` needs no gradients; or export it another way, and please report it"
+            hint = f"`dgad attack --suite blackbox` needs no gradients; {error.hint}"
             raise UserError(error.message, hint=hint) from None
         predictor = error.predictor
     if images is None:

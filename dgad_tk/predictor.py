@@ -121,6 +121,8 @@ def probe_classes(predict: Callable[[Images], Logits], input_shape: tuple[int, i
     """
     try:
         logits = np.asarray(predict(np.zeros((2, *input_shape), dtype=np.float32)))
+    except UserError:  # it knows more of the file
+        raise
     except Exception as error:  # noqa: BLE001 - whatever a foreign model raises, it cannot be used
         reason = " ".join(str(error).split())[-200:]
         raise UserError(

@@ -10,18 +10,28 @@ from numpy.typing import NDArray
 from dgad_tk.predictor import Logits
 
 
-def yardstick(logits: Logits) -> NDArray[np.float64]:
-    """The spread of each image's logits, largest less smallest, but at least the median image's, `(N,)`.
-
-    The median stands in where an image's own logits are nearly equal: what a network rounds does not shrink with them.
-
-    Args:
-        logits: `(N, K)`; images with a logit that is not finite count for nothing and get the median.
-    """
+def spreads(logits: Logits) -> NDArray[np.float64]:
+    """The largest less the smallest logit of each image, `(N, K)` to `(N,)`; NaN where one is not finite."""
     finite = np.isfinite(logits).all(axis=1)
-    spreads = np.zeros(len(logits))
-    spreads[finite] = np.ptp(logits[finite].astype(np.float64), axis=1)
-    return np.maximum(spreads, np.median(spreads[finite]) if finite.any() else 0.0)
+    found = np.full(len(logits), np.nan)
+    found[finite] = np.ptp(logits[finite].astype(np.float64), axis=1)
+    return found
+
+
+def typical_spread(logits: Logits) -> float:
+    """The median of `spreads`; 0 where there is none."""
+    known = spreads(logits)
+    known = known[~np.isnan(known)]
+    return float(np.median(known)) if len(known) else 0.0
+
+
+def yardstick(logits: Logits) -> NDArray[np.float64]:
+    """The spread of each image's logits, but at least the typical one, `(N, K)` to `(N,)`.
+
+    The typical one stands in where an image's own logits are nearly equal, since what a network rounds does not shrink
+    with them, and where they are not finite.
+    """
+    return np.asarray(np.fmax(spreads(logits), typical_spread(logits)))
 
 
 def grain(logits: Logits) -> NDArray[np.float64]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 import onnxruntime
 import torch
 from onnx import NodeProto, TensorProto, helper
@@ -23,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgad_tk.predictor import Images
+from exporters.model_functions import inlined
 from exporters.runtime_memory import bound_memory
 
 Shape = tuple[int, ...]
@@ -104,23 +104,29 @@ def _attention_spelt_out() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def onnx_complexity(proto: onnx.ModelProto, blank: Images) -> Complexity:
+def onnx_complexity(proto: onnx.ModelProto, blank: Images, images: int | None = None) -> Complexity:
     """Counts of an ONNX graph.
 
     Shapes are those of ONNX Runtime's tensors when it runs `blank` with no optimisation, so that its own operators and
     shapes that are computed on the way are no different from others.
 
     Args:
-        blank: a batch that the graph takes, of its input's type.
+        blank: what the graph takes, of its input's type.
+        images: how many these are; None where its first axis counts them.
+
+    Raises:
+        Exception: whatever ONNX Runtime raises where the graph does not take `blank`.
     """
-    proto = onnx.inliner.inline_local_functions(proto) if proto.functions else proto
+    if proto.ByteSize() < LIMIT:
+        _run(proto, [output.name for output in proto.graph.output], blank)
+    proto = inlined(proto)
     types = _stored_parameters(proto)
     counted = [node for node in proto.graph.node if node.op_type in _COUNTED]
     multiply_adds = None
     kinds = {name for node in proto.graph.node for name in (node.op_type, f"{node.domain}.{node.op_type}")}
     if not kinds & _NOT_COUNTED and proto.ByteSize() < LIMIT:
         shapes = _shapes(proto, counted, blank)
-        multiply_adds = sum(_multiply_adds(node, shapes) for node in counted) // len(blank)
+        multiply_adds = sum(_multiply_adds(node, shapes) for node in counted) // (images or len(blank))
     return Complexity(types.total(), _commonest(types), multiply_adds)
 
 
@@ -168,13 +174,19 @@ def _shapes(proto: onnx.ModelProto, nodes: list[NodeProto], blank: Images) -> di
     if not names:
         return shapes
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    values = _run(watched, names, blank)
+    return shapes | {name: np.shape(value) for name, value in zip(names, values, strict=True)}
+
+
+def _run(proto: onnx.ModelProto, names: list[str], blank: Images) -> list[Any]:
+    """What ONNX Runtime computes for the outputs `names`, with no optimisation."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong comes as an exception too
     bound_memory(options)
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    values = session.run(names, {session.get_inputs()[0].name: blank})
-    return shapes | {name: np.shape(value) for name, value in zip(names, values, strict=True)}
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    values: list[Any] = session.run(names, {session.get_inputs()[0].name: blank})
+    return values
 
 
 def _stored_parameters(proto: onnx.ModelProto) -> Counter[str]:

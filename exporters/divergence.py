@@ -54,7 +54,7 @@ class Divergence:
     Attributes:
         layer: name of the module in the source, empty for the whole network.
         place: where it stands in the file.
-        relative: max|difference| of its output over the output's largest value.
+        relative: max|difference| of its output over the output's largest value, or over its range where that is less.
         within: no layer is beyond the tolerance; this is the one that adds most to the difference.
     """
 
@@ -112,8 +112,8 @@ def onnx_layers(exported: Predictor, calls: Mapping[str, Call]) -> dict[str, Val
     places: dict[str, tuple[list[str], str]] = {}
     for node in proto.graph.node:
         value = node.output[0]
-        for scope in _scopes(node):
-            places[scope] = ([value, *quantised.get(value, ())], _describe(node))
+        for scope in scopes_of(node):
+            places[scope] = ([value, *quantised.get(value, ())], describe_node(node))
     wanted = {value for values, _ in places.values() for value in values}
     wanted -= {output.name for output in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=value) for value in wanted)
@@ -200,7 +200,7 @@ def _images(calls: Mapping[str, Call]) -> Images:
     return images
 
 
-def _scopes(node: onnx.NodeProto) -> list[str]:
+def scopes_of(node: onnx.NodeProto) -> list[str]:
     """Names of the modules that a node was called in."""
     for entry in node.metadata_props:
         if entry.key == SCOPES:
@@ -218,15 +218,17 @@ def _quantised(graph: onnx.GraphProto) -> dict[str, list[str]]:
     }
 
 
-def _describe(node: onnx.NodeProto) -> str:
+def describe_node(node: onnx.NodeProto) -> str:
     """Its name, operator, and the first of its inputs that looks like a module's weight."""
     weight = next((f" of {name}" for name in node.input[1:] if "weight" in name), "")
     return f"{node.op_type}{weight.removesuffix('_DequantizeLinear_Output')}, node {node.name}"
 
 
 def _relative(reference: NDArray[Any], other: NDArray[Any]) -> float:
+    """Over the largest value; under a large common offset over the range, which that leaves what it is."""
     difference = np.abs(reference - other.astype(np.float64)).max()
-    scale = max(float(np.abs(reference).max()), float(np.finfo(np.float32).tiny))
+    largest, span = float(np.abs(reference).max()), float(np.ptp(reference.astype(np.float64)))
+    scale = max(min(largest, span or largest), float(np.finfo(np.float32).tiny))
     return float(difference) / scale if np.isfinite(difference) else float("inf")
 
 

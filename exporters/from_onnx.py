@@ -1,30 +1,30 @@
 """ONNX files, opened: ONNX Runtime predicts, their twin differentiates."""
 
 import math
+from contextlib import redirect_stderr, suppress
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
-from numpy.typing import NDArray
-from onnx.inliner import inline_local_functions
 from torch import Tensor, fx, nn
 
 from dgad_tk.artifact import Artifact
-from dgad_tk.common import UserError, sha256_file
+from dgad_tk.common import UserError, first_line, sha256_file
 from dgad_tk.interface import AS_IS, Interface
 from dgad_tk.predictor import Images, Logits, Predictor, check_classes, probe_classes
 from exporters.fixed_batch import free_batch
-from exporters.onnx_input import ImageInput, image_input
+from exporters.model_functions import inlined
+from exporters.onnx_input import ImageInput, image_inputs
 from exporters.onnx_output import Squash, answer_with, ends_in_log_softmax, find_logits, find_squash
+from exporters.onnx_session import BLANK, OTHER_SIZE, Runtime, open_session, tried
 from exporters.onnx_twin import to_torch
 from exporters.onnx_twin.freezing import freeze_convolutions
 from exporters.read_onnx import read_onnx
 from exporters.runtime_graph import logit_step, precision_of, runtime_graph
-from exporters.runtime_memory import bound_memory
 
 SQUASH_TOLERANCE = 1e-2
 """On probabilities: is what we take for the final Softmax one over the classes?"""
@@ -63,10 +63,10 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
     interface.check_record(artifact, where)
     if artifact is not None:
         input_shape, interface = artifact.input_shape, replace(interface, layout="nchw")
-    if proto.functions:
-        proto = inline_local_functions(proto)
-    session = _session(path)
-    runtime, answers = _tried(session, image_input(session.get_inputs(), input_shape, interface, where), where)
+    session = open_session(path)
+    with suppress(UserError):  # what cannot be written out is an obstacle to the twin, which says so
+        proto = inlined(proto)
+    runtime, answers = tried(session, image_inputs(session.get_inputs(), proto, input_shape, interface, where), where)
     image = runtime.image
     _check_shape(image.shape, artifact, where)
     types = {entry.name: entry.type for entry in session.get_outputs()}
@@ -75,7 +75,7 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
     squash: Squash | None = None
     obstacle: UserError | None = None
     try:
-        module, squash, notes = _differentiable(proto, output, image, runtime)
+        module, squash, notes = _differentiable(proto, output, runtime)
         module = module.to("cuda" if torch.cuda.is_available() else "cpu")
     except UserError as error:
         obstacle, notes = error, [f"there are no gradients: {error.message}"]
@@ -115,48 +115,6 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
     return predictor
 
 
-BLANK = 3
-"""Images to try a file on that takes any number. Few graphs are traced with so many and keep that as a constant."""
-
-
-class _Runtime:
-    """A session run on images `(N, C, H, W)` in [0, 1], in the batches that it takes."""
-
-    def __init__(self, session: onnxruntime.InferenceSession, image: ImageInput) -> None:
-        self.session, self.image, self.feed = session, image, image.feed()
-
-    def blank_answers(self, where: str) -> dict[str, Any]:
-        """What every output gives for blank images.
-
-        Raises:
-            UserError: the file fails on them.
-        """
-        blank = np.zeros((self.image.batch or BLANK, *self.image.shape), dtype=np.float32)
-        try:
-            answers = self.session.run(None, {self.image.name: self.feed.array(blank)})
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class
-            reason = " ".join(str(error).split())[-200:]
-            raise UserError(
-                f"'{where}' does not run on images of shape {self.image.shape}: {reason}",
-                hint="is it an image classifier with input (N, C, H, W)?",
-            ) from None
-        return dict(zip((entry.name for entry in self.session.get_outputs()), answers, strict=True))
-
-    def rows(self, images: Images, output: str) -> NDArray[Any]:
-        """A row of `output` for each image, as the file gives it."""
-        fed, size = self.feed.array(images), self.image.batch
-        if size is None:
-            return self._run(fed, output)
-        if lacking := -len(images) % size:
-            fed = np.concatenate([fed, np.repeat(fed[-1:], lacking, axis=0)])
-        parts = [self._run(fed[start : start + size], output) for start in range(0, len(fed), size)]
-        return np.concatenate(parts)[: len(images)]
-
-    def _run(self, fed: NDArray[Any], output: str) -> NDArray[Any]:
-        (answer,) = self.session.run([output], {self.image.name: fed})
-        return np.asarray(answer).reshape(len(fed), -1)
-
-
 def _check_shape(shape: tuple[int, int, int], artifact: Artifact | None, where: str) -> None:
     """Raises:
     UserError: the record names other images than the graph takes.
@@ -180,27 +138,20 @@ class _Fed(nn.Module):
         return logits.reshape(len(x), -1).float()
 
 
-def _tried(session: onnxruntime.InferenceSession, image: ImageInput, where: str) -> tuple[_Runtime, dict[str, Any]]:
-    """A session that has answered blank images, and its answers.
+class _OneImage(nn.Module):
+    """The twin of a graph without an axis for the batch, for batches of one image."""
 
-    Raises:
-        UserError: it fails on them.
-    """
-    runtime = _Runtime(session, image)
-    try:
-        return runtime, runtime.blank_answers(where)
-    except UserError as error:
-        if image.batch is not None:
-            raise
-        alone = _Runtime(session, replace(image, batch=1))
-        try:  # an input that is declared for any batch size does not make a graph that is
-            return alone, alone.blank_answers(where)
-        except UserError:
-            raise error from None
+    def __init__(self, twin: nn.Module) -> None:
+        super().__init__()
+        self.twin = twin
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.twin(x[0])
+        return logits.reshape(1, -1)
 
 
 def _differentiable(
-    proto: onnx.ModelProto, output: str, image: ImageInput, runtime: _Runtime
+    proto: onnx.ModelProto, output: str, runtime: Runtime
 ) -> tuple[nn.Module, Squash | None, list[str]]:
     """The module that gradients come from, what it leaves out of the end of the graph, and what to say about it.
 
@@ -209,12 +160,12 @@ def _differentiable(
     """
     squash = find_squash(proto, output)
     if squash is None:
-        module, notes = _any_batch(proto, output, image)
+        module, notes = _any_batch(proto, output, runtime)
         if ends_in_log_softmax(proto, output):
             notes.append("the file answers with log-probabilities: they serve as logits")
         return module, None, notes
-    module, notes = _any_batch(proto, squash.logits, image)
-    images = _images(image, image.batch or BLANK)
+    module, notes = _any_batch(proto, squash.logits, runtime)
+    images = _images(runtime.image, runtime.image.batch or BLANK)
     with torch.no_grad():
         ours = squash.probabilities(module(images)).numpy()
     theirs = runtime.rows(images.numpy(), output)
@@ -223,25 +174,50 @@ def _differentiable(
             f"gradients come from the logits before the final {squash.kind}, verdicts from the file's own answer"
         )
         return module, squash, notes
-    module, notes = _any_batch(proto, output, image)  # it is not one over the classes
+    module, notes = _any_batch(proto, output, runtime)  # it is not one over the classes
     return module, None, notes
 
 
-def _any_batch(proto: onnx.ModelProto, tensor: str, image: ImageInput) -> tuple[nn.Module, list[str]]:
-    """The twin of the graph up to `tensor`, for images `(N, C, H, W)` in [0, 1], any number of them."""
+def _any_batch(proto: onnx.ModelProto, tensor: str, runtime: Runtime) -> tuple[nn.Module, list[str]]:
+    """The twin of the graph up to `tensor`, for images `(N, C, H, W)` in [0, 1], any number of them.
+
+    Raises:
+        UserError: it cannot be made, or does not take images of this size.
+    """
+    image = runtime.image
     answer_with(proto, tensor)
     twin: nn.Module = _twin(proto)
     feed, notes = image.feed(), []
+    if not image.has_batch_axis:
+        twin = _OneImage(twin)
+    few = feed(_images(image, image.batch or BLANK))
+    logits = _first_answer(twin, few, runtime)
     if image.batch is not None:
         twin, free = free_batch(twin, image.batch, lambda count: feed(_images(image, count)))
         if not free:
             notes.append(f"gradients are computed {image.batch} at a time, which is slow: the graph is made for that")
     if isinstance(twin, fx.GraphModule):
         freeze_convolutions(twin)
-    with torch.no_grad():
-        logits = twin(feed(_images(image, image.batch or BLANK)))
     plain = image.plain and logits.dim() == 2 and logits.dtype is torch.float32
     return (twin if plain else _Fed(image, twin)).eval(), notes
+
+
+def _first_answer(twin: nn.Module, few: Tensor, runtime: Runtime) -> Tensor:
+    """What a twin gives for the first images it is tried on.
+
+    Raises:
+        UserError: they do not fit its graph. ONNX Runtime runs some of these, such as windows larger than an image.
+    """
+    try:
+        with torch.no_grad(), redirect_stderr(StringIO()):  # torch.fx prints the line of its code that fails
+            logits: Tensor = twin(few)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"its twin does not run on images of shape {runtime.image.shape}, which may be too small for it: "
+            f"{first_line(error)}",
+            hint=OTHER_SIZE,
+        ) from None
+    return logits
 
 
 def _images(image: ImageInput, count: int) -> Tensor:
@@ -260,21 +236,3 @@ def _twin(proto: onnx.ModelProto) -> nn.Module:
         if weight.dim() == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     return twin
-
-
-def _session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Between its calls torch computes gradients; a pool that spins while it waits takes the cores away from that.
-    # Within a call spinning saves a small network a tenth.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 4  # what goes wrong comes as an exception too
-    bound_memory(options)
-    cuda = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    # TF32 moves logits by 1e-3, more than a verdict may depend on.
-    providers = [("CUDAExecutionProvider", {"use_tf32": "0"})] if cuda else []
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class
-        reason = " ".join(str(error).replace(str(path), "it").split())[:200]  # which names the path over and over
-        raise UserError(f"ONNX Runtime cannot load '{path}': {reason}", hint="export it again") from None

@@ -135,7 +135,8 @@ class _Worker:
             env=environment,
             start_new_session=True,  # out of reach of Ctrl-C: it ends with the block below, or with its stdin
         )
-        where = {"path": str(subject.path), "sample": subject.sample, "dtype": subject.dtype}
+        where: dict[str, Any] = {"path": str(subject.path), "sample": subject.sample, "dtype": subject.dtype}
+        where["has_batch_axis"] = subject.has_batch_axis
         self.send({**where, "provider": provider, "threads": threads})
 
     def __enter__(self) -> Self:

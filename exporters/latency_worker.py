@@ -76,9 +76,12 @@ def open_torch(path: Path, threads: int, provider: str, sample: tuple[int, ...])
 
 
 def noise(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Uniform in [0, 1], in 0..255 for a model that takes integers."""
+    """Uniform in [0, 1], for a model that takes integers in 0..255, or in -128..127 where it takes eight bits with a
+    sign."""
     values = np.random.default_rng(0).random(shape, dtype=np.float32)
-    return (values * 255 if dtype.kind in "iu" else values).astype(dtype)
+    if dtype.kind in "iu":
+        values = values * 255 - (128 if dtype == np.int8 else 0)
+    return values.astype(dtype)
 
 
 def timed(call: Call, batch: NDArray[Any], seconds: float) -> list[float]:
@@ -141,7 +144,7 @@ def serve(requests: TextIO, answer: Callable[[dict[str, Any]], None]) -> None:
             if "seconds" in request:
                 answer({"seconds": timed(call, batches[size], request["seconds"])})
                 continue
-            batches[size] = noise((size, *sample), dtype)
+            batches[size] = noise((size, *sample) if asked.get("has_batch_axis", True) else sample, dtype)
             _warm_up(call, batches[size], path)
             answer({"peak_memory_bytes": None if baseline is None else memory("VmHWM") - baseline})
     except UserError as error:

@@ -6,20 +6,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx import ModelProto
 from torch import Tensor, nn
 
 from dgad_tk.common import UserError
 from dgad_tk.interface import UNIT_RANGE, Interface, Layout
+from exporters.image_axes import Shape, as_nchw, fits, holds, in_three_axes, is_flat, lacks_batch_axis, which_layout
+from exporters.quantised_input import (
+    Levels,
+    Quantiser,
+    doubt_of_levels,
+    doubt_of_range,
+    find_quantiser,
+    means_grey_levels,
+)
 
-CHANNELS = (1, 3, 4)
 GREY_LEVELS = (0.0, 255.0)
 TYPES: dict[str, tuple[torch.dtype, type[np.generic]]] = {
     "tensor(float)": (torch.float32, np.float32),
     "tensor(float16)": (torch.float16, np.float16),
     "tensor(double)": (torch.float64, np.float64),
     "tensor(uint8)": (torch.uint8, np.uint8),
+    "tensor(int8)": (torch.int8, np.int8),
 }
-Shape = tuple[int, int, int]
+ENDS = {"tensor(uint8)": (0, 255), "tensor(int8)": (-128, 127)}
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,9 @@ class ImageInput:
         batch: how many images it takes at a time, None for any number.
         flat: sizes after the batch of an input whose pixels are not in three axes, else None. One may be -1.
         interface: as asked for, with the layout and range that were found.
+        has_batch_axis: False where the file takes one image as it is, without an axis that counts images.
+        levels: how pixels become the numbers of an input of 8 bits, else None.
+        remarks: what else to know about this reading, a sentence each.
     """
 
     name: str
@@ -39,6 +52,9 @@ class ImageInput:
     batch: int | None
     flat: tuple[int, ...] | None
     interface: Interface
+    has_batch_axis: bool = True
+    levels: Levels | None = None
+    remarks: tuple[str, ...] = ()
 
     def feed(self) -> "Feed":
         return Feed(self)
@@ -53,29 +69,43 @@ class ImageInput:
     @property
     def notes(self) -> list[str]:
         """What differs from float images `(N, C, H, W)` of any number, a sentence each."""
-        found = [self.interface.note] if self.interface.note and self.type != "tensor(uint8)" else []
+        raw = self.levels is not None and self.levels.scale == 1 and self.interface.input_range == GREY_LEVELS
+        raw = raw and not (self.interface.mean or self.interface.std)
+        found = [self.interface.note] if self.interface.note and not raw else []
         if self.flat is not None:
             found.append(f"the file takes flat images, read {self.interface.layout} from {self.shape}")
         elif self.interface.layout == "nhwc":
-            found.append("the file takes images (N, H, W, C)")
-        if self.type == "tensor(uint8)":
-            found.append("images are rounded to 256 grey levels for the file; gradients pass through the rounding")
-        if self.batch is not None:
+            found.append("the file takes images " + ("(N, H, W, C)" if self.has_batch_axis else "(H, W, C)"))
+        if raw:
+            less = ", less 128," if self.type == "tensor(int8)" else ""
+            found.append(
+                f"images are rounded to 256 grey levels{less} for the file; gradients pass through the rounding"
+            )
+        elif self.levels is not None:
+            found.append(
+                f"pixels are quantised for the file, with scale {self.levels.scale:g} and zero point "
+                f"{self.levels.zero_point}; gradients pass through the rounding"
+            )
+        if not self.has_batch_axis:
+            found.append("the file has no axis for the batch: ONNX Runtime is given one image at a time")
+        elif self.batch is not None:
             images = "1 image" if self.batch == 1 else f"{self.batch} images"
             found.append(f"ONNX Runtime is given {images} at a time, as the file demands")
-        return found
+        return [*found, *self.remarks]
 
 
 class Feed(nn.Module):
     """Images `(N, C, H, W)` in [0, 1] to what the graph of a file computes with; differentiable.
 
     The twin and ONNX Runtime are both fed by this. Integers stay float numbers here, since only those have gradients.
+    The axis for the batch stays too, whether or not the file has one.
     """
 
     def __init__(self, image: ImageInput) -> None:
         super().__init__()
         self.preprocessing = image.interface.preprocessing(image.shape[0])
         self.nhwc, self.flat = image.interface.layout == "nhwc", image.flat
+        self.levels = image.levels
         self.dtype, self.numpy_dtype = TYPES[image.type]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,149 +114,147 @@ class Feed(nn.Module):
             x = x.permute(0, 2, 3, 1)
         if self.flat is not None:
             x = x.reshape(len(x), *self.flat)
-        if self.dtype is torch.uint8:
-            rounded: Tensor = _Round.apply(x)
-            return rounded
-        return x.to(self.dtype)
+        return x.to(self.dtype) if self.levels is None else self.levels(x)
 
     def array(self, images: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, Any]:
-        """The tensor that ONNX Runtime is given for `images`."""
+        """The tensor that ONNX Runtime is given for `images`, with an axis for the batch."""
         with torch.no_grad():
             fed = self(torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)))
-        if self.dtype is torch.uint8:
-            fed = fed.clamp(*GREY_LEVELS)  # 256 would become 0
         return np.ascontiguousarray(fed.numpy().astype(self.numpy_dtype, copy=False))
 
 
-class _Round(torch.autograd.Function):
-    """Rounding with the gradient of the identity: its own is zero almost everywhere."""
+def image_inputs(
+    inputs: Sequence[Any], model: ModelProto, known: Shape | None, interface: Interface, where: str
+) -> list[ImageInput]:
+    """The ways to read a session's inputs as images, the likeliest first.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.round()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
-
-
-def image_input(inputs: Sequence[Any], known: Shape | None, interface: Interface, where: str) -> ImageInput:
-    """Read a session's inputs as images.
+    There is more than one only where the file leaves the rank of its input open: running it tells which.
 
     Args:
         inputs: `InferenceSession.get_inputs()`.
+        model: the graph of the session.
         known: (C, H, W) of the images it is for, where somebody said so.
 
     Raises:
         UserError: several inputs, no images, or a shape that can be read in two ways.
     """
-    found = ", ".join(f"{entry.name}: {entry.type} {entry.shape}" for entry in inputs) or "no input"
-    hint = "expected one input (N, C, H, W) or (N, H, W, C) of floats or uint8"
-    if len(inputs) != 1 or inputs[0].type not in TYPES or len(inputs[0].shape) < 2:
-        raise UserError(f"'{where}' is not an image classifier: it takes {found}", hint=hint)
-    name, type, (batch, *sizes) = inputs[0].name, inputs[0].type, inputs[0].shape
-    interface = _with_range(interface, type, where)
-    declared = [size if isinstance(size, int) and size > 0 else None for size in sizes]
-    flat = None
-    if len(declared) == 3 and not _is_flat(declared, known):
-        layout = interface.layout or _layout(declared, known, where)
-        shape = _in_three_axes(declared, layout, known, where)
-    else:
-        if known is None or not _holds(declared, known):
-            for_these = f" for images of {known}" if known else ""
-            raise UserError(
-                f"'{where}' is not an image classifier{for_these}: it takes {found}",
-                hint=hint if known else f"{hint}; if these are flat images, name them with --dataset",
-            )
-        if known[0] > 1 and interface.layout is None:
-            raise UserError(
-                f"'{where}' takes flat images {inputs[0].shape}, and their pixels may be in the order of (C, H, W) or "
-                "of (H, W, C)",
-                hint="--layout nchw or --layout nhwc",
-            )
-        shape, layout = known, interface.layout or "nchw"
-        flat = tuple(-1 if size is None else size for size in declared)
-    fixed = batch if isinstance(batch, int) and batch > 0 else None
-    image = ImageInput(name, type, shape, fixed, flat, replace(interface, layout=layout))
-    image.feed()  # mean and std must fit the channels
-    return image
+    found = ", ".join(f"{entry.name}: {entry.type} {_declared(model, entry)}" for entry in inputs) or "no input"
+    if len(inputs) != 1 or inputs[0].type not in TYPES or (_has_rank(model, inputs[0].name) and not inputs[0].shape):
+        raise UserError(f"'{where}' is not an image classifier: it takes {found}", hint=EXPECTED)
+    (entry,) = inputs
+    interface, levels, remarks = _numbers(interface, entry.type, find_quantiser(model.graph, entry.name), where)
+    base = ImageInput(entry.name, entry.type, known or (0, 0, 0), None, None, interface, True, levels, remarks)
+    ways = _of_any_rank(base, known, where) if not entry.shape else [_of_shape(base, entry.shape, known, found, where)]
+    for image in ways:
+        image.feed()  # mean and std must fit the channels
+    return ways
 
 
-def _with_range(interface: Interface, type: str, where: str) -> Interface:
-    """uint8 says its range itself."""
-    if type != "tensor(uint8)":
-        return interface
-    if interface.mean or interface.std or interface.input_range not in (UNIT_RANGE, GREY_LEVELS):
-        raise UserError(
-            f"'{where}' takes uint8: grey levels from 0 to 255, not normalised",
-            hint="leave out --mean, --std and --input-range for it",
-        )
-    return replace(interface, input_range=GREY_LEVELS)
+EXPECTED = "expected one input (N, C, H, W) or (N, H, W, C) of floats or 8-bit integers"
 
 
-def _layout(declared: Sequence[int | None], known: Shape | None, where: str) -> Layout:
-    """Which of three axes are the channels.
-
-    Raises:
-        UserError: it can be the first and the last.
-    """
-    fits: list[Layout] = [layout for layout in ("nchw", "nhwc") if _as_nchw(declared, layout) == known]
-    if len(fits) == 1:
-        return fits[0]
-    first, middle, last = declared
-    if last not in CHANNELS:
-        return "nchw"
-    if first not in CHANNELS:
-        return "nhwc"
-    # Both could count channels: as a rule images are square.
-    if (middle == last) != (first == middle):
-        return "nchw" if middle == last else "nhwc"
-    raise UserError(
-        f"'{where}' takes images of {tuple(declared)}: the channels may be the first of these or the last",
-        hint="--layout nchw or --layout nhwc",
-    )
-
-
-def _as_nchw(declared: Sequence[int | None], layout: Layout) -> tuple[int | None, ...]:
-    return tuple(declared) if layout == "nchw" else (declared[2], declared[0], declared[1])
-
-
-def _is_flat(declared: Sequence[int | None], known: Shape | None) -> bool:
-    """Whether three axes are one with two more of size 1, and the known images are not like that."""
-    if known is None or sum(size == 1 for size in declared) < 2:
-        return False
-    return _holds(declared, known) and known not in (_as_nchw(declared, "nchw"), _as_nchw(declared, "nhwc"))
-
-
-def _holds(declared: Sequence[int | None], known: Shape) -> bool:
-    """Whether these sizes hold the pixels of an image; one may be open."""
-    pixels, sized = int(np.prod(known)), int(np.prod([size for size in declared if size is not None]))
-    left_open = sum(size is None for size in declared)
-    return sized == pixels if not left_open else left_open == 1 and pixels % sized == 0
-
-
-def _in_three_axes(declared: Sequence[int | None], layout: Layout, known: Shape | None, where: str) -> Shape:
-    """(C, H, W), what is left open taken from the known images.
-
-    Raises:
-        UserError: there are none, or they contradict what is declared.
-    """
-    channels, height, width = sizes = _as_nchw(declared, layout)
-    if channels is not None and height is not None and width is not None:
-        return channels, height, width
-    shown = tuple("any" if size is None else size for size in sizes)
+def _of_any_rank(base: ImageInput, known: Shape | None, where: str) -> list[ImageInput]:
+    """Readings of an input that says nothing of its axes, which the known images then say."""
     if known is None:
         raise UserError(
-            f"'{where}' leaves its input's shape open: {_listed(shown)} (C, H, W)",
+            f"'{where}' leaves its input's shape open, the number of its axes too",
             hint="name the images with --dataset",
         )
-    if any(size not in (None, own) for size, own in zip(sizes, known, strict=True)):
+    asked = base.interface.layout
+    layouts: list[Layout] = [asked] if asked else ["nchw", "nhwc"]
+    ways = []
+    for flat in (None, (int(np.prod(known)),)):
+        for layout in layouts:
+            shown = {"nchw": "(N, C, H, W)", "nhwc": "(N, H, W, C)"}[layout] if flat is None else "flat"
+            remark = f"the file leaves the number of its input's axes open: images are given {shown}"
+            remark += "" if asked else "; --layout nchw or nhwc if that is not their order"
+            read = replace(base.interface, layout=layout)
+            ways.append(replace(base, flat=flat, interface=read, remarks=(*base.remarks, remark)))
+    return ways
+
+
+def _of_shape(base: ImageInput, declared: Sequence[Any], known: Shape | None, found: str, where: str) -> ImageInput:
+    """The reading of an input of these sizes, some of which may be open."""
+    sizes = [size if isinstance(size, int) and size > 0 else None for size in declared]
+    if known is not None and lacks_batch_axis(sizes, known):
+        alone = _without_batch(base, sizes, known, where)
+        if alone is not None:
+            return alone
+    batch, rest = sizes[0], sizes[1:]
+    interface = base.interface
+    if len(rest) == 3 and not is_flat(rest, known):
+        layout = interface.layout or which_layout(rest, known, where)
+        shape = in_three_axes(rest, layout, known, where)
+        return replace(base, shape=shape, batch=batch, interface=replace(interface, layout=layout))
+    if known is None or not rest or not holds(rest, known):
+        for_these = f" for images of {known}" if known else ""
+        hint = f"{EXPECTED}, with an axis for the batch"
         raise UserError(
-            f"'{where}' takes images of {_listed(shown)} (C, H, W), not of {known}",
-            hint="name the images it was trained on with --dataset, or --image-size for an image folder",
+            f"'{where}' is not an image classifier{for_these}: it takes {found}",
+            hint=f"{hint}; --image-size sets the size of an image folder"
+            if known
+            else f"{hint}; if it takes flat images, or one without that axis, name them with --dataset",
         )
-    return known
+    layout = _order(interface.layout, known, f"flat images {list(declared)}", where)
+    flat = tuple(-1 if size is None else size for size in rest)
+    return replace(base, shape=known, batch=batch, flat=flat, interface=replace(interface, layout=layout))
 
 
-def _listed(sizes: Sequence[int | str]) -> str:
-    return f"({', '.join(map(str, sizes))})"
+def _without_batch(base: ImageInput, sizes: Sequence[int | None], known: Shape, where: str) -> ImageInput | None:
+    """The reading as one image, for a file without an axis for the batch; None where it is none of the known ones."""
+    alone = replace(base, shape=known, batch=1, has_batch_axis=False)
+    asked = base.interface.layout
+    for layout in ("nchw", "nhwc") if len(sizes) == 3 else ():
+        if asked in (None, layout) and fits(as_nchw(sizes, layout), known):
+            return replace(alone, interface=replace(base.interface, layout=layout))
+    if not holds(sizes, known):
+        return None
+    layout = _order(asked, known, f"flat images {list(sizes)} without an axis for the batch", where)
+    flat = tuple(-1 if size is None else size for size in sizes)
+    return replace(alone, flat=flat, interface=replace(base.interface, layout=layout))
+
+
+def _order(asked: Layout | None, known: Shape, what: str, where: str) -> Layout:
+    """In which order the pixels of a flat image are.
+
+    Raises:
+        UserError: it has several channels, and nobody said.
+    """
+    if known[0] > 1 and asked is None:
+        raise UserError(
+            f"'{where}' takes {what}, and their pixels may be in the order of (C, H, W) or of (H, W, C)",
+            hint="--layout nchw or --layout nhwc",
+        )
+    return asked or "nchw"
+
+
+def _numbers(
+    interface: Interface, type: str, quantiser: Quantiser | None, where: str
+) -> tuple[Interface, Levels | None, tuple[str, ...]]:
+    """What pixels become for an input of `type`: the range they are brought to, 8-bit numbers, and what to doubt."""
+    if type not in ENDS:
+        return interface, None, ()
+    low, high = ENDS[type]
+    grey = replace(interface, input_range=GREY_LEVELS), Levels(1.0, low, low, high)
+    if interface.mean or interface.std or interface.input_range not in (UNIT_RANGE, GREY_LEVELS):
+        if quantiser is None or quantiser.scale is None or quantiser.zero_point is None:
+            kind = type.removeprefix("tensor(").removesuffix(")")
+            raise UserError(
+                f"'{where}' takes {kind}, and its graph names no scale for all of it: grey levels, not normalised",
+                hint="leave out --mean, --std and --input-range for it",
+            )
+        levels = Levels(quantiser.scale, quantiser.zero_point, low, high)
+        doubt = doubt_of_range(levels, interface)
+        return interface, levels, (doubt,) if doubt else ()
+    # Whoever names the range of grey levels knows what he gives.
+    sure = quantiser is None or interface.input_range == GREY_LEVELS or means_grey_levels(quantiser, low)
+    return *grey, () if sure or quantiser is None else (doubt_of_levels(quantiser, low),)
+
+
+def _has_rank(model: ModelProto, name: str) -> bool:
+    """Whether a graph says how many axes its input has; a session gives no shape for that and for a single number."""
+    return any(each.name == name and each.type.tensor_type.HasField("shape") for each in model.graph.input)
+
+
+def _declared(model: ModelProto, entry: Any) -> str:
+    return str(entry.shape) if _has_rank(model, entry.name) else "of any rank"

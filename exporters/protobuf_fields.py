@@ -18,6 +18,32 @@ def too_many_fields(content: bytes | mmap, message: Descriptor, limit: int = MAX
         return _more_fields(data, message, limit)
 
 
+def ends_early(content: bytes | mmap, message: Descriptor) -> str:
+    """The field of `message` within which `content` ends, while all before it is such a message; empty for none.
+
+    Writers put fields in the order of their numbers. A file that begins with another than the first was never one.
+    """
+    with memoryview(content) as data:
+        position, name = 0, ""
+        fields = {field.number: field for field in message.fields}
+        try:
+            while position < len(data):
+                tag, position = _varint(data, position)
+                field = fields.get(tag >> 3)
+                if field is None or tag & 7 != _WIRES.get(field.type, 2) or (not name and tag >> 3 != 1):
+                    return ""
+                name = field.name
+                length, position = _varint(data, position)  # no field of a model is of a fixed size
+                position += length if tag & 7 == 2 else 0
+        except IndexError:
+            return name
+        return name if position > len(data) else ""
+
+
+_WIRES = dict.fromkeys((FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_ENUM), 0)
+"""Which fields are numbers; the others come with their length."""
+
+
 def _more_fields(data: memoryview, message: Descriptor, limit: int) -> bool:
     parts = [(0, len(data), message)]
     count = 0

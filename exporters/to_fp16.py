@@ -1,20 +1,30 @@
 """ONNX files in half precision: the fp32 graph with weights and activations in float16."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import nn
 
 from dgad_tk.artifact import Artifact
+from dgad_tk.predictor import Images
+from exporters.half_range import LARGEST, activation_peaks, judge_range
 from exporters.to_onnx import DEFAULT_OPSET, to_onnx, write_onnx
 
-LARGEST = float(np.finfo(np.float16).max)
+FAILURES, WARNINGS = "failures", "warnings"
+"""Keys of what `save` reports that an export fails of, and of what it warns of."""
 
 
-def save_onnx_fp16(model: nn.Module, artifact: Artifact, path: Path, opset: int = DEFAULT_OPSET) -> None:
+def save_onnx_fp16(
+    model: nn.Module,
+    artifact: Artifact,
+    path: Path,
+    opset: int = DEFAULT_OPSET,
+    probes: Mapping[str, Images] | None = None,
+) -> dict[str, Any]:
     """Write `model` (eval mode) as an ONNX file that computes in float16. Input and logits stay float32.
 
     Weights too large for float16 are cut to its largest number; the comparison with the source tells whether that
@@ -22,12 +32,21 @@ def save_onnx_fp16(model: nn.Module, artifact: Artifact, path: Path, opset: int 
 
     Args:
         opset: as for `save_onnx`.
+        probes: images `(N, C, H, W)` by name, on which the float32 graph shows whether its values fit float16.
+
+    Returns:
+        The largest value on `probes` and where it is; with FAILURES and WARNINGS, what to say of it.
 
     Raises:
         UserError: an opset that the exporter cannot write.
     """
     record = artifact.model_copy(update={"precision": "float16"})
-    write_onnx(to_float16(to_onnx(model, artifact, opset)), record, path)
+    single = to_onnx(model, artifact, opset)
+    peaks = activation_peaks(single, probes or {})
+    failures, warnings = judge_range(peaks)
+    write_onnx(to_float16(single), record, path)
+    largest = max(peaks, key=lambda peak: peak.value, default=None)
+    return {"largest_activation": str(largest) if largest else "not measured", FAILURES: failures, WARNINGS: warnings}
 
 
 def to_float16(proto: onnx.ModelProto) -> onnx.ModelProto:

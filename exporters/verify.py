@@ -1,4 +1,9 @@
-"""Parity of an exported file with its source. An export is not done until it has been compared."""
+"""Parity of an exported file with its source. An export is not done until it has been compared.
+
+Logits may be scaled and shifted without changing an answer. So a difference is held against the spread of an image's
+logits, the largest less the smallest, and never against their size. An image whose logits are nearly equal has the
+spread of a typical one: its rounding errors come from values as large as those of any other.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,13 +16,16 @@ from torch import nn
 
 from dgad_tk.artifact import Artifact
 from dgad_tk.predictor import Images, Logits, Predictor
+from dgad_tk.spread import typical_spread, yardstick
 from exporters.adversarial import pgd_on
 
 BATCHES = (1, 2, 7)
 """The first images of a set are run so; the rest in batches of REST."""
 REST = 64
 TIE = 1e-4
-"""Two logits this close, relative to max(1, max|logit|), are a tie: either prediction is right."""
+"""Two logits this close, relative to the spread of an image's logits, are a tie: either prediction is right."""
+LOST = 64 * float(np.finfo(np.float32).eps)
+"""Logits of an image within this, relative to the largest, are too few steps of float32 apart to compare anything."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +33,8 @@ class Tolerance:
     """How far an exported file may be from its source.
 
     Attributes:
-        relative: max|difference| <= relative * max(1, max|logit|) of the logits of each set; None where they differ by
-            design, and the predictions have to speak for the file.
+        relative: max|difference| <= relative * spread of the logits of each image; None where they differ by design,
+            and the predictions have to speak for the file.
         agreement: least share of equal predictions among images without a tie, on clean and on PGD images each.
         survival: least share of the adversarial examples that stay adversarial.
     """
@@ -68,9 +76,11 @@ class SetParity:
     Attributes:
         max_abs_diff: largest difference of any logit.
         mean_abs_diff: mean difference over all logits.
-        relative: the largest over max(1, largest logit).
-        agreement: share of equal predictions among images without a tie.
+        relative: the largest of any image, over the spread of that image's logits.
+        agreement: share of equal predictions among images without a tie, among all where each is one.
         compared: number of images.
+        told_apart: whether float32 has steps enough between the logits of an image; under a large common offset it
+            has not, and both sides are rounded to the same few numbers whatever they compute.
     """
 
     max_abs_diff: float
@@ -78,6 +88,7 @@ class SetParity:
     relative: float
     agreement: float
     compared: int
+    told_apart: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,7 @@ class Parity:
         adversarial: number of PGD images that fool the source.
         survival: share of those that fool the exported file too, 1 where there are none.
         tolerance: that it is held to.
+        not_judged: what the comparison says nothing of, for the runtime that it was made on; empty for nothing.
     """
 
     sets: Mapping[str, SetParity]
@@ -97,6 +109,7 @@ class Parity:
     adversarial: int
     survival: float
     tolerance: Tolerance
+    not_judged: str = ""
 
     @property
     def failures(self) -> list[str]:
@@ -105,6 +118,10 @@ class Parity:
         for name, each in self.sets.items():
             if not np.isfinite(each.relative):
                 found.append(f"on {name} images it does not answer with a row of finite logits an image")
+            elif name in self.judged and not each.told_apart:
+                found.append(
+                    f"on {name} images the source's logits are too near each other for float32 to tell them apart"
+                )
             elif allowed.relative is not None and each.relative > allowed.relative:
                 found.append(
                     f"on {name} images logits differ by up to {each.max_abs_diff:.2g}, "
@@ -166,28 +183,35 @@ def verify(probes: Probes, exported: Predictor, tolerance: Tolerance) -> Parity:
     """Compare `exported` with the source that made `probes`."""
     with without_tf32():
         answers = {name: _in_batches(exported.predict, images) for name, images in probes.images.items()}
-    sets = {name: compare_logits(probes.logits[name], answers[name]) for name in probes.images}
     clean, attacked = probes.logits[probes.origin], probes.logits["pgd"]
+    usual = typical_spread(clean)
+    sets = {name: compare_logits(probes.logits[name], answers[name], usual) for name in probes.images}
     predicted = clean.argmax(axis=1)
-    fooled = (attacked.argmax(axis=1) != predicted) & ~_ties(attacked)
+    fooled = (attacked.argmax(axis=1) != predicted) & ~_ties(attacked, usual)
     still = _predictions(answers["pgd"], len(attacked)) != predicted
     survival = float(still[fooled].mean()) if fooled.any() else 1.0
     return Parity(sets, (probes.origin, "pgd"), int(fooled.sum()), survival, tolerance)
 
 
-def compare_logits(reference: Logits, other: Logits) -> SetParity:
-    """Parity of two sets of logits `(N, K)` for the same images."""
-    if reference.shape != other.shape or not np.isfinite(other).all():
+def compare_logits(reference: Logits, other: Logits, usual: float = 0.0) -> SetParity:
+    """Parity of two sets of logits `(N, K)` for the same images.
+
+    Args:
+        usual: the least spread that an image is held to have; that of a typical one of these if it is larger.
+    """
+    finite = np.isfinite(other).all() and np.isfinite(reference).all()
+    if reference.shape != other.shape or not finite:
         return SetParity(float("nan"), float("nan"), float("nan"), 0.0, len(reference))
-    difference = np.abs(reference - other)
-    clear = ~_ties(reference)
+    difference = np.abs(reference.astype(np.float64) - other)
+    clear = ~_ties(reference, usual)
     equal = reference.argmax(axis=1) == other.argmax(axis=1)
     return SetParity(
         float(difference.max()),
         float(difference.mean()),
-        float(difference.max()) / _scale(reference),
-        float(equal[clear].mean()) if clear.any() else 1.0,
+        float((difference.max(axis=1) / _scales(reference, usual)).max()),
+        float(equal[clear].mean() if clear.any() else equal.mean()),
         len(reference),
+        typical_spread(reference) > LOST * float(np.abs(reference).max()),
     )
 
 
@@ -215,11 +239,12 @@ def _predictions(logits: Logits, count: int) -> np.ndarray[Any, np.dtype[np.int6
     return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
 
 
-def _ties(logits: Logits) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    top = np.sort(logits, axis=1)
-    ties: np.ndarray[Any, np.dtype[np.bool_]] = top[:, -1] - top[:, -2] <= TIE * _scale(logits)
+def _ties(logits: Logits, usual: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    top = np.sort(logits.astype(np.float64), axis=1)
+    ties: np.ndarray[Any, np.dtype[np.bool_]] = top[:, -1] - top[:, -2] <= TIE * _scales(logits, usual)
     return ties
 
 
-def _scale(logits: Logits) -> float:
-    return max(1.0, float(np.abs(logits).max()))
+def _scales(logits: Logits, usual: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """What differences are held against, for each image; above 0, so that logits all equal are no special case."""
+    return np.asarray(np.maximum(yardstick(logits), max(usual, float(np.finfo(np.float32).tiny))))

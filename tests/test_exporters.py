@@ -330,7 +330,7 @@ def hostile_files(folder: Path) -> dict[str, str]:
     nchw, nk = ["n", 3, 8, 8], ["n", 10]
     flat = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Foo", ["f"], ["y"], domain="odd.ops")]
     written = {
-        "empty.onnx": (b"", "not a valid ONNX model"),
+        "empty.onnx": (b"", "is an empty file, not an ONNX model"),
         "text.onnx": (b"hello, world" * 50, "not a valid ONNX model"),
         "image_to_image.onnx": (graph_of([relu], [image(nchw)], [out(nchw)]), "is not a classifier"),
         "audio.onnx": (graph_of([relu], [image(["n", 16000])], [out(["n", 16000])]), "not an image classifier"),
@@ -380,7 +380,7 @@ def test_external_data_outside_the_folder_is_refused(exported: Any, tmp_path: Pa
     entry = tensor.external_data.add()
     entry.key, entry.value = "location", "../secret.bin"
     (inner / "e.onnx").write_bytes(proto.SerializeToString())
-    with pytest.raises(UserError, match="not a valid ONNX model"):
+    with pytest.raises(UserError, match="outside the model's folder"):
         load(inner / "e.onnx")
 
 

@@ -39,6 +39,7 @@ def test_numbers_that_are_none() -> None:
     odd = LOGITS.copy()
     odd[0, 1], odd[1, 2], odd[2, 3] = np.nan, np.inf, -np.inf
     assert np.isfinite(yardstick(odd)).all()
+    assert yardstick(np.full((2, 5), np.nan, np.float32)).tolist() == [0.0, 0.0]
     assert np.isfinite(grain(odd)).all()
     assert (apart(odd, odd) == 0).all()
     assert np.isinf(apart(odd, LOGITS)[:3]).all()

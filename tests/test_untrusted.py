@@ -59,24 +59,24 @@ def lying(**fields: Any) -> onnx.ModelProto:
 
 
 GRAPHS: dict[str, tuple[bytes | onnx.ModelProto, str]] = {
-    "empty": (b"", "it is empty"),
+    "empty": (b"", "is an empty file, not an ONNX model"),
     "text": (b"hello, world" * 50, "cannot be decoded"),
-    "zeros": (bytes(10_000), "cannot be decoded"),
+    "zeros": (bytes(10_000), "is a file of zeros, not an ONNX model"),
     "too many numbers": (with_tensor(dims=[10**8, 10**7]), "needs 4,000,000,000,000,000 bytes"),
     "negative size": (with_tensor(dims=[-192, -10]), "negative size"),
     "other size": (with_tensor(dims=[192, 11]), "needs 8,448 bytes, has 7,680"),
     "unknown type": (with_tensor(data_type=99), "unknown type"),
     "cycle": (
         model([node("Add", ["f", "b"], ["a"]), node("Relu", ["a"], ["b"]), node("Relu", ["b"], ["y"])]),
-        "sorted",
+        "not acyclic",
     ),
     "one name twice": (
         model([node("Relu", ["f"], ["a"]), node("Abs", ["f"], ["a"]), node("Relu", ["a"], ["y"])]),
-        "single static assignment",
+        "Duplicate definition of name (a)",
     ),
     "unknown domain": (model([node("Evil", ["f"], ["y"], domain="own")], domains=("own",)), "own:Evil"),
     "unknown operator": (model([node("Evil", ["f"], ["y"])]), "No Op registered for Evil"),
-    "future IR": (model(RELU, ir=99), "ir_version 99"),
+    "future IR": (model(RELU, ir=99), "model IR version: 99"),
     "future opset": (model(RELU, opset=99), "ONNX Runtime cannot load"),
     "no opset": (model(RELU, opset=0), "domain_version of 0"),
     "nested a thousand times": (hostile.nested(1000), "cannot be decoded"),

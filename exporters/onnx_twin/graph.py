@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
-from onnx.inliner import inline_local_functions
 from torch import Tensor, fx
 
 from dgad_tk.common import UserError
+from exporters.model_functions import inlined
 from exporters.node_order import names_read
 from exporters.onnx_twin.declarations import as_declared, check_tensor, examples, image_of
 from exporters.onnx_twin.folding import fold_batch_norm
@@ -38,8 +38,7 @@ def to_torch(model: ModelProto) -> fx.GraphModule:
         UserError: it uses an operator, an attribute or a type that the twin does not have, its graph is
             malformed, or it has not exactly one input.
     """
-    if model.functions:
-        model = inline_local_functions(model)  # a copy
+    model = inlined(model)
     graph = model.graph
     opsets = {_domain(entry.domain): entry.version for entry in model.opset_import}
     if not graph.output:

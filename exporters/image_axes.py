@@ -1,0 +1,92 @@
+"""Which axes of an input are the channels, the height and the width of an image, by its sizes and the known images'."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dgad_tk.common import UserError
+from dgad_tk.interface import Layout
+
+CHANNELS = (1, 3, 4)
+Shape = tuple[int, int, int]
+
+
+def lacks_batch_axis(sizes: Sequence[int | None], known: Shape) -> bool:
+    """Whether an input of these sizes, None for open ones, is one of the known images, with no axis in front."""
+    rest = sizes[1:]
+    if rest and (len(rest) == 3 or holds(rest, known)):
+        return False
+    layouts: list[Layout] = ["nchw", "nhwc"] if len(sizes) == 3 else []
+    return holds(sizes, known) or any(fits(as_nchw(sizes, layout), known) for layout in layouts)
+
+
+def fits(sizes: Sequence[int | None], known: Shape) -> bool:
+    return all(size in (None, own) for size, own in zip(sizes, known, strict=True))
+
+
+def which_layout(declared: Sequence[int | None], known: Shape | None, where: str) -> Layout:
+    """Which of three axes are the channels.
+
+    Raises:
+        UserError: it can be the first and the last.
+    """
+    fitting: list[Layout] = [layout for layout in ("nchw", "nhwc") if as_nchw(declared, layout) == known]
+    if len(fitting) == 1:
+        return fitting[0]
+    first, middle, last = declared
+    if last not in CHANNELS:
+        return "nchw"
+    if first not in CHANNELS:
+        return "nhwc"
+    # Both could count channels: as a rule images are square.
+    if (middle == last) != (first == middle):
+        return "nchw" if middle == last else "nhwc"
+    raise UserError(
+        f"'{where}' takes images of {tuple(declared)}: the channels may be the first of these or the last",
+        hint="--layout nchw or --layout nhwc",
+    )
+
+
+def as_nchw(declared: Sequence[int | None], layout: Layout) -> tuple[int | None, ...]:
+    return tuple(declared) if layout == "nchw" else (declared[2], declared[0], declared[1])
+
+
+def is_flat(declared: Sequence[int | None], known: Shape | None) -> bool:
+    """Whether three axes are one with two more of size 1, and the known images are not like that."""
+    if known is None or sum(size == 1 for size in declared) < 2:
+        return False
+    return holds(declared, known) and known not in (as_nchw(declared, "nchw"), as_nchw(declared, "nhwc"))
+
+
+def holds(declared: Sequence[int | None], known: Shape) -> bool:
+    """Whether these sizes hold the pixels of an image; one may be open."""
+    pixels, sized = int(np.prod(known)), int(np.prod([size for size in declared if size is not None]))
+    left_open = sum(size is None for size in declared)
+    return sized == pixels if not left_open else left_open == 1 and pixels % sized == 0
+
+
+def in_three_axes(declared: Sequence[int | None], layout: Layout, known: Shape | None, where: str) -> Shape:
+    """(C, H, W), what is left open taken from the known images.
+
+    Raises:
+        UserError: there are none, or they contradict what is declared.
+    """
+    channels, height, width = sizes = as_nchw(declared, layout)
+    if channels is not None and height is not None and width is not None:
+        return channels, height, width
+    shown = tuple("any" if size is None else size for size in sizes)
+    if known is None:
+        raise UserError(
+            f"'{where}' leaves its input's shape open: {_listed(shown)} (C, H, W)",
+            hint="name the images with --dataset",
+        )
+    if not fits(sizes, known):
+        raise UserError(
+            f"'{where}' takes images of {_listed(shown)} (C, H, W), not of {known}",
+            hint="name the images it was trained on with --dataset, or --image-size for an image folder",
+        )
+    return known
+
+
+def _listed(sizes: Sequence[int | str]) -> str:
+    return f"({', '.join(map(str, sizes))})"
