@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from exporters.latency import available_threads
+
 ROOT = Path(__file__).parent.parent
 LEVELS = {"default": 0, "avx2": 1, "avx512": 2}
 """Vector units that ATEN_CPU_CAPABILITY names. Torch does not check it: with one that is not there the process ends."""
@@ -43,7 +45,7 @@ class Setting:
 
     @property
     def variables(self) -> dict[str, str]:
-        found = {"OMP_NUM_THREADS": str(self.threads)}
+        found = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}  # threads that wait use no core
         if self.onednn:
             found["ONEDNN_MAX_CPU_ISA"] = self.onednn
         if self.torch and LEVELS[self.torch] <= LEVELS.get(torch.backends.cpu.get_cpu_capability().lower(), 0):
@@ -52,7 +54,7 @@ class Setting:
         return found
 
     def __str__(self) -> str:
-        words = [f"{name}={value}" for name, value in self.variables.items()]
+        words = [f"{name}={value}" for name, value in self.variables.items() if name != "OMP_WAIT_POLICY"]
         return " ".join([*words, f"--shuffle {self.shuffle}"] if self.shuffle else words)
 
 
@@ -66,7 +68,8 @@ ALL = (Setting(), *PORTABLE, Setting(torch="default"), Setting("SSE41", "avx2", 
 
 def run(setting: Setting, chosen: list[str]) -> tuple[list[str], str]:
     """Tests that fail, and pytest's last line; what went wrong is printed as it is."""
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-n", "auto", "-p", "no:cacheprovider"]
+    processes = max(1, available_threads() // setting.threads)
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-n", str(processes), "-p", "no:cacheprovider"]
     command += ["--shuffle", str(setting.shuffle), *chosen]
     environment = {**os.environ, **setting.variables}
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
