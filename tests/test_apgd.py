@@ -170,7 +170,7 @@ def test_linear_model_breaks_above_its_margin(share: float) -> None:
 def test_stays_in_the_ball(norm: Any) -> None:
     net = small_net()
     x, y = images_for(net, 10)
-    for eps in (0.0, EPS[norm], 10.0):
+    for eps in (0.0, EPS[norm], 1.0 if norm == "linf" else 10.0):
         found = torch.from_numpy(APGD(art(net), norm=norm, eps=eps, steps=12).generate(x.numpy(), y.numpy()))
         away = torch.linalg.vector_norm((found - x).flatten(1), ord={"linf": math.inf, "l2": 2, "l1": 1}[norm], dim=1)
         assert (away <= eps + 1e-5).all()
