@@ -17,7 +17,6 @@ def surrogates_of(files: list[Path] | None, images: "Dataset", *, quiet: bool) -
     Raises:
         UserError: one of them is for other images.
     """
-    from dgad_tk.distributed import by_leader
     from evaluators import Surrogate
     from evaluators.surrogates import made_on_the_spot
     from exporters import load
@@ -26,8 +25,7 @@ def surrogates_of(files: list[Path] | None, images: "Dataset", *, quiet: bool) -
         from cli.progress import TrainingProgress
 
         with TrainingProgress(quiet=quiet) as progress:
-            by_leader(lambda: made_on_the_spot(images, on_progress=progress) and None)
-            return made_on_the_spot(images)  # found in the cache
+            return made_on_the_spot(images, on_progress=progress)
     found: list[Surrogate] = []
     for path in files:
         predictor = load(path, images.shape)

@@ -20,7 +20,7 @@ def finite(gradient: Tensor) -> Tensor:
         return gradient
     usable = torch.where(gradient.isfinite(), gradient, 0)
     largest = usable.flatten(1).abs().amax(dim=1)
-    largest = torch.where(largest > 0, largest, 1).view(-1, *[1] * (gradient.dim() - 1))
+    largest = _per_image(torch.where(largest > 0, largest, 1), gradient)
     return torch.where(gradient.isinf(), torch.copysign(largest, gradient), usable)
 
 
@@ -31,17 +31,31 @@ def in_range(gradient: Tensor) -> Tensor:
     Of an image whose L2 norm is very small, the squares are rounded away or drown in a divisor's 1e-12; where it is
     very large, their sum overflows. Such a gradient is divided by its largest entry.
     """
-    flat, info = gradient.flatten(1), torch.finfo(gradient.dtype)
-    norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    usual = (norms > info.eps) & (norms < info.max**0.5)
-    if gradient.device.type == "cpu" and bool(usual.all()):
-        return gradient
-    largest = flat.abs().amax(dim=1, keepdim=True)
-    return (flat / torch.where(usual | (largest == 0), 1, largest)).view_as(gradient)
+    return _brought(gradient, _norms(gradient))
 
 
 def unit(gradient: Tensor) -> Tensor:
     """Each image's gradient `(N, ...)`, finite, over its L2 norm; zero stays zero."""
-    flat = in_range(gradient).flatten(1)
-    norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    return (flat / torch.where(norms > 0, norms, 1)).view_as(gradient)
+    norms = _norms(gradient)
+    brought = _brought(gradient, norms)
+    if brought is not gradient:
+        norms = _norms(brought)
+    return brought / torch.where(norms > 0, norms, 1)
+
+
+def _brought(gradient: Tensor, norms: Tensor) -> Tensor:
+    info = torch.finfo(gradient.dtype)
+    usual = (norms > info.eps) & (norms < info.max**0.5)
+    if gradient.device.type == "cpu" and bool(usual.all()):
+        return gradient
+    largest = _per_image(gradient.flatten(1).abs().amax(dim=1), gradient)
+    return gradient / torch.where(usual | (largest == 0), 1, largest)
+
+
+def _norms(gradient: Tensor) -> Tensor:
+    return _per_image(torch.linalg.vector_norm(gradient.flatten(1), dim=1), gradient)
+
+
+def _per_image(values: Tensor, gradient: Tensor) -> Tensor:
+    """`(N,)` in the shape that goes with a gradient, whose order in memory is then kept."""
+    return values.view(-1, *[1] * (gradient.dim() - 1))

@@ -8,6 +8,7 @@ from pathlib import Path
 from dgad_tk.common import cache_dir
 from dgad_tk.config import TrainConfig
 from dgad_tk.data import Dataset
+from dgad_tk.distributed import by_leader, leaders, world
 from dgad_tk.epoch import OnProgress
 from dgad_tk.fit import fit
 from dgad_tk.methods import build_method
@@ -26,6 +27,8 @@ EPOCHS = 15
 
 def made_on_the_spot(dataset: Dataset, *, on_progress: OnProgress | None = None) -> list[Surrogate]:
     """Two standard-trained surrogates, a small and a larger one, cached by their training and its images.
+
+    Started by torchrun, all processes train them together, and each of them has to call this.
 
     Their accuracy depends on how far a machine gets in SECONDS; their weights' SHA-256 goes into the results.
 
@@ -55,19 +58,25 @@ def _trained(name: str, dataset: Dataset, on_progress: OnProgress | None) -> Pre
     question = f"{dataset.sha256} {config.to_yaml()}"
     key = hashlib.sha256(question.encode()).hexdigest()[:16]
     folder = RunFolder(cache_dir() / "surrogates" / f"{dataset.name}-{name}-{key}")
-    if not folder.finished():
-        folder.path.parent.mkdir(parents=True, exist_ok=True)
-        # Trained aside and renamed, so that two evaluations at once cannot write into one folder.
-        aside = RunFolder(Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.path.parent)))
+    if not leaders(folder.finished()):
+        aside = RunFolder(Path(by_leader(lambda: _aside(name, folder, config))))
         try:
-            config.save(aside.config)
             method = build_method(config.method, config.method_options)
             device = pick_device(config.device)
             fit(config, method, dataset, aside, device=device, role=f"surrogate {name}", on_progress=on_progress)
-            _take_name(aside.path, folder)
+            by_leader(lambda: _take_name(aside.path, folder))
         finally:
-            shutil.rmtree(aside.path, ignore_errors=True)
+            if world().leads:
+                shutil.rmtree(aside.path, ignore_errors=True)
     return load_safetensors(folder.best)
+
+
+def _aside(name: str, folder: RunFolder, config: TrainConfig) -> str:
+    """A folder to train in and rename, so that two evaluations at once cannot write into one."""
+    folder.path.parent.mkdir(parents=True, exist_ok=True)
+    aside = RunFolder(Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.path.parent)))
+    config.save(aside.config)
+    return str(aside.path)
 
 
 def _take_name(aside: Path, folder: RunFolder) -> None:

@@ -1,11 +1,16 @@
 """Surrogates trained on the spot: made once, kept, and never half a folder."""
 
+import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
+from processes import together
 
 import evaluators.surrogates as surrogates
 from dgad_tk.data import load_dataset
+from dgad_tk.distributed import joined
 from dgad_tk.epoch import Progress
 
 
@@ -41,3 +46,18 @@ def test_an_interrupted_training_leaves_nothing(tmp_path: Path) -> None:
         surrogates.made_on_the_spot(load_dataset("digits"), on_progress=stop)
     assert list((tmp_path / "cache" / "surrogates").iterdir()) == []
     assert len(surrogates.made_on_the_spot(load_dataset("digits"))) == 2
+
+
+def _made_together(cache: str) -> list[str]:
+    os.environ["DGAD_CACHE"] = cache
+    surrogates.EPOCHS, surrogates.IMAGES = 1, 64
+    with joined(torch.device("cpu"), patience=timedelta(seconds=60)):
+        made = surrogates.made_on_the_spot(load_dataset("digits"))
+    return [each.predictor.sha256 for each in made if each.predictor]
+
+
+def test_processes_that_attack_together_train_them_together(tmp_path: Path) -> None:
+    """With the leader alone in it, the training would wait for the others, and they for its end."""
+    one, other = (child.result() for child in together(2, _made_together, str(tmp_path)))
+    assert len(one) == 2
+    assert one == other
