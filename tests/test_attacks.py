@@ -23,8 +23,6 @@ from evaluators.ball import Norm, l1, l2, linf
 from exporters import load
 from exporters.quantize import save_onnx_int8
 
-pytestmark = pytest.mark.portable
-
 SHAPE = (1, 6, 6)
 BAND = 1e-4
 GRID = 1 / 255
@@ -176,7 +174,7 @@ CASES = [
 
 
 @pytest.mark.usefixtures("_quick_ensembles")
-@pytest.mark.parametrize("runtime", ["torch", "onnx", "int8"])
+@pytest.mark.parametrize("runtime", [pytest.param("torch", marks=pytest.mark.portable), "onnx", "int8"])
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_invariants_of_every_attack(
     name: str, norm: Norm, runtime: str, target: Make, monkeypatch: pytest.MonkeyPatch

@@ -24,8 +24,6 @@ from evaluators.estimators import Counted
 from evaluators.judge import images_of
 from evaluators.probes import probe
 
-pytestmark = pytest.mark.portable
-
 engine: Any = importlib.import_module("evaluators.evaluate")  # the package names its function the same
 EPS = 0.1
 DIGIT = (1, 8, 8)

@@ -17,8 +17,6 @@ from dgad_tk.predictor import Predictor
 from evaluators.estimators import Counted, OnnxClassifier, to_estimator
 from exporters import export, load
 
-pytestmark = pytest.mark.portable
-
 
 @pytest.fixture
 def predictor(weights: Path, tmp_path: Path) -> Predictor:

@@ -20,8 +20,6 @@ from exporters.calibration import METHODS, ranges_file
 from exporters.quantize import save_onnx_int8
 from exporters.to_onnx import to_onnx, write_onnx
 
-pytestmark = pytest.mark.portable
-
 Graphs = dict[int, tuple[nn.Module, bytes]]
 """By the id of the network, which is kept so that no other gets its id."""
 

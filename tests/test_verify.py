@@ -15,8 +15,6 @@ from dgad_tk.models import build_model
 from exporters.divergence import Call, Value, first_divergence
 from exporters.verify import EXACT, HALF, QUANTISED, Probes, Tolerance, compare_logits, make_probes, verify
 
-pytestmark = pytest.mark.portable
-
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
