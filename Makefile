@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test test-portable test-matrix check clean
 
 # Train a robust teacher and a compact student on digits, export the student to ONNX, attack the file.
 quickstart: $(STAMP)
@@ -12,6 +12,13 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto -q
+
+# Tests that rounding reaches, as three other processors would compute them; minutes. `test-matrix`: all tests, an hour.
+test-portable: $(STAMP)
+	$(BIN)/python benchmarks/test_matrix.py --portable
+
+test-matrix: $(STAMP)
+	$(BIN)/python benchmarks/test_matrix.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

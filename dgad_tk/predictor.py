@@ -37,6 +37,7 @@ class Predictor:
         runtime: what `predict` runs on, for the results ("onnxruntime 1.31.1 CPUExecutionProvider").
         finish: logits `(N, K)` of `module` to what `predict` gives, for a file with a final Softmax: gradients come
             from what stands before it. None where both are the same.
+        answer_error: by how much a probability that `predict` takes the logarithm of may be off, whatever its size.
         interface: what is done to images before the file takes them; `predict` and `module` both do it.
         notes: what a reader of the results should know about how this file is run, a sentence each.
         batch: how many images the runtime is given at a time, where a file demands that; None for any number.
@@ -54,6 +55,7 @@ class Predictor:
     artifact: Artifact | None = field(default=None, repr=False)
     runtime: str = "torch"
     finish: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+    answer_error: float = 0.0
     interface: Interface = AS_IS
     notes: tuple[str, ...] = ()
     batch: int | None = None

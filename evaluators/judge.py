@@ -84,7 +84,9 @@ def compare_twin(
         logits = predictor.module(torch.from_numpy(x).to(device))
         answers = logits if predictor.finish is None else predictor.finish(logits)
     ours, theirs = answers.cpu().numpy(), predictor.predict(x)
-    gaps = apart(ours, theirs)
+    # The logarithm of a small probability shows what is nothing in the probability itself.
+    same = np.abs(np.exp(ours) - np.exp(theirs)) <= predictor.answer_error if predictor.answer_error else False
+    gaps = apart(np.where(same, theirs, ours), theirs)
     agreement = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
     tolerances, exceptions = allowed(predictor, theirs)
     close = bool((gaps <= tolerances).all()) and round((1 - agreement) * len(x)) <= exceptions

@@ -103,6 +103,7 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
         artifact,
         runtime=f"onnxruntime {onnxruntime.__version__} {session.get_providers()[0]}",
         finish=finish if squash else None,
+        answer_error=squash.error if squash else 0.0,
         interface=replace(image.interface, logits_output=output),
         notes=(*image.notes, *notes),
         batch=image.batch,

@@ -1,16 +1,19 @@
 """What every test starts from: no cache of the user's, one thread, fixed seeds."""
 
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from trained import trained_on_digits
 
 from cli import app
 from dgad_tk.artifact import Artifact
 from dgad_tk.checkpoint import save_weights
+from dgad_tk.data import load_dataset
 from dgad_tk.models import build_model
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -31,16 +34,52 @@ def runner(capsys: pytest.CaptureFixture[str], *command: str) -> Run:
     return run
 
 
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or 1)
+"""Of torch in each process of the tests, of which several run at once."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--shuffle", type=int, default=0, metavar="SEED", help="run files, and the tests of each, shuffled"
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files stay together, so that what they share is made once; the same order in every worker."""
+    seed = config.getoption("--shuffle")
+    if seed:
+        draw = random.Random(seed)
+        files = sorted({item.path for item in items})
+        draw.shuffle(files)
+        place = {path: index for index, path in enumerate(files)}
+        draw.shuffle(items)
+        items.sort(key=lambda item: place[item.path])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test, so that fixtures of modules and of the session compute by as many threads as tests do."""
+    torch.set_num_threads(THREADS)
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)  # of the processes that tests start
+
+
 @pytest.fixture(autouse=True)
 def _reproducible(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in [name for name in os.environ if name.startswith("DGAD_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("DGAD_CACHE", str(tmp_path_factory.getbasetemp().parent / "dgad-cache"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the tests run in several processes
     torch.manual_seed(0)
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(THREADS)
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """float64 everywhere, in the authors' code too: what differs then is the algorithm, not the rounding."""
+    torch.set_default_dtype(torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def randomise_batch_norm(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -89,28 +128,18 @@ Victim = tuple[torch.nn.Module, np.ndarray, np.ndarray]
 @pytest.fixture(scope="session")
 def victim() -> Victim:
     """A network trained for a moment on digits, so that attacks break some images and not others; images and labels."""
-    from dgad_tk.data import load_dataset
-
-    dataset = load_dataset("digits")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = build_model("resnet8", in_channels=1, classes=10)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
-    x = torch.from_numpy(dataset.train.take(slice(0, 640)) / np.float32(255))
-    y = torch.from_numpy(dataset.train.labels[:640])
-    for step in range(60):
-        part = slice(64 * (step % 10), 64 * (step % 10) + 64)
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(net(x[part]), y[part]).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    images = dataset.test.take(slice(0, 48)) / np.float32(255)
-    return net.eval().requires_grad_(False), images, dataset.test.labels[:48]
+    net = trained_on_digits(
+        lambda: build_model("resnet8", in_channels=1, classes=10),
+        lambda weights: torch.optim.SGD(weights, lr=0.05, momentum=0.9),
+        steps=60,
+        batch=64,
+    )
+    test = load_dataset("digits").test
+    return net, test.take(slice(0, 48)) / np.float32(255), test.labels[:48]
 
 
 @pytest.fixture
 def digit_images() -> np.ndarray:
     """Sixteen test digits, float32 (16, 1, 8, 8)."""
-    from dgad_tk.data import load_dataset
-
     split = load_dataset("digits").test
     return np.divide(split.take(slice(0, 16)), np.float32(255), dtype=np.float32)

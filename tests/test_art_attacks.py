@@ -19,6 +19,8 @@ from evaluators.attacks.arts import ART_ATTACKS, art_attack
 from evaluators.ball import Norm, l2, linf
 from evaluators.estimators import PredictorClassifier, to_estimator
 
+pytestmark = pytest.mark.portable
+
 BALL: dict[Norm, float] = {"linf": 0.15, "l2": 1.0}
 
 QUICK: dict[str, dict[str, int | float]] = {
@@ -33,16 +35,21 @@ QUICK: dict[str, dict[str, int | float]] = {
     "hopskipjump": {"max_iter": 3, "max_eval": 100, "init_eval": 20},
     "hopskipjump-linf": {"max_iter": 3, "max_eval": 100, "init_eval": 20},
     "boundary": {"max_iter": 4},
-    "signopt": {"max_iter": 2, "num_trial": 10, "k": 5},
+    "signopt": {"max_iter": 2, "num_trial": 40, "k": 5},
     "zoo": {"max_iter": 50},
     "pixel": {"max_iter": 4},
 }
 
-# Shares of eight images at least broken: (digits, colour); the clean model is right on all.
 BREAKS: dict[str, tuple[float, float]] = dict.fromkeys(ART_ATTACKS, (0.75, 0.75)) | {
-    "square": (0.5, 0.5),
-    "virtual-adversarial": (0.5, 0.25),
+    # These draw, and what they draw and how a last bit falls decides what breaks. Of eight images 20 seeds broke
+    "autoattack": (0.5, 0.75),  # 6 to 8, and 8
+    "square": (0.125, 0.25),  # in Linf 4 to 7, and 7 or 8; in L2 2 or 3, and 4 or 5
+    "virtual-adversarial": (0.125, 0.125),  # 3 to 7, and 2 to 7
+    "signopt": (0.75, 0.25),  # 8, and 5 to 8
+    "zoo": (0.25, 0.25),  # 4 to 8, and 3 to 7
+    "pixel": (0.25, 0.375),  # 3 to 7, and 5 to 7
 }
+"""Shares of eight images that a row breaks at least, of digits and of colour; the clean model is right on all."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ def test_every_row(
     assert found.max() <= 1
     if row.kind == "budget":
         size = linf(found, x) if norm == "linf" else l2(found, x)
-        assert (size <= BALL[norm] + 1e-6).all()
+        assert (size <= BALL[norm] + 8 * 2**-24).all()  # ART rounds pixels up to 1 to float32, a few times
     broken = (estimator.predict(found).argmax(1) != y).mean()
     assert broken >= BREAKS[name][images == "colour"]
     if images == "colour":

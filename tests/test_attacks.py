@@ -74,8 +74,9 @@ NEAREST: dict[str, float] = {
 """Min-norm attacks end within so many times the margin."""
 CONFIDENCE = {"cw2-paper": 0.01}
 """By how much logits are to turn, which is a distance too."""
-FAILS = ("art:newtonfool", "art:zoo")
-"""They leave images unbroken; ART's ZOO breaks none whose pixels are rounded: its differences are 1e-4 wide."""
+FAILS: dict[str, float] = {"art:newtonfool": 0.0, "art:zoo": 0.0, "art:signopt": 0.5}
+"""They leave images unbroken, and break more than this share. ART's ZOO breaks none whose pixels are rounded: its
+differences are 1e-4 wide. SignOPT misses where no direction that it draws is one; 20 seeds broke 14 to 16 of 16."""
 
 
 class Linear(nn.Module):
@@ -173,7 +174,7 @@ CASES = [
 
 
 @pytest.mark.usefixtures("_quick_ensembles")
-@pytest.mark.parametrize("runtime", ["torch", "onnx", "int8"])
+@pytest.mark.parametrize("runtime", [pytest.param("torch", marks=pytest.mark.portable), "onnx", "int8"])
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_invariants_of_every_attack(
     name: str, norm: Norm, runtime: str, target: Make, monkeypatch: pytest.MonkeyPatch
@@ -213,8 +214,9 @@ def test_invariants_of_every_attack(
         assert near.any() or (name, norm) == ("art:virtual-adversarial", "l2")
         assert unit.broken[near].all()
     else:
-        assert name in FAILS or unit.broken[unit.attacked].all()
-        assert unit.broken.any() or (name, runtime) == ("art:zoo", "int8")
+        broken = unit.broken[unit.attacked].mean()
+        assert broken > FAILS.get(name, 0.0) or (name, runtime) == ("art:zoo", "int8")
+        assert broken == 1 or name in FAILS
         ahead, _ = model.margins(norm, CONFIDENCE.get(name, 0.0))
         assert (distance <= (NEAREST[name] * (ahead + slack))[unit.broken]).all()
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from trained import trained_on_digits
 from victims import TwoClassLinear, as_torch, linear_split
 
 from dgad_tk.config import ThreatModel
@@ -46,26 +47,13 @@ class Small(nn.Module):
 @pytest.fixture(scope="module")
 def robust() -> Small:
     """Adversarially trained for a moment."""
-    train = load_dataset("digits").train
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = Small()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    x = torch.from_numpy(train.take(slice(0, 640)) / np.float32(255))
-    y = torch.from_numpy(train.labels[:640])
-    for step in range(80):
-        part = slice(64 * (step % 10), 64 * (step % 10) + 64)
-        truth = y[part]
-        x_adv = inner_max(
-            lambda z, truth=truth: cross_entropy(net(z), truth),  # type: ignore[misc]
-            x[part],
-            x[part],
-            ThreatModel.of("linf", EPS, 4),
-        )
-        optimizer.zero_grad()
-        cross_entropy(net(x_adv), truth).mean().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return net.eval().requires_grad_(False)
+
+    def ascend(net: Small, x: Tensor, y: Tensor) -> Tensor:
+        return inner_max(lambda z: cross_entropy(net(z), y), x, x, ThreatModel.of("linf", EPS, 4))
+
+    return trained_on_digits(
+        Small, lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9), steps=80, batch=64, attack=ascend
+    )
 
 
 def run(model: nn.Module | Predictor, names: tuple[str, ...] = ("fgsm", "pgd"), **options: Any) -> Evaluation:

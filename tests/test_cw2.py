@@ -15,6 +15,8 @@ from victims import SHAPE, TwoClassLinear, as_torch, linear_split
 from evaluators.attacks.cw2 import CarliniWagnerL2
 from evaluators.estimators import Counted, to_estimator
 
+pytestmark = pytest.mark.portable
+
 
 def art_estimator(net: nn.Module, shape: tuple[int, ...], classes: int = 10) -> PyTorchClassifier:
     return PyTorchClassifier(

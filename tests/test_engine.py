@@ -325,5 +325,5 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     growth = json.loads(done.stdout)
-    assert growth["10000"] < 100, growth  # of 300 that are allowed, and of 120 MB that the images have as float32
-    assert growth["10000"] - growth["1000"] < 60, growth
+    # 9,000 images more have 111 MB as float32. What a batch takes is the allocator's, and the same in both.
+    assert growth["10000"] - growth["1000"] < 111 / 2, growth

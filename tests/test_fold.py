@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from dgad_tk.fold import Folded, folded
 from dgad_tk.models import build_model
 
+pytestmark = pytest.mark.portable
+
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_same_function_with_no_batch_norm_left_behind_a_convolution(name: str) -> None:
@@ -91,10 +93,10 @@ class OtherNorm(nn.Module):
 
 @pytest.mark.parametrize("build", [Awkward, Branching, OtherNorm])
 def test_what_cannot_be_folded_stays(build: type[nn.Module]) -> None:
-    model = randomise_batch_norm_with_some(build())
+    model = randomise_batch_norm_with_some(build()).double()
     view = Folded(model)
     assert view.pairs == []
-    x = torch.rand(3, 2, 4, 4)
+    x = torch.rand(3, 2, 4, 4, dtype=torch.float64)
     torch.testing.assert_close(view(x), model.eval()(x))
 
 

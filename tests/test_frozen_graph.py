@@ -1,6 +1,7 @@
 """What the folded copy does on its own account, against the plain module in double precision: values and gradients."""
 
 from collections.abc import Callable
+from statistics import median
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from dgad_tk.fold import Folded
 from dgad_tk.frozen_conv import FrozenConv2d, branches
 from dgad_tk.models import build_model
+
+pytestmark = pytest.mark.portable
 
 Step = Callable[["Parts", Tensor], Tensor]
 
@@ -206,18 +209,26 @@ def test_weights_are_followed_through_pairs_and_sums() -> None:
 
 @pytest.mark.parametrize("name", ["resnet8", "mobilenetv2"])
 def test_under_autocast(name: str) -> None:
-    """As far from the exact result as the plain module is; the kernels differ in what they round."""
-    net = randomise_batch_norm(build_model(name, in_channels=3, classes=10)).eval().requires_grad_(False)
-    x = torch.rand(4, 3, 16, 16, requires_grad=True)
-    exact = torch.autograd.grad(net(x).square().sum(), x)[0]
+    """As far from the exact result as the plain module is; the kernels differ in what they round.
 
-    def off(module: nn.Module) -> float:
-        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
-            logits = module(x)
-        found = torch.autograd.grad(logits.float().square().sum(), x)[0]
-        return float((found - exact).norm() / exact.norm())
+    Of 20 networks ours was 0.6 to 2.1 times as far, most near 1: the middle one of five is compared.
+    """
 
-    assert off(Folded(net)) < 2 * off(net)
+    def ratio(seed: int) -> float:
+        torch.manual_seed(seed)
+        net = randomise_batch_norm(build_model(name, in_channels=3, classes=10), seed).eval().requires_grad_(False)
+        x = torch.rand(4, 3, 16, 16, requires_grad=True)
+        exact = torch.autograd.grad(net(x).square().sum(), x)[0]
+
+        def off(module: nn.Module) -> float:
+            with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+                logits = module(x)
+            found = torch.autograd.grad(logits.float().square().sum(), x)[0]
+            return float((found - exact).norm() / exact.norm())
+
+        return off(Folded(net)) / off(net)
+
+    assert median(map(ratio, range(5))) < 1.5
 
 
 def test_no_images_and_one() -> None:

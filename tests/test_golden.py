@@ -8,6 +8,8 @@ from golden import DATA, Golden, close, forward_trace
 
 from dgad_tk.methods import Method, build_method
 
+pytestmark = pytest.mark.portable
+
 KL = {"kl_adv": "term.kl_adv", "kl_clean": "term.kl_clean"}
 ADV = {"kl_adv": "term.kl_adv"}
 DGAD = {"l_st": "term.l_st", "l_at": "term.l_at"}

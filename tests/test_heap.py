@@ -1,64 +1,87 @@
-"""Memory that is freed and asked for again: the system's own count of pages tells whether it was kept."""
+"""Memory that is freed and asked for again: what glibc is told of it. Pages are the kernel's to count, and are not."""
 
-import subprocess
+import ctypes
 import sys
-import textwrap
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no glibc")
+from dgad_tk import heap
+from dgad_tk.heap import kept
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of malloc.h
+KEEP, USUAL = 2**30, 2**25
+
+Call = tuple[str, int, int]
+INSIDE: list[Call] = [("mallopt", MMAP_THRESHOLD, KEEP), ("mallopt", TRIM_THRESHOLD, 2 * KEEP - 1)]
+AFTER: list[Call] = [
+    ("mallopt", MMAP_THRESHOLD, USUAL),
+    ("mallopt", TRIM_THRESHOLD, 2 * USUAL - 1),
+    ("malloc_trim", 0, 0),
+]
 
 
-def told(script: str) -> list[int]:
-    """Numbers that a fresh process prints, after `faults()`: pages that passes with eight large tensors are given."""
-    begin = """
-        import resource, torch
-        from dgad_tk.heap import kept
-        torch.set_num_threads(1)
+class Glibc:
+    """Stands in for the C library: keeps what it is told, and takes thresholds of mmap up to `most`."""
 
-        def passes(count):
-            for _ in range(count):
-                held = [torch.ones(2**22) for _ in range(8)]
-                held = None
+    def __init__(self, most: int = 2**40) -> None:
+        self.most, self.calls = most, list[Call]()
 
-        def faults():
-            passes(2)
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            passes(10)
-            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    """
-    source = textwrap.dedent(begin) + textwrap.dedent(script)
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
-    return [int(word) for word in done.stdout.split()]
+    def mallopt(self, parameter: int, value: int) -> int:
+        self.calls.append(("mallopt", parameter, value))
+        return int(parameter != MMAP_THRESHOLD or value <= self.most)
+
+    def malloc_trim(self, pad: int) -> int:
+        self.calls.append(("malloc_trim", pad, 0))
+        return 1
 
 
-def test_pages_are_kept_inside() -> None:
-    before, first, nested, still = told("""
-        before = faults()
+def use(libc: Glibc | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heap, "_libc", lambda: libc)
+
+
+def test_blocks_are_kept_until_the_outermost_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    libc = Glibc()
+    use(libc, monkeypatch)
+    with kept():
+        assert libc.calls == INSIDE
         with kept():
-            first = faults()
-            with kept():
-                nested = faults()
-            still = faults()
-        print(before, first, nested, still)
-    """)
-    assert max(first, nested, still) < before / 3
+            pass
+        assert libc.calls == INSIDE
+    assert libc.calls == INSIDE + AFTER
 
 
-def test_what_was_held_goes_back_at_the_end() -> None:
-    """Resident pages after a search are not those of its peak, however it ended."""
-    inside, after = told("""
-        def resident():
-            with open("/proc/self/statm") as file:
-                return int(file.read().split()[1]) * resource.getpagesize() >> 20
+def test_what_was_held_goes_back_however_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    libc = Glibc()
+    use(libc, monkeypatch)
+    with pytest.raises(KeyError), kept(), kept():
+        raise KeyError
+    assert libc.calls == INSIDE + AFTER
+    with kept():
+        assert libc.calls == INSIDE + AFTER + INSIDE
 
-        try:
-            with kept():
-                with kept():
-                    passes(4)
-                inside = resident()
-                raise KeyError
-        except KeyError:
-            print(inside, resident())
-    """)
-    assert inside - after > 100
+
+def test_an_older_glibc_keeps_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes no threshold of mmap above 32 MiB, and says so by 0."""
+    libc = Glibc(most=USUAL)
+    use(libc, monkeypatch)
+    with kept():
+        assert libc.calls == [INSIDE[0], ("mallopt", MMAP_THRESHOLD, USUAL), INSIDE[1]]
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(None, monkeypatch)
+    with kept():
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no glibc")
+def test_the_real_one_takes_it() -> None:
+    """Its calls return 1 where a parameter is known and its value taken."""
+    libc = heap._libc()
+    if libc is None:  # musl
+        assert not hasattr(ctypes.CDLL(None), "mallopt")
+        return
+    assert libc.mallopt(TRIM_THRESHOLD, 2 * USUAL - 1) == 1
+    assert libc.mallopt(MMAP_THRESHOLD, USUAL) == 1
+    with kept():
+        pass

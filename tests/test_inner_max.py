@@ -6,6 +6,8 @@ import torch
 from dgad_tk.config import ThreatModel
 from dgad_tk.inner_max import inner_max, start_point
 
+pytestmark = pytest.mark.portable
+
 X = torch.full((2, 1, 2, 2), 0.5)
 DIRECTION = torch.tensor([[[[1.0, -2.0], [3.0, -4.0]]]])
 

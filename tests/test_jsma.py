@@ -12,6 +12,8 @@ from victims import as_torch
 from evaluators.attacks.jsma import SaliencyMap
 from evaluators.estimators import Counted, to_estimator
 
+pytestmark = pytest.mark.portable
+
 SHAPE = (2, 6, 6)
 
 

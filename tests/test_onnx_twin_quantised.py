@@ -25,6 +25,8 @@ from exporters.from_onnx import load_onnx
 from exporters.onnx_twin import to_torch
 from exporters.runtime_graph import logit_step, precision_of, runtime_graph
 
+pytestmark = pytest.mark.portable
+
 
 class Net(nn.Module):
     """Something of everything that quantisers treat each in their own way."""

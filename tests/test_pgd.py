@@ -17,6 +17,8 @@ from dgad_tk.losses import kl
 from evaluators.attacks.pgd import ProjectedGradient, with_momentum
 from evaluators.estimators import PredictorClassifier, to_estimator
 
+pytestmark = pytest.mark.portable
+
 
 @pytest.fixture(scope="module")
 def smooth() -> tuple[PredictorClassifier, np.ndarray, np.ndarray]:

@@ -1,8 +1,9 @@
 """Runs that are killed, interrupted or damaged, and resumed, end with the bits of a run that nothing happened to."""
 
+import os
 import shutil
 import signal
-import time
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,27 @@ def position(folder: RunFolder) -> tuple[str, int, int]:
     return "none", 0, 0
 
 
+def run_until(values: dict[str, Any], out: Path, resume: bool, moment: int | None) -> int:
+    """As `run`, and how many of Python's calls and returns it took; with a `moment` it is killed at that one.
+
+    They are the clock, since they are as many on a machine that is slow or busy.
+    """
+    count = 0
+
+    def tick(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(tick)
+    try:
+        run(values, out, resume)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
 @pytest.mark.parametrize("more", [{}, {"averaging": "ema", "awp_gamma": 0.005}], ids=["plain", "ema"])
 def test_twenty_kills_leave_no_trace(tmp_path: Path, more: dict[str, Any]) -> None:
     """SIGKILL at random moments, of starting, of the teacher's training, of the student's, of selecting, of saving.
@@ -87,23 +109,19 @@ def test_twenty_kills_leave_no_trace(tmp_path: Path, more: dict[str, Any]) -> No
     A run that gets to its end between two kills is compared, and another one is begun.
     """
     values, whole = QUICK | {"limit_train": 160, "checkpoint_minutes": 1e-9} | more, RunFolder(tmp_path / "whole")
-    child, begun = Child(run, values, whole.path, False), time.monotonic()
-    child.result()
-    longest = 0.4 * (time.monotonic() - begun)
+    longest = 0.4 * Child(run_until, values, whole.path, False, None).result()
 
     random, kills, at, folder = np.random.default_rng(len(more)), 0, set(), RunFolder(tmp_path / "0")
     for number in range(200):
-        child = Child(run, values, folder.path, folder.exists())
-        if kills < 20 and not child.ends_within(random.uniform(0, longest)):
-            child.kill()
-            if child.outcome()[0] == "killed":
-                kills += 1
-                at.add(position(folder))
-                if folder.path.exists() and not folder.exists():
-                    shutil.rmtree(folder.path)  # killed before there was a run: nothing to resume
-                continue
-        else:
-            child.result()
+        moment = int(random.uniform(1, longest)) if kills < 20 else None
+        how, what = Child(run_until, values, folder.path, folder.exists(), moment).outcome()
+        if how == "killed":
+            kills += 1
+            at.add(position(folder))
+            if folder.path.exists() and not folder.exists():
+                shutil.rmtree(folder.path)  # killed before there was a run: nothing to resume
+            continue
+        assert how == "done", what
         assert_same_run(whole, folder)
         if kills == 20:
             break

@@ -12,13 +12,17 @@ from torch import Tensor, nn
 from victims import TwoClassLinear, as_torch, linear_split
 
 from dgad_tk.draws import Draws
+from evaluators.attacks.autoattack import square_moves
 from evaluators.attacks.autoattack.square import Square
 from evaluators.attacks.autoattack.square_layout import Layout, pattern
 from evaluators.attacks.autoattack.square_moves import L1Walk
+from evaluators.ball import bounds
 from evaluators.estimators import Counted, to_estimator
 
+pytestmark = pytest.mark.portable
+
 AUTHORS: dict[str, Any] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-EPS = {"linf": 0.03, "l2": 0.6, "l1": 4.0}
+EPS = {"linf": 8 / 256, "l2": 0.5, "l1": 4.0}
 QUERIES = 150
 
 
@@ -90,22 +94,48 @@ def authors_run(net: nn.Module, norm: str, x: Tensor, y: Tensor, seed: int, trac
     return int(queries.item()), point
 
 
+class InDouble(nn.Module):
+    """Logits by float64 of images of either precision."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x.double())
+        return logits
+
+
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 8, 8), (2, 15, 11)])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_last_points_are_the_authors(norm: Any, shape: tuple[int, int, int]) -> None:
-    """On their numbers: where it breaks, and after 150 queries where it does not."""
-    net, x = small_net(shape), some_images(shape)
-    y = predicted(net, x)
-    images, labels = torch.from_numpy(x), torch.from_numpy(y)
-    theirs = [authors_run(net, norm, images[i : i + 1], labels[i : i + 1], i, []) for i in range(len(x))]
-    square = Square(to_estimator(as_torch(net, shape)), norm=norm, eps=EPS[norm], queries=QUERIES)
+def test_last_points_are_the_authors(norm: Any, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On their numbers: where it breaks, and after 150 queries where it does not.
+
+    In float64, as a square that hardly changes the loss is taken or left by rounding, and one that takes its norm from
+    little has the root of that rounding. Ours keeps by a millionth away from the sphere, and here it does not.
+    """
+    monkeypatch.setattr(square_moves, "_SLACK", 0.0)
+    monkeypatch.setattr(square_moves, "bounds", lambda x, eps: (end.astype(np.float64) for end in bounds(x, eps)))
+    net, eps = InDouble(small_net(shape)), EPS[norm]
+    images = (
+        torch.from_numpy(some_images(shape)).double().mul(256).round() / 256
+    )  # as eps, so that Linf's ends are exact
+    labels = net(images).argmax(1)
+    theirs = [authors_run(net, norm, images[i : i + 1], labels[i : i + 1], i, []) for i in range(len(images))]
+    square = Square(to_estimator(as_torch(net, shape)), norm=norm, eps=eps, queries=QUERIES)
     square.draws = Replay(norm)
-    np.testing.assert_allclose(square.generate(x, y), torch.cat([point for _, point in theirs]).numpy(), atol=1e-6)
+    found = square.search(images, labels, torch.arange(len(images)))
+    expected = torch.cat([point for _, point in theirs])
+    # In L2 what is left outside by the last bit comes in by a millionth of eps. Of a mass of eps^2 the last bit is
+    # about 3e-17 and its root 6e-9, for each query.
+    torch.testing.assert_close(found, expected, rtol=0, atol=0 if norm == "linf" else 1e-6 * eps + QUERIES * 6e-9)
     queries = [count for count, _ in theirs]
     assert min(queries) <= QUERIES
     assert max(queries) == QUERIES + 1
 
 
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 15, 11)])
 def test_l1_proposals_are_the_authors(shape: tuple[int, int, int]) -> None:
     """Each from the point where they are.
@@ -113,8 +143,8 @@ def test_l1_proposals_are_the_authors(shape: tuple[int, int, int]) -> None:
     Left alone for 150 queries both go apart: a pixel brought back to the image differs from it by the last bit, and
     the square around is divided by its norm, which may be nothing but that.
     """
-    net, x = small_net(shape), torch.from_numpy(some_images(shape, 5))
-    y, layout, source = torch.from_numpy(predicted(net, x.numpy())), Layout(shape, channels_last=True), Replay("l1")
+    net, x = InDouble(small_net(shape)), torch.from_numpy(some_images(shape, 5)).double()
+    y, layout, source = net(x).argmax(1), Layout(shape, channels_last=True), Replay("l1")
     compared = 0
     for i in range(len(x)):
         trace: list[Any] = []
@@ -123,11 +153,11 @@ def test_l1_proposals_are_the_authors(shape: tuple[int, int, int]) -> None:
         square = Square(to_estimator(as_torch(net, shape)), norm="l1", queries=QUERIES)
         walk.start(source.uniform("square start", walk.start_shape, index=index))
         best, lowest = trace[0]
-        torch.testing.assert_close(layout.images(walk.points), best, atol=1e-6, rtol=0)
+        torch.testing.assert_close(layout.images(walk.points), best, atol=1e-9, rtol=0)
         for query, (proposal, loss) in enumerate(trace[1:]):
             walk.points = layout.rows(best)
             walk.prepare(source.steps[i][None, query : query + 1], square._side(query, walk))
-            torch.testing.assert_close(layout.images(walk.propose(0)[0]), proposal, atol=1e-6, rtol=0)
+            torch.testing.assert_close(layout.images(walk.propose(0)[0]), proposal, atol=1e-9, rtol=0)
             if loss < lowest:
                 best, lowest = proposal, loss
             compared += 1
@@ -192,7 +222,7 @@ def test_batches_and_order_change_nothing(norm: Any, victim: Victim) -> None:
     setting: Any = {"norm": norm, "eps": {"linf": 0.08, "l2": 0.5, "l1": 2.0}[norm], "queries": 50, "restarts": 2}
     whole = Square(estimator, **setting).generate(x, y)
     parts = Square(estimator, **setting, batch_size=7).generate(x[::-1], y[::-1], index=np.arange(len(x))[::-1])
-    # The last bit of a logit may depend on the batch, and rarely a choice with it.
+    # The last bit of a logit may depend on the batch, and rarely a choice with it: of 48 images in two at most.
     same = np.isclose(parts[::-1], whole, atol=1e-6).all(axis=(1, 2, 3))
     assert same.mean() > 0.95
     assert not np.allclose(Square(estimator, **setting, seed=1).generate(x, y), whole, atol=1e-3)

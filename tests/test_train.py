@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,21 +107,46 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert figures(whole) == figures(cut)
 
 
+WAITING = """
+import itertools, sys, time
+from cli import app
+from dgad_tk.epoch import Learner
+real, steps = Learner.learn, itertools.count(1)
+
+def learn(*arguments):
+    real(*arguments)
+    if next(steps) == int(sys.argv[1]):
+        print("here", flush=True)
+        time.sleep(600)
+
+Learner.learn = learn
+sys.exit(app.run(sys.argv[2:]))
+"""
+"""`dgad`, that says when it has made so many steps and makes no more."""
+
+
 def test_sigkill_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     """A real process, killed where it cannot clean up, resumed by the command line."""
     out = tmp_path / "run"
-    options = ["--epochs", "4", "--method", "pgd-at", "--limit-train", "640", "--set", "threat.steps=2"]
-    options += ["--set", "threat.eps=0.15", "--set", "threat.step_size=0.05"]
-    command = [sys.executable, "-m", "cli", "train", "--out", str(out), *options]
+    options = ["--epochs", "4", "--method", "pgd-at", "--limit-train", "96", "--set", "batch_size=32"]
+    options += ["--set", "threat.eps=0.15", "--set", "threat.step_size=0.05", "--set", "threat.steps=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    deadline = time.monotonic() + 120
-    while len(RunFolder(out).records()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    in_third_epoch = str(3 + 3 + 2)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, in_third_epoch, "train", "--out", str(out), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    said = process.stdout.readline()
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    _, err = process.communicate()
+    assert said == "here\n", err
     assert process.returncode == -signal.SIGKILL
     assert not RunFolder(out).finished()
+    assert [record["epoch"] for record in RunFolder(out).records()] == [0, 1]
 
     resumed = subprocess.run(
         [sys.executable, "-m", "cli", "train", "--out", str(out), "--resume"],

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from trained import IMAGES, trained_on_digits
 
-from dgad_tk.data import Split, load_dataset
+from dgad_tk.data import Split
 from dgad_tk.predictor import Predictor, predictor_of_module
 from exporters import load
 
@@ -43,18 +44,12 @@ def linear_split(n: int = 40) -> Split:
 
 def one_convolution() -> nn.Module:
     """A small network trained for a moment on digits."""
-    train = load_dataset("digits").train
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10))
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    x = torch.from_numpy(train.take(slice(0, 640)) / np.float32(255))
-    y = torch.from_numpy(train.labels[:640])
-    for _ in range(40):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return net.eval().requires_grad_(False)
+    return trained_on_digits(
+        lambda: nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)),
+        lambda weights: torch.optim.Adam(weights, lr=0.01),
+        steps=40,
+        batch=IMAGES,
+    )
 
 
 def as_torch(module: nn.Module, shape: tuple[int, int, int] = SHAPE) -> Predictor:
