@@ -6,7 +6,6 @@ from typing import Any
 import typer
 
 from dgad_tk.common import UserError
-from dgad_tk.typed import read_text
 
 
 def whole(flag: str, help: str, *, least: int | None = None, most: int | None = None) -> Any:
@@ -25,6 +24,8 @@ def real(flag: str, help: str) -> Any:
 
 def _reader(kind: type, flag: str, least: int | None, most: int | None) -> Callable[[Any], Any]:
     def read(text: Any) -> Any:
+        from dgad_tk.typed import read_text  # pydantic, which `--help` can do without
+
         value = read_text(kind, text, flag) if isinstance(text, str) else text  # else it is the default
         if least is not None and value < least:
             raise UserError(f"{flag} must be at least {least}, got {value}", hint=f"for example {flag} {least}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.alike import ALIKE_DATASETS, compute_alike
 from cli.flags import real, whole
 from cli.interface import numbers
 from dgad_tk.common import UserError
@@ -79,6 +80,8 @@ def train(
         if name in given:
             given[name] = numbers(given[name], f"--{name.replace('_', '-')}")
     run_config, out = _configured(given, config, settings or [], out, resume)
+    if run_config.dataset in ALIKE_DATASETS:
+        compute_alike()
 
     from cli.progress import TrainingProgress
     from cli.teacher import model_file_teacher

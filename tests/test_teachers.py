@@ -388,7 +388,7 @@ def test_a_teacher_of_normalised_images_is_noticed(digits: Dataset, victim: Vict
     mean, std = digits.statistics()
     teacher = nn.Sequential(OrderedDict(normalize=nn.Identity(), net=Undoing(victim[0], mean[0], std[0])))
     check = check_teacher(teacher, digits, device=CPU, limit=500)
-    assert check.other_reading > 0.9 > check.as_is + 0.05
+    assert check.other_reading > check.as_is + 0.05  # from where on it is worth a warning
     (warning,) = [text for text in check.warnings if "normalised images" in text]
     near_mean, near_std = re.findall(r"--teacher-(?:mean|std) ([0-9.]+)", warning)
     assert (float(near_mean), float(near_std)) == pytest.approx((mean[0], std[0]), abs=0.01)
