@@ -26,6 +26,8 @@ CHANCE = 0.005
 EXPLAINED = 1 / 3
 """Share of the errors on the classes concerned that another order has to put right, after what it spoils."""
 MOST_NAMED = 10
+MOST_PAIRS = 2**22
+"""Pairs of a label and an answer that an assignment is looked for among: 2,000 classes take seconds and 32 MB."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def other_order(labels: Classes, answers: Classes, names: Sequence[str]) -> Othe
     Orders that have a reason come first: one too high, as behind a class for the background, or one too low; names
     sorted as text where the model counts the numbers in them; both. They need one image per class. Any other order is
     found by the best assignment of answers to labels on one half of the images, and has to prove itself on the other.
+    It is not looked for among more than 2,000 classes.
 
     Args:
         labels: int64 `(N,)`, below `len(names)`.
@@ -131,7 +134,7 @@ def outnumbers(gained: int, lost: int) -> bool:
 def _found_order(labels: Classes, answers: Classes, k: int, known: int) -> Classes:
     """The best assignment, label to answer `(K,)`, of the labels that move with good reason; the others stay."""
     kept = np.arange(k)
-    if (answers == labels).all():
+    if (answers == labels).all() or k * known > MOST_PAIRS:
         return kept
     half = np.zeros(len(labels), dtype=np.int64)  # every other image of a class, in the order they come in
     for label in range(k):

@@ -108,6 +108,13 @@ def test_images_without_an_answer() -> None:
     assert "'kindab' and 'kindac' have changed places" in str(other_order(labels, swapped, names(3)))
 
 
+def test_very_many_classes_take_no_matrix_of_them() -> None:
+    """Of 20,000 classes, the pairs of label and answer alone would take 3 GB."""
+    labels = np.arange(20_000)
+    assert "one too high" in str(other_order(labels, labels + 1, names(20_000)))
+    assert other_order(labels, np.roll(labels, 100), names(20_000)) is None
+
+
 def test_many_moves_are_cut() -> None:
     labels, order = labels_of(40, 10), np.roll(np.arange(40), 7)
     assert str(other_order(labels, order[labels], names(40))).endswith(", and 30 more")
