@@ -1,4 +1,5 @@
-"""The embedded digits are trained alike on every x86 machine, so that the README's table is everybody's.
+"""The embedded digits are trained by what x86 processors with AVX2 have in common, so that the README's table is
+reproducible. That was seen with other instruction sets imitated; libraries may also go by the size of a cache.
 
 Kernels for other vector units, and other numbers of threads, sum in another order. That is a last bit of one gradient,
 and after some thousand steps of adversarial training another network, of which attacks break some images more or fewer.

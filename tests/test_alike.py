@@ -1,4 +1,4 @@
-"""The embedded digits are trained alike on every x86 machine: what is set, when, and what it does."""
+"""The embedded digits are trained by what x86 processors have in common: what is set, when, and where it is not."""
 
 import json
 import os
