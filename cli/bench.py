@@ -18,7 +18,7 @@ from cli.flags import real, whole
 from cli.interface import interface_of
 from cli.models import default_eps, named_images, open_model
 from dgad_tk import number_text
-from dgad_tk.common import UserError, lookup, parse_fraction, written_aside
+from dgad_tk.common import UserError, lookup, parse_fraction, write_json
 
 if TYPE_CHECKING:
     from dgad_tk.data import Dataset
@@ -112,8 +112,7 @@ def bench(
         for entry, (predictor, images) in zip(document["files"], opened, strict=True):
             entry["robust"] = _robust(predictor, images, document, quiet)
     if output is not None:
-        with written_aside(output) as aside:
-            aside.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(output, document)
     if as_json:
         print(json.dumps(document, allow_nan=False))
         return

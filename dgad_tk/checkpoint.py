@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dgad_tk.artifact import KEY, Artifact
-from dgad_tk.common import UserError, written_aside
+from dgad_tk.common import UserError, reason_of, written_aside
 from dgad_tk.first_bytes import archive_of, beginning, is_pickle
 from dgad_tk.models import build_model
 from dgad_tk.weight_files import Unreadable, read_pickled, read_safetensors
@@ -78,9 +78,8 @@ def load_model(path: Path) -> tuple[nn.Module, Artifact]:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"'{path}': the weights do not fit a {artifact.model}: {reason}", hint="train or convert it again"
+            f"'{path}': the weights do not fit a {artifact.model}: {reason_of(error)}", hint="train or convert it again"
         ) from None
     return model.eval(), artifact
 

@@ -3,6 +3,7 @@
 import difflib
 import errno
 import hashlib
+import json
 import math
 import os
 import tempfile
@@ -180,6 +181,16 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgad"
 
 
-def first_line(error: Exception) -> str:
-    """What an error of a library says first, at most 200 characters; its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def reason_of(error: Exception) -> str:
+    """What an error of a library says, on one line of at most 200 characters; its type where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a document as JSON (RFC 8259, so NaN is refused), indented by 2, in one step.
+
+    Raises:
+        OSError: as `written_aside`.
+    """
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")

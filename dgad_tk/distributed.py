@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dgad_tk.common import UserError
+from dgad_tk.common import UserError, reason_of
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)
@@ -82,9 +82,8 @@ def joined(device: torch.device, *, patience: timedelta = PATIENCE) -> Iterator[
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
     except (RuntimeError, ValueError) as error:  # no address in the environment, or nobody there
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"RANK and WORLD_SIZE speak of {here.size} processes, which cannot meet: {reason}",
+            f"RANK and WORLD_SIZE speak of {here.size} processes, which cannot meet: {reason_of(error)}",
             hint="start with torchrun, or unset RANK and WORLD_SIZE",
         ) from None
     try:

@@ -11,7 +11,7 @@ from torch import nn
 
 from dgad_tk.artifact import Artifact, tool_versions
 from dgad_tk.checkpoint import load_state, save_state, save_weights
-from dgad_tk.common import UserError, sha256_file, written_aside
+from dgad_tk.common import UserError, reason_of, sha256_file, written_aside
 from dgad_tk.config import TrainConfig
 from dgad_tk.data import Dataset, Split
 from dgad_tk.distributed import average_statistics, gathered, largest, layout, leaders, synchronised, world
@@ -308,8 +308,9 @@ class _Run:
             state = dict(saved["state"])
             self.state = State(**(state | {"position": Position(**state["position"])}))
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"'{folder.last}' does not fit this run: {reason}", hint="start a new run") from None
+            raise UserError(
+                f"'{folder.last}' does not fit this run: {reason_of(error)}", hint="start a new run"
+            ) from None
         self.seconds_before = self.state.seconds
 
     def _origin(self) -> dict[str, str]:

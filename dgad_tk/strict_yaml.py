@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from dgad_tk.common import UserError, first_line
+from dgad_tk.common import UserError, reason_of
 from dgad_tk.first_bytes import placeholder_of
 from dgad_tk.number_text import NotANumberError, exact
 
@@ -63,9 +63,9 @@ def _mapping(text: str, what: str) -> dict[str, Any]:
     except _TrapError as error:
         raise UserError(f"{what}, line {error.line}: {error}", hint=error.hint) from None
     except yaml.YAMLError as error:
-        raise UserError(f"{what} is not YAML: {' '.join(str(error).split())}", hint=_ONE_A_LINE) from None
+        raise UserError(f"{what} is not YAML: {reason_of(error)}", hint=_ONE_A_LINE) from None
     except (RecursionError, ValueError) as error:  # nested too deep, or a value that Python cannot hold
-        raise UserError(f"{what} is not YAML that can be read: {first_line(error)}", hint=_ONE_A_LINE) from None
+        raise UserError(f"{what} is not YAML that can be read: {reason_of(error)}", hint=_ONE_A_LINE) from None
     if not isinstance(content, dict):
         raise UserError(f"{what} must hold keys and values, got {type(content).__name__}", hint="such as `epochs: 30`")
     return content

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dgad_tk.common import UserError, first_line
+from dgad_tk.common import UserError, reason_of
 from dgad_tk.first_bytes import archive_of, beginning, is_pickle, placeholder_of, text_of
 
 _LONGEST_HEADER = 100_000_000
@@ -64,7 +64,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return tensors, file.metadata() or {}
     except SafetensorError as error:
-        raise _no_safetensors(path, head, first_line(error)) from None
+        raise _no_safetensors(path, head, reason_of(error)) from None
 
 
 def read_pickled(path: Path) -> object:
@@ -161,10 +161,10 @@ def _refuse_another_archive(path: Path) -> None:
                 )
     except zipfile.BadZipFile as error:
         if zipfile.is_zipfile(path):
-            raise Unreadable(f"its archive is damaged: {first_line(error)}", _AGAIN) from None
+            raise Unreadable(f"its archive is damaged: {reason_of(error)}", _AGAIN) from None
         raise Unreadable("it is cut short: the directory at the end of its archive is missing", _AGAIN) from None
     except (NotImplementedError, ValueError) as error:
-        raise Unreadable(f"its archive is damaged: {first_line(error)}", _AGAIN) from None
+        raise Unreadable(f"its archive is damaged: {reason_of(error)}", _AGAIN) from None
 
 
 def _protocol_in(path: Path) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgad_tk.common import UserError, first_line, format_fraction
+from dgad_tk.common import UserError, format_fraction, reason_of
 from dgad_tk.data import Split
 from evaluators.gate import CLEAN, WORST_CASE, GateResult, percent
 from evaluators.paired import paired
@@ -122,7 +122,7 @@ def read(path: Path) -> Recorded:
             return recorded(document, dict(arrays))
     except Exception as error:  # noqa: BLE001 - numpy, zipfile and zlib raise what damaged bytes lead them to
         raise UserError(
-            f"--baseline: '{path}' and '{samples.name}' are damaged or do not belong together: {first_line(error)}",
+            f"--baseline: '{path}' and '{samples.name}' are damaged or do not belong together: {reason_of(error)}",
             hint="run that evaluation again: the same command goes on from what is stored",
         ) from None
 

@@ -10,7 +10,7 @@ import numpy as np
 from art.estimators.classification.classifier import ClassifierMixin
 from numpy.typing import NDArray
 
-from dgad_tk.common import UserError, first_line
+from dgad_tk.common import UserError, reason_of
 from dgad_tk.predictor import Images, Logits, Predictor
 from evaluators.attacks import Budget
 from evaluators.ball import into_ball, l2, linf
@@ -106,7 +106,7 @@ def _failing(row: Row) -> Iterator[None]:
     except Exception as error:  # what another library's attack raises is not known beforehand
         if not row.spec.foreign:
             raise
-        raise RowFailedError(f"{type(error).__name__}: {first_line(error)}") from error
+        raise RowFailedError(f"{type(error).__name__}: {reason_of(error)}") from error
 
 
 def verdict(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dgad_tk.artifact import Artifact
-from dgad_tk.common import UserError, first_line, sha256_file
+from dgad_tk.common import UserError, reason_of, sha256_file
 from dgad_tk.interface import AS_IS, Interface
 from dgad_tk.predictor import Images, Logits, Predictor, check_classes, probe_classes
 from exporters.fixed_batch import free_batch
@@ -215,7 +215,7 @@ def _first_answer(twin: nn.Module, few: Tensor, runtime: Runtime) -> Tensor:
     except (RuntimeError, ValueError, IndexError) as error:
         raise UserError(
             f"its twin does not run on images of shape {runtime.image.shape}, which may be too small for it: "
-            f"{first_line(error)}",
+            f"{reason_of(error)}",
             hint=OTHER_SIZE,
         ) from None
     return logits

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from dgad_tk.common import UserError
+from dgad_tk.common import UserError, reason_of
 
 Call = Callable[[NDArray[Any]], object]
 """A batch in the host's memory to its logits in the host's memory."""
@@ -47,7 +47,7 @@ def open_onnx(path: Path, threads: int, provider: str) -> tuple[Call, str]:
         session = onnxruntime.InferenceSession(str(path), options, providers=[wanted], enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class
         raise UserError(
-            f"ONNX Runtime cannot open '{path}' on {provider}: {_line(error)}", hint=_hint(provider)
+            f"ONNX Runtime cannot open '{path}' on {provider}: {reason_of(error)}", hint=_hint(provider)
         ) from None
     if session.get_providers()[0] != wanted:
         raise UserError(
@@ -157,12 +157,8 @@ def _warm_up(call: Call, batch: NDArray[Any], path: Path) -> None:
             call(batch)
     except Exception as error:  # noqa: BLE001 - whatever the runtime raises, the file does not take this batch
         raise UserError(
-            f"'{path}' does not run at batch {len(batch)}: {_line(error)}", hint="ask for other sizes with --batch"
+            f"'{path}' does not run at batch {len(batch)}: {reason_of(error)}", hint="ask for other sizes with --batch"
         ) from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _hint(provider: str) -> str:

@@ -3,7 +3,7 @@
 from onnx import ModelProto
 from onnx.inliner import inline_local_functions
 
-from dgad_tk.common import UserError
+from dgad_tk.common import UserError, reason_of
 
 
 def inlined(model: ModelProto) -> ModelProto:
@@ -29,8 +29,9 @@ def inlined(model: ModelProto) -> ModelProto:
     try:
         written_out = inline_local_functions(copy)
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"its functions cannot be written out: {reason}", hint="export it without functions") from None
+        raise UserError(
+            f"its functions cannot be written out: {reason_of(error)}", hint="export it without functions"
+        ) from None
     return written_out
 
 

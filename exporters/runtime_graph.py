@@ -18,7 +18,7 @@ import onnx
 import onnxruntime
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from dgad_tk.common import UserError
+from dgad_tk.common import UserError, reason_of
 from exporters.onnx_twin.operators import contrib, quantised
 from exporters.runtime_memory import bound_memory
 
@@ -61,8 +61,9 @@ def runtime_graph(model: ModelProto) -> ModelProto:
         try:
             onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001 - neither ONNX Runtime's exceptions nor protobuf's share a base class
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"ONNX Runtime cannot optimise the graph: {reason}", hint="export it again") from None
+            raise UserError(
+                f"ONNX Runtime cannot optimise the graph: {reason_of(error)}", hint="export it again"
+            ) from None
         optimised = onnx.load(str(written))
     for info in optimised.graph.output:
         if info.type.tensor_type.elem_type in (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32):

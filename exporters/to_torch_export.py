@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dgad_tk.artifact import Artifact
-from dgad_tk.common import UserError, first_line, sha256_file, written_aside
+from dgad_tk.common import UserError, reason_of, sha256_file, written_aside
 from dgad_tk.interface import AS_IS, Interface
 from dgad_tk.predictor import Predictor, predictor_of_module
 from exporters.read_archive import check_pt2
@@ -72,7 +72,7 @@ def load_torch_export(
         program = torch.export.load(str(path))
     except Exception as error:  # noqa: BLE001 - torch raises whatever the damaged content leads it to
         raise UserError(
-            f"'{path}' cannot be read as an exported program: {first_line(error)}",
+            f"'{path}' cannot be read as an exported program: {reason_of(error)}",
             hint="it may be of another version of PyTorch; export it again",
         ) from None
     artifact = read_archived_record(path)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dgad_tk.artifact import KEY, Artifact
-from dgad_tk.common import UserError, first_line, sha256_file, written_aside
+from dgad_tk.common import UserError, reason_of, sha256_file, written_aside
 from dgad_tk.interface import AS_IS, Interface
 from dgad_tk.predictor import Predictor, predictor_of_module
 from exporters.read_archive import MAX_RECORD, check_torchscript
@@ -71,7 +71,7 @@ def load_torchscript(
             module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"'{path}' is not a TorchScript file that can be read here: {first_line(error)}",
+            f"'{path}' is not a TorchScript file that can be read here: {reason_of(error)}",
             hint="it may be damaged, or made with operators or a version of PyTorch that are not here; export it again",
         ) from None
     artifact = read_archived_record(path)

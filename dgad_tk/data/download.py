@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from dgad_tk.common import UserError, cache_dir
+from dgad_tk.common import UserError, cache_dir, reason_of
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,8 @@ def _fetch(folder: Path, remote: Remote) -> Path:
     try:
         download_url(remote.url, folder, remote.name, remote.md5)
     except (OSError, HTTPException, RuntimeError, ValueError) as error:  # the third when the MD5 is another one
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"cannot download {remote.url}: {reason}",
+            f"cannot download {remote.url}: {reason_of(error)}",
             hint="fetch it on another machine and give its folder as --data-dir",
         ) from None
     return folder / remote.name

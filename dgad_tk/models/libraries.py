@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dgad_tk.common import UserError
+from dgad_tk.common import UserError, reason_of
 
 Builder = Callable[[int, int], nn.Module]
 """(in_channels, classes) to a network `(N, in_channels, H, W) -> (N, classes)`."""
@@ -92,9 +92,8 @@ def _build_timm(timm: Any, name: str, in_channels: int, classes: int) -> nn.Modu
     try:
         net: nn.Module = timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=classes)
     except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"timm cannot build {name} for {in_channels} channels and {classes} classes: {reason}",
+            f"timm cannot build {name} for {in_channels} channels and {classes} classes: {reason_of(error)}",
             hint="choose another model",
         ) from None
     return net
@@ -117,9 +116,9 @@ def check_input(model: nn.Module, name: str, shape: tuple[int, int, int], classe
     try:
         logits: object = model.eval()(torch.full((2, *shape), 0.5, device=device))
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"{name} takes no {size} images: {reason}", hint="choose larger images or a model made for small ones"
+            f"{name} takes no {size} images: {reason_of(error)}",
+            hint="choose larger images or a model made for small ones",
         ) from None
     finally:
         model.train(was_training)

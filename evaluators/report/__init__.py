@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dgad_tk.answers import per_class
 from dgad_tk.artifact import tool_versions
-from dgad_tk.common import written_aside
+from dgad_tk.common import write_json, written_aside
 from dgad_tk.shares import wilson
 from evaluators.baseline import fingerprints
 from evaluators.checks import check
@@ -167,8 +167,7 @@ def write(evaluation: Evaluation, document: dict[str, Any], folder: Path) -> Non
             ]
             interval = attack["ci95"] or (None, None)
             writer.writerow([*values, *interval, json.dumps(attack["params"]), "; ".join(attack["flags"])])
-    with written_aside(folder / "results.json") as aside:
-        aside.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", document)
 
 
 def samples(evaluation: Evaluation) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """matrix.json: every surrogate's examples on every target. The diagonal, a model's examples on itself, is white-box."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from dgad_tk.common import written_aside
+from dgad_tk.common import write_json
 
 SCHEMA = "dgad/matrix/1"
 
@@ -58,5 +57,4 @@ def matrix(documents: list[dict[str, Any]], surrogates: dict[str, str]) -> dict[
 def write_matrix(document: dict[str, Any], path: Path) -> None:
     """Write it aside and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, document)
