@@ -11,6 +11,7 @@ given back; runs are interleaved and medians are printed.
 
 import argparse
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -25,13 +26,13 @@ from pyautoattack import AutoAttack as AuthorsAutoAttack
 
 from cli.models import open_model
 from dgad_tk.fold import folded
-from dgad_tk.heap import kept
+from dgad_tk.losses import cross_entropy
 from dgad_tk.models import build_model
 from dgad_tk.predictor import Predictor, predictor_of_module
 from evaluators.attacks.autoattack.ensemble import AutoAttack
+from evaluators.attacks.native import Victim, kept
 from evaluators.estimators import Counted, searchable, to_estimator
 from evaluators.judge import images_of, judge
-from evaluators.survey import measure
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -56,11 +57,11 @@ class Ours:
             eps=self.eps,
             batch_size=self.batch_size,
         )
-        attack.generate(x, y)
+        found = attack.run(x, y)
         self.forwards = counted.forwards - counted.backwards + asked[0]
         self.backwards = counted.backwards
-        self.stages = dict(zip(STAGES, attack.stage_seconds, strict=False))
-        return attack.broken_by < 0
+        self.stages = dict(zip(STAGES, found.stage_seconds, strict=False))
+        return found.broken_by < 0
 
 
 class Authors:
@@ -100,6 +101,28 @@ class Arts:
         return self.predictor.predict(x_adv).argmax(1) == y
 
 
+def costs(predictor: Predictor, images: np.ndarray) -> tuple[float, float]:
+    """Seconds of an image in a forward pass by the runtime, and in one by the module with its backward pass."""
+    victim = Victim(to_estimator(predictor))
+    x, labels = torch.from_numpy(images), torch.zeros(len(images), dtype=torch.int64)
+
+    def backward() -> None:
+        given = x.clone().requires_grad_()
+        torch.autograd.grad(cross_entropy(victim.logits(given), labels).sum(), given)
+
+    return tuple(_seconds(call) / len(images) for call in (lambda: predictor.predict(images), backward))
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """Median of three, after one to warm up."""
+    found = []
+    for _ in range(4):
+        begun = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - begun)
+    return median(found[1:])
+
+
 KINDS = ("ours, file", "ours, module", "authors'", "authors', folded")
 
 
@@ -127,10 +150,8 @@ class Worker:
         if isinstance(self.run, Ours):
             size = min(self.run.batch_size, 500)
             with kept():
-                costs = measure(self.run.predictor, np.resize(self.x, (size, *self.x.shape[1:])))
-            assert costs.backward is not None
-            ideal = self.run.forwards * costs.forward.per_image(size)
-            found["limit"] = ideal + self.run.backwards * costs.backward.per_image(size)
+                forward, backward = costs(self.run.predictor, np.resize(self.x, (size, *self.x.shape[1:])))
+            found["limit"] = self.run.forwards * forward + self.run.backwards * backward
         return found
 
 

@@ -15,7 +15,7 @@ from cli.gate import check_demands, conclude, demands_of, judge_demands, print_g
 from cli.interface import interface_of
 from cli.matrix import matrix_of, matrix_table
 from cli.models import default_eps, open_model
-from cli.plan import plan_table, remembered, seconds_of, summary
+from cli.plan import plan_table, remember, remembered, seconds_of, summary
 from cli.progress import AttackProgress
 from cli.radii import NORMS, radii_of
 from cli.surrogates import surrogates_of
@@ -23,9 +23,7 @@ from cli.table import results_table
 from dgad_tk.common import UserError, lookup, nearest
 
 if TYPE_CHECKING:
-    from dgad_tk.data import Split
     from dgad_tk.predictor import Predictor
-    from evaluators import Row
 
 
 def attack(
@@ -66,7 +64,7 @@ def attack(
     seed: Annotated[int, whole("--seed", "Of every random draw.", least=0, most=2**32 - 1)] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder for results. [attacks/MODEL-SHA]")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Measure a few batches, print what it would cost, and stop.")
+        bool, typer.Option("--dry-run", help="Run on a few images, print what it would cost, and stop.")
     ] = False,
     budget: Annotated[
         str | None, typer.Option(help="Take as many images as fit into this time: 90s, 10m, 1h30m.")
@@ -107,11 +105,10 @@ def attack(
     from evaluators import evaluate, expand, plan
     from evaluators.attacks import ATTACKS
     from evaluators.evaluate import default_batch_size
-    from evaluators.planner import as_document, plan_budget
+    from evaluators.pilot import pilot
     from evaluators.report import results, write
     from evaluators.report.matrix import write_matrix
     from evaluators.suites import TRANSFER
-    from evaluators.survey import survey
 
     names = expand(suite or ([] if attack else ["fast"]), attack or [])
     transfers = any(name.startswith(TRANSFER) for name in names)
@@ -144,9 +141,10 @@ def attack(
                     print(f"note: {path}: {note}", file=sys.stderr)
             old = check_demands(demands, rows, images.name, split, part)
             if dry_run:
-                found = survey(predictor, part, rows, batch_size=size, seed=seed)
-                most = plan_budget(rows, found, seconds, len(part), processes=here.size) if seconds else len(part)
-                plans.append((str(path), as_document(rows, found, most, processes=here.size)))
+                with AttackProgress(quiet=quiet) as progress:
+                    forecast = pilot(predictor, part, rows, batch_size=size, seed=seed, on_progress=progress)
+                n = by_leader(partial(forecast.affordable, seconds, len(part))) if seconds else len(part)
+                plans.append((str(path), forecast.to_dict(n)))
                 continue
             by_leader(partial(_check_folder, folder))
             if seconds:
@@ -154,12 +152,19 @@ def attack(
                     "budget": seconds,
                     "model": predictor.sha256,
                     "surrogates": {each.name: each.predictor and each.predictor.sha256 for each in surrogates},
-                    "rows": [[row.id, dict(row.params), row.eps] for row in rows],
+                    "rows": [[row.id, row.settings, row.eps] for row in rows],
                     "most": len(part),
                     "batch_size": size,
                 }
-                choose = partial(_affordable, predictor, part, rows, size, seed, seconds, here.size)
-                part = part.subset(by_leader(partial(remembered, folder, question, choose)))
+                chosen = by_leader(partial(remembered, folder, question))
+                if chosen is None:
+                    with AttackProgress(quiet=quiet) as progress:
+                        forecast = pilot(predictor, part, rows, batch_size=size, seed=seed, on_progress=progress)
+                    chosen = by_leader(partial(forecast.affordable, seconds, len(part)))
+                    by_leader(partial(remember, folder, question, chosen))
+                    if here.leads:
+                        print(f"{path}: {summary(forecast.to_dict(chosen))}", file=sys.stderr)
+                part = part.subset(chosen)
             if not quiet:
                 shown = f"{len(part):,} {split} images of {images.name}"
                 print(f"{path}: {len(rows)} attacks on {shown}, judged by {predictor.runtime}", file=sys.stderr)
@@ -205,19 +210,6 @@ def attack(
             matrix_table(matrix, matrix_file)
         print_gates(documents)
     conclude(demands, documents)
-
-
-def _affordable(
-    predictor: "Predictor", part: "Split", rows: "list[Row]", batch_size: int, seed: int, seconds: float, processes: int
-) -> int:
-    """How many images a budget is enough for."""
-    from evaluators.planner import as_document, plan_budget
-    from evaluators.survey import survey
-
-    found = survey(predictor, part, rows, batch_size=batch_size, seed=seed)
-    most = plan_budget(rows, found, seconds, len(part), processes=processes)
-    print(f"{predictor.path}: {summary(as_document(rows, found, most, processes=processes))}", file=sys.stderr)
-    return most
 
 
 def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:

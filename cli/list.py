@@ -43,7 +43,7 @@ def _attacks() -> Lines:
 
     lines = []
     for name, spec in ATTACKS.items():
-        options = " ".join(f"{key}={value}" for key, value in spec.params.items())
+        options = " ".join(f"{key}={value}" for key, value in spec.settings(name, {}).items())
         summary = f"{spec.kind}, {', '.join(spec.norms)}: {spec.description}"
         lines.append((name, f"{summary}\n{options}" if options else summary))
     return lines

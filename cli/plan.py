@@ -2,11 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dgad_tk.common import UserError, written_aside
+from dgad_tk.common import UserError, write_json
 
 FILE = "budget.json"
 
@@ -28,8 +28,8 @@ def seconds_of(text: str, flag: str = "--budget") -> float:
     return seconds
 
 
-def remembered(folder: Path, question: Mapping[str, Any], choose: Callable[[], int]) -> int:
-    """The number of images that was chosen for the same question before, else what `choose` says now.
+def remembered(folder: Path, question: Mapping[str, Any]) -> int | None:
+    """The number of images that was chosen for the same question before; None where none was.
 
     Times vary from run to run. The same command must go on with the images it began with, or it could not go on.
 
@@ -37,22 +37,22 @@ def remembered(folder: Path, question: Mapping[str, Any], choose: Callable[[], i
         folder: of the results.
         question: everything that the choice hangs on, ready for JSON.
     """
-    path = folder / FILE
-    asked = json.loads(json.dumps(question))
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["question"] == asked and type(kept["n"]) is int and kept["n"] > 0:
+        kept = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if kept["question"] == json.loads(json.dumps(question)) and type(kept["n"]) is int and kept["n"] > 0:
             return int(kept["n"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass  # none, or not whole: it is chosen again
-    n = choose()
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps({"question": asked, "n": n}) + "\n", encoding="utf-8")
-    return n
+    return None
+
+
+def remember(folder: Path, question: Mapping[str, Any], n: int) -> None:
+    """Keep the number of images that was chosen for `question`."""
+    write_json(folder / FILE, {"question": question, "n": n})
 
 
 def plan_table(plans: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Print one table for all models: path and plan of each, as `evaluators.planner.as_document` gives it."""
+    """Print one table for all models: path and forecast of each, as `Forecast.to_dict` gives it."""
     from rich.console import Console
     from rich.table import Table
 
@@ -65,15 +65,12 @@ def plan_table(plans: Sequence[tuple[str, dict[str, Any]]]) -> None:
     several = len(plans) > 1
     for name in (["model"] if several else []) + ["attack"]:
         table.add_column(name, no_wrap=True)
-    for name in ("images", "forward passes", "backward passes", "time"):
+    for name in ("images", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     for path, plan in plans:
-        for row in [*plan["rows"], {"id": "total", "images": plan["n"], "note": "", **plan}]:
-            cells = [f"{row[key]:,}" for key in ("images", "forward_passes", "backward_passes")]
-            cells.append(_time(row["seconds"]))
-            if row["images"] == 0:  # skipped, or nobody knows
-                cells = [""] * len(cells)
+        for row in [*plan["rows"], {"id": "total", "images": plan["n"], "seconds": plan["seconds"], "note": ""}]:
+            cells = ["", ""] if row["note"] else [f"{row['images']:,}", _time(row["seconds"])]
             table.add_row(*([path] if several else []), row["id"], *cells, row["note"])
     console.print(table)
     for path, plan in plans:
@@ -84,8 +81,8 @@ def summary(plan: Mapping[str, Any]) -> str:
     """How many images, how long, and how sure the result will be."""
     about = "about " if plan["seconds"] >= 1 else ""
     return (
-        f"{plan['n']:,} images in {about}{_time(plan['seconds'])}: shares to ±{plan['half_width'] * 100:.1f} points "
-        "(95 % Wilson interval)"
+        f"{plan['n']:,} images in {about}{_time(plan['seconds'])}, extrapolated from {plan['pilot_images']:,}: "
+        f"shares to ±{plan['half_width'] * 100:.1f} points (95 % Wilson interval)"
     )
 
 

@@ -20,13 +20,14 @@ from dgad_tk.artifact import tool_versions
 from dgad_tk.data import Split
 from dgad_tk.distributed import from_all, world
 from dgad_tk.predictor import Predictor
+from evaluators.attacks.halfway import read_arrays, write_arrays
 from evaluators.ball import Norm
 from evaluators.judge import check_images, compare_twin, images_of, judge
 from evaluators.probes import exchanged_channels, probe
 from evaluators.record import IDLE, Evaluation, Outcome
 from evaluators.rows import Row
-from evaluators.search import Chunk, Found, RowFailedError, search, verdict, with_smaller
-from evaluators.units import Unit, UnitStore, read_arrays, write_arrays
+from evaluators.search import Candidates, Chunk, RowFailedError, search, verdict, with_smaller
+from evaluators.units import Unit, UnitStore
 
 CHUNK = 500
 """Images in a unit of work. Cut from the dataset's fixed order, so it never depends on how many are evaluated."""
@@ -243,14 +244,14 @@ class _Work:
             place = slice(place.start, min(place.stop, row.limit))
         return Chunk(images_of(self.split, place), self.split.labels[place], self.split.index[place])
 
-    def _made_on(self, row: Row, chunk: Chunk, question: Mapping[str, Any]) -> Found:
+    def _made_on(self, row: Row, chunk: Chunk, question: Mapping[str, Any]) -> Candidates:
         """Examples of the whole chunk, whatever the target gets right: so they serve every target."""
         assert row.surrogate is not None
         source = row.surrogate.predictor
         assert source is not None
         path = self.examples.path(question)
         if (kept := read_arrays(path)) is not None:
-            return Found(**{**kept, "seconds": 0.0, "forwards": 0, "backwards": 0})
+            return Candidates(**{**kept, "seconds": 0.0, "forwards": 0, "backwards": 0})
         halfway = self.units.halfway(question)
         found = search(source, row, chunk, seed=self.seed, batch_size=self.batch_size, halfway=halfway)
         halfway.forget()
@@ -262,7 +263,7 @@ class _Work:
         surrogate = row.surrogate.predictor if row.surrogate else None
         return {
             "attack": row.attack,
-            "params": dict(row.params),
+            "params": row.settings,
             "norm": row.norm,
             "eps": row.eps,
             "surrogate": surrogate.sha256 if surrogate else None,

@@ -6,12 +6,10 @@ from typing import Any, Literal
 
 from dgad_tk.common import UserError, format_fraction
 from dgad_tk.predictor import Predictor
-from evaluators.attacks import ATTACKS, AttackSpec
+from evaluators.attacks import ATTACKS
+from evaluators.attacks.spec import SAMPLES, AttackSpec
 from evaluators.ball import Norm
 from evaluators.suites import TRANSFER
-
-SAMPLES = "samples"
-"""The parameter that cuts a slow attack's row to so many images."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,8 @@ class Row:
     """One row of the results: an attack, where its gradients come from, and how far it may go.
 
     Attributes:
+        params: of the attack.
+        limit: only so many of the first images are attacked; None for all.
         smaller: radii below `eps` at which the same attack runs, ascending. What breaks there is inside this ball too
             and is not attacked again.
     """
@@ -45,6 +45,7 @@ class Row:
     eps: float | None
     surrogate: Surrogate | None = None
     smaller: tuple[float, ...] = ()
+    limit: int | None = None
 
     @property
     def source(self) -> Literal["white-box", "black-box", "transfer"]:
@@ -53,9 +54,9 @@ class Row:
         return "white-box" if self.spec.needs_gradients else "black-box"
 
     @property
-    def limit(self) -> int | None:
-        """So many of the first images are attacked; None for all."""
-        return self.params.get(SAMPLES)
+    def settings(self) -> dict[str, Any]:
+        """What a user may set, as it is written into the results."""
+        return {**self.params, **({} if self.limit is None else {SAMPLES: self.limit})}
 
     @property
     def family(self) -> tuple[str, str]:
@@ -85,7 +86,8 @@ def plan(
             others = ", ".join(other for other in names if norm in ATTACKS[other.removeprefix(TRANSFER)].norms)
             hint = f"it has {', '.join(spec.norms)}" + (f"; in {norm} there is {others}" if others else "")
             raise UserError(f"attack '{name}' has no norm '{norm}'", hint=hint)
-        params = spec.parameters(name, settings.get(name, {}))
+        params = spec.settings(name, settings.get(name, {}))
+        limit = params.pop(SAMPLES, None)
         radii = eps if spec.kind == "budget" else [None]
         own_norm = norm if spec.kind == "budget" else spec.norms[0]
         sources: Sequence[Surrogate | None] = surrogates if full_name != name else [None]
@@ -96,7 +98,7 @@ def plan(
                     label += f"@{format_fraction(radius)}"
                 below = tuple(sorted(each for each in eps if radius is not None and each < radius))
                 smaller = below if spec.searches else ()
-                rows.append(Row(label, name, spec, params, own_norm, radius, surrogate, smaller))
+                rows.append(Row(label, name, spec, params, own_norm, radius, surrogate, smaller, limit))
     labels = [row.id for row in rows]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise UserError(f"two rows would be called '{twice}'", hint="give each eps and each surrogate once")

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from dgad_tk.common import UserError, reason_of
 from dgad_tk.predictor import Images, Logits, Predictor
-from evaluators.attacks import Budget
+from evaluators.attacks.halfway import Halfway
+from evaluators.attacks.spec import Budget
 from evaluators.ball import into_ball, l2, linf
 from evaluators.estimators import Counted, searchable, to_estimator
 from evaluators.judge import judge
 from evaluators.rows import Row
-from evaluators.units import NOT_ATTACKED, Halfway, Unit
+from evaluators.units import NOT_ATTACKED, Unit
 
 GALLERY = 8
 """Adversarial images that a unit keeps, if it keeps any."""
@@ -41,13 +42,14 @@ class RowFailedError(Exception):
 
 
 @dataclass(frozen=True)
-class Found:
+class Candidates:
     """What a search ended with.
 
     Attributes:
         images: float32, a candidate for each image, not yet brought into the ball.
+        seconds: of the search.
         forwards, backwards: images that passed through the source, both ways.
-        broken_by, stages, stage_seconds: of an ensemble, as in `Unit`.
+        broken_by, stages, stage_seconds, warnings: as in `SearchResult`; -1 where there are no stages.
     """
 
     images: Images
@@ -59,13 +61,13 @@ class Found:
     stage_seconds: list[float]
     warnings: list[str]
 
-    def only(self, where: NDArray[np.bool_]) -> "Found":
+    def only(self, where: NDArray[np.bool_]) -> "Candidates":
         """Candidates of the images where `where` is true, for another model than the one they were found on."""
         none = np.full(int(where.sum()), -1, dtype=np.int8)
         return replace(self, images=self.images[where], broken_by=none, stages=[], stage_seconds=[])
 
 
-def search(source: Predictor, row: Row, chunk: Chunk, *, seed: int, batch_size: int, halfway: Halfway) -> Found:
+def search(source: Predictor, row: Row, chunk: Chunk, *, seed: int, batch_size: int, halfway: Halfway) -> Candidates:
     """Let the row's attack look for adversarial images of `source`.
 
     Raises:
@@ -74,26 +76,24 @@ def search(source: Predictor, row: Row, chunk: Chunk, *, seed: int, batch_size: 
     begun = time.perf_counter()
     passes = _Passes(source)
     if len(chunk.labels) == 0:
-        return Found(chunk.images, 0.0, 0, 0, np.zeros(0, np.int8), [], [], [])
+        return Candidates(chunk.images, 0.0, 0, 0, np.zeros(0, np.int8), [], [], [])
     budget = Budget(row.norm, row.eps or 0.0, seed, batch_size)
+    index = None if row.spec.foreign else chunk.index
     with _failing(row):
-        attack = row.spec.build(passes.estimator, budget, row.params)
-        if hasattr(attack, "halfway"):
-            attack.halfway = _Counting(halfway, passes)
-        extra = {"index": chunk.index} if row.spec.indexed else {}
-        x_adv = np.asarray(attack.generate(chunk.images, chunk.labels, **extra), dtype=np.float32)
-        if x_adv.shape != chunk.images.shape:
-            raise ValueError(f"it answered images of shape {chunk.images.shape} with {x_adv.shape}")
-    none = np.full(len(chunk.labels), -1, dtype=np.int8)
-    return Found(
-        x_adv,
+        attack = row.spec.ready(row.attack, passes.estimator, budget, row.params)
+        found = attack.run(chunk.images, chunk.labels, index=index, halfway=_Counting(halfway, passes))
+        images = np.asarray(found.adversarials, dtype=np.float32)
+        if images.shape != chunk.images.shape:
+            raise ValueError(f"it answered images of shape {chunk.images.shape} with {images.shape}")
+    return Candidates(
+        images,
         time.perf_counter() - begun + passes.seconds,
         passes.forwards,
         passes.backwards,
-        getattr(attack, "broken_by", none),
-        list(getattr(attack, "stages", ())),
-        list(getattr(attack, "stage_seconds", ())),
-        list(getattr(attack, "warnings", ())),
+        np.full(len(images), -1, dtype=np.int8) if found.broken_by is None else found.broken_by,
+        found.stages,
+        found.stage_seconds,
+        found.warnings,
     )
 
 
@@ -115,7 +115,7 @@ def verdict(
     chunk: Chunk,
     right: NDArray[np.bool_],
     todo: NDArray[np.bool_],
-    found: Found,
+    found: Candidates,
     *,
     batch_size: int,
     gallery: bool,

@@ -5,16 +5,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dgad_tk.common import written_aside
+from evaluators.attacks.halfway import Halfway, read_arrays, write_arrays
 
-UNIT_FORMAT = 2
+UNIT_FORMAT = 3
 NOT_ATTACKED = -1
 
 
@@ -79,53 +78,6 @@ class UnitStore:
         write_arrays(self.path(question), vars(unit))
         self.halfway(question).forget()
 
-    def halfway(self, question: Mapping[str, Any]) -> "Halfway":
+    def halfway(self, question: Mapping[str, Any]) -> Halfway:
         """Where an attack of several stages keeps what it has."""
         return Halfway(self.path(question, ".part.npz"))
-
-
-class Halfway:
-    """What an unfinished attack has found so far, so that it can be killed between two stages.
-
-    Args:
-        path: of the file; None keeps nothing.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-
-    def get(self) -> dict[str, Any] | None:
-        """What was kept last; None for nothing that can be read."""
-        return read_arrays(self.path)
-
-    def put(self, **values: Any) -> None:
-        """Keep `values`: arrays, and what JSON can write."""
-        write_arrays(self.path, values)
-
-    def forget(self) -> None:
-        """The attack has finished."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-
-def read_arrays(path: Path | None) -> dict[str, Any] | None:
-    """What `write_arrays` wrote, or None where nothing can be read."""
-    if path is None or not path.is_file():
-        return None
-    try:
-        with np.load(BytesIO(path.read_bytes())) as arrays:
-            found = dict(arrays)
-        plain = json.loads(str(found.pop("plain")))
-        return {**found, **plain}
-    except Exception:  # noqa: BLE001 - numpy, zipfile and zlib raise what damaged bytes lead them to
-        return None
-
-
-def write_arrays(path: Path | None, values: Mapping[str, Any]) -> None:
-    """Write arrays, and plain values as JSON, aside and rename the file."""
-    if path is None:
-        return
-    arrays: dict[str, Any] = {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
-    plain = {key: value for key, value in values.items() if key not in arrays}
-    with written_aside(path) as aside:
-        np.savez_compressed(aside, **arrays, plain=np.array(json.dumps(plain)))

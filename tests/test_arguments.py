@@ -10,15 +10,15 @@ import torch
 from art.attacks.attack import EvasionAttack
 from onnx import helper, numpy_helper
 
-from evaluators.attacks.arts import art_attack
+from evaluators.attacks import ATTACKS as ROWS
 from evaluators.attacks.autoattack.apgd import APGD
 from evaluators.attacks.autoattack.ensemble import AutoAttack
 from evaluators.attacks.autoattack.fab import FAB
-from evaluators.attacks.autoattack.reference import AuthorsAutoAttack
 from evaluators.attacks.autoattack.square import Square
 from evaluators.attacks.cw2 import CarliniWagnerL2
 from evaluators.attacks.jsma import SaliencyMap
 from evaluators.attacks.pgd import ProjectedGradient
+from evaluators.attacks.spec import Budget
 from evaluators.estimators import OnnxClassifier
 from exporters import load
 
@@ -34,11 +34,10 @@ ATTACKS: dict[str, Callable[[Any], EvasionAttack]] = {
     "fab": lambda net: FAB(net, eps=EPS, targets=1, steps=10),
     "square": lambda net: Square(net, eps=EPS, queries=50),
     "autoattack": lambda net: AutoAttack(net, eps=EPS, queries=50),
-    "the authors' autoattack": lambda net: AuthorsAutoAttack(net, eps=EPS, queries=50),
     "cw2": lambda net: CarliniWagnerL2(net, binary_search_steps=2, max_iter=20),
     "jsma": SaliencyMap,
-    "ART's pgd": lambda net: art_attack("pgd", net, norm="linf", eps=EPS, seed=0, batch_size=8),
-    "ART's jsma": lambda net: art_attack("jsma", net, norm="l2", eps=0.0, seed=0, batch_size=8),
+    "ART's pgd": lambda net: ROWS["art:pgd"].build(net, Budget("linf", EPS, 0, 8), ROWS["art:pgd"].params),
+    "ART's jsma": lambda net: ROWS["art:jsma"].build(net, Budget("l2", 0.0, 0, 8), ROWS["art:jsma"].params),
 }
 GOOD = {
     "(N,)": LABELS,
@@ -144,7 +143,7 @@ def test_what_resizing_leaves_outside_is_clipped(light: OnnxClassifier) -> None:
 
 
 @pytest.mark.parametrize("eps", [8.0, 1.5, -0.1, float("nan"), float("inf")])
-@pytest.mark.parametrize("cls", [ProjectedGradient, APGD, FAB, Square, AutoAttack, AuthorsAutoAttack])
+@pytest.mark.parametrize("cls", [ProjectedGradient, APGD, FAB, Square, AutoAttack])
 def test_no_radius_is_wider_than_the_pixels(cls: Any, eps: float, light: OnnxClassifier) -> None:
     with pytest.raises(ValueError, match="expected eps"):
         cls(light, eps=eps)
@@ -154,9 +153,9 @@ def test_no_radius_is_wider_than_the_pixels(cls: Any, eps: float, light: OnnxCla
         attack.generate(IMAGES, LABELS)
 
 
-def test_arts_own_knows_the_same_bound(light: OnnxClassifier) -> None:
+def test_every_row_knows_the_same_bound() -> None:
     with pytest.raises(ValueError, match="expected eps"):
-        art_attack("pgd", light, norm="linf", eps=8.0, seed=0, batch_size=8)
+        Budget("linf", 8.0, seed=0, batch_size=8)
 
 
 def test_in_l2_a_radius_may_be_above_one(light: OnnxClassifier) -> None:

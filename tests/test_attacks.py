@@ -16,7 +16,7 @@ from dgad_tk.artifact import Artifact
 from dgad_tk.common import UserError
 from dgad_tk.data import Split
 from dgad_tk.predictor import Predictor
-from evaluators import attacks, evaluate, plan, search
+from evaluators import evaluate, plan, search
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.autoattack import ensemble
 from evaluators.ball import Norm, l1, l2, linf
@@ -165,7 +165,6 @@ def _quick_ensembles(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name, quick in STAGES.items():
         monkeypatch.setattr(ensemble, name, cut(getattr(ensemble, name), quick))
-    monkeypatch.setattr(attacks, "AuthorsAutoAttack", cut(attacks.AuthorsAutoAttack, {"queries": 100}))
 
 
 CASES = [

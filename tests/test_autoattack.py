@@ -1,6 +1,5 @@
-"""The ensemble against its authors' package, its bookkeeping, and `dgad compare-reference`."""
+"""The ensemble against its authors' package, and its bookkeeping."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
@@ -11,22 +10,19 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
-from conftest import runner
 from pyautoattack import AutoAttack as Package
 from torch import Tensor, nn
 from victims import as_onnx, as_torch, one_convolution
 
 from dgad_tk.data import Split, load_dataset
-from evaluators import attacks, evaluate, plan
-from evaluators.agreement import Agreement, agreement, together
+from evaluators import evaluate, plan
+from evaluators.attacks import ATTACKS
 from evaluators.attacks.autoattack import ensemble as ensemble_module
 from evaluators.attacks.autoattack.ensemble import AutoAttack
-from evaluators.attacks.autoattack.reference import AuthorsAutoAttack
 from evaluators.attacks.autoattack.stages import ROBUST, ensemble
+from evaluators.attacks.halfway import Halfway
 from evaluators.ball import Norm, linf
 from evaluators.estimators import Counted, to_estimator
-from evaluators.report import results
-from evaluators.units import Halfway
 
 AUTHORS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 EPS: dict[Norm, float] = {"linf": 0.09, "l2": 0.55, "l1": 1.9}
@@ -108,7 +104,7 @@ def test_plus_as_the_authors(small: Small) -> None:
     _, predicted = reference.run_standard_evaluation(torch.from_numpy(x), torch.from_numpy(y), batch_size=8)
     attack = AutoAttack(plain(net), eps=EPS["linf"], version="plus", queries=QUERIES)
     assert (held(attack, x, y) != (predicted.numpy() == y)).sum() <= 1
-    assert attack.stages == tuple(reference.attacks_to_run)
+    assert [stage.name for stage in attack.stages] == reference.attacks_to_run
 
 
 def test_rand_averages_gradients_of_a_random_model(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,12 +118,12 @@ def test_rand_averages_gradients_of_a_random_model(small: Small, monkeypatch: py
     module.forward = noisy  # type: ignore[method-assign]
     monkeypatch.setattr(ensemble_module, "APGD", partial(ensemble_module.APGD, steps=8))
     attack = AutoAttack(plain(module), eps=EPS["linf"], version="rand")
-    found = attack.generate(x[:6], y[:6])
-    assert attack.stages == ("apgd-ce", "apgd-dlr")
-    assert linf(found, x[:6]).max() <= EPS["linf"]
+    found = attack.run(x[:6], y[:6])
+    assert found.stages == ["apgd-ce", "apgd-dlr"]
+    assert linf(found.adversarials, x[:6]).max() <= EPS["linf"]
     # 20 passes for each gradient of each image that is left, and none for the last point but one.
     assert asked.backwards % 20 == 0
-    assert asked.backwards >= 20 * 8 * (attack.broken_by == ROBUST).sum()
+    assert asked.backwards >= 20 * 8 * (found.broken_by == ROBUST).sum()
 
 
 def test_stages_of_every_version() -> None:
@@ -202,10 +198,10 @@ def test_ties_divide_by_nothing() -> None:
     for norm in EPS:
         for version in ("standard", "plus"):
             attack = AutoAttack(plain(net), norm=norm, eps=0.1, version=version, queries=20)  # type: ignore[arg-type]
-            found = attack.generate(x, y)
-            assert np.isfinite(found).all()
-            assert (attack.broken_by == ROBUST).all()
-            np.testing.assert_array_equal(found[2], x[2])  # wrong as it is
+            found = attack.run(x, y)
+            assert np.isfinite(found.adversarials).all()
+            assert (found.broken_by == ROBUST).all()
+            np.testing.assert_array_equal(found.adversarials[2], x[2])  # wrong as it is
 
 
 def test_in_a_plain_script_with_preprocessing(small: Small) -> None:
@@ -234,16 +230,14 @@ def test_the_runtime_judges(small: Small, tmp_path: Path) -> None:
     net, x, y = small
     predictor = as_onnx(net, tmp_path, (1, 8, 8))
     honest = AutoAttack(to_estimator(predictor), eps=EPS["linf"], queries=QUERIES)
-    honest.generate(x[:8], y[:8])
-    assert (honest.broken_by >= 0).any()
+    assert (honest.run(x[:8], y[:8]).broken_by >= 0).any()
 
     def knows(images: np.ndarray) -> np.ndarray:
         nearest = [int(np.abs(x[:8] - image).sum(axis=(1, 2, 3)).argmin()) for image in images]
         return np.eye(10, dtype=np.float32)[y[:8][nearest]]
 
     attack = AutoAttack(to_estimator(replace(predictor, predict=knows)), eps=EPS["linf"], queries=20)
-    attack.generate(x[:8], y[:8])
-    assert (attack.broken_by == ROBUST).all()
+    assert (attack.run(x[:8], y[:8]).broken_by == ROBUST).all()
 
 
 def test_the_record_of_stages(small: Small, tmp_path: Path) -> None:
@@ -251,21 +245,21 @@ def test_the_record_of_stages(small: Small, tmp_path: Path) -> None:
     x, y = x[:16], y[:16].copy()
     y[:2] = (net(torch.from_numpy(x[:2])).argmax(dim=1).numpy() + 1) % 10
     attack = AutoAttack(plain(net), eps=EPS["linf"], queries=QUERIES)
-    attack.halfway = Halfway(tmp_path / "kept.npz")
-    found = attack.generate(x, y)
-    assert attack.broken_by.dtype == np.int8
-    assert (attack.broken_by[:2] == ROBUST).all()
-    np.testing.assert_array_equal(found[:2], x[:2])
-    broken = attack.estimator.predict(found).argmax(axis=1) != y
-    np.testing.assert_array_equal(attack.broken_by[2:] != ROBUST, broken[2:])
-    assert len(attack.stage_seconds) == len(attack.stages) == 4
-    assert min(attack.stage_seconds) > 0
+    halfway = Halfway(tmp_path / "kept.npz")
+    found = attack.run(x, y, halfway=halfway)
+    assert found.broken_by is not None
+    assert found.broken_by.dtype == np.int8
+    assert (found.broken_by[:2] == ROBUST).all()
+    np.testing.assert_array_equal(found.adversarials[:2], x[:2])
+    broken = attack.estimator.predict(found.adversarials).argmax(axis=1) != y
+    np.testing.assert_array_equal(found.broken_by[2:] != ROBUST, broken[2:])
+    assert len(found.stage_seconds) == len(found.stages) == 4
+    assert min(found.stage_seconds) > 0
     # From what was kept before the last stage the same comes out.
-    again = AutoAttack(plain(net), eps=EPS["linf"], queries=QUERIES)
-    again.halfway = Halfway(tmp_path / "kept.npz")
-    np.testing.assert_array_equal(again.generate(x, y), found)
-    np.testing.assert_array_equal(again.broken_by, attack.broken_by)
-    assert again.stage_seconds[:3] == attack.stage_seconds[:3]
+    again = AutoAttack(plain(net), eps=EPS["linf"], queries=QUERIES).run(x, y, halfway=halfway)
+    np.testing.assert_array_equal(again.adversarials, found.adversarials)
+    np.testing.assert_array_equal(again.broken_by, found.broken_by)
+    assert again.stage_seconds[:3] == found.stage_seconds[:3]
 
 
 def test_passes_of_an_image_that_withstands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +276,7 @@ def test_passes_of_an_image_that_withstands(monkeypatch: pytest.MonkeyPatch) -> 
         return unit.forward_passes, unit.backward_passes
 
     whole, backward = passes()
-    monkeypatch.setattr(attacks, "AutoAttack", partial(attacks.AutoAttack, queries=0))
+    monkeypatch.setitem(ATTACKS, "autoattack", replace(ATTACKS["autoattack"], params={"queries": 0}))
     without, same = passes()
     assert backward == same == 2 * (100 + 900 + 900)
     # Besides: the last point of each of 1 + 9 ascents, the ranking of classes by APGD-T and by FAB-T, Square's first
@@ -296,147 +290,3 @@ def test_passes_of_an_image_that_withstands(monkeypatch: pytest.MonkeyPatch) -> 
 def test_bad_settings(small: Small) -> None:
     with pytest.raises(ValueError, match="expected version standard, plus, rand, got 'fast'"):
         AutoAttack(plain(small[0]), version="fast")  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def _few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AutoAttack", "AuthorsAutoAttack"):
-        monkeypatch.setattr(attacks, name, partial(getattr(attacks, name), queries=QUERIES))
-
-
-@pytest.mark.usefixtures("_few_queries")
-def test_agreement_of_an_evaluation(small: Small) -> None:
-    """Counts, indices and p recounted from the images themselves."""
-    split = load_dataset("digits").test.subset(20)
-    rows = plan(["autoattack-reference", "autoattack"], norm="linf", eps=[EPS["linf"]])
-    evaluation = evaluate(as_torch(small[0], (1, 8, 8)), split, rows, seed=3, batch_size=20)
-    theirs, ours = (outcome.unit for outcome in evaluation.outcomes)
-    assert ours is not None
-    assert theirs is not None
-    assert ours.stages == theirs.stages == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    found = agreement(evaluation)
-    assert (found.seed, found.n, found.right) == (3, 20, evaluation.clean_right.sum())
-    assert [name for name, *_ in found.after] == ours.stages
-    counts = np.array([counts for _, *counts in found.after])
-    assert (np.diff(counts, axis=0) <= 0).all()
-    assert tuple(counts[-1]) == found.robust
-    assert found.robust == ((ours.attacked & ~ours.broken).sum(), (theirs.attacked & ~theirs.broken).sum())
-    assert found.only_ours == evaluation.index[ours.broken & ~theirs.broken].tolist()
-    assert found.only_theirs == evaluation.index[theirs.broken & ~ours.broken].tolist()
-    assert len(found.only_ours) + len(found.only_theirs) <= 1
-    json.dumps(found.to_dict())
-    document = results(evaluation, command="", dataset="digits", split="test")
-    for row, unit in zip(document["attacks"], (theirs, ours), strict=True):
-        assert [stage["name"] for stage in row["stages"]] == unit.stages
-        assert sum(stage["broken"] for stage in row["stages"]) == unit.broken.sum()
-    with pytest.raises(ValueError, match="expected rows autoattack and autoattack-reference, got fgsm"):
-        agreement(evaluate(as_torch(small[0], (1, 8, 8)), split, plan(["fgsm"], norm="linf", eps=[0.1])))
-
-
-def test_seeds_together() -> None:
-    """Six images that only theirs broke and none the other way: p = 2 / 2^6."""
-    compared: Any = None
-    each = Agreement(0, 50, 50, [], (0, 0), compared, [], [1, 2, 3], (1.0, 1.0))
-    assert together([each, each]) == pytest.approx({"difference": 6 / 100, "p": 2 / 64})
-    none = replace(each, only_theirs=[])
-    assert together([none]) == {"difference": 0.0, "p": 1.0}
-
-
-def test_the_authors_leave_alone_what_is_wrong(small: Small) -> None:
-    net, x, _ = small
-    attack = AuthorsAutoAttack(plain(net), eps=0.3, queries=QUERIES)
-    wrong = (net(torch.from_numpy(x[:4])).argmax(dim=1).numpy() + 1) % 10
-    np.testing.assert_array_equal(attack.generate(x[:4], wrong), x[:4])
-    assert attack.broken_by.tolist() == [ROBUST] * 4
-    assert attack.stage_seconds == []
-
-
-def test_the_authors_doubts_are_heard(small: Small) -> None:
-    class Probabilities(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = small[0]
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.softmax(self.net(x), 1)
-
-    attack = AuthorsAutoAttack(to_estimator(as_torch(Probabilities(), (1, 8, 8))), eps=0.3, queries=20)
-    state = torch.random.get_rng_state()
-    attack.generate(small[1][:4])
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert any("probability distribution" in text for text in attack.warnings)
-    assert not any("See" in text for text in attack.warnings)
-
-
-def test_the_authors_row_is_the_authors(small: Small, authors: Authors) -> None:
-    """The same adversarial images as their package called by hand."""
-    net, x, y = small
-    expected, _ = authors("linf")
-    attack = AuthorsAutoAttack(plain(net), eps=EPS["linf"], seed=1, queries=QUERIES, batch_size=len(x))
-    found = attack.generate(x, y)
-    np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal((found != x).any(axis=(1, 2, 3)), attack.broken_by != ROBUST)
-
-
-@pytest.fixture
-def model(small: Small, tmp_path: Path) -> Path:
-    as_onnx(small[0], tmp_path, (1, 8, 8))
-    return tmp_path / "victim.onnx"
-
-
-@pytest.mark.usefixtures("_few_queries")
-def test_compare_reference(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, folder = runner(capsys, "compare-reference"), tmp_path / "out"
-    asked = (
-        "--model",
-        model,
-        "--dataset",
-        "digits",
-        "--limit",
-        12,
-        "--eps",
-        "0.2",
-        "--seeds",
-        "0,7",
-        "--output",
-        folder,
-    )
-    code, out, err = run(*asked)
-    assert code == 0, err
-    for word in ("after apgd-ce", "after apgd-t", "after fab-t", "after square", "McNemar p", "all seeds: ours minus"):
-        assert word in out
-    document = json.loads((folder / "agreement.json").read_text())
-    assert document["schema"] == "dgad/agreement/1"
-    assert [each["seed"] for each in document["seeds"]] == [0, 7]
-    assert document["threat"] == {"norm": "linf", "eps": 0.2}
-    assert all(each["n"] == 12 for each in document["seeds"])
-    # The same command does nothing again, to the very seconds.
-    code, out, _ = run(*asked, "--json", "--quiet")
-    assert code == 0
-    assert json.loads(out) == document == json.loads((folder / "agreement.json").read_text())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--norm", "l3"), "unknown norm 'l3'"),
-        (("--split", "tset"), "unknown split 'tset'"),
-        (("--eps", "2/255,4/255"), "--eps must be one radius here"),
-        (("--seeds", "0,0"), "--seeds must be different whole numbers, got '0,0'"),
-        (("--seeds", "one"), "--seeds must be different whole numbers, got 'one'"),
-        (("--seeds", ""), "--seeds must be different whole numbers"),
-    ],
-)
-def test_compare_reference_refuses(
-    arguments: tuple[str, ...], message: str, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = runner(capsys, "compare-reference")("--model", model, *arguments)
-    assert (code, out) == (2, "")
-    assert message in err
-    assert "Traceback" not in err
-
-
-def test_compare_reference_without_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = runner(capsys, "compare-reference")("--model", tmp_path / "none.onnx")
-    assert code == 2
-    assert "no such file" in err

@@ -107,7 +107,7 @@ def test_what_breaks_at_a_small_radius_is_not_attacked_at_a_larger_one(
 
 
 def test_a_row_of_few_images_says_nothing_of_the_others(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = replace(ATTACKS["pgd"], params={**ATTACKS["pgd"].params, "samples": 20})
+    few = replace(ATTACKS["pgd"], samples=20)
     monkeypatch.setitem(ATTACKS, "few", few)
     monkeypatch.setattr(engine, "CHUNK", 16)
     split = load_dataset("digits").test.subset(48)

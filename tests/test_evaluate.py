@@ -19,9 +19,10 @@ from dgad_tk.data import load_dataset
 from dgad_tk.predictor import Predictor
 from evaluators import SUITES, Evaluation, Surrogate, evaluate, expand, plan
 from evaluators.attacks import ATTACKS
+from evaluators.attacks.halfway import NOWHERE
+from evaluators.attacks.result import SearchResult
 from evaluators.report import results, write
 from evaluators.search import Chunk, search, verdict
-from evaluators.units import Halfway
 
 engine: Any = importlib.import_module("evaluators.evaluate")  # the package names its function the same
 EPS = 0.05
@@ -103,7 +104,7 @@ def test_the_runtime_judges_not_the_module(predictor: Predictor) -> None:
     assert np.array_equal(judge, calm.argmax(1))
     row, right = honest.outcomes[0].row, honest.clean_right
     chunk, target = Chunk(clean, split.labels, split.index), replace(predictor, predict=stubborn)
-    found = search(target, row, chunk, seed=0, batch_size=8, halfway=Halfway(None))
+    found = search(target, row, chunk, seed=0, batch_size=8, halfway=NOWHERE)
     for judging, broken in ((predictor, True), (target, False)):
         unit = verdict(judging, row, chunk, right, right, found.only(right), batch_size=8, gallery=True)
         assert unit.broken.any() == broken
@@ -257,8 +258,8 @@ def test_images_that_do_not_fit() -> None:
 
 def test_an_attack_that_changes_nothing_is_marked(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     class Idle:
-        def generate(self, x: np.ndarray, y: np.ndarray, **more: Any) -> np.ndarray:
-            return x
+        def run(self, x: np.ndarray, y: np.ndarray, **more: Any) -> SearchResult:
+            return SearchResult(x)
 
     idle = replace(ATTACKS["fgsm"], build=lambda *arguments: Idle())  # type: ignore[arg-type,return-value]
     monkeypatch.setitem(ATTACKS, "fgsm", idle)
@@ -268,10 +269,10 @@ def test_an_attack_that_changes_nothing_is_marked(predictor: Predictor, monkeypa
 
 def test_what_an_attack_returns_is_brought_into_the_ball(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     class Cheat:
-        def generate(self, x: np.ndarray, y: np.ndarray, **more: Any) -> np.ndarray:
+        def run(self, x: np.ndarray, y: np.ndarray, **more: Any) -> SearchResult:
             cheating = 1 - x
             cheating[0] = np.nan
-            return cheating
+            return SearchResult(cheating)
 
     cheat = replace(ATTACKS["fgsm"], build=lambda *arguments: Cheat())  # type: ignore[arg-type,return-value]
     monkeypatch.setitem(ATTACKS, "fgsm", cheat)

@@ -15,6 +15,7 @@ from victims import TwoClassLinear, as_torch, linear_split
 from dgad_tk.common import UserError
 from dgad_tk.predictor import Predictor
 from evaluators import Evaluation, evaluate, plan
+from evaluators.attacks.result import SearchResult
 from evaluators.checks import check
 from evaluators.gate import thresholds
 from evaluators.report import results, write
@@ -31,13 +32,13 @@ class Raising:
     def __init__(self, calls: list[int], ends_with: Any) -> None:
         self.calls, self.ends_with = calls, ends_with
 
-    def generate(self, x: np.ndarray, y: np.ndarray) -> Any:
+    def run(self, x: np.ndarray, y: np.ndarray, **more: Any) -> SearchResult:
         self.calls[0] -= 1
         if self.calls[0] >= 0:
-            return x
+            return SearchResult(x)
         if isinstance(self.ends_with, BaseException):
             raise self.ends_with
-        return self.ends_with
+        return SearchResult(self.ends_with)
 
 
 def with_raising(ends_with: Any, works: int = 0, *, foreign: bool = True) -> list[Row]:

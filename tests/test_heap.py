@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from dgad_tk import heap
-from dgad_tk.heap import kept
+from evaluators.attacks import native
+from evaluators.attacks.native import kept
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEEP, USUAL = 2**30, 2**25
@@ -36,7 +36,7 @@ class Glibc:
 
 
 def use(libc: Glibc | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heap, "_libc", lambda: libc)
+    monkeypatch.setattr(native, "_libc", lambda: libc)
 
 
 def test_blocks_are_kept_until_the_outermost_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no glibc")
 def test_the_real_one_takes_it() -> None:
     """Its calls return 1 where a parameter is known and its value taken."""
-    libc = heap._libc()
+    libc = native._libc()
     if libc is None:  # musl
         assert not hasattr(ctypes.CDLL(None), "mallopt")
         return

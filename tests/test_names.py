@@ -66,7 +66,6 @@ TRAIN = ["train", "--method", "standard", "--epochs", "1", "--quiet", "--limit-t
         ["export", "--output", f"{BAD}.onnx"],
         ["attack", "--model", f"{BAD}.onnx"],
         ["attack", "--model", "x.onnx", "--output", BAD],
-        ["compare-reference", "--model", f"{BAD}.onnx"],
         ["bench", f"{BAD}.onnx"],
         ["inspect", f"{BAD}.safetensors"],
     ],

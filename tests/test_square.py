@@ -346,7 +346,6 @@ def test_small_images_and_bad_parameters() -> None:
             Square(estimator, norm=norm, eps=0.1, queries=20).generate(x, y)
     for bad, message in [
         ({"queries": -1}, "expected queries >= 0, got -1"),
-        ({"p_init": 0.0}, "expected 0 < p_init <= 1, got 0.0"),
         ({"restarts": 0}, "expected restarts >= 1, got 0"),
         ({"loss": "dlr"}, "expected loss 'margin' or 'ce', got 'dlr'"),
         ({"norm": "l0"}, "expected norm in .*, got 'l0'"),

@@ -30,6 +30,17 @@ def check_eps(norm: Norm, eps: float) -> None:
         raise ValueError(f"expected eps in [0, 1], a fraction of the pixels' range such as 8/255, got {eps}")
 
 
+def at_least(least: int, **values: float) -> None:
+    """See that each of these settings is no smaller.
+
+    Raises:
+        ValueError: one is, or is not a number.
+    """
+    for name, value in values.items():
+        if not value >= least:
+            raise ValueError(f"expected {name} >= {least}, got {value}")
+
+
 def images_of_caller(estimator: ClassifierMixin, x: ArrayLike) -> NDArray[np.float32]:
     """Images `(N, C, H, W)` in [0, 1] as a contiguous float32 array; the very one where it is that already.
 

@@ -1,32 +1,71 @@
 """What one of ART's own attacks needs around it: labels in its meaning of them, and draws that can be repeated."""
 
+import inspect
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import art.attacks.evasion
 import numpy as np
 import torch
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification.classifier import ClassifierMixin
 from art.estimators.estimator import BaseEstimator
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from evaluators.attacks.arguments import images_of_caller, index_of_caller, labels_of_caller
+from evaluators.attacks.halfway import NOWHERE, Halfway
+from evaluators.attacks.result import SearchingAttack, SearchResult
+from evaluators.attacks.spec import Budget, Estimator
 from evaluators.estimators import PredictorClassifier, to_estimator
 
-Labels = Literal["true", "ignored", "target"]
-
-Y_MEANS: dict[Labels, str] = {
-    "true": "true labels, moved away from",
-    "ignored": "nothing: it moves away from the model's own prediction",
-    "target": "classes to reach: it is given the runner-up of the true label",
-}
+Meaning = Literal["true", "ignored", "target"]
+"""What labels are to an attack of ART: true ones, to be moved away from; nothing, since it moves away from the model's
+own prediction; or classes to reach, so that it is given the runner-up of the true label."""
 
 
-class ArtsOwn(EvasionAttack):  # type: ignore[misc]
+@dataclass(frozen=True)
+class ArtBuild:
+    """Builds one of ART's attacks for a row of ATTACKS.
+
+    Names of parameters are ART's, but for `relative_step`, the step as a share of eps.
+
+    Attributes:
+        cls: name of ART's class.
+        y: what it takes labels for.
+        fixed: what is always handed to ART besides the parameters.
+        probabilities: it wants a softmax where the rest want logits.
+        more: further arguments that depend on the estimator and on those chosen.
+    """
+
+    cls: str
+    y: Meaning = "true"
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    probabilities: bool = False
+    more: Callable[[ClassifierMixin, dict[str, Any]], dict[str, Any]] | None = None
+
+    def __call__(self, estimator: Estimator, budget: Budget, params: Mapping[str, Any]) -> "ArtsOwn":
+        cls = getattr(art.attacks.evasion, self.cls)
+        chosen = dict(params)
+        offered = {
+            "norm": {"linf": np.inf, "l2": 2}[budget.norm],
+            "eps": budget.eps,
+            "eps_step": chosen.pop("relative_step", 1.0) * budget.eps,
+            "batch_size": budget.batch_size,
+            "verbose": False,
+        }
+        accepted = inspect.signature(cls).parameters
+        arguments = {key: value for key, value in offered.items() if key in accepted} | chosen | dict(self.fixed)
+        if self.more:
+            arguments = self.more(estimator, arguments)
+        asked = with_probabilities(estimator) if self.probabilities else estimator
+        return ArtsOwn(cls(asked, **arguments), estimator, y=self.y, seed=budget.seed)
+
+
+class ArtsOwn(SearchingAttack):
     """One of ART's attacks with labels in the meaning it has for them, and draws that belong to its images.
 
     ART draws for all images at once from global generators. They are seeded by the seed and the images' indices, and
@@ -42,42 +81,34 @@ class ArtsOwn(EvasionAttack):  # type: ignore[misc]
     attack_params = (*EvasionAttack.attack_params, "y", "seed")
     _estimator_requirements = (BaseEstimator, ClassifierMixin)
 
-    def __init__(self, attack: EvasionAttack, estimator: ClassifierMixin, *, y: Labels = "true", seed: int = 0) -> None:
+    def __init__(
+        self, attack: EvasionAttack, estimator: ClassifierMixin, *, y: Meaning = "true", seed: int = 0
+    ) -> None:
         super().__init__(estimator=estimator)
         self.attack, self.y, self.seed = attack, y, seed
 
-    def generate(
+    def run(
         self,
-        x: NDArray[Any],
-        y: NDArray[Any] | None = None,
+        x: ArrayLike,
+        y: ArrayLike | None = None,
         *,
-        index: NDArray[np.int64] | None = None,
-        **kwargs: Any,
-    ) -> NDArray[np.float32]:
-        """Adversarial images, float32 of x's shape.
-
-        Args:
-            x: images `(N, C, H, W)` in [0, 1].
-            y: true labels, `(N,)`, `(N, 1)` or one-hot `(N, K)`, whatever they mean to ART; None takes the predictions.
-            index: dataset indices `(N,)` that the draws belong to; None counts from 0.
-
-        Raises:
-            ValueError: images or labels that are none of these.
-        """
-        x = images_of_caller(self.estimator, x).copy()  # since some of ART's write into what they get
-        if len(x) == 0:
-            return x
-        labels = labels_of_caller(self.estimator, x, y)
+        index: ArrayLike | None = None,
+        halfway: Halfway = NOWHERE,
+    ) -> SearchResult:
+        images = images_of_caller(self.estimator, x).copy()  # since some of ART's write into what they get
+        if len(images) == 0:
+            return SearchResult(images)
+        labels = labels_of_caller(self.estimator, images, y)
         if self.y == "target":
-            logits = np.array(self.estimator.predict(x))
-            logits[np.arange(len(x)), labels] = -np.inf
+            logits = np.array(self.estimator.predict(images))
+            logits[np.arange(len(images)), labels] = -np.inf
             labels = logits.argmax(axis=1)
         classes = np.eye(self.estimator.nb_classes, dtype=np.float32)
         given = None if self.y == "ignored" else classes[labels]
-        entropy = [self.seed & 0xFFFFFFFF, *index_of_caller(len(x), index).tolist()]
+        entropy = [self.seed & 0xFFFFFFFF, *index_of_caller(len(images), index).tolist()]
         # What a division by zero makes of an image is NaN, and such an image is no success.
         with seeded(int(np.random.SeedSequence(entropy).generate_state(1)[0])), np.errstate(all="ignore"):
-            return np.asarray(self.attack.generate(x, given), dtype=np.float32)
+            return SearchResult(np.asarray(self.attack.generate(images, given), dtype=np.float32))
 
 
 class _Derived(np.random.RandomState):

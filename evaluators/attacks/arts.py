@@ -16,103 +16,19 @@ left out:
   images (detectors, trackers, speech, video, malware, trees, Gaussian processes, tables).
 """
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import art.attacks.evasion
-import numpy as np
 from art.estimators.classification.classifier import ClassifierMixin
 
-from dgad_tk.common import UserError, lookup
-from evaluators.attacks.arguments import check_eps
-from evaluators.attacks.art_adapter import Y_MEANS, ArtsOwn, Labels, with_probabilities
+from evaluators.attacks.art_adapter import ArtBuild
+from evaluators.attacks.spec import AttackSpec
 from evaluators.ball import Norm
-from evaluators.estimators import PredictorClassifier
 
-
-@dataclass(frozen=True)
-class ArtAttack:
-    """A row of ART_ATTACKS.
-
-    Attributes:
-        cls: name of ART's class.
-        kind: `budget` answers inside an eps-ball; `min-norm` looks for the nearest adversarial image.
-        norms: it can be judged in; a min-norm attack minimises the first.
-        description: one line.
-        params: defaults that a user may change. Names are ART's, but for `relative_step`, the step as a share of eps.
-        fixed: what is always handed to ART besides.
-        y: what ART takes labels for: true ones; not at all; classes to reach.
-        needs_gradients: it asks for more than predictions.
-        probabilities: it wants a softmax where the rest want logits.
-        fewest_classes: it works with.
-        more: further arguments that depend on the estimator and on those chosen.
-        note: a caution printed with the row.
-    """
-
-    cls: str
-    kind: Literal["budget", "min-norm"]
-    norms: tuple[Norm, ...]
-    description: str
-    params: Mapping[str, int | float] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    y: Labels = "true"
-    needs_gradients: bool = True
-    probabilities: bool = False
-    fewest_classes: int = 2
-    more: Callable[[ClassifierMixin, dict[str, Any]], dict[str, Any]] | None = None
-    note: str = ""
-
-    @property
-    def y_means(self) -> str:
-        """What the labels given to ART mean to it."""
-        return Y_MEANS[self.y]
-
-
-def art_attack(
-    name: str,
-    estimator: PredictorClassifier,
-    *,
-    norm: Norm,
-    eps: float,
-    seed: int,
-    batch_size: int,
-    params: Mapping[str, Any] | None = None,
-) -> ArtsOwn:
-    """The attack of ART called `name`, ready to generate.
-
-    Args:
-        name: a key of ART_ATTACKS.
-        estimator: of the model under attack.
-        norm: of the ball; a min-norm attack minimises its own.
-        eps: radius, a fraction of 1; a min-norm attack has none.
-        seed: of its draws.
-        batch_size: images at a time, where ART lets one choose.
-        params: changes to the row's.
-
-    Raises:
-        UserError: an unknown name, or fewer classes than the attack can do with.
-        ValueError: an eps that cannot be one.
-    """
-    check_eps(norm, eps)
-    row = lookup(ART_ATTACKS, name, "attack of ART")
-    if estimator.nb_classes < row.fewest_classes:
-        raise UserError(
-            f"'art:{name}' needs at least {row.fewest_classes} classes, the model has {estimator.nb_classes}",
-            hint="leave it out, or take one of dgad-tk's own attacks",
-        )
-    cls = getattr(art.attacks.evasion, row.cls)
-    chosen = {**row.params, **(params or {})}
-    step = chosen.pop("relative_step", 1.0) * eps
-    order = {"linf": np.inf, "l2": 2}[norm if row.kind == "budget" else row.norms[0]]
-    offered = {"norm": order, "eps": eps, "eps_step": step, "batch_size": batch_size, "verbose": False}
-    accepted = inspect.signature(cls).parameters
-    arguments = {key: value for key, value in offered.items() if key in accepted} | chosen | dict(row.fixed)
-    if row.more:
-        arguments = row.more(estimator, arguments)
-    asked = with_probabilities(estimator) if row.probabilities else estimator
-    return ArtsOwn(cls(asked, **arguments), estimator, y=row.y, seed=seed)
+SLOW_SAMPLES = 50
+"""Images that ART's attacks without gradients are tried on: thousands of questions each, one image at a time."""
 
 
 def _ensemble(estimator: ClassifierMixin, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -142,96 +58,90 @@ _BOUNDARY_WALK: Mapping[str, int | float] = {"max_iter": 10, "max_eval": 1000, "
 _BOTH: tuple[Norm, ...] = ("linf", "l2")
 _NEAREST_L2: tuple[Norm, ...] = ("l2", "linf")
 
-ART_ATTACKS: dict[str, ArtAttack] = {
-    "fgsm": ArtAttack(
-        cls="FastGradientMethod",
+_ROWS: dict[str, AttackSpec] = {
+    "fgsm": AttackSpec(
+        build=ArtBuild("FastGradientMethod"),
         kind="budget",
         norms=_BOTH,
         description="one step of size eps (Goodfellow et al., 2015)",
     ),
-    "bim": ArtAttack(
-        cls="BasicIterativeMethod",
+    "bim": AttackSpec(
+        build=ArtBuild("BasicIterativeMethod"),
         kind="budget",
         norms=("linf",),
         description="10 steps of eps/4 from the image itself (Kurakin et al., 2017)",
         params=_STEPS,
     ),
-    "pgd": ArtAttack(
-        cls="ProjectedGradientDescent",
+    "pgd": AttackSpec(
+        build=ArtBuild("ProjectedGradientDescent"),
         kind="budget",
         norms=_BOTH,
         description="10 steps of eps/4 from a random start (Madry et al., 2018)",
         params={**_STEPS, "num_random_init": 1},
     ),
-    "mim": ArtAttack(
-        cls="MomentumIterativeMethod",
+    "mim": AttackSpec(
+        build=ArtBuild("MomentumIterativeMethod"),
         kind="budget",
         norms=_BOTH,
         description="10 steps of eps/4 with momentum 1 (Dong et al., 2018)",
         params={**_STEPS, "decay": 1.0},
     ),
-    "auto-pgd": ArtAttack(
-        cls="AutoProjectedGradientDescent",
+    "auto-pgd": AttackSpec(
+        build=ArtBuild("AutoProjectedGradientDescent", fixed={"loss_type": "cross_entropy"}),
         kind="budget",
         norms=_BOTH,
         description="APGD on the cross-entropy, 100 steps (Croce & Hein, 2020)",
         params={"max_iter": 100, "relative_step": 2.0, "nb_random_init": 1},
-        fixed={"loss_type": "cross_entropy"},
     ),
-    "auto-pgd-dlr": ArtAttack(
-        cls="AutoProjectedGradientDescent",
+    "auto-pgd-dlr": AttackSpec(
+        build=ArtBuild("AutoProjectedGradientDescent", fixed={"loss_type": "difference_logits_ratio"}),
         kind="budget",
         norms=_BOTH,
         description="APGD on the difference of logits ratio, 100 steps (Croce & Hein, 2020)",
         params={"max_iter": 100, "relative_step": 2.0, "nb_random_init": 1},
-        fixed={"loss_type": "difference_logits_ratio"},
         fewest_classes=3,
     ),
-    "autoattack": ArtAttack(
-        cls="AutoAttack",
+    "autoattack": AttackSpec(
+        build=ArtBuild("AutoAttack", more=_ensemble),
         kind="budget",
         norms=_BOTH,
         description="ART's ensemble: APGD-CE, APGD-DLR, DeepFool, Square with 1,000 iterations",
         params={"restarts": 1, "square_iterations": 1000, "relative_step": 2.0},
-        more=_ensemble,
         note="ART's ensemble is not the standard one: DeepFool for FAB-T, no targeted APGD",
     ),
-    "square": ArtAttack(
-        cls="SquareAttack",
+    "square": AttackSpec(
+        build=ArtBuild("SquareAttack"),
         kind="budget",
         norms=_BOTH,
         description="random search with squares, 1,000 iterations (Andriushchenko et al., 2020)",
         params={"max_iter": 1000, "nb_restarts": 1, "p_init": 0.8},
         needs_gradients=False,
     ),
-    "virtual-adversarial": ArtAttack(
-        cls="VirtualAdversarialMethod",
+    "virtual-adversarial": AttackSpec(
+        build=ArtBuild("VirtualAdversarialMethod", y="ignored", probabilities=True),
         kind="budget",
         norms=("l2",),
         description="one L2 step where the predictions turn most, by differences (Miyato et al., 2015)",
         params={"max_iter": 1, "finite_diff": 0.01},
-        y="ignored",
         needs_gradients=False,
-        probabilities=True,
         note="one query for each pixel of an image and iteration",
     ),
-    "deepfool": ArtAttack(
-        cls="DeepFool",
+    "deepfool": AttackSpec(
+        build=ArtBuild("DeepFool", y="ignored"),
         kind="min-norm",
         norms=_NEAREST_L2,
         description="to the nearest linearised boundary, overshoot 0.02 (Moosavi-Dezfooli et al., 2016)",
         params={"max_iter": 50, "epsilon": 0.02, "nb_grads": 10},
-        y="ignored",
     ),
-    "cw-l2": ArtAttack(
-        cls="CarliniL2Method",
+    "cw-l2": AttackSpec(
+        build=ArtBuild("CarliniL2Method"),
         kind="min-norm",
         norms=_NEAREST_L2,
         description="Carlini & Wagner (2017), L2, 5 search steps of 50 iterations",
         params=_CARLINI,
     ),
-    "cw-linf": ArtAttack(
-        cls="CarliniLInfMethod",
+    "cw-linf": AttackSpec(
+        build=ArtBuild("CarliniLInfMethod"),
         kind="min-norm",
         norms=_BOTH,
         description="Carlini & Wagner (2017), Linf, one image at a time",
@@ -245,107 +155,101 @@ ART_ATTACKS: dict[str, ArtAttack] = {
         },
         note="where its search fails that is no robustness",
     ),
-    "cw-l0": ArtAttack(
-        cls="CarliniL0Method",
+    "cw-l0": AttackSpec(
+        build=ArtBuild("CarliniL0Method"),
         kind="min-norm",
         norms=_NEAREST_L2,
         description="Carlini & Wagner (2017), fewest pixels",
         params={**_CARLINI, "max_iter": 20},
         note="minimises the number of pixels, not the distance reported",
     ),
-    "elasticnet": ArtAttack(
-        cls="ElasticNet",
+    "elasticnet": AttackSpec(
+        build=ArtBuild("ElasticNet"),
         kind="min-norm",
         norms=_NEAREST_L2,
         description="EAD: L2 with an L1 penalty (Chen et al., 2018), 5 search steps of 50 iterations",
         params={**_CARLINI, "beta": 0.001},
     ),
-    "newtonfool": ArtAttack(
-        cls="NewtonFool",
+    "newtonfool": AttackSpec(
+        build=ArtBuild("NewtonFool", y="ignored", probabilities=True),
         kind="min-norm",
         norms=_NEAREST_L2,
         description="down the predicted class's probability, 50 steps (Jang et al., 2017)",
         params={"max_iter": 50, "eta": 0.01},
-        y="ignored",
-        probabilities=True,
     ),
-    "jsma": ArtAttack(
-        cls="SaliencyMapMethod",
+    "jsma": AttackSpec(
+        build=ArtBuild("SaliencyMapMethod", y="target"),
         kind="min-norm",
         norms=_NEAREST_L2,
         description="raises pairs of salient pixels (Papernot et al., 2016); target: the runner-up class",
         params={"theta": 1.0, "gamma": 0.1},
-        y="target",
         note="minimises the number of pixels, not the distance reported",
     ),
-    "hopskipjump": ArtAttack(
-        cls="HopSkipJump",
+    "hopskipjump": AttackSpec(
+        build=ArtBuild("HopSkipJump", y="ignored"),
         kind="min-norm",
         norms=_NEAREST_L2,
         description="along the boundary by predicted classes alone, L2 (Chen et al., 2020)",
         params=_BOUNDARY_WALK,
-        y="ignored",
         needs_gradients=False,
     ),
-    "hopskipjump-linf": ArtAttack(
-        cls="HopSkipJump",
+    "hopskipjump-linf": AttackSpec(
+        build=ArtBuild("HopSkipJump", y="ignored"),
         kind="min-norm",
         norms=_BOTH,
         description="along the boundary by predicted classes alone, Linf (Chen et al., 2020)",
         params=_BOUNDARY_WALK,
-        y="ignored",
         needs_gradients=False,
     ),
-    "boundary": ArtAttack(
-        cls="BoundaryAttack",
+    "boundary": AttackSpec(
+        build=ArtBuild("BoundaryAttack", y="ignored", fixed={"targeted": False}),
         kind="min-norm",
         norms=_NEAREST_L2,
         description="a walk along the boundary by predicted classes alone (Brendel et al., 2018)",
         params={"max_iter": 200, "num_trial": 20, "sample_size": 20, "delta": 0.1, "epsilon": 0.1},
-        fixed={"targeted": False},
-        y="ignored",
         needs_gradients=False,
     ),
-    "signopt": ArtAttack(
-        cls="SignOPTAttack",
+    "signopt": AttackSpec(
+        build=ArtBuild("SignOPTAttack", y="ignored", fixed={"targeted": False}),
         kind="min-norm",
         norms=_NEAREST_L2,
         description="signs of directional derivatives by predicted classes alone (Cheng et al., 2020)",
         params={"max_iter": 20, "num_trial": 50, "k": 50, "query_limit": 4000},
-        fixed={"targeted": False},
-        y="ignored",
         needs_gradients=False,
         fewest_classes=3,
     ),
-    "simba": ArtAttack(
-        cls="SimBA",
+    "simba": AttackSpec(
+        build=ArtBuild("SimBA", fixed={"attack": "px", "batch_size": 1}, probabilities=True),
         kind="min-norm",
         norms=_NEAREST_L2,
         description="one random pixel after another, steps of 0.2 (Guo et al., 2019)",
         params={"max_iter": 3000, "epsilon": 0.2},
-        fixed={"attack": "px", "batch_size": 1},
         needs_gradients=False,
-        probabilities=True,
     ),
-    "zoo": ArtAttack(
-        cls="ZooAttack",
+    "zoo": AttackSpec(
+        build=ArtBuild(
+            "ZooAttack", fixed={"use_resize": False, "use_importance": False, "nb_parallel": 32, "batch_size": 1}
+        ),
         kind="min-norm",
         norms=_NEAREST_L2,
         description="Carlini & Wagner by differences of predictions, one image at a time (Chen et al., 2017)",
         params={"max_iter": 100, "binary_search_steps": 1, "initial_const": 1.0, "learning_rate": 0.1},
-        fixed={"use_resize": False, "use_importance": False, "nb_parallel": 32, "batch_size": 1},
         needs_gradients=False,
         note="where its search fails that is no robustness",
     ),
-    "pixel": ArtAttack(
-        cls="PixelAttack",
+    "pixel": AttackSpec(
+        build=ArtBuild("PixelAttack", fixed={"es": 1}),
         kind="min-norm",
         norms=_NEAREST_L2,
         description="at most 5 pixels by differential evolution (Su et al., 2019)",
         params={"th": 5, "max_iter": 10},
-        fixed={"es": 1},
         needs_gradients=False,
         fewest_classes=3,
         note="bounds the number of pixels, not the distance reported",
     ),
+}
+
+ART_ATTACKS: dict[str, AttackSpec] = {
+    name: replace(row, foreign=True, samples=None if row.needs_gradients else SLOW_SAMPLES)
+    for name, row in _ROWS.items()
 }

@@ -2,18 +2,15 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
 
-import numpy as np
 import torch
-from art.attacks.attack import EvasionAttack
 from art.estimators.classification.classifier import ClassifierMixin
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dgad_tk.directions import finite
 from dgad_tk.losses import margin, runner_up
-from evaluators.attacks.native import NativeAttack
+from evaluators.attacks.arguments import at_least
+from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows
 
 BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 EDGE = 0.999
@@ -101,21 +98,9 @@ class CarliniWagnerL2(NativeAttack):
         confidence: least lead of the wrong class, in units of the logits (κ in the paper).
         abort_early: leave a c when a tenth of `max_iter` has brought no progress.
         targeted: the labels given are the classes to reach, in place of the true ones.
-        seed: unused, nothing is drawn.
         batch_size: searches at a time.
     """
 
-    attack_params = (
-        *EvasionAttack.attack_params,
-        "initial_const",
-        "binary_search_steps",
-        "max_iter",
-        "learning_rate",
-        "confidence",
-        "abort_early",
-        "targeted",
-        "batch_size",
-    )
     batches_itself = True
 
     def __init__(
@@ -129,31 +114,23 @@ class CarliniWagnerL2(NativeAttack):
         confidence: float = 0.01,
         abort_early: bool = True,
         targeted: bool = False,
-        seed: int = 0,
         batch_size: int = 128,
     ) -> None:
-        super().__init__(estimator, norm="l2", eps=0.0, seed=seed, batch_size=batch_size)
+        super().__init__(estimator, norm="l2", eps=0.0, batch_size=batch_size)
         self.initial_const, self.binary_search_steps, self.max_iter = initial_const, binary_search_steps, max_iter
         self.learning_rate, self.confidence = learning_rate, confidence
         self.abort_early, self._targeted = abort_early, targeted
-        for name, least in (("binary_search_steps", 1), ("max_iter", 1), ("confidence", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"expected {name} >= {least}, got {getattr(self, name)}")
+        at_least(1, binary_search_steps=binary_search_steps, max_iter=max_iter)
+        at_least(0, confidence=confidence)
         for name in ("initial_const", "learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"expected {name} > 0, got {getattr(self, name)}")
         self.interval = max(-(-max_iter // CHECKS), LEAST_INTERVAL) if abort_early else max_iter
 
-    def generate(self, x: NDArray[Any], y: NDArray[Any] | None = None, **kwargs: Any) -> NDArray[np.float32]:
-        """As `NativeAttack.generate`; a targeted attack has to be given `y`."""
-        if self.targeted and y is None:
-            raise ValueError("a targeted attack needs the classes to reach: expected y, got None")
-        return super().generate(x, y, **kwargs)
-
     @torch.no_grad()
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         shape = x.shape[1:]
-        pixels = x.permute(0, 2, 3, 1).flatten(1)
+        pixels = pixel_rows(x)
         result = pixels.clone()
         rows, begun = torch.arange(len(x), device=x.device), 0
         runs = _Runs.begin(rows[:0], pixels[:0], y[:0], self.initial_const)
@@ -167,16 +144,16 @@ class CarliniWagnerL2(NativeAttack):
             over = runs.step == self.binary_search_steps
             result[runs.row[over]] = runs.best[over]
             runs = runs.pick(~over)
-        return _as_images(result, shape)
+        return images_of_rows(result, shape)
 
     def _until_check(self, age: int) -> int:
         return min(self.interval - age % self.interval, self.max_iter - age)
 
-    def _iterate(self, runs: _Runs, shape: torch.Size) -> None:
+    def _iterate(self, runs: _Runs, shape: tuple[int, ...]) -> None:
         tanh = runs.w.tanh()
         x_adv = (tanh * 0.5).add_(0.5)
         with torch.enable_grad():
-            logits = self.victim.logits(_as_images(x_adv.requires_grad_(), shape))
+            logits = self.victim.logits(images_of_rows(x_adv.requires_grad_(), shape))
         answers = logits.detach()
         adversarial, f, push = self._criterion(answers, runs.y)
         push *= torch.where(adversarial, 0, runs.const)[:, None]
@@ -240,9 +217,3 @@ class CarliniWagnerL2(NativeAttack):
 
 def _tanh_space(x: Tensor) -> Tensor:
     return torch.atanh((2 * x - 1).clamp(-EDGE, EDGE))
-
-
-def _as_images(pixels: Tensor, shape: torch.Size) -> Tensor:
-    """Flat pixels, channels last, as images `(N, C, H, W)` in that memory format."""
-    channels, height, width = shape
-    return pixels.view(-1, height, width, channels).permute(0, 3, 1, 2)

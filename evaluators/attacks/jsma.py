@@ -1,12 +1,7 @@
 """The Jacobian-based saliency map attack, one backward pass an iteration, the batch always full."""
 
-from typing import Any
-
-import numpy as np
 import torch
-from art.attacks.attack import EvasionAttack
 from art.estimators.classification.classifier import ClassifierMixin
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dgad_tk.directions import finite
@@ -35,11 +30,9 @@ class SaliencyMap(NativeAttack):
         gamma: share of features that may change.
         targeted: the labels given are the classes to reach. Otherwise they are the true ones, and the class to reach is
             the one with the largest other logit.
-        seed: unused, nothing is drawn.
         batch_size: images at a time.
     """
 
-    attack_params = (*EvasionAttack.attack_params, "theta", "gamma", "targeted", "batch_size")
     batches_itself = True
 
     def __init__(
@@ -49,21 +42,14 @@ class SaliencyMap(NativeAttack):
         theta: float = 1.0,
         gamma: float = 0.1,
         targeted: bool = False,
-        seed: int = 0,
         batch_size: int = 128,
     ) -> None:
-        super().__init__(estimator, eps=0.0, seed=seed, batch_size=batch_size)
+        super().__init__(estimator, eps=0.0, batch_size=batch_size)
         self.theta, self.gamma, self._targeted = theta, gamma, targeted
         if not 0 < abs(theta) <= 1:
             raise ValueError(f"expected theta in [-1, 1] and not 0, got {theta}")
         if not 0 < gamma <= 1:
             raise ValueError(f"expected gamma in (0, 1], got {gamma}")
-
-    def generate(self, x: NDArray[Any], y: NDArray[Any] | None = None, **kwargs: Any) -> NDArray[np.float32]:
-        """As `NativeAttack.generate`; a targeted attack has to be given `y`."""
-        if self.targeted and y is None:
-            raise ValueError("a targeted attack needs the classes to reach: expected y, got None")
-        return super().generate(x, y, **kwargs)
 
     @torch.no_grad()
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:

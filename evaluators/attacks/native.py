@@ -1,7 +1,13 @@
 """What our own attacks share: ART's interface outside, torch inside, draws that belong to images."""
 
+import ctypes
+import inspect
+import sys
 from abc import abstractmethod
-from typing import Any, ClassVar, Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -10,13 +16,14 @@ from art.estimators.classification import PyTorchClassifier
 from art.estimators.classification.classifier import ClassifierMixin
 from art.preprocessing.standardisation_mean_std.numpy import StandardisationMeanStd
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from dgad_tk.draws import Draws
 from dgad_tk.fold import Folded, folded
-from dgad_tk.heap import kept
-from evaluators.attacks.arguments import check_eps, images_of_caller, index_of_caller, labels_of_caller
+from evaluators.attacks.arguments import at_least, check_eps, images_of_caller, index_of_caller, labels_of_caller
+from evaluators.attacks.halfway import NOWHERE, Halfway
+from evaluators.attacks.result import SearchingAttack, SearchResult
 from evaluators.ball import Norm
 from evaluators.estimators import Counted, PredictorClassifier
 
@@ -87,7 +94,7 @@ def _changes_nothing(operation: object) -> bool:
     return standard and bool(np.all(operation.mean == 0) and np.all(operation.std == 1))  # type: ignore[attr-defined]
 
 
-class NativeAttack(EvasionAttack):  # type: ignore[misc]
+class NativeAttack(SearchingAttack):
     """An attack of our own: a subclass writes `search`, on tensors, and works on any suitable estimator of ART.
 
     Args:
@@ -99,13 +106,18 @@ class NativeAttack(EvasionAttack):  # type: ignore[misc]
 
     Attributes:
         draws: the source of random numbers; a test may put in its own.
-        warnings: what the last `generate` wants its reader to know, a sentence each.
+        warnings: what the last `run` wants its reader to know, a sentence each; `search` adds to them.
     """
 
-    attack_params = (*EvasionAttack.attack_params, "norm", "eps", "seed", "batch_size")
     batches_itself: ClassVar[bool] = False
     """`search` gets all images at once and keeps its own batches full, for attacks whose images leave early."""
     _estimator_requirements: ClassVar[tuple[type, ...]] = (PyTorchClassifier,)
+
+    def __init_subclass__(cls) -> None:
+        """What ART's `set_params` may change is what the attack takes."""
+        super().__init_subclass__()
+        own = [name for name in inspect.signature(cls).parameters if name != "estimator"]
+        cls.attack_params = (*EvasionAttack.attack_params, *own)
 
     def __init__(
         self,
@@ -119,45 +131,41 @@ class NativeAttack(EvasionAttack):  # type: ignore[misc]
         super().__init__(estimator=estimator)
         self.norm, self.eps, self.seed, self.batch_size = norm, eps, seed, batch_size
         check_eps(norm, eps)
-        if batch_size < 1:
-            raise ValueError(f"expected batch_size >= 1, got {batch_size}")
+        at_least(1, batch_size=batch_size)
         self.draws: Source = Draws(seed)
         self.warnings: list[str] = []
         self.victim = Victim(estimator)
 
-    def generate(
+    def run(
         self,
-        x: NDArray[Any],
-        y: NDArray[Any] | None = None,
+        x: ArrayLike,
+        y: ArrayLike | None = None,
         *,
-        index: NDArray[np.int64] | None = None,
-        **kwargs: Any,
-    ) -> NDArray[np.float32]:
-        """Adversarial images, float32 of x's shape: what the search found best, whether or not it breaks the model.
-
-        Args:
-            x: images `(N, C, H, W)` of floats in [0, 1].
-            y: true labels, whole numbers `(N,)` or `(N, 1)`, or one-hot `(N, K)`; None takes the estimator's
-                predictions.
-            index: dataset indices `(N,)` that the draws belong to; None counts from 0.
-
-        Raises:
-            ValueError: images or labels that are none of these.
-        """
+        index: ArrayLike | None = None,
+        halfway: Halfway = NOWHERE,
+    ) -> SearchResult:
+        if self.targeted and y is None:
+            raise ValueError("a targeted attack needs the classes to reach: expected y, got None")
         check_eps(self.norm, self.eps)  # ART's set_params may have changed it
-        x = images_of_caller(self.estimator, x)
+        images = images_of_caller(self.estimator, x)
         self.warnings = []
-        if len(x) == 0:
-            return x
-        labels, index = labels_of_caller(self.estimator, x, y), index_of_caller(len(x), index)
-        device, found = self.victim.device, x.copy()
+        if len(images) == 0:
+            return SearchResult(images)
+        labels, places = labels_of_caller(self.estimator, images, y), index_of_caller(len(images), index)
+        with kept():
+            return self.searched(images, labels, places, halfway)
+
+    def searched(
+        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: Halfway
+    ) -> SearchResult:
+        """The result for images, labels and indices that are known to be good, batch by batch."""
+        found = x.copy()
         size = len(x) if self.batches_itself else self.batch_size
         for start in range(0, len(x), size):
             part = slice(start, start + size)
-            tensors = (torch.from_numpy(each[part]).to(device) for each in (x, labels, index))
-            with kept():
-                found[part] = self.search(*tensors).detach().cpu().numpy()
-        return found
+            tensors = (torch.from_numpy(each[part]).to(self.victim.device) for each in (x, y, index))
+            found[part] = self.search(*tensors).detach().cpu().numpy()
+        return SearchResult(found, warnings=self.warnings)
 
     @abstractmethod
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
@@ -168,3 +176,62 @@ class NativeAttack(EvasionAttack):  # type: ignore[misc]
             y: int64 `(N,)`.
             index: int64 `(N,)`, what the draws belong to.
         """
+
+
+def pixel_rows(images: Tensor) -> Tensor:
+    """`(N, C, H, W)` to `(N, H*W*C)`: channels last, as the folded network keeps them, so that nothing is copied."""
+    return images.permute(0, 2, 3, 1).flatten(1)
+
+
+def images_of_rows(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The opposite of `pixel_rows`, for images of this shape `(C, H, W)`; the same memory."""
+    channels, height, width = shape
+    return rows.view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+
+def wrong(logits: Tensor, y: Tensor) -> Tensor:
+    """Where the prediction, the first index of the largest logit, is not `y` or a logit is not finite, bool `(N,)`."""
+    return (logits.argmax(dim=1) != y) | ~logits.isfinite().all(dim=1)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_KEEP = 2**30
+_USUAL = 2**25
+"""Bytes. The largest block that glibc comes to keep by its own rule, and the most that older versions accept."""
+_depth = 0
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Keep the memory that torch frees on a CPU for its next call, until the outermost `with` ends.
+
+    glibc returns large blocks to the system as soon as they are free, and the system clears every page of those it
+    hands out anew: a fifth to a third of a gradient step on a small network, whose feature maps are allocated and freed
+    again in every pass. ONNX Runtime has an arena of its own and torch's allocator for GPUs keeps what it has; for a
+    CPU torch asks glibc each time. Does nothing where the C library is not glibc.
+    """
+    global _depth
+    _depth += 1
+    if _depth == 1:
+        _set_thresholds(_KEEP)
+    try:
+        yield
+    finally:
+        _depth -= 1
+        if _depth == 0:
+            _set_thresholds(_USUAL)
+            if (libc := _libc()) is not None:
+                libc.malloc_trim(0)
+
+
+def _set_thresholds(size: int) -> None:
+    if (libc := _libc()) is not None:
+        if not libc.mallopt(_MMAP_THRESHOLD, size):
+            libc.mallopt(_MMAP_THRESHOLD, _USUAL)
+        libc.mallopt(_TRIM_THRESHOLD, 2 * size - 1)  # an int
+
+
+@cache
+def _libc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None

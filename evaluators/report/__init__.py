@@ -67,7 +67,7 @@ def _attack(outcome: Outcome, n: int) -> dict[str, Any]:
         "surrogate": row.surrogate.name if row.surrogate else None,
         "norm": row.norm,
         "eps": row.eps,
-        "params": dict(row.params),
+        "params": row.settings,
         "robust_accuracy": None,
         "robust": None,
         "n": n,

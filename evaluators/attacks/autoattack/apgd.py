@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dgad_tk.directions import finite
-from dgad_tk.losses import cross_entropy, predicted_wrong
+from dgad_tk.losses import cross_entropy
+from evaluators.attacks.arguments import at_least
 from evaluators.attacks.autoattack.apgd_l1 import L1Ascents, falling_radii
 from evaluators.attacks.autoattack.apgd_seats import Rows, Seats
 from evaluators.attacks.autoattack.apgd_state import Ascents, L2Ascents, LinfAscents
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, TARGETED_DLR_CLASSES, dlr, targeted_dlr
-from evaluators.attacks.native import NativeAttack
+from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows, wrong
 from evaluators.ball import Norm
 
 Loss = Literal["ce", "dlr"]
@@ -51,7 +52,6 @@ class APGD(NativeAttack):
         ValueError: too few classes for the loss, or a count below 1.
     """
 
-    attack_params = (*NativeAttack.attack_params, "loss", "targets", "steps", "restarts", "eot", "wide")
     batches_itself: ClassVar[bool] = True
 
     def __init__(
@@ -70,19 +70,15 @@ class APGD(NativeAttack):
         batch_size: int = 250,
     ) -> None:
         super().__init__(estimator, norm=norm, eps=eps, seed=seed, batch_size=batch_size)
-        self.loss, self.targets, self.steps, self.restarts = loss, targets, steps, restarts
-        self.eot, self.wide = eot, wide
+        self.loss, self.steps, self.restarts, self.eot, self.wide = loss, steps, restarts, eot, wide
         classes = estimator.nb_classes
         self.targets = min(targets, classes - 1)
         if norm not in ASCENTS:
             raise ValueError(f"expected norm linf, l2 or l1, got {norm!r}")
         if loss not in ("ce", "dlr"):
             raise ValueError(f"expected loss ce or dlr, got {loss!r}")
-        if targets < 0:
-            raise ValueError(f"expected targets >= 0, got {targets}")
-        for name in ("steps", "restarts", "eot"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+        at_least(0, targets=targets)
+        at_least(1, steps=steps, restarts=restarts, eot=eot)
         for wanted, name, least in (
             (targets > 0, "targeted DLR", TARGETED_DLR_CLASSES),
             (targets == 0 and loss == "dlr", "DLR", DLR_CLASSES),
@@ -111,7 +107,7 @@ class _Search:
     def __init__(self, attack: APGD, x: Tensor, y: Tensor, index: Tensor) -> None:
         self.attack, self.y, self.index, self.device = attack, y, index, x.device
         self.shape = tuple(x.shape[1:])
-        self.x = _as_rows(x)
+        self.x = pixel_rows(x)
         self.found = self.x.clone()
         self.ascents = ASCENTS[attack.norm]
         lengths = [steps for _, steps in attack.schedule]
@@ -135,7 +131,7 @@ class _Search:
                 else:
                     state.put(self._move(rows), fresh)
             if state is None or not self.seats.live.any():
-                return self._as_images(self.found)
+                return images_of_rows(self.found, self.shape)
             if (kept := self.seats.close()) is not None:
                 state.keep(self._move(kept))
             self._look(state)
@@ -145,8 +141,10 @@ class _Search:
     def _targets(self) -> Tensor:
         """The most likely classes but the label, int64 `(N, targets)`. Images that are wrong already leave."""
         size, ask = self.attack.batch_size, self.attack.victim.logits
-        logits = torch.cat([ask(self._as_images(self.x[at : at + size])) for at in range(0, len(self.x), size)])
-        self.seats.dismiss(np.flatnonzero(_broken(logits, self.y).cpu().numpy()))
+        logits = torch.cat(
+            [ask(images_of_rows(self.x[at : at + size], self.shape)) for at in range(0, len(self.x), size)]
+        )
+        self.seats.dismiss(np.flatnonzero(wrong(logits, self.y).cpu().numpy()))
         others = logits.scatter(1, self.y[:, None], -torch.inf)
         return others.topk(self.attack.targets, dim=1).indices
 
@@ -159,7 +157,7 @@ class _Search:
         noise = torch.empty_like(x)
         for each in np.unique(job):
             rows = self._move(np.flatnonzero(job == each))
-            noise[rows] = _as_rows(draw("apgd", self.shape, index=self.index[who[rows]], epoch=int(each))).to(x)
+            noise[rows] = pixel_rows(draw("apgd", self.shape, index=self.index[who[rows]], epoch=int(each))).to(x)
         if linf:
             noise = 2 * noise - 1
         radius = torch.full_like(x[:, :1], self.attack.schedule[0][0] * self.attack.eps)
@@ -213,7 +211,7 @@ class _Search:
 
     def _ask(self, point: Tensor, y: Tensor, target: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The same of some points, by the last of `eot` passes; the gradient is the mean over them."""
-        images = self._as_images(point).detach().requires_grad_(gradient)
+        images = images_of_rows(point, self.shape).detach().requires_grad_(gradient)
         total: Tensor | float = 0.0
         for _ in range(self.attack.eot if gradient else 1):
             logits = self.attack.victim.logits(images)
@@ -222,21 +220,8 @@ class _Search:
                 (each,) = torch.autograd.grad(loss.sum(), images)
                 total = each if self.attack.eot == 1 else total + each / self.attack.eot
         # Autograd may name one number for all pixels of an image, and a step is computed in the gradient's memory.
-        mean = torch.zeros_like(point) if isinstance(total, float) else finite(_as_rows(total)).contiguous()
-        return loss.detach(), _broken(logits.detach(), y), mean
-
-    def _as_images(self, rows: Tensor) -> Tensor:
-        channels, height, width = self.shape
-        return rows.view(-1, height, width, channels).permute(0, 3, 1, 2)
+        mean = torch.zeros_like(point) if isinstance(total, float) else finite(pixel_rows(total)).contiguous()
+        return loss.detach(), wrong(logits.detach(), y), mean
 
     def _move(self, array: NDArray[np.int64] | NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
-
-
-def _as_rows(images: Tensor) -> Tensor:
-    return images.permute(0, 2, 3, 1).reshape(len(images), -1)
-
-
-def _broken(logits: Tensor, y: Tensor) -> Tensor:
-    """A wrong prediction, or a logit that is not finite, bool `(N,)`."""
-    return predicted_wrong(logits, y) | ~logits.isfinite().all(dim=1)

@@ -1,7 +1,7 @@
 """AutoAttack: stage after stage on what the stages before have left."""
 
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,33 @@ from art.estimators.classification.classifier import ClassifierMixin
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluators.attacks.autoattack.apgd import APGD
+from evaluators.attacks.autoattack.apgd import APGD, Loss
 from evaluators.attacks.autoattack.fab import FAB
 from evaluators.attacks.autoattack.square import Square
 from evaluators.attacks.autoattack.stages import ROBUST, VERSIONS, Stage, Version, ensemble
+from evaluators.attacks.halfway import NOWHERE, Halfway
 from evaluators.attacks.native import NativeAttack
+from evaluators.attacks.result import SearchResult
 from evaluators.ball import Norm, into_ball
-from evaluators.estimators import is_quantised
-from evaluators.units import Halfway
+
+
+@dataclass
+class _Progress:
+    """What the stages so far have made of N images: it goes to disk after each of them.
+
+    Attributes:
+        found: float32 `(N, C, H, W)`, inside the ball.
+        broken_by: int8 `(N,)`, number of the stage that broke an image, ROBUST for none.
+        left: int64, places of the images that the next stage gets.
+        seconds: of each stage.
+        warnings: a sentence each.
+    """
+
+    found: NDArray[np.float32]
+    broken_by: NDArray[np.int8]
+    left: NDArray[np.int64]
+    seconds: list[float]
+    warnings: list[str]
 
 
 class AutoAttack(NativeAttack):
@@ -37,17 +56,11 @@ class AutoAttack(NativeAttack):
         batch_size: images at a time.
 
     Attributes:
-        stages: names, in the order in which they run.
-        broken_by: int8 `(N,)` after `generate`: the number of the stage that broke an image, ROBUST for none.
-        stage_seconds: what each took.
-        halfway: where to keep what is found between stages, if anywhere (`evaluators.units.Halfway`).
+        stages: in the order in which they run.
 
     Raises:
         ValueError: an unknown version.
     """
-
-    attack_params = (*NativeAttack.attack_params, "version", "queries")
-    batches_itself = True
 
     def __init__(
         self,
@@ -65,51 +78,40 @@ class AutoAttack(NativeAttack):
             raise ValueError(f"expected version {', '.join(VERSIONS)}, got {version!r}")
         self.version, self.queries = version, queries
         side = min(estimator.input_shape[1:])
-        chosen, self._notes = ensemble(version, classes=estimator.nb_classes, norm=norm, side=side)
-        self._chosen = chosen
-        self.stages = tuple(stage.name for stage in chosen)
-        self.broken_by: NDArray[np.int8] = np.zeros(0, dtype=np.int8)
-        self.stage_seconds: list[float] = []
-        self.halfway = Halfway(None)
+        self.stages, self._notes = ensemble(version, classes=estimator.nb_classes, norm=norm, side=side)
 
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """An adversarial image where a stage found one, else what the last stage found best."""
-        self.warnings = list(self._notes)
-        images, labels = x.cpu().numpy(), y.cpu().numpy()
-        found = images.copy()
-        self.broken_by, self.stage_seconds = np.full(len(x), ROBUST, dtype=np.int8), []
-        if kept := self.halfway.get():
-            found[kept["changed"]] = kept["found"]
-            self.broken_by, left, self.stage_seconds = kept["broken_by"], kept["left"], kept["stage_seconds"]
-            self.warnings = kept["warnings"]
+        images, labels, places = (each.cpu().numpy() for each in (x, y, index))
+        return torch.from_numpy(self.searched(images, labels, places, NOWHERE).adversarials).to(x.device)
+
+    def searched(
+        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: Halfway
+    ) -> SearchResult:
+        if (kept := halfway.get()) is not None:
+            state = _Progress(**kept)
         else:
             # An image that is wrong as it is needs no search.
-            left = np.flatnonzero(self._predicted(images) == labels)
-        for number, stage in list(enumerate(self._chosen))[len(self.stage_seconds) :]:
-            if len(left) == 0:
+            right = np.flatnonzero(self._predicted(x) == y)
+            state = _Progress(x.copy(), np.full(len(x), ROBUST, dtype=np.int8), right, [], list(self._notes))
+        tensors = [torch.from_numpy(each).to(self.victim.device) for each in (x, y, index)]
+        for number, stage in list(enumerate(self.stages))[len(state.seconds) :]:
+            if len(state.left) == 0:
                 break
-            begun = time.perf_counter()
-            places = torch.from_numpy(left).to(x.device)
-            attack = self._attack(stage)
-            candidates = attack.search(x[places], y[places], index[places]).detach().cpu().numpy()
-            self.warnings += [text for text in attack.warnings if text not in self.warnings]
-            candidates = into_ball(candidates, images[left], self.norm, self.eps)
-            found[left] = candidates
-            broken = self._predicted(candidates) != labels[left]
-            self.broken_by[left[broken]] = number
-            left = left[~broken]
-            self.stage_seconds.append(time.perf_counter() - begun)
-            if number + 1 < len(self._chosen):
-                changed = np.flatnonzero((found != images).any(axis=(1, 2, 3)))
-                self.halfway.put(
-                    changed=changed,
-                    found=found[changed],
-                    broken_by=self.broken_by,
-                    left=left,
-                    stage_seconds=self.stage_seconds,
-                    warnings=self.warnings,
-                )
-        return torch.from_numpy(found).to(x.device)
+            begun, left = time.perf_counter(), state.left
+            attack, rows = self._attack(stage), torch.from_numpy(left).to(self.victim.device)
+            candidates = attack.search(*(each[rows] for each in tensors)).detach().cpu().numpy()
+            state.warnings += [text for text in attack.warnings if text not in state.warnings]
+            state.found[left] = into_ball(candidates, x[left], self.norm, self.eps)
+            broken = self._predicted(state.found[left]) != y[left]
+            state.broken_by[left[broken]] = number
+            state.left = left[~broken]
+            state.seconds.append(time.perf_counter() - begun)
+            if number + 1 < len(self.stages):
+                halfway.put(**vars(state))
+        self.warnings = state.warnings
+        names = [stage.name for stage in self.stages]
+        return SearchResult(state.found, state.broken_by, names, state.seconds, state.warnings)
 
     def _predicted(self, images: NDArray[np.float32]) -> NDArray[np.int64]:
         """The deployed runtime's predictions `(N,)`; -1 where a logit is not finite."""
@@ -125,21 +127,14 @@ class AutoAttack(NativeAttack):
             "batch_size": self.batch_size,
             "restarts": stage.restarts,
         }
-        build: Callable[..., NativeAttack]
-        own: dict[str, Any]
-        wide = self.version == "standard"
-        match stage.name:
-            case "apgd-ce":
-                build, own = APGD, {"loss": "ce", "eot": stage.eot, "wide": wide}
-            case "apgd-dlr":
-                build, own = APGD, {"loss": "dlr", "eot": stage.eot, "wide": wide}
-            case "apgd-t":
-                build, own = APGD, {"targets": stage.targets, "wide": wide}
-            case "fab" | "fab-t":
-                build, own = FAB, {"targets": stage.targets}
-            case _:
-                steps = is_quantised(self.estimator)
-                build, own = Square, {"queries": self.queries, "accept_equal": steps, "rescale": False}
-        attack = build(self.estimator, **common, **own)
+        attack: NativeAttack
+        if stage.name.startswith("apgd"):
+            loss: Loss = "ce" if stage.name == "apgd-ce" else "dlr"
+            wide = self.version == "standard"
+            attack = APGD(self.estimator, loss=loss, targets=stage.targets, eot=stage.eot, wide=wide, **common)
+        elif stage.name.startswith("fab"):
+            attack = FAB(self.estimator, targets=stage.targets, **common)
+        else:
+            attack = Square(self.estimator, queries=self.queries, rescale=False, **common)
         attack.draws, attack.victim = self.draws, self.victim
         return attack

@@ -1,5 +1,6 @@
 """FAB: projections onto the linearised decision boundary, for the nearest image that a model gets wrong."""
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -7,12 +8,14 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from dgad_tk.directions import finite
+from evaluators.attacks.arguments import at_least
 from evaluators.attacks.autoattack.apgd_seats import even
-from evaluators.attacks.autoattack.fab_jobs import Found, Jobs
 from evaluators.attacks.autoattack.fab_projections import Hyperplane, length
-from evaluators.attacks.native import NativeAttack
+from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows, wrong
 from evaluators.ball import Norm
 
+ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
+"""The paper's values (section 4.1): most weight of the image's own projection, extrapolation, and step back."""
 _BLOCK = 3 * 2**15
 """Numbers of a block of images that is moved at once on a CPU: what its cache holds several times over."""
 _SMALLEST_STEP = 1e-8
@@ -20,13 +23,64 @@ _START_RADIUS = 0.5
 _DUAL: dict[str, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
+@dataclass
+class Jobs:
+    """What each place of the batch, or of the queue, works on; int64 `(S,)` each.
+
+    Attributes:
+        image: row of the image.
+        target: class, where there are targets.
+        turn: rank of the target * restarts + restart.
+        age: steps done.
+    """
+
+    image: Tensor
+    target: Tensor
+    turn: Tensor
+    age: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, rows: Tensor | slice) -> "Jobs":
+        return Jobs(self.image[rows], self.target[rows], self.turn[rows], self.age[rows])
+
+    def put(self, rows: Tensor, jobs: "Jobs") -> None:
+        for name, values in vars(jobs).items():
+            getattr(self, name)[rows] = values
+
+
+@dataclass
+class Nearest:
+    """The nearest image so far that the model gets wrong, `(N, D)`, and its distance `(N,)`, at first infinite."""
+
+    image: Tensor
+    distance: Tensor
+
+    def offer(self, rows: Tensor, points: Tensor, distance: Tensor, missed: Tensor) -> None:
+        """Take the points that are missed, which the model gets wrong, and nearer.
+
+        `rows` may hold an image several times, for several jobs.
+        """
+        better = (missed & (distance < self.distance[rows])).nonzero()[:, 0]
+        if not len(better):
+            return
+        self.distance.scatter_reduce_(0, rows[better], distance[better], "amin")
+        better = better[distance[better] == self.distance[rows[better]]]
+        # Of two equally near points the first, whatever the order in which a device writes.
+        first = rows.new_full((len(self.distance),), len(rows))
+        first.scatter_reduce_(0, rows[better], better, "amin")
+        better = better[first[rows[better]] == better]
+        self.image[rows[better]] = points[better]
+
+
 class FAB(NativeAttack):
     """Fast Adaptive Boundary attack (Croce & Hein, ICML 2020, https://arxiv.org/abs/1907.02044, algorithm 1) and FAB-T.
 
     A step takes the point x at hand and the image o to their projections onto the boundary, linearised at x, goes
-    `eta` times as far with both, and combines them as (1 - alpha) x' + alpha o', with alpha the share of x's way in the
-    sum of both ways, at most `alpha_max`. A point that the model gets wrong is kept if it is the nearest so far, and
-    the next step starts from o + `beta` (x - o). The boundary is the one to whichever class is nearest by the
+    ETA times as far with both, and combines them as (1 - alpha) x' + alpha o', with alpha the share of x's way in the
+    sum of both ways, at most ALPHA_MAX. A point that the model gets wrong is kept if it is the nearest so far, and the
+    next step starts from o + BETA (x - o). The boundary is the one to whichever class is nearest by the
     linearisation, or, in FAB-T (Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690, section 4), the one to a
     target class: one gradient a step in place of K - 1. As in the authors' code there is no final search on the line
     between image and point.
@@ -46,22 +100,11 @@ class FAB(NativeAttack):
             within eps are the same.
         seed: of the random starts.
         batch_size: jobs at a time.
-        alpha_max, eta, beta: as above.
 
     Raises:
         ValueError: a parameter out of range.
     """
 
-    attack_params = (
-        *NativeAttack.attack_params,
-        "targets",
-        "steps",
-        "restarts",
-        "minimal",
-        "alpha_max",
-        "eta",
-        "beta",
-    )
     batches_itself: ClassVar[bool] = True
 
     def __init__(
@@ -76,37 +119,27 @@ class FAB(NativeAttack):
         minimal: bool = False,
         seed: int = 0,
         batch_size: int = 250,
-        alpha_max: float = 0.1,
-        eta: float = 1.05,
-        beta: float = 0.9,
     ) -> None:
         super().__init__(estimator, norm=norm, eps=eps, seed=seed, batch_size=batch_size)
         if norm not in _DUAL:
             raise ValueError(f"expected norm to be one of {', '.join(_DUAL)}, got {norm!r}")
-        for name, value, low in (("targets", targets, 0), ("steps", steps, 1), ("restarts", restarts, 1)):
-            if value < low:
-                raise ValueError(f"expected {name} >= {low}, got {value}")
-        for name, share in (("alpha_max", alpha_max), ("beta", beta)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"expected {name} in [0, 1], got {share}")
-        if not eta > 0:
-            raise ValueError(f"expected eta > 0, got {eta}")
+        at_least(0, targets=targets)
+        at_least(1, steps=steps, restarts=restarts)
         self.targets, self.steps, self.restarts, self.minimal = targets, steps, restarts, minimal
-        self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
 
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """The nearest image found that the model gets wrong, as it is where it was wrong already or none was found."""
         logits = torch.cat([self.victim.answers(part) for part in torch.split(x, self.batch_size)])
-        wrong = _wrong(logits, y)
-        flat = _flat(x)
-        found = Found(flat.clone(), torch.where(wrong, 0.0, torch.inf))
-        queue = self._queue(logits, y, (~wrong).nonzero()[:, 0])
+        missed = wrong(logits, y)
+        flat = pixel_rows(x)
+        found = Nearest(flat.clone(), torch.where(missed, 0.0, torch.inf))
+        queue = self._queue(logits, y, (~missed).nonzero()[:, 0])
         places = even(len(queue), self.batch_size)
         jobs, queue = queue[:places], queue[places:]
         origin = flat[jobs.image]
-        point = self._start(origin, jobs, index, x.shape)
+        point = self._start(origin, jobs, index, x.shape[1:])
         while len(jobs):
-            self._step(point, origin, jobs, y[jobs.image], found, x.shape)
+            self._step(point, origin, jobs, y[jobs.image], found, x.shape[1:])
             over = self._over(found)
             leaving = (jobs.age >= self.steps) | over[jobs.image]
             if not leaving.any():
@@ -117,13 +150,13 @@ class FAB(NativeAttack):
             filled = vacant[: len(new)]
             jobs.put(filled, new)
             origin[filled] = flat[new.image]
-            point[filled] = self._start(flat[new.image], new, index, x.shape)
+            point[filled] = self._start(flat[new.image], new, index, x.shape[1:])
             if len(new) < len(vacant):
                 leaving[filled] = False
                 jobs, origin, point = jobs[~leaving], origin[~leaving], point[~leaving]
-        return _images(found.image, x.shape)
+        return images_of_rows(found.image, x.shape[1:])
 
-    def _over(self, found: Found) -> Tensor:
+    def _over(self, found: Nearest) -> Tensor:
         """Images whose jobs have nothing left to do, bool `(N,)`."""
         return torch.zeros_like(found.distance, dtype=torch.bool) if self.minimal else found.distance <= self.eps
 
@@ -139,7 +172,7 @@ class FAB(NativeAttack):
         target = ranked.T[turn // self.restarts].flatten()
         return Jobs(rows.repeat(len(turn)), target, turn.repeat_interleave(len(rows)), torch.zeros_like(target))
 
-    def _start(self, origin: Tensor, jobs: Jobs, index: Tensor, shape: torch.Size) -> Tensor:
+    def _start(self, origin: Tensor, jobs: Jobs, index: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Where jobs begin, `(S, D)`: at the image, or from the second start on at a random point around it."""
         point = origin.clone()
         for turn in torch.unique(jobs.turn).tolist():
@@ -148,22 +181,24 @@ class FAB(NativeAttack):
                 continue
             rows = (jobs.turn == turn).nonzero()[:, 0]
             draw = self.draws.uniform if self.norm == "linf" else self.draws.normal
-            noise = _flat(draw("fab start", tuple(shape[1:]), index=index[jobs.image[rows]], epoch=restart, step=rank))
+            noise = pixel_rows(draw("fab start", shape, index=index[jobs.image[rows]], epoch=restart, step=rank))
             if self.norm == "linf":
                 noise = 2 * noise - 1
             noise *= (_START_RADIUS * self.eps / length(noise, self.norm))[:, None]
             point[rows] = (point[rows] + noise).clamp_(0, 1)
         return point
 
-    def _step(self, point: Tensor, origin: Tensor, jobs: Jobs, labels: Tensor, found: Found, shape: torch.Size) -> None:
+    def _step(
+        self, point: Tensor, origin: Tensor, jobs: Jobs, labels: Tensor, found: Nearest, shape: tuple[int, ...]
+    ) -> None:
         """One step of all jobs; `point` moves in place."""
-        gap, normal = self._boundary(_images(point, shape), jobs.target, labels)
+        gap, normal = self._boundary(images_of_rows(point, shape), jobs.target, labels)
         size = max(1, _BLOCK // point.shape[1]) if point.device.type == "cpu" else len(point)
         blocks = zip(*(torch.split(each, size) for each in (point, origin, gap, normal)), strict=True)
         distance = torch.cat([self._move(*block) for block in blocks])
-        wrong = _wrong(self.victim.answers(_images(point, shape)), labels)
-        found.offer(jobs.image, point, distance, wrong)
-        torch.lerp(origin, point, torch.where(wrong, self.beta, 1.0)[:, None], out=point)
+        missed = wrong(self.victim.answers(images_of_rows(point, shape)), labels)
+        found.offer(jobs.image, point, distance, missed)
+        torch.lerp(origin, point, torch.where(missed, BETA, 1.0)[:, None], out=point)
         jobs.age += 1
 
     def _boundary(self, images: Tensor, target: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,33 +230,17 @@ class FAB(NativeAttack):
         step, way = plane.step(point, gap)
         origin_step, origin_way = plane.step(origin, gap + (origin - point).mul_(normal).sum(dim=1))
         way, origin_way = way.clamp(min=_SMALLEST_STEP), origin_way.clamp(min=_SMALLEST_STEP)
-        alpha = (way / (way + origin_way)).clamp(max=self.alpha_max)[:, None]
-        point.add_(step, alpha=self.eta).lerp_(origin_step.mul_(self.eta).add_(origin), alpha).clamp_(0, 1)
+        alpha = (way / (way + origin_way)).clamp(max=ALPHA_MAX)[:, None]
+        point.add_(step, alpha=ETA).lerp_(origin_step.mul_(ETA).add_(origin), alpha).clamp_(0, 1)
         return length(torch.sub(point, origin, out=step), self.norm)
-
-
-def _wrong(logits: Tensor, labels: Tensor) -> Tensor:
-    """Where the model errs: the first largest logit is not the label's, or one is not finite."""
-    return (logits.argmax(dim=1) != labels) | ~torch.isfinite(logits).all(dim=1)
 
 
 def _gradient(of: Tensor, images: Tensor, *, again: bool) -> Tensor:
     """Gradient of each image's own number, finite, `(N, D)`. The graph is kept if it is needed `again`."""
     # An image's logits depend on that image alone, so the gradient of the sum holds each one's own.
-    return finite(_flat(torch.autograd.grad(of.sum(), images, retain_graph=again)[0]))
+    return finite(pixel_rows(torch.autograd.grad(of.sum(), images, retain_graph=again)[0]))
 
 
 def _way(gap: Tensor, normal: Tensor, norm: Norm) -> Tensor:
     """Distance to the hyperplane as if there were no box, `(N,)`; infinite for a gradient of no use."""
     return torch.nan_to_num(gap.abs() / (1e-12 + length(normal, _DUAL[norm])), nan=torch.inf, posinf=torch.inf)
-
-
-def _flat(images: Tensor) -> Tensor:
-    """`(N, C, H, W)` to `(N, D)`, channels last, as the folded network keeps them, so that nothing is copied."""
-    return images.permute(0, 2, 3, 1).flatten(1)
-
-
-def _images(flat: Tensor, shape: torch.Size) -> Tensor:
-    """The opposite of `_flat` for images of this shape."""
-    _, channels, height, width = shape
-    return flat.view(-1, height, width, channels).permute(0, 3, 1, 2)

@@ -10,11 +10,15 @@ from art.estimators.estimator import BaseEstimator
 from torch import Tensor
 
 from dgad_tk.losses import cross_entropy, margin
+from evaluators.attacks.arguments import at_least
 from evaluators.attacks.autoattack.square_layout import Layout
 from evaluators.attacks.autoattack.square_moves import TILES, WALKS, Walk
-from evaluators.attacks.native import NativeAttack
-from evaluators.ball import Norm
+from evaluators.attacks.native import NativeAttack, wrong
+from evaluators.ball import Norm, into_ball
+from evaluators.estimators import is_quantised
 
+_FIRST_SHARE = 0.8
+"""Share of the image that the first square covers."""
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """The share of the image that a square covers is halved after so many of 10,000 queries (section 5)."""
 _BLOCK = 64
@@ -45,11 +49,10 @@ class Square(NativeAttack):
         eps: radius, a fraction of 1.
         queries: proposals an image and restart, after the first point; the paper and AutoAttack use 5,000. The model
             sees an image at most `restarts * (queries + 1)` times.
-        p_init: share of the image that the first square covers.
         restarts: number of starts; an image that a start has broken is left alone.
         loss: what is to fall: the margin between the label and the best other class, or minus the cross-entropy.
-        accept_equal: take proposals that leave the loss as it is, so that a search on logits of few levels (INT8)
-            does not stand still on a plateau.
+        accept_equal: take proposals that leave the loss as it is, so that a search on logits of few levels does not
+            stand still on a plateau. None does so for INT8.
         rescale: stretch the schedule of the squares' sizes, made for 10,000 queries, to `queries`. AutoAttack does not.
         seed: of all draws.
         batch_size: images a prediction.
@@ -58,7 +61,6 @@ class Square(NativeAttack):
         ValueError: a parameter out of range; later, images of less than 5 pixels a side in L2 or L1.
     """
 
-    attack_params = (*NativeAttack.attack_params, "queries", "p_init", "restarts", "loss", "accept_equal", "rescale")
     batches_itself: ClassVar[bool] = True
     _estimator_requirements: ClassVar[tuple[type, ...]] = (BaseEstimator, ClassifierMixin)
 
@@ -69,10 +71,9 @@ class Square(NativeAttack):
         norm: Norm = "linf",
         eps: float = 8 / 255,
         queries: int = 5000,
-        p_init: float = 0.8,
         restarts: int = 1,
         loss: Literal["margin", "ce"] = "margin",
-        accept_equal: bool = False,
+        accept_equal: bool | None = None,
         rescale: bool = True,
         seed: int = 0,
         batch_size: int = 250,
@@ -80,16 +81,12 @@ class Square(NativeAttack):
         super().__init__(estimator, norm=norm, eps=eps, seed=seed, batch_size=batch_size)
         if norm not in WALKS:
             raise ValueError(f"expected norm in {sorted(WALKS)}, got {norm!r}")
-        if queries < 0:
-            raise ValueError(f"expected queries >= 0, got {queries}")
-        if not 0 < p_init <= 1:
-            raise ValueError(f"expected 0 < p_init <= 1, got {p_init}")
-        if restarts < 1:
-            raise ValueError(f"expected restarts >= 1, got {restarts}")
+        at_least(0, queries=queries)
+        at_least(1, restarts=restarts)
         if loss not in ("margin", "ce"):
             raise ValueError(f"expected loss 'margin' or 'ce', got {loss!r}")
-        self.queries, self.p_init, self.restarts = queries, p_init, restarts
-        self.loss, self.accept_equal, self.rescale = loss, accept_equal, rescale
+        self.queries, self.restarts, self.loss, self.rescale = queries, restarts, loss, rescale
+        self.accept_equal = is_quantised(estimator) if accept_equal is None else accept_equal
 
     @torch.no_grad()
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
@@ -165,13 +162,13 @@ class Square(NativeAttack):
         held = margins > 0
         if not held.all():
             # A tie goes to the first index; an answer that is not finite is none.
-            held = (logits.argmax(dim=1) == y) & logits.isfinite().all(dim=1)
+            held = ~wrong(logits, y)
         return (margins if self.loss == "margin" else -cross_entropy(logits, y)), held
 
     def _side(self, query: int, walk: Walk) -> int:
         """Side of the square of a query, in pixels."""
         of_schedule = int(query / self.queries * 10000) if self.rescale else query
-        share = self.p_init / 2 ** bisect_left(_HALVINGS, of_schedule)
+        share = _FIRST_SHARE / 2 ** bisect_left(_HALVINGS, of_schedule)
         height, width = walk.layout.height, walk.layout.width
         side = max(round(math.sqrt(share * height * width)), walk.min_side)
         if walk.odd and side % 2 == 0:
@@ -182,11 +179,8 @@ class Square(NativeAttack):
         """Points brought back where rounding has carried them out of an L2 or L1 ball."""
         if self.norm == "linf":
             return points
-        delta = (points - x).double()
-        length = torch.linalg.vector_norm(delta.flatten(1), ord=2 if self.norm == "l2" else 1, dim=1)
-        outside = length > self.eps
-        scale = torch.where(outside, self.eps * (1 - 1e-6) / length, 1.0)[:, None, None, None]
-        return torch.where(outside[:, None, None, None], (x + delta * scale).float().clamp(0, 1), points)
+        inside = into_ball(points.cpu().numpy(), x.cpu().numpy(), self.norm, self.eps)
+        return torch.from_numpy(inside).to(points)
 
 
 def _run(sides: list[int], pixels: int) -> int:

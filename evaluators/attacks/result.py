@@ -1,0 +1,68 @@
+"""What an attack answers, as one typed result behind ART's interface."""
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from art.attacks.attack import EvasionAttack
+from numpy.typing import ArrayLike, NDArray
+
+from evaluators.attacks.halfway import NOWHERE, Halfway
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What an attack found for N images.
+
+    Attributes:
+        adversarials: float32 `(N, C, H, W)`; the best found for each image, whether or not it breaks the model.
+        broken_by: int8 `(N,)`, number of the stage of an ensemble that broke the image; -1 for none. None for an attack
+            without stages.
+        stages: names of the ensemble's stages; empty for an attack of one.
+        stage_seconds: of each stage that ran.
+        warnings: what the attack wants its reader to know, a sentence each.
+    """
+
+    adversarials: NDArray[np.float32]
+    broken_by: NDArray[np.int8] | None = None
+    stages: list[str] = field(default_factory=list)
+    stage_seconds: list[float] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class SearchingAttack(EvasionAttack):  # type: ignore[misc]
+    """An attack of ART whose whole answer is a `SearchResult`; `generate` gives the images alone, as ART has it."""
+
+    @abstractmethod
+    def run(
+        self,
+        x: ArrayLike,
+        y: ArrayLike | None = None,
+        *,
+        index: ArrayLike | None = None,
+        halfway: Halfway = NOWHERE,
+    ) -> SearchResult:
+        """Look for adversarial images.
+
+        Args:
+            x: images `(N, C, H, W)` of floats in [0, 1].
+            y: true labels, whole numbers `(N,)` or `(N, 1)`, or one-hot `(N, K)`; None takes the estimator's
+                predictions. A targeted attack takes the classes to reach.
+            index: dataset indices `(N,)` that the draws belong to; None counts from 0.
+            halfway: where an attack of several stages keeps what it has, and finds what it had.
+
+        Raises:
+            ValueError: images, labels or indices that are none of these.
+        """
+
+    def generate(
+        self,
+        x: NDArray[Any],
+        y: NDArray[Any] | None = None,
+        *,
+        index: NDArray[np.int64] | None = None,
+        **kwargs: Any,
+    ) -> NDArray[np.float32]:
+        """Adversarial images, float32 of x's shape; arguments as in `run`."""
+        return self.run(x, y, index=index).adversarials

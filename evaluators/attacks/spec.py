@@ -1,0 +1,132 @@
+"""What a row of ATTACKS says of an attack, and what every attack is told."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dgad_tk import number_text
+from dgad_tk.common import UserError, nearest
+from evaluators.attacks.arguments import check_eps
+from evaluators.attacks.result import SearchingAttack
+from evaluators.ball import Norm
+from evaluators.estimators import PredictorBlackBox, PredictorClassifier
+
+Kind = Literal["budget", "min-norm"]
+Estimator = PredictorClassifier | PredictorBlackBox
+SAMPLES = "samples"
+"""What a user calls the number of images that a slow attack is tried on."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every attack is told.
+
+    Attributes:
+        norm: of the ball that it is judged in, or that a min-norm attack minimises.
+        eps: radius of the ball, a fraction of 1; a min-norm attack has none.
+        seed: of its draws.
+        batch_size: images at a time.
+
+    Raises:
+        ValueError: an eps that cannot be one.
+    """
+
+    norm: Norm
+    eps: float
+    seed: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        check_eps(self.norm, self.eps)
+
+
+Build = Callable[[Estimator, Budget, Mapping[str, Any]], SearchingAttack]
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """A row of ATTACKS. Every attack is given the true labels as `y`, to be moved away from.
+
+    Attributes:
+        kind: `budget` answers inside an eps-ball; `min-norm` looks for the nearest adversarial image and reports
+            success and distance.
+        norms: it can be judged in; a min-norm attack minimises the first.
+        build: the attack for an estimator, a budget and the row's parameters.
+        description: one line for `dgad list attacks`.
+        params: defaults that a user may change (`--set NAME.key=value`), as they are written into the results.
+        choices: what a parameter that is a word may be.
+        samples: only so many of the first images are attacked, which a user may change too; None for all.
+        needs_gradients: it asks for more than predictions.
+        fewest_classes: it works with.
+        searches: it looks around inside the ball, so that what it breaks at one radius it has broken at larger ones. A
+            single step of full size does not.
+        foreign: another library's code runs. What that raises is no bug of ours: its row fails, and the others go on.
+            Its draws belong to the images' places, not to their dataset indices.
+        note: a caution printed with its row.
+    """
+
+    kind: Kind
+    norms: tuple[Norm, ...]
+    build: Build
+    description: str
+    params: Mapping[str, int | float | str] = field(default_factory=dict)
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    samples: int | None = None
+    needs_gradients: bool = True
+    fewest_classes: int = 2
+    searches: bool = True
+    foreign: bool = False
+    note: str = ""
+
+    def settings(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """`params`, and `samples` where the row has them, with `changes`.
+
+        Args:
+            name: of the row, for messages.
+            changes: a text is read as a value of the default's type.
+
+        Raises:
+            UserError: an unknown setting, or a value of another type.
+        """
+        found = {**self.params, **({} if self.samples is None else {SAMPLES: self.samples})}
+        for key, value in changes.items():
+            if key not in found:
+                raise UserError(f"attack '{name}' has no parameter '{key}'", hint=nearest(key, found))
+            default = found[key]
+            read: int | float | str | None
+            if isinstance(default, str):
+                read, expected = value if value in self.choices[key] else None, f"one of {', '.join(self.choices[key])}"
+            elif isinstance(default, int):
+                read, expected = _number(value, least=1), "a whole number of at least 1"
+            else:  # a real number may be 0, as Carlini & Wagner's confidence often is
+                read, expected = _number(value, least=0.0), "a number of at least 0"
+            if read is None:
+                raise UserError(f"{name}.{key} must be {expected}, got {value!r}", hint=f"the default is {default}")
+            found[key] = read
+        return found
+
+    def ready(self, name: str, estimator: Estimator, budget: Budget, params: Mapping[str, Any]) -> SearchingAttack:
+        """The attack called `name`, ready to run.
+
+        Raises:
+            UserError: fewer classes than it can do with, or what else its builder refuses.
+        """
+        if estimator.nb_classes < self.fewest_classes:
+            raise UserError(
+                f"'{name}' needs at least {self.fewest_classes} classes, the model has {estimator.nb_classes}",
+                hint="leave it out; autoattack replaces the stages that it cannot have",
+            )
+        return self.build(estimator, budget, params)
+
+
+def _number(value: Any, *, least: int | float) -> int | float | None:
+    """A number of the type of `least` and no smaller, None where `value` is none. A text is from `--set NAME.key=`."""
+    whole = isinstance(least, int)
+    if isinstance(value, str):
+        try:
+            value = number_text.whole(value) if whole else number_text.real(value)
+        except number_text.NotANumberError:
+            return None
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    return value if number and least <= value < math.inf else None
