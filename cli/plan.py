@@ -53,28 +53,17 @@ def remember(folder: Path, question: Mapping[str, Any], n: int) -> None:
 
 def plan_table(plans: Sequence[tuple[str, dict[str, Any]]]) -> None:
     """Print one table for all models: path and forecast of each, as `Forecast.to_dict` gives it."""
-    from rich.console import Console
-    from rich.table import Table
+    from cli.table import plain_table
 
-    from cli.table import WIDE
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDE)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    several = len(plans) > 1
-    for name in (["model"] if several else []) + ["attack"]:
-        table.add_column(name, no_wrap=True)
-    for name in ("images", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("")
+    lines, notes = [], []
     for path, plan in plans:
         for row in [*plan["rows"], {"id": "total", "images": plan["n"], "seconds": plan["seconds"], "note": ""}]:
-            cells = ["", ""] if row["note"] else [f"{row['images']:,}", _time(row["seconds"])]
-            table.add_row(*([path] if several else []), row["id"], *cells, row["note"])
-    console.print(table)
-    for path, plan in plans:
-        print(f"{f'{path}: ' if several else ''}{summary(plan)}")
+            if row["note"]:
+                notes.append(f"{path}: {row['id']} {row['note']}")
+            else:
+                lines.append([path, row["id"], f"{row['images']:,}", _time(row["seconds"])])
+    plain_table(["model", "attack", "images", "time"], lines, left=2)
+    print("\n".join([*notes, *(f"{path}: {summary(plan)}" for path, plan in plans)]))
 
 
 def summary(plan: Mapping[str, Any]) -> str:

@@ -14,12 +14,12 @@ from dgad_tk.shares import wilson
 from evaluators.evaluate import CHUNK, Progress, evaluate
 from evaluators.rows import Row
 
-FEWEST, GROWTH, MOST = 16, 4, 256
+FEWEST, GROWTH, MOST = 8, 4, 512
 """Images of the first run, how many times as many the next one has, and the most."""
 SECONDS = 4.0
-"""Another run follows only where all before it took less than this."""
-LEAST_SHARE = 0.5
-"""An image costs a row at least this share of the largest run's average: two noisy times may say nothing."""
+"""A third run, and each after it, follows only where all before it took less than this."""
+LEAST_SHARE = 0.05
+"""An image costs at least this share of the largest run's average: two noisy times may say that it costs nothing."""
 LARGEST_STEP = 100
 BEFORE = "clean, checks"
 
@@ -131,43 +131,48 @@ def pilot(
     Raises:
         UserError: what `evaluate` raises.
     """
-    runs: list[tuple[int, dict[str, float]]] = []
-    begun, images = time.perf_counter(), min(FEWEST, len(split))
-    while True:
-        start = time.perf_counter()
+    evaluate(predictor, split.subset(FEWEST), [], batch_size=batch_size)  # warms up
+    runs: dict[str, list[tuple[int, float]]] = {name: [] for name in (BEFORE, *(row.id for row in rows))}
+    begun, images = time.perf_counter(), 0
+    while images < min(MOST, len(split)):
+        # A line takes two runs.
+        if images > FEWEST and leaders(time.perf_counter() - begun) > SECONDS:
+            break
+        images, start = min(GROWTH * images or FEWEST, len(split)), time.perf_counter()
         done = evaluate(
             predictor, split.subset(images), rows, seed=seed, batch_size=batch_size, on_progress=on_progress
         )
-        seconds = {outcome.row.id: outcome.unit.seconds for outcome in done.outcomes if outcome.unit is not None}
-        # Seconds of rows are of one process each, and the processes work at the same time.
-        elapsed = (time.perf_counter() - start) * world().size
-        runs.append((images, {BEFORE: max(0.0, elapsed - sum(seconds.values())), **seconds}))
-        if images == min(MOST, len(split)) or leaders(time.perf_counter() - begun) > SECONDS:
-            break
-        images = min(GROWTH * images, MOST, len(split))
-    once, image = _line(runs, BEFORE, None, least=0.0)  # the checks look at a fixed number of images
+        # Seconds of a row are of one process, and the processes work at the same time.
+        left = (time.perf_counter() - start) * world().size
+        for outcome in done.outcomes:
+            if outcome.unit is not None:
+                runs[outcome.row.id].append((len(outcome.unit.broken), outcome.unit.seconds))
+                left -= outcome.unit.seconds
+        runs[BEFORE].append((images, max(0.0, left)))
+    # The checks look at a fixed number of images, which two small runs would take for a price of each.
+    once, image = _line(runs[BEFORE]) if images == MOST else (runs[BEFORE][-1][1], 0.0)
     forecasts = [RowForecast(BEFORE, once=once, image=image)]
     for outcome in done.outcomes:
-        row, note = outcome.row, f"{outcome.status}: {outcome.reason}" if outcome.unit is None else ""
-        chunk, image = (0.0, 0.0) if note else _line(runs, row.id, row.limit, least=LEAST_SHARE)
-        forecasts.append(RowForecast(row.id, chunk=chunk, image=image, limit=row.limit, note=note))
+        row = outcome.row
+        if outcome.unit is None:
+            forecasts.append(RowForecast(row.id, note=f"{outcome.status}: {outcome.reason}"))
+        else:
+            chunk, image = _line(runs[row.id])
+            forecasts.append(RowForecast(row.id, chunk=chunk, image=image, limit=row.limit))
     robust = [done.worst_case(eps) for eps in done.eps if any(done.judges(outcome, eps) for outcome in done.outcomes)]
     step = min(predictor.classes, LARGEST_STEP)
-    return Forecast(tuple(forecasts), (done.clean_accuracy, *robust), images, step, done.batch_size, world().size)
+    return Forecast(tuple(forecasts), (done.clean_accuracy, *robust), images, step, batch_size, world().size)
 
 
-def _line(
-    runs: Sequence[tuple[int, dict[str, float]]], name: str, limit: int | None, *, least: float
-) -> tuple[float, float]:
-    """A fixed number of seconds, and the seconds of each image: the line through a row's two largest runs.
+def _line(runs: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """A fixed number of seconds, and the seconds of each image: the line through the last two of a row's runs.
 
     Args:
-        least: share of the average that an image costs at least. After a single run, 0 takes all seconds for fixed
-            ones, and any other share takes none of them for fixed.
+        runs: images, and the seconds that they took.
     """
-    times = {min(images, limit or images): seconds[name] for images, seconds in runs if name in seconds}
-    (most, longest), *others = sorted(times.items(), reverse=True)
+    fewer, shorter = runs[-2] if len(runs) > 1 else (0, 0.0)
+    most, longest = runs[-1]
     average = longest / most
-    slope = (longest - others[0][1]) / (most - others[0][0]) if others else average if least else 0.0
-    image = min(average, max(least * average, slope))
+    slope = (longest - shorter) / (most - fewer) if most > fewer else average
+    image = min(average, max(LEAST_SHARE * average, slope))
     return longest - most * image, image

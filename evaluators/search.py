@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dgad_tk.common import UserError, reason_of
 from dgad_tk.predictor import Images, Logits, Predictor
 from evaluators.attacks.halfway import Halfway
+from evaluators.attacks.result import SearchResult
 from evaluators.attacks.spec import Budget
 from evaluators.ball import into_ball, l2, linf
 from evaluators.estimators import Counted, searchable, to_estimator
@@ -42,29 +43,21 @@ class RowFailedError(Exception):
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """What a search ended with.
+class Candidates(SearchResult):
+    """What a row's attack found, not yet brought into the ball, and what that took.
 
     Attributes:
-        images: float32, a candidate for each image, not yet brought into the ball.
         seconds: of the search.
         forwards, backwards: images that passed through the source, both ways.
-        broken_by, stages, stage_seconds, warnings: as in `SearchResult`; -1 where there are no stages.
     """
 
-    images: Images
-    seconds: float
-    forwards: int
-    backwards: int
-    broken_by: NDArray[np.int8]
-    stages: list[str]
-    stage_seconds: list[float]
-    warnings: list[str]
+    seconds: float = 0.0
+    forwards: int = 0
+    backwards: int = 0
 
     def only(self, where: NDArray[np.bool_]) -> "Candidates":
         """Candidates of the images where `where` is true, for another model than the one they were found on."""
-        none = np.full(int(where.sum()), -1, dtype=np.int8)
-        return replace(self, images=self.images[where], broken_by=none, stages=[], stage_seconds=[])
+        return replace(self, adversarials=self.adversarials[where], broken_by=None, stages=[], stage_seconds=[])
 
 
 def search(source: Predictor, row: Row, chunk: Chunk, *, seed: int, batch_size: int, halfway: Halfway) -> Candidates:
@@ -76,25 +69,17 @@ def search(source: Predictor, row: Row, chunk: Chunk, *, seed: int, batch_size: 
     begun = time.perf_counter()
     passes = _Passes(source)
     if len(chunk.labels) == 0:
-        return Candidates(chunk.images, 0.0, 0, 0, np.zeros(0, np.int8), [], [], [])
+        return Candidates(chunk.images)
     budget = Budget(row.norm, row.eps or 0.0, seed, batch_size)
     index = None if row.spec.foreign else chunk.index
     with _failing(row):
         attack = row.spec.ready(row.attack, passes.estimator, budget, row.params)
         found = attack.run(chunk.images, chunk.labels, index=index, halfway=_Counting(halfway, passes))
-        images = np.asarray(found.adversarials, dtype=np.float32)
-        if images.shape != chunk.images.shape:
-            raise ValueError(f"it answered images of shape {chunk.images.shape} with {images.shape}")
-    return Candidates(
-        images,
-        time.perf_counter() - begun + passes.seconds,
-        passes.forwards,
-        passes.backwards,
-        np.full(len(images), -1, dtype=np.int8) if found.broken_by is None else found.broken_by,
-        found.stages,
-        found.stage_seconds,
-        found.warnings,
-    )
+        shape = np.shape(found.adversarials)
+        if shape != chunk.images.shape:
+            raise ValueError(f"it answered images of shape {chunk.images.shape} with {shape}")
+    seconds = time.perf_counter() - begun + passes.seconds
+    return Candidates(**vars(found), seconds=seconds, forwards=passes.forwards, backwards=passes.backwards)
 
 
 @contextmanager
@@ -129,11 +114,14 @@ def verdict(
     asked = chunk.only(todo)
     begun = time.perf_counter()
     if row.eps is not None:
-        x_adv = into_ball(found.images, asked.images, row.norm, row.eps)
+        x_adv = into_ball(found.adversarials, asked.images, row.norm, row.eps)
     else:
-        x_adv = np.clip(np.where(np.isnan(found.images), asked.images, found.images), 0.0, 1.0).astype(np.float32)
+        x_adv = np.clip(np.where(np.isnan(found.adversarials), asked.images, found.adversarials), 0.0, 1.0).astype(
+            np.float32
+        )
     predicted, finite = judge(target, x_adv, batch_size)
     broken = (predicted != asked.labels) | ~finite
+    by = np.full(len(broken), -1, dtype=np.int8) if found.broken_by is None else found.broken_by
     shown = np.flatnonzero(broken)[: GALLERY if gallery else 0]
     return Unit(
         attacked=right.copy(),
@@ -147,7 +135,7 @@ def verdict(
         gallery=x_adv[shown],
         gallery_at=np.flatnonzero(todo)[shown],
         # A stage's own verdict is the search's; a row's is the target's.
-        broken_by=_spread(np.where(broken, found.broken_by, np.int8(-1)), todo, -1),
+        broken_by=_spread(np.where(broken, by, np.int8(-1)), todo, -1),
         stages=found.stages,
         stage_seconds=found.stage_seconds,
         warnings=found.warnings,

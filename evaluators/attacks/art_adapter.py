@@ -13,11 +13,10 @@ import torch
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification.classifier import ClassifierMixin
 from art.estimators.estimator import BaseEstimator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import nn
 
-from evaluators.attacks.arguments import images_of_caller, index_of_caller, labels_of_caller
-from evaluators.attacks.halfway import NOWHERE, Halfway
+from evaluators.attacks.halfway import Halfway
 from evaluators.attacks.result import SearchingAttack, SearchResult
 from evaluators.attacks.spec import Budget, Estimator
 from evaluators.estimators import PredictorClassifier, to_estimator
@@ -87,28 +86,19 @@ class ArtsOwn(SearchingAttack):
         super().__init__(estimator=estimator)
         self.attack, self.y, self.seed = attack, y, seed
 
-    def run(
-        self,
-        x: ArrayLike,
-        y: ArrayLike | None = None,
-        *,
-        index: ArrayLike | None = None,
-        halfway: Halfway = NOWHERE,
+    def searched(
+        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: Halfway
     ) -> SearchResult:
-        images = images_of_caller(self.estimator, x).copy()  # since some of ART's write into what they get
-        if len(images) == 0:
-            return SearchResult(images)
-        labels = labels_of_caller(self.estimator, images, y)
         if self.y == "target":
-            logits = np.array(self.estimator.predict(images))
-            logits[np.arange(len(images)), labels] = -np.inf
-            labels = logits.argmax(axis=1)
-        classes = np.eye(self.estimator.nb_classes, dtype=np.float32)
-        given = None if self.y == "ignored" else classes[labels]
-        entropy = [self.seed & 0xFFFFFFFF, *index_of_caller(len(images), index).tolist()]
+            logits = np.array(self.estimator.predict(x))
+            logits[np.arange(len(x)), y] = -np.inf
+            y = logits.argmax(axis=1)
+        labels = None if self.y == "ignored" else np.eye(self.estimator.nb_classes, dtype=np.float32)[y]
+        entropy = [self.seed & 0xFFFFFFFF, *index.tolist()]
         # What a division by zero makes of an image is NaN, and such an image is no success.
         with seeded(int(np.random.SeedSequence(entropy).generate_state(1)[0])), np.errstate(all="ignore"):
-            return SearchResult(np.asarray(self.attack.generate(images, given), dtype=np.float32))
+            found = self.attack.generate(x.copy(), labels)  # since some of ART's write into what they get
+        return SearchResult(np.asarray(found, dtype=np.float32))
 
 
 class _Derived(np.random.RandomState):

@@ -16,13 +16,13 @@ from art.estimators.classification import PyTorchClassifier
 from art.estimators.classification.classifier import ClassifierMixin
 from art.preprocessing.standardisation_mean_std.numpy import StandardisationMeanStd
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dgad_tk.draws import Draws
 from dgad_tk.fold import Folded, folded
-from evaluators.attacks.arguments import at_least, check_eps, images_of_caller, index_of_caller, labels_of_caller
-from evaluators.attacks.halfway import NOWHERE, Halfway
+from evaluators.attacks.arguments import at_least, check_eps
+from evaluators.attacks.halfway import Halfway
 from evaluators.attacks.result import SearchingAttack, SearchResult
 from evaluators.ball import Norm
 from evaluators.estimators import Counted, PredictorClassifier
@@ -106,7 +106,7 @@ class NativeAttack(SearchingAttack):
 
     Attributes:
         draws: the source of random numbers; a test may put in its own.
-        warnings: what the last `run` wants its reader to know, a sentence each; `search` adds to them.
+        warnings: what the last search wants its reader to know, a sentence each.
     """
 
     batches_itself: ClassVar[bool] = False
@@ -136,35 +136,16 @@ class NativeAttack(SearchingAttack):
         self.warnings: list[str] = []
         self.victim = Victim(estimator)
 
-    def run(
-        self,
-        x: ArrayLike,
-        y: ArrayLike | None = None,
-        *,
-        index: ArrayLike | None = None,
-        halfway: Halfway = NOWHERE,
-    ) -> SearchResult:
-        if self.targeted and y is None:
-            raise ValueError("a targeted attack needs the classes to reach: expected y, got None")
-        check_eps(self.norm, self.eps)  # ART's set_params may have changed it
-        images = images_of_caller(self.estimator, x)
-        self.warnings = []
-        if len(images) == 0:
-            return SearchResult(images)
-        labels, places = labels_of_caller(self.estimator, images, y), index_of_caller(len(images), index)
-        with kept():
-            return self.searched(images, labels, places, halfway)
-
     def searched(
         self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: Halfway
     ) -> SearchResult:
-        """The result for images, labels and indices that are known to be good, batch by batch."""
-        found = x.copy()
+        self.warnings, found = [], x.copy()
         size = len(x) if self.batches_itself else self.batch_size
         for start in range(0, len(x), size):
             part = slice(start, start + size)
             tensors = (torch.from_numpy(each[part]).to(self.victim.device) for each in (x, y, index))
-            found[part] = self.search(*tensors).detach().cpu().numpy()
+            with kept():
+                found[part] = self.search(*tensors).detach().cpu().numpy()
         return SearchResult(found, warnings=self.warnings)
 
     @abstractmethod

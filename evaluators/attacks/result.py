@@ -8,7 +8,9 @@ import numpy as np
 from art.attacks.attack import EvasionAttack
 from numpy.typing import ArrayLike, NDArray
 
+from evaluators.attacks.arguments import check_eps, images_of_caller, index_of_caller, labels_of_caller
 from evaluators.attacks.halfway import NOWHERE, Halfway
+from evaluators.ball import Norm
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,8 @@ class SearchResult:
 
     Attributes:
         adversarials: float32 `(N, C, H, W)`; the best found for each image, whether or not it breaks the model.
-        broken_by: int8 `(N,)`, number of the stage of an ensemble that broke the image; -1 for none. None for an attack
-            without stages.
+        broken_by: int8 `(N,)`, number of the stage of an ensemble that broke the image; -1 for none. None of an
+            attack without stages.
         stages: names of the ensemble's stages; empty for an attack of one.
         stage_seconds: of each stage that ran.
         warnings: what the attack wants its reader to know, a sentence each.
@@ -32,9 +34,15 @@ class SearchResult:
 
 
 class SearchingAttack(EvasionAttack):  # type: ignore[misc]
-    """An attack of ART whose whole answer is a `SearchResult`; `generate` gives the images alone, as ART has it."""
+    """An attack of ART whose whole answer is a `SearchResult`; `generate` gives the images alone, as ART has it.
 
-    @abstractmethod
+    Attributes:
+        norm, eps: of the ball that it stays in; 0 where it knows none.
+    """
+
+    norm: Norm = "linf"
+    eps: float = 0.0
+
     def run(
         self,
         x: ArrayLike,
@@ -55,6 +63,20 @@ class SearchingAttack(EvasionAttack):  # type: ignore[misc]
         Raises:
             ValueError: images, labels or indices that are none of these.
         """
+        if self.targeted and y is None:
+            raise ValueError("a targeted attack needs the classes to reach: expected y, got None")
+        check_eps(self.norm, self.eps)  # ART's set_params may have changed it
+        images = images_of_caller(self.estimator, x)
+        if len(images) == 0:
+            return SearchResult(images)
+        labels, places = labels_of_caller(self.estimator, images, y), index_of_caller(len(images), index)
+        return self.searched(images, labels, places, halfway)
+
+    @abstractmethod
+    def searched(
+        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: Halfway
+    ) -> SearchResult:
+        """The same for arguments that are known to be good."""
 
     def generate(
         self,

@@ -15,7 +15,7 @@ from evaluators.attacks.autoattack.fab import FAB
 from evaluators.attacks.autoattack.square import Square
 from evaluators.attacks.autoattack.stages import ROBUST, VERSIONS, Stage, Version, ensemble
 from evaluators.attacks.halfway import NOWHERE, Halfway
-from evaluators.attacks.native import NativeAttack
+from evaluators.attacks.native import NativeAttack, kept
 from evaluators.attacks.result import SearchResult
 from evaluators.ball import Norm, into_ball
 
@@ -88,8 +88,8 @@ class AutoAttack(NativeAttack):
     def searched(
         self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: Halfway
     ) -> SearchResult:
-        if (kept := halfway.get()) is not None:
-            state = _Progress(**kept)
+        if (before := halfway.get()) is not None:
+            state = _Progress(**before)
         else:
             # An image that is wrong as it is needs no search.
             right = np.flatnonzero(self._predicted(x) == y)
@@ -100,7 +100,8 @@ class AutoAttack(NativeAttack):
                 break
             begun, left = time.perf_counter(), state.left
             attack, rows = self._attack(stage), torch.from_numpy(left).to(self.victim.device)
-            candidates = attack.search(*(each[rows] for each in tensors)).detach().cpu().numpy()
+            with kept():
+                candidates = attack.search(*(each[rows] for each in tensors)).detach().cpu().numpy()
             state.warnings += [text for text in attack.warnings if text not in state.warnings]
             state.found[left] = into_ball(candidates, x[left], self.norm, self.eps)
             broken = self._predicted(state.found[left]) != y[left]
