@@ -4,13 +4,13 @@ Croce & Hein, ICML 2021, https://arxiv.org/abs/2103.01208, section 3.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from evaluators.attacks.autoattack.apgd_state import Ascents, opened
+from evaluators.attacks.autoattack.apgd_state import Ascents
 from evaluators.attacks.autoattack.l1_projection import l1_correction
 
 _WIDER = ((3.0, 0.3), (2.0, 0.3))
@@ -29,16 +29,18 @@ class L1Ascents(Ascents):
     """Steps along the sign of the largest entries of the gradient.
 
     Attributes:
-        x: clean images `(N, F)`.
         density: share of the pixels that a step changes, `(N,)`.
-        changed: pixels that `best` changes, `(N,)`.
-        checked: pixels that it changed at the last checkpoint, `(N,)`.
+        checked: pixels that `best` changed at the last checkpoint, `(N,)`.
+        changed: pixels that it changes, `(N,)`.
     """
 
-    x: Tensor
     density: Tensor
-    changed: Tensor
     checked: Tensor
+    changed: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.changed = torch.zeros_like(self.checked)
 
     @staticmethod
     def windows(steps: int) -> list[int]:
@@ -50,10 +52,8 @@ class L1Ascents(Ascents):
         """Ascents that start at `noise`, projected."""
         point = (x + noise + l1_correction(x, noise, radius[:, 0])).clamp_(0, 1)
         every = torch.full_like(radius[:, 0], x.shape[1])
-        return cls(
-            **opened(point, radius, y, target, step_size=radius.clone()),
-            **_pixels(x, density=torch.full_like(every, _DENSITY), checked=every),
-        )
+        where = {"x": x, "radius": radius, "y": y, "target": target, "point": point}
+        return cls(**where, step_size=radius.clone(), density=torch.full_like(every, _DENSITY), checked=every)
 
     @classmethod
     def begin_wide(cls, x: Tensor, noise: Tensor, radius: Tensor, y: Tensor, target: Tensor) -> Self:
@@ -67,10 +67,9 @@ class L1Ascents(Ascents):
         """Ascents that start at `point`, brought into this radius."""
         point = (point + l1_correction(x, point - x, radius[:, 0])).clamp_(0, 1)
         changed = _count(point, x)
-        return cls(
-            **opened(point, radius, y, target, step_size=radius.clone()),
-            **_pixels(x, density=changed / x.shape[1] / _PER_CHANGED, checked=changed),
-        )
+        where = {"x": x, "radius": radius, "y": y, "target": target, "point": point}
+        density = changed / x.shape[1] / _PER_CHANGED
+        return cls(**where, step_size=radius.clone(), density=density, checked=changed)
 
     def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
         improved = super().observe(loss, gradient)
@@ -95,10 +94,6 @@ class L1Ascents(Ascents):
         steps = self.step_size / (torch.linalg.vector_norm(signs, ord=1, dim=1, keepdim=True) + 1e-10)
         away = torch.addcmul(self.point, signs, steps).sub_(self.x)
         self.point = self.x + away + l1_correction(self.x, away, self.radius[:, 0])
-
-
-def _pixels(x: Tensor, *, density: Tensor, checked: Tensor) -> dict[str, Any]:
-    return {"x": x, "density": density, "changed": torch.zeros_like(checked), "checked": checked}
 
 
 def _count(point: Tensor, x: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
-"""Where the ascents of APGD stand, one a row, and how they go on in Linf and L2.
+"""Where the ascents of APGD stand, one per row, and how they go on in Linf and L2.
 
 Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690, section 3 and algorithm 1. Images are rows here, `(N, F)`:
-no rule depends on the order of their pixels. Every field of a state is a tensor with one row an ascent, so that ascents
-can take each other's places.
+no rule depends on the order of their pixels. Every field of a state is a tensor with one row per ascent, so that
+ascents can take each other's places.
 """
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -27,22 +27,29 @@ class Ascents(ABC):
     """What every norm needs.
 
     Attributes:
+        x: clean images `(N, F)`.
         radius: eps, `(N, 1)`.
         y, target: labels and the classes to move to, int64 `(N,)`.
         point: where each ascent is, `(N, F)`; `gradient` belongs to it once it was looked at.
-        best: the point of highest loss, `(N, F)`; `best_gradient` and `best_loss` `(N,)` belong to it.
         step_size: `(N, 1)`.
+        best: the point of highest loss, `(N, F)`; `best_gradient` and `best_loss` `(N,)` belong to it.
     """
 
+    x: Tensor
     radius: Tensor
     y: Tensor
     target: Tensor
     point: Tensor
-    gradient: Tensor
-    best: Tensor
-    best_gradient: Tensor
-    best_loss: Tensor
     step_size: Tensor
+    gradient: Tensor = field(init=False)
+    best: Tensor = field(init=False)
+    best_gradient: Tensor = field(init=False)
+    best_loss: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Before the first look."""
+        self.gradient, self.best_gradient = torch.zeros_like(self.point), torch.zeros_like(self.point)
+        self.best, self.best_loss = self.point.clone(), torch.full_like(self.radius[:, 0], -math.inf)
 
     @staticmethod
     @abstractmethod
@@ -56,13 +63,13 @@ class Ascents(ABC):
 
     def put(self, rows: Tensor, other: "Ascents") -> None:
         """Let the ascents of `other` take the places `rows`."""
-        for field in fields(self):
-            getattr(self, field.name).index_copy_(0, rows, getattr(other, field.name))
+        for each in fields(self):
+            getattr(self, each.name).index_copy_(0, rows, getattr(other, each.name))
 
     def keep(self, rows: Tensor) -> None:
         """Drop all but `rows`."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name).index_select(0, rows))
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name).index_select(0, rows))
 
     def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
         """Take in what `point` has; where that loss is the highest yet, bool `(N,)`, which is for `improve`."""
@@ -94,21 +101,6 @@ class Ascents(ABC):
         """Take one step in every row. `gradient` is spent."""
 
 
-def opened(point: Tensor, radius: Tensor, y: Tensor, target: Tensor, *, step_size: Tensor) -> dict[str, Any]:
-    """The fields of `Ascents` before the first look."""
-    return {
-        "radius": radius,
-        "y": y,
-        "target": target,
-        "point": point,
-        "gradient": torch.zeros_like(point),
-        "best": point.clone(),
-        "best_gradient": torch.zeros_like(point),
-        "best_loss": torch.full_like(radius[:, 0], -math.inf),
-        "step_size": step_size,
-    }
-
-
 @dataclass(kw_only=True)
 class MomentumAscents(Ascents):
     """With momentum, and a step size that is halved where an ascent oscillates or stalls (section 3.1).
@@ -124,12 +116,18 @@ class MomentumAscents(Ascents):
 
     ord: ClassVar[float]
 
-    previous: Tensor
-    weight: Tensor
-    last_loss: Tensor
-    rises: Tensor
-    checked_loss: Tensor
-    halved: Tensor
+    previous: Tensor = field(init=False)
+    weight: Tensor = field(init=False)
+    last_loss: Tensor = field(init=False)
+    rises: Tensor = field(init=False)
+    checked_loss: Tensor = field(init=False)
+    halved: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.previous, self.weight = self.point.clone(), torch.ones_like(self.radius)
+        self.rises, self.checked_loss = torch.zeros_like(self.best_loss), torch.zeros_like(self.best_loss)
+        self.last_loss, self.halved = self.rises + math.inf, self.rises > 0
 
     @staticmethod
     def windows(steps: int) -> list[int]:
@@ -143,18 +141,8 @@ class MomentumAscents(Ascents):
     @classmethod
     def begin(cls, x: Tensor, noise: Tensor, radius: Tensor, y: Tensor, target: Tensor) -> Self:
         """Ascents that start where `noise`, scaled to the length of the radius, leads from `x`."""
-        point = (x + radius * _unit(noise, cls.ord)).clamp_(0, 1)
-        nothing = torch.zeros_like(radius[:, 0])
-        return cls(
-            **opened(point, radius, y, target, step_size=2 * radius),
-            **cls._around(x, radius),
-            previous=point.clone(),
-            weight=torch.ones_like(radius),
-            last_loss=nothing + math.inf,
-            rises=nothing,
-            checked_loss=nothing.clone(),
-            halved=nothing > 0,
-        )
+        point = (x + radius * (noise / (_length(noise, cls.ord) + _ZERO))).clamp_(0, 1)
+        return cls(x=x, radius=radius, y=y, target=target, point=point, step_size=2 * radius)
 
     def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
         start = self.last_loss == math.inf
@@ -182,11 +170,6 @@ class MomentumAscents(Ascents):
         self.previous, self.point = self.point, self._into_ball(moved)
         self.weight.fill_(MOMENTUM)
 
-    @classmethod
-    @abstractmethod
-    def _around(cls, x: Tensor, radius: Tensor) -> dict[str, Any]:
-        """The fields that describe the ball."""
-
     @abstractmethod
     def _stepped(self) -> Tensor:
         """`point` and a step of the gradient, in the memory of the latter: memory this large costs to get anew."""
@@ -202,12 +185,12 @@ class LinfAscents(MomentumAscents):
 
     ord = math.inf
 
-    low: Tensor
-    high: Tensor
+    low: Tensor = field(init=False)
+    high: Tensor = field(init=False)
 
-    @classmethod
-    def _around(cls, x: Tensor, radius: Tensor) -> dict[str, Any]:
-        return {"low": (x - radius).clamp_(min=0), "high": (x + radius).clamp_(max=1)}
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.low, self.high = (self.x - self.radius).clamp_(min=0), (self.x + self.radius).clamp_(max=1)
 
     def _stepped(self) -> Tensor:
         return torch.addcmul(self.point, self.gradient.sign_(), self.step_size, out=self.gradient)
@@ -221,12 +204,6 @@ class L2Ascents(MomentumAscents):
     """Steps along the normalised gradient, in the ball around `x`; then cut off at 0 and 1, as the authors do."""
 
     ord = 2.0
-
-    x: Tensor
-
-    @classmethod
-    def _around(cls, x: Tensor, radius: Tensor) -> dict[str, Any]:
-        return {"x": x}
 
     def _stepped(self) -> Tensor:
         self.gradient = in_range(self.gradient)
@@ -242,7 +219,3 @@ class L2Ascents(MomentumAscents):
 def _length(vectors: Tensor, ord: float) -> Tensor:
     length: Tensor = torch.linalg.vector_norm(vectors, ord=ord, dim=1, keepdim=True)
     return length
-
-
-def _unit(vectors: Tensor, ord: float) -> Tensor:
-    return vectors / (_length(vectors, ord) + _ZERO)

@@ -121,20 +121,14 @@ class AutoAttack(NativeAttack):
         return np.where(finite, logits.argmax(axis=1), -1)
 
     def _attack(self, stage: Stage) -> NativeAttack:
-        common: dict[str, Any] = {
-            "norm": self.norm,
-            "eps": self.eps,
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "restarts": stage.restarts,
-        }
+        common: dict[str, Any] = {name: getattr(self, name) for name in ("norm", "eps", "seed", "batch_size")}
         attack: NativeAttack
         if stage.name.startswith("apgd"):
             loss: Loss = "ce" if stage.name == "apgd-ce" else "dlr"
-            wide = self.version == "standard"
-            attack = APGD(self.estimator, loss=loss, targets=stage.targets, eot=stage.eot, wide=wide, **common)
+            several: dict[str, Any] = {"targets": stage.targets, "restarts": stage.restarts, "eot": stage.eot}
+            attack = APGD(self.estimator, loss=loss, wide=self.version == "standard", **several, **common)
         elif stage.name.startswith("fab"):
-            attack = FAB(self.estimator, targets=stage.targets, **common)
+            attack = FAB(self.estimator, targets=stage.targets, restarts=stage.restarts, **common)
         else:
             attack = Square(self.estimator, queries=self.queries, rescale=False, **common)
         attack.draws, attack.victim = self.draws, self.victim

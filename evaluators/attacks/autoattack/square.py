@@ -2,19 +2,19 @@
 
 import math
 from bisect import bisect_left
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from art.estimators.classification.classifier import ClassifierMixin
 from art.estimators.estimator import BaseEstimator
 from torch import Tensor
 
-from dgad_tk.losses import cross_entropy, margin
+from dgad_tk.losses import margin
 from evaluators.attacks.arguments import at_least
 from evaluators.attacks.autoattack.square_layout import Layout
 from evaluators.attacks.autoattack.square_moves import TILES, WALKS, Walk
 from evaluators.attacks.native import NativeAttack, wrong
-from evaluators.ball import Norm, into_ball
+from evaluators.ball import Norm
 from evaluators.estimators import is_quantised
 
 _FIRST_SHARE = 0.8
@@ -47,10 +47,8 @@ class Square(NativeAttack):
         estimator: any classifier of ART that answers with logits; probabilities order images alike.
         norm: "linf", "l2" or "l1".
         eps: radius, a fraction of 1.
-        queries: proposals an image and restart, after the first point; the paper and AutoAttack use 5,000. The model
-            sees an image at most `restarts * (queries + 1)` times.
-        restarts: number of starts; an image that a start has broken is left alone.
-        loss: what is to fall: the margin between the label and the best other class, or minus the cross-entropy.
+        queries: proposals per image, after the first point; the paper and AutoAttack use 5,000. The model sees an image
+            at most `queries + 1` times.
         accept_equal: take proposals that leave the loss as it is, so that a search on logits of few levels does not
             stand still on a plateau. None does so for INT8.
         rescale: stretch the schedule of the squares' sizes, made for 10,000 queries, to `queries`. AutoAttack does not.
@@ -71,8 +69,6 @@ class Square(NativeAttack):
         norm: Norm = "linf",
         eps: float = 8 / 255,
         queries: int = 5000,
-        restarts: int = 1,
-        loss: Literal["margin", "ce"] = "margin",
         accept_equal: bool | None = None,
         rescale: bool = True,
         seed: int = 0,
@@ -82,10 +78,7 @@ class Square(NativeAttack):
         if norm not in WALKS:
             raise ValueError(f"expected norm in {sorted(WALKS)}, got {norm!r}")
         at_least(0, queries=queries)
-        at_least(1, restarts=restarts)
-        if loss not in ("margin", "ce"):
-            raise ValueError(f"expected loss 'margin' or 'ce', got {loss!r}")
-        self.queries, self.restarts, self.loss, self.rescale = queries, restarts, loss, rescale
+        self.queries, self.rescale = queries, rescale
         self.accept_equal = is_quantised(estimator) if accept_equal is None else accept_equal
 
     @torch.no_grad()
@@ -94,25 +87,16 @@ class Square(NativeAttack):
             raise ValueError(
                 f"expected images of at least {TILES} pixels a side for Square in {self.norm}, got {tuple(x.shape[1:])}"
             )
-        found = x.clone()
-        for part in torch.split(torch.arange(len(x), device=x.device), max(1, _VALUES // x[0].numel())):
-            left, lowest = part, x.new_full((len(x),), torch.inf)
-            for restart in range(self.restarts):
-                points, loss, held = self._walk(x[left], y[left], index[left], restart)
-                better = ~held | (loss < lowest[left])
-                found[left[better]], lowest[left[better]] = points[better], loss[better]
-                left = left[held]
-                if len(left) == 0:
-                    break
-        return found
+        parts = zip(*(torch.split(each, max(1, _VALUES // x[0].numel())) for each in (x, y, index)), strict=True)
+        return torch.cat([self._walk(*part) for part in parts])
 
-    def _walk(self, x: Tensor, y: Tensor, index: Tensor, restart: int) -> tuple[Tensor, Tensor, Tensor]:
-        """One start: last points `(N, C, H, W)`, their losses, and where the prediction is still right, both `(N,)`."""
+    def _walk(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        """The last points `(N, C, H, W)`."""
         layout = Layout((x.shape[1], x.shape[2], x.shape[3]), channels_last=self.victim.by_module)
         walk = WALKS[self.norm](x, self.eps, layout)
-        walk.start(self.draws.uniform("square start", walk.start_shape, index=index, epoch=restart))
+        walk.start(self.draws.uniform("square start", walk.start_shape, index=index))
         loss, held = self._ask(layout.images(walk.points), y)
-        points, losses, robust = walk.points.clone(), loss.clone(), held.clone()
+        points = walk.points.clone()
         who = torch.arange(len(x), device=x.device)
 
         sides = [self._side(query, walk) for query in range(self.queries)]
@@ -122,40 +106,34 @@ class Square(NativeAttack):
             at = query % _BLOCK
             if at == 0:
                 shape = (_BLOCK, walk.numbers)
-                numbers = self.draws.uniform("square", shape, index=index[who], epoch=restart, step=query // _BLOCK)
+                numbers = self.draws.uniform("square", shape, index=index[who], step=query // _BLOCK)
             steps = _run(sides[query : query + _BLOCK - at], _PIXELS // (walk.copies * len(who) * x.shape[1]))
             walk.prepare(numbers[:, at : at + steps], sides[query])
             for step in range(steps):
                 self._step(walk, step, y[who], loss, held)
             query += steps
             if query == self.queries or not held.all():
-                points[who], losses[who], robust[who] = walk.points, loss, held
+                points[who] = walk.points
                 walk.keep(held)
                 who, numbers, loss, held = who[held], numbers[held], loss[held], held[held]
-        return self._inside(layout.images(points), x), losses, robust
+        return self._inside(layout.images(points), x)
 
     def _step(self, walk: Walk, step: int, y: Tensor, loss: Tensor, held: Tensor) -> None:
         """One proposal for every point that is `held`; updates `loss` and `held`, both `(N,)`, in place."""
         proposals, moved = walk.propose(step)
         asked = (held if moved is None else held & moved).nonzero()[:, 0]
         accepted = torch.zeros_like(held)
-        if len(asked) == len(y):
-            asked_loss, asked_held = self._ask(walk.layout.images(proposals), y)
-            before = loss
-        elif len(asked):
-            asked_loss, asked_held = self._ask(walk.layout.images(proposals.index_select(0, asked)), y[asked])
+        if len(asked):
+            chosen = proposals if len(asked) == len(y) else proposals.index_select(0, asked)
+            margins, right = self._ask(walk.layout.images(chosen), y[asked])
             before = loss[asked]
-        else:
-            walk.settle(accepted)
-            return
-        better = (asked_loss <= before if self.accept_equal else asked_loss < before) | ~asked_held
-        accepted[asked] = better
-        loss[asked] = torch.where(better, asked_loss, before)
-        held[asked] = asked_held
+            better = (margins <= before if self.accept_equal else margins < before) | ~right
+            accepted[asked], held[asked] = better, right
+            loss[asked] = torch.where(better, margins, before)
         walk.settle(accepted)
 
     def _ask(self, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses `(N,)` of images, and where the prediction is right, bool `(N,)`."""
+        """How far the label is ahead, `(N,)`, which is to fall, and where the prediction is right, bool `(N,)`."""
         size = min(self.batch_size, _CPU_BATCH) if images.device.type == "cpu" else self.batch_size
         logits = torch.cat([self.victim.answers(part) for part in torch.split(images, size)])
         margins = margin(logits, y)
@@ -163,7 +141,7 @@ class Square(NativeAttack):
         if not held.all():
             # A tie goes to the first index; an answer that is not finite is none.
             held = ~wrong(logits, y)
-        return (margins if self.loss == "margin" else -cross_entropy(logits, y)), held
+        return margins, held
 
     def _side(self, query: int, walk: Walk) -> int:
         """Side of the square of a query, in pixels."""
@@ -179,8 +157,12 @@ class Square(NativeAttack):
         """Points brought back where rounding has carried them out of an L2 or L1 ball."""
         if self.norm == "linf":
             return points
-        inside = into_ball(points.cpu().numpy(), x.cpu().numpy(), self.norm, self.eps)
-        return torch.from_numpy(inside).to(points)
+        delta = (points - x).double()
+        length = torch.linalg.vector_norm(delta.flatten(1), ord=2 if self.norm == "l2" else 1, dim=1)[
+            :, None, None, None
+        ]
+        inside = (x + delta * (self.eps * (1 - 1e-6) / length)).float().clamp(0, 1)
+        return torch.where(length > self.eps, inside, points)
 
 
 def _run(sides: list[int], pixels: int) -> int:
