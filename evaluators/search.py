@@ -1,5 +1,6 @@
 """One attack on one chunk of images: the search on its source, the verdict by the deployed runtime of the target."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from art.estimators.classification.classifier import ClassifierMixin
 from numpy.typing import NDArray
 
 from dgad_tk.common import UserError, reason_of
@@ -66,20 +66,19 @@ def search(source: Predictor, row: Row, chunk: Chunk, *, seed: int, batch_size: 
     Raises:
         RowFailedError: another library's attack did not come to its end. What ours raises is a bug, and stays one.
     """
-    begun = time.perf_counter()
-    passes = _Passes(source)
     if len(chunk.labels) == 0:
         return Candidates(chunk.images)
+    meter = _Meter(source, halfway)
     budget = Budget(row.norm, row.eps or 0.0, seed, batch_size)
     index = None if row.spec.foreign else chunk.index
     with _failing(row):
-        attack = row.spec.ready(row.attack, passes.estimator, budget, row.params)
-        found = attack.run(chunk.images, chunk.labels, index=index, halfway=_Counting(halfway, passes))
+        attack = row.spec.ready(row.attack, meter.estimator, budget, row.params)
+        found = attack.run(chunk.images, chunk.labels, index=index, halfway=meter)
         shape = np.shape(found.adversarials)
         if shape != chunk.images.shape:
             raise ValueError(f"it answered images of shape {chunk.images.shape} with {shape}")
-    seconds = time.perf_counter() - begun + passes.seconds
-    return Candidates(**vars(found), seconds=seconds, forwards=passes.forwards, backwards=passes.backwards)
+    forwards, backwards, seconds = meter.spent
+    return Candidates(**vars(found), seconds=seconds, forwards=forwards, backwards=backwards)
 
 
 @contextmanager
@@ -113,12 +112,8 @@ def verdict(
     """
     asked = chunk.only(todo)
     begun = time.perf_counter()
-    if row.eps is not None:
-        x_adv = into_ball(found.adversarials, asked.images, row.norm, row.eps)
-    else:
-        x_adv = np.clip(np.where(np.isnan(found.adversarials), asked.images, found.adversarials), 0.0, 1.0).astype(
-            np.float32
-        )
+    eps = math.inf if row.eps is None else row.eps
+    x_adv = into_ball(found.adversarials, asked.images, row.norm, eps)
     predicted, finite = judge(target, x_adv, batch_size)
     broken = (predicted != asked.labels) | ~finite
     by = np.full(len(broken), -1, dtype=np.int8) if found.broken_by is None else found.broken_by
@@ -153,50 +148,44 @@ def with_smaller(unit: Unit, smaller: Unit) -> Unit:
     return replace(unit, **{name: merged(name) for name in fields}, reused=int(known.sum()))
 
 
-class _Passes:
-    """An estimator of a predictor, and how many images went through it."""
+class _Meter(Halfway):
+    """Counts what a search takes, and keeps that with what the attack keeps, so that none of it is lost.
 
-    def __init__(self, source: Predictor) -> None:
-        self._source = source
-        self._asked = 0
-        self._before = (0, 0)
-        self.seconds = 0.0
+    Args:
+        source: the model that is searched on.
+        halfway: where the attack keeps what it has.
+
+    Attributes:
+        estimator: of the source; what passes through it is counted.
+    """
+
+    def __init__(self, source: Predictor, halfway: Halfway) -> None:
+        super().__init__(halfway.path)
+        self._source, self._begun, self._asked = source, time.perf_counter(), 0
+        self._before = (0, 0, 0.0)
         self._counted = Counted(searchable(source)) if source.module is not None else None
-        self.estimator: ClassifierMixin = to_estimator(replace(source, predict=self._predict), module=self._counted)
+        self.estimator = to_estimator(replace(source, predict=self._predict), module=self._counted)
 
     def _predict(self, images: Images) -> Logits:
         self._asked += len(images)
         return self._source.predict(images)
 
     @property
-    def forwards(self) -> int:
-        return self._before[0] + self._asked + (self._counted.forwards if self._counted else 0)
-
-    @property
-    def backwards(self) -> int:
-        return self._before[1] + (self._counted.backwards if self._counted else 0)
-
-    def add(self, forwards: int, backwards: int, seconds: float) -> None:
-        """Count what was done before the process was killed."""
-        self._before, self.seconds = (forwards, backwards), seconds
-
-
-class _Counting(Halfway):
-    """A Halfway that keeps the passes and the time with what the attack keeps, so that none are lost."""
-
-    def __init__(self, halfway: Halfway, passes: _Passes) -> None:
-        super().__init__(halfway.path)
-        self._passes, self._begun = passes, time.perf_counter()
+    def spent(self) -> tuple[int, int, float]:
+        """Images that passed forward and backward, and seconds, those before the process was killed included."""
+        forwards, backwards, seconds = self._before
+        if self._counted is not None:
+            forwards, backwards = forwards + self._counted.forwards, backwards + self._counted.backwards
+        return forwards + self._asked, backwards, seconds + time.perf_counter() - self._begun
 
     def get(self) -> dict[str, Any] | None:
         kept = super().get()
         if kept is not None:
-            self._passes.add(*kept.pop("passes"))
+            self._before = kept.pop("spent")
         return kept
 
     def put(self, **values: Any) -> None:
-        seconds = self._passes.seconds + time.perf_counter() - self._begun
-        super().put(**values, passes=[self._passes.forwards, self._passes.backwards, seconds])
+        super().put(**values, spent=self.spent)
 
 
 def _spread(values: NDArray[Any], where: NDArray[np.bool_], fill: Any) -> NDArray[Any]:

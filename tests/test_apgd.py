@@ -16,6 +16,7 @@ from victims import SHAPE, TwoClassLinear, as_torch, linear_split
 
 from dgad_tk.fold import Folded
 from evaluators.attacks.autoattack.apgd import APGD
+from evaluators.attacks.autoattack.apgd_state import LinfAscents
 from evaluators.attacks.autoattack.dlr import dlr, targeted_dlr
 from evaluators.attacks.autoattack.l1_projection import l1_correction
 from evaluators.estimators import Counted, to_estimator
@@ -109,6 +110,18 @@ def test_iterates_are_the_authors(
     rank = net(x).argsort(dim=1)[:, -1 - max(1, targets)]
     torch.testing.assert_close(attack.objective(net(found), y, rank)[held], highest[held], rtol=0, atol=1e-9)
     assert torch.equal(net(found).argmax(1) == y, held)
+
+
+def test_checkpoints_are_those_of_the_example() -> None:
+    """In APGD's docstring: an ascent of 100 steps that rose in 16 of the first 22 is halved and goes back."""
+    assert [step for step, window in enumerate(LinfAscents.windows(100)) if window] == [22, 41, 57, 70, 80, 87, 93, 99]
+    x = torch.full((2, 4), 0.5)
+    state = LinfAscents.begin(x, torch.ones(2, 4), torch.full((2, 1), 0.1), torch.zeros(2), torch.zeros(2))
+    for step in range(23):
+        state.observe(torch.tensor([1.0 if step <= 16 else 0.0, 1.0]) * step, torch.ones(2, 4))
+    state.rises = torch.tensor([16.0, 17.0])
+    assert state.check(torch.tensor([22.0, 22.0])).tolist() == [True, False]
+    torch.testing.assert_close(state.step_size[:, 0], torch.tensor([0.1, 0.2]))
 
 
 @pytest.mark.usefixtures("double")

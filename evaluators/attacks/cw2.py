@@ -177,7 +177,7 @@ class CarliniWagnerL2(NativeAttack):
         self._adam(runs, gradient)
 
     def _adam(self, runs: _Runs, gradient: Tensor) -> None:
-        """Algorithm 1 of Kingma & Ba (2015) with the bias corrections drawn into the step size, one an image."""
+        """Algorithm 1 of Kingma & Ba (2015) with the bias corrections in the step size, one per image."""
         first, second = BETAS
         runs.age += 1
         runs.mean.lerp_(gradient, 1 - first)

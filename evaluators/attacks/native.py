@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,24 +26,6 @@ from evaluators.attacks.halfway import Halfway
 from evaluators.attacks.result import SearchingAttack, SearchResult
 from evaluators.ball import Norm
 from evaluators.estimators import Counted, PredictorClassifier
-
-
-class Source(Protocol):
-    """Where an attack's random numbers come from: `dgad_tk.draws.Draws`, or a recorded stream in a test."""
-
-    def uniform(self, purpose: str, shape: tuple[int, ...], *, index: Tensor, epoch: int = 0, step: int = 0) -> Tensor:
-        """Uniform on [0, 1), float32 `(len(index), *shape)`."""
-        ...
-
-    def normal(self, purpose: str, shape: tuple[int, ...], *, index: Tensor, epoch: int = 0, step: int = 0) -> Tensor:
-        """Standard normal, float32 `(len(index), *shape)`."""
-        ...
-
-    def integers(
-        self, purpose: str, shape: tuple[int, ...], *, low: int, high: int, index: Tensor, epoch: int = 0, step: int = 0
-    ) -> Tensor:
-        """Integers in [low, high), int64 `(len(index), *shape)`."""
-        ...
 
 
 class Victim:
@@ -105,8 +87,8 @@ class NativeAttack(SearchingAttack):
         batch_size: images at a time.
 
     Attributes:
-        draws: the source of random numbers; a test may put in its own.
-        warnings: what the last search wants its reader to know, a sentence each.
+        draws: where random numbers come from; a test may put in its own.
+        warnings: what the last search wants its reader to know; each is a sentence.
     """
 
     batches_itself: ClassVar[bool] = False
@@ -132,7 +114,7 @@ class NativeAttack(SearchingAttack):
         self.norm, self.eps, self.seed, self.batch_size = norm, eps, seed, batch_size
         check_eps(norm, eps)
         at_least(1, batch_size=batch_size)
-        self.draws: Source = Draws(seed)
+        self.draws = Draws(seed)
         self.warnings: list[str] = []
         self.victim = Victim(estimator)
 

@@ -23,7 +23,7 @@ class SearchResult:
             attack without stages.
         stages: names of the ensemble's stages; empty for an attack of one.
         stage_seconds: of each stage that ran.
-        warnings: what the attack wants its reader to know, a sentence each.
+        warnings: what the attack wants its reader to know; each is a sentence.
     """
 
     adversarials: NDArray[np.float32]

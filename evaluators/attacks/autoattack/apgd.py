@@ -34,6 +34,13 @@ class APGD(NativeAttack):
     highest loss of its last ascent. A robust image takes `steps` passes forward and backward, and a forward pass for
     the last point, in each of its ascents.
 
+    An example in Linf with 100 steps. An ascent begins at a random point of the ball with a step size of 2 eps. It is
+    checked after 22, 41, 57, 70, 80, 87, 93 and 99 steps. If the loss rose in 16 of the first 22 steps, which is at
+    most 75 %, the ascent oscillates: the step size becomes eps, and it goes on from the point of highest loss. The same
+    happens where the highest loss has not risen since the checkpoint before, at which the step size stayed. Otherwise
+    it goes on where it is, with steps of 2 eps. With `targets=9` an image that withstands has nine such
+    ascents, one after another; the first adversarial point in any of them ends them all.
+
     Args:
         estimator: with a torch module.
         norm: "linf", "l2" or "l1".
@@ -42,7 +49,7 @@ class APGD(NativeAttack):
         targets: number of classes to move to, the most likely ones but the label first; at most K - 1 are. 0 for the
             untargeted attack.
         steps: of each ascent.
-        restarts: ascents an image, or for each of its targets.
+        restarts: ascents per image, or per target of an image.
         eot: passes that a gradient is averaged over, for models that answer at random.
         wide: in L1, spend most steps at 3 and 2 times the radius first. The standard ensemble does.
         seed: of the starts. They belong to an image, not to a batch.

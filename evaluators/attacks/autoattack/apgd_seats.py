@@ -1,4 +1,4 @@
-"""Which ascent sits in which row of a batch, and which ones wait. Bookkeeping of integers, on the host."""
+"""Which ascent sits in which row of a batch, and which ones wait: bookkeeping of integers, on the host."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 Rows = NDArray[np.bool_]
 """A mask over the rows."""
 _FEW = 16
-"""Vacant rows are filled or dropped when they are this part of all: either costs as much as the updates of a step."""
+"""Vacant rows are filled or dropped when they are one of so many: either costs as much as the updates of a step."""
 
 
 def even(jobs: int, most: int) -> int:
@@ -25,8 +25,8 @@ class Seats:
 
     Args:
         images: number of images.
-        jobs: ascents that each gets, one after another in the queue: the first of all images, the second of all, …
-        capacity: rows at most; fewer where that spreads the ascents evenly over batches.
+        jobs: ascents per image. The queue holds the first ascents of all images, then the second of all, and so on.
+        capacity: most rows. There are fewer where that spreads the ascents evenly over batches.
         lengths: steps of each phase of an ascent.
 
     Attributes:
@@ -83,7 +83,7 @@ class Seats:
         return rows
 
     def dismiss(self, images: NDArray[np.int64]) -> None:
-        """These are broken: nobody works on them any more."""
+        """These images are broken: their ascents leave."""
         self.broken[images] = True
         self.live &= ~self.broken[self.image]
 

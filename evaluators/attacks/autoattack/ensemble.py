@@ -29,7 +29,7 @@ class _Progress:
         broken_by: int8 `(N,)`, number of the stage that broke an image, ROBUST for none.
         left: int64, places of the images that the next stage gets.
         seconds: of each stage.
-        warnings: a sentence each.
+        warnings: sentences for the reader.
     """
 
     found: NDArray[np.float32]

@@ -67,7 +67,7 @@ class Nearest:
             return
         self.distance.scatter_reduce_(0, rows[better], distance[better], "amin")
         better = better[distance[better] == self.distance[rows[better]]]
-        # Of two equally near points the first, whatever the order in which a device writes.
+        # Of two equally near points the first counts, in whatever order a device writes.
         first = rows.new_full((len(self.distance),), len(rows))
         first.scatter_reduce_(0, rows[better], better, "amin")
         better = better[first[rows[better]] == better]
@@ -82,7 +82,7 @@ class FAB(NativeAttack):
     sum of both ways, at most ALPHA_MAX. A point that the model gets wrong is kept if it is the nearest so far, and the
     next step starts from o + BETA (x - o). The boundary is the one to whichever class is nearest by the
     linearisation, or, in FAB-T (Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690, section 4), the one to a
-    target class: one gradient a step in place of K - 1. As in the authors' code there is no final search on the line
+    target class: one gradient per step in place of K - 1. As in the authors' code there is no final search on the line
     between image and point.
 
     Jobs (image, target, restart) fill batches of their own: one that is done makes room for the next, target by target.

@@ -1,4 +1,4 @@
-"""The nearest point of a hyperplane inside the box [0, 1]^D, in Linf, L2 and L1: what FAB computes twice a step.
+"""The nearest point of a hyperplane inside the box [0, 1]^D, in Linf, L2 and L1: what FAB computes twice per step.
 
 FAB, Croce & Hein, ICML 2020, https://arxiv.org/abs/1907.02044, section 3.1 and appendix A, sorts the break points of a
 piecewise linear function of all D coordinates. Nothing is sorted here. With a point t where <w, t> - b = c, every
@@ -28,7 +28,7 @@ _FIRST_LARGEST = 32
 
 
 class Hyperplane:
-    """{z: <w, z> = b}, one a row: what the projections of several points onto it share.
+    """{z: <w, z> = b}, one per row: what the projections of several points onto it share.
 
     Args:
         w: normals, `(N, D)`, finite. Nothing moves along a normal that is zero.
@@ -79,7 +79,7 @@ class Hyperplane:
             torch.lt(reach, room, out=free)
             slope = _slope(self.weight, free if self.speed is None else free.mul_(self.speed))
             further = torch.where(slope > 0, multiplier + missing / slope, _FAR).clamp_(max=_FAR)
-            # Rounding can leave something missing for ever; who no longer moves has arrived.
+            # Rounding can leave something missing for ever. A row that no longer moves has arrived.
             climbing &= further > multiplier * (1 + _ROUNDING)
             multiplier = torch.where(climbing, further, multiplier)
         return size

@@ -53,10 +53,10 @@ class Square(NativeAttack):
             stand still on a plateau. None does so for INT8.
         rescale: stretch the schedule of the squares' sizes, made for 10,000 queries, to `queries`. AutoAttack does not.
         seed: of all draws.
-        batch_size: images a prediction.
+        batch_size: images at a time.
 
     Raises:
-        ValueError: a parameter out of range; later, images of less than 5 pixels a side in L2 or L1.
+        ValueError: a parameter out of range; later, images with a side of less than 5 pixels in L2 or L1.
     """
 
     batches_itself: ClassVar[bool] = True

@@ -19,7 +19,7 @@ from evaluators.attacks.autoattack.square_layout import Layout, pattern
 from evaluators.ball import Norm, bounds
 
 TILES = 5
-"""Squares a side of the grid that the L2 and L1 walks start from."""
+"""Squares along each side of the grid that the L2 and L1 walks start from."""
 _TINY = 1e-12
 _SLACK = 1e-6
 """By this share walks in L2 and L1 stay away from the ball's surface: float32 sums are not better."""
@@ -36,8 +36,8 @@ class Walk(ABC):
 
     Attributes:
         points: where they are, float32 `(N, C*H*W)` in the order of `layout`.
-        start_shape: uniform numbers an image that `start` takes.
-        numbers: uniform numbers an image and step that `prepare` takes.
+        start_shape: of the uniform numbers that `start` takes per image.
+        numbers: how many uniform numbers `prepare` takes per image and step.
         copies: squares that a step touches.
         min_side: the smallest square of the search.
         odd: squares have an odd side.

@@ -13,7 +13,7 @@ ROBUST = -1
 TARGETS = 9
 """Of the targeted stages, where there are as many other classes."""
 SQUARE_SIDE = 5
-"""The L2 and L1 Square attacks start from a grid of five squares a side."""
+"""The L2 and L1 Square attacks start from a grid of five by five squares."""
 
 
 @dataclass(frozen=True)
