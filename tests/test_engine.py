@@ -230,16 +230,18 @@ def test_two_processes_write_the_record_of_one(trained: Path, tmp_path: Path) ->
 
 
 def test_torchrun_starts_the_attack(trained: Path, tmp_path: Path) -> None:
-    """As a user types it: one table, one folder."""
+    """As a user types it: one table, one folder, and one number of images that a budget is enough for."""
     out = tmp_path / "run"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cli"]
     arguments = ["attack", "--model", str(trained), "--output", str(out), "--limit", "60", "--json", "--quiet"]
+    arguments += ["--budget", "1h"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*launch, *arguments], capture_output=True, text=True, env=environment, check=False, timeout=240
     )
     assert done.returncode == 0, done.stderr
     assert [each["id"] for each in json.loads(done.stdout)["attacks"]] == ["fgsm", "pgd"]
+    assert json.loads((out / "budget.json").read_text())["n"] == 60
 
 
 def test_a_second_run_does_only_what_is_new(

@@ -100,11 +100,11 @@ def test_options_of_methods_are_typed_by_their_fields() -> None:
 
 
 def test_parameters_of_attacks_are_typed_by_their_defaults() -> None:
-    pgd = ATTACKS["pgd"].parameters("pgd", {"steps": "1e1", "relative_step": "1/8", "loss": "dlr"})
+    pgd = ATTACKS["pgd"].settings("pgd", {"steps": "1e1", "relative_step": "1/8", "loss": "dlr"})
     assert (pgd["steps"], pgd["relative_step"], pgd["loss"], pgd["restarts"]) == (10, 0.125, "dlr", 1)
     for bad in ("010", "1.5", "yes", "0"):
         with pytest.raises(UserError, match=f"pgd.steps must be a whole number of at least 1, got '{bad}'"):
-            ATTACKS["pgd"].parameters("pgd", {"steps": bad})
+            ATTACKS["pgd"].settings("pgd", {"steps": bad})
 
 
 @pytest.mark.parametrize("flag", ["--epochs", "--seed", "--batch-size", "--limit-train", "--checkpoint-minutes"])
