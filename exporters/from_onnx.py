@@ -187,16 +187,24 @@ def _any_batch(proto: onnx.ModelProto, tensor: str, runtime: Runtime) -> tuple[n
     """
     image = runtime.image
     answer_with(proto, tensor)
-    twin: nn.Module = _twin(proto)
+    # A quantised or half-precision file is run as something else than it says.
+    runs = proto if precision_of(proto) == "fp32" else runtime_graph(proto)
+    twin: nn.Module = to_torch(runs)
     feed, notes = image.feed(), []
     if not image.has_batch_axis:
         twin = _OneImage(twin)
     few = feed(_images(image, image.batch or BLANK))
     logits = _first_answer(twin, few, runtime)
     if image.batch is not None:
-        twin, free = free_batch(twin, image.batch, lambda count: feed(_images(image, count)))
+        graph = runs if image.has_batch_axis else None
+        twin, free = free_batch(graph, twin, image.batch, lambda count: feed(_images(image, count)))
         if not free:
             notes.append(f"gradients are computed {image.batch} at a time, which is slow: the graph is made for that")
+    # Channels-last weights make the convolutions of a gradient step a fifth to a third faster on a CPU. `Module.to`
+    # would refuse a graph with a constant of five axes.
+    for weight in twin.buffers():
+        if weight.dim() == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     if isinstance(twin, fx.GraphModule):
         freeze_convolutions(twin)
     plain = image.plain and logits.dim() == 2 and logits.dtype is torch.float32
@@ -225,15 +233,3 @@ def _images(image: ImageInput, count: int) -> Tensor:
     """Noise to try a twin on, no image as bright as the next."""
     noise = torch.rand(count, *image.shape, generator=torch.Generator().manual_seed(0))
     return noise * torch.linspace(0.25, 1, count).reshape(-1, 1, 1, 1)
-
-
-def _twin(proto: onnx.ModelProto) -> nn.Module:
-    """The differentiable module of a graph, of what ONNX Runtime runs where the file says something else."""
-    runs = proto if precision_of(proto) == "fp32" else runtime_graph(proto)
-    twin = to_torch(runs)
-    # Channels-last weights make the convolutions of a gradient step a fifth to a third faster on a CPU. `Module.to`
-    # would refuse a graph with a constant of five axes.
-    for weight in twin.buffers():
-        if weight.dim() == 4:
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-    return twin

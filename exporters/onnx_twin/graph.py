@@ -1,6 +1,6 @@
 """The walk over an ONNX graph: from its nodes to an `fx.GraphModule`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,12 +22,16 @@ from exporters.onnx_twin.sizes import Sizes, as_sizes, as_tensor, simplify
 from exporters.onnx_twin.tensors import from_proto
 from exporters.onnx_twin.tracing import Recorder, call
 
+Rewriting = Callable[[Iterable[NodeProto], Mapping[str, Any]], Iterable[NodeProto]]
+"""The nodes to run in the place of others, in turn, with what those before gave."""
 
-def to_torch(model: ModelProto) -> fx.GraphModule:
+
+def to_torch(model: ModelProto, rewriting: Rewriting | None = None) -> fx.GraphModule:
     """The twin of an ONNX image classifier.
 
     Args:
         model: with its tensors inside. It is not changed.
+        rewriting: changes nodes on the way.
 
     Returns:
         A module in eval mode that takes the graph's input, for images `(N, C, H, W)`, and returns its first
@@ -52,7 +56,7 @@ def to_torch(model: ModelProto) -> fx.GraphModule:
     walk = _Walk(opsets)
     values: dict[str, Any] = {image.name: walk.placeholder(image)}
     with converting():
-        walk.run(graph, nodes, values)
+        walk.run(graph, nodes if rewriting is None else rewriting(nodes, values), values)
         result = as_declared(walk.tensor(_value(values, wanted, "the graph's output")), graph.output[0])
     walk.recorder.graph.output(walk.recorder.create_arg(result))
     return _finish(walk.recorder)
