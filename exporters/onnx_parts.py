@@ -7,6 +7,11 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 LIMITS = "no image classifier needs that; docs/security.md names the limits"
 DAMAGED = "copy it again, or export it again"
 
+MOVING = frozenset(
+    ("Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+)
+"""Operators that only move the numbers of their first input, Concat those of all."""
+
 
 class Refused(Exception):
     """A model that is not opened.

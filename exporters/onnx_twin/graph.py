@@ -17,8 +17,8 @@ from exporters.onnx_twin.folding import fold_batch_norm
 from exporters.onnx_twin.limits import converting
 from exporters.onnx_twin.node import HINT, NodeView, describe
 from exporters.onnx_twin.operators import OPERATORS, TAKE_SIZES
-from exporters.onnx_twin.size_operators import SIZE_OPERATORS
-from exporters.onnx_twin.sizes import Sizes, as_sizes, as_tensor, simplify
+from exporters.onnx_twin.size_operators import on_sizes
+from exporters.onnx_twin.sizes import Sizes, as_tensor
 from exporters.onnx_twin.tensors import from_proto
 from exporters.onnx_twin.tracing import Recorder, call
 
@@ -146,11 +146,9 @@ class _Walk:
     def _result(self, node: NodeView, inputs: list[Any]) -> Any:
         key = operator_key(node.domain, node.op_type)
         if any(isinstance(value, Sizes) for value in inputs):
-            entries = [as_sizes(value) for value in inputs if value is not None]
-            if key in SIZE_OPERATORS and len(entries) == len(inputs) and all(array is not None for array in entries):
-                result = SIZE_OPERATORS[key](node, *entries)
-                if result is not None:
-                    return simplify(result)
+            result = on_sizes(node, inputs)
+            if result is not None:
+                return result
             if key not in TAKE_SIZES:
                 inputs = [self.tensor(value) for value in inputs]
         return OPERATORS[key](node, *inputs)
