@@ -17,9 +17,9 @@ from dgad_tk.common import UserError, reason_of, sha256_file
 from dgad_tk.interface import AS_IS, Interface
 from dgad_tk.predictor import Images, Logits, Predictor, check_classes, probe_classes
 from exporters.fixed_batch import free_batch
-from exporters.model_functions import inlined
 from exporters.onnx_input import ImageInput, image_inputs
-from exporters.onnx_output import Squash, answer_with, ends_in_log_softmax, find_logits, find_squash
+from exporters.onnx_output import Squash, answer_with, find_logits, find_squash, is_made_by
+from exporters.onnx_parts import inlined
 from exporters.onnx_session import BLANK, OTHER_SIZE, Runtime, open_session, tried
 from exporters.onnx_twin import to_torch
 from exporters.onnx_twin.freezing import freeze_convolutions
@@ -162,7 +162,7 @@ def _differentiable(
     squash = find_squash(proto, output)
     if squash is None:
         module, notes = _any_batch(proto, output, runtime)
-        if ends_in_log_softmax(proto, output):
+        if is_made_by(proto, output, "LogSoftmax"):
             notes.append("the file answers with log-probabilities: they serve as logits")
         return module, None, notes
     module, notes = _any_batch(proto, squash.logits, runtime)

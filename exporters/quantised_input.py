@@ -8,17 +8,14 @@ levels, 0 to 255 moved to the type's range, which is what such a file is given a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor
 
 from dgad_tk.interface import Interface
+from exporters.onnx_parts import MOVING, constants
 
-MOVING = {"Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
-"""Operators that only move numbers, such as those that bring channels to the front."""
 WITHOUT_SCALE = {"ConvInteger": {0: 2}, "MatMulInteger": {0: 2, 1: 3}}
 """Which input is the zero point of which; the scale comes later, multiplied with others."""
 NEAR = 0.02
@@ -61,30 +58,16 @@ class Levels:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """The numbers, as floats; gradients pass through the rounding, where nothing is clipped."""
-        numbers: Tensor = _Quantise.apply(pixels, self)
-        return numbers
-
-
-class _Quantise(torch.autograd.Function):
-    """Rounding has a gradient of zero almost everywhere; this one has that of the division."""
-
-    @staticmethod
-    def forward(ctx: Any, pixels: Tensor, levels: Levels) -> Tensor:
-        ctx.scale = levels.scale
-        divided = pixels if levels.scale == 1 else pixels / levels.scale
-        numbers = divided.round() + levels.zero_point
-        ctx.save_for_backward((numbers >= levels.low) & (numbers <= levels.high))
-        return numbers.clamp(levels.low, levels.high)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (inside,) = ctx.saved_tensors
-        return gradient * inside / ctx.scale, None
+        divided = pixels / self.scale
+        low, high = self.low - self.zero_point, self.high - self.zero_point
+        rounded = divided.round()
+        inside = divided * ((rounded >= low) & (rounded <= high))
+        return inside + (rounded.clamp(low, high) - inside).detach() + self.zero_point
 
 
 def find_quantiser(graph: GraphProto, name: str) -> Quantiser | None:
     """What the first DequantizeLinear or QLinear operator that takes the input `name` says of its numbers."""
-    constants = _constants(graph)
+    found = constants(graph)
     same = {name}
     for node in graph.node:
         for slot, taken in enumerate(node.input):
@@ -93,9 +76,9 @@ def find_quantiser(graph: GraphProto, name: str) -> Quantiser | None:
             if node.op_type in MOVING and slot == 0:
                 same.update(node.output)
             elif node.op_type in ("DequantizeLinear", "QGemm") or node.op_type.startswith("QLinear"):
-                return _quantiser(node, constants, slot + 1, slot + 2)
+                return _quantiser(node, found, slot + 1, slot + 2)
             elif slot in WITHOUT_SCALE.get(node.op_type, {}):
-                return _quantiser(node, constants, None, WITHOUT_SCALE[node.op_type][slot])
+                return _quantiser(node, found, None, WITHOUT_SCALE[node.op_type][slot])
     return None
 
 
@@ -112,14 +95,6 @@ def _single(node: NodeProto, constants: Mapping[str, TensorProto], slot: int) ->
     proto = constants.get(node.input[slot]) if slot < len(node.input) else None
     values = np.unique(numpy_helper.to_array(proto).astype(np.float64)) if proto is not None else np.empty(0)
     return float(values[0]) if len(values) == 1 else None
-
-
-def _constants(graph: GraphProto) -> dict[str, TensorProto]:
-    found = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            found.update((node.output[0], item.t) for item in node.attribute if item.name == "value")
-    return found
 
 
 def means_grey_levels(quantiser: Quantiser, low: int) -> bool:

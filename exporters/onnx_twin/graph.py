@@ -10,8 +10,8 @@ from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 from torch import Tensor, fx
 
 from dgad_tk.common import UserError
-from exporters.model_functions import inlined
 from exporters.node_order import names_read
+from exporters.onnx_parts import inlined, own_domain
 from exporters.onnx_twin.declarations import as_declared, check_tensor, examples, image_of
 from exporters.onnx_twin.folding import fold_batch_norm
 from exporters.onnx_twin.limits import converting
@@ -44,7 +44,7 @@ def to_torch(model: ModelProto, rewriting: Rewriting | None = None) -> fx.GraphM
     """
     model = inlined(model)
     graph = model.graph
-    opsets = {_domain(entry.domain): entry.version for entry in model.opset_import}
+    opsets = {own_domain(entry.domain): entry.version for entry in model.opset_import}
     if not graph.output:
         raise UserError("the ONNX graph has no output", hint="is it an image classifier?")
     check_tensor(graph.output[0], "output")
@@ -114,7 +114,7 @@ class _Walk:
                 if name in initializers and name not in values:
                     values[name] = from_proto(initializers[name])
                     self.recorder.suggest(values[name], name)
-            domain = _domain(proto.domain)
+            domain = own_domain(proto.domain)
             node = NodeView(proto, self._opsets.get(domain, 0), self.device, partial(self._branch, values))
             inputs = [_value(values, name, str(node)) if name else None for name in proto.input]
             results = self._outputs(node, inputs)
@@ -159,10 +159,6 @@ def operator_key(domain: str, op_type: str) -> str:
     return f"{domain}.{op_type}" if domain else op_type
 
 
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
-
-
 @dataclass(frozen=True)
 class _Missing:
     """An output that the twin does not compute; only asking for it is an error."""
@@ -200,7 +196,7 @@ def _check_operators(nodes: Iterable[NodeProto], opsets: Mapping[str, int]) -> N
     """
     unknown: dict[str, str] = {}
     for node in nodes:
-        domain = _domain(node.domain)
+        domain = own_domain(node.domain)
         key = operator_key(domain, node.op_type)
         if key not in OPERATORS:
             unknown.setdefault(key, describe(node.op_type, domain, opsets.get(domain, 0), node.name))
