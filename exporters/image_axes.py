@@ -30,7 +30,7 @@ def which_layout(declared: Sequence[int | None], known: Shape | None, where: str
     Raises:
         UserError: it can be the first and the last.
     """
-    fitting: list[Layout] = [layout for layout in ("nchw", "nhwc") if as_nchw(declared, layout) == known]
+    fitting: list[Layout] = [layout for layout in ("nchw", "nhwc") if known and fits(as_nchw(declared, layout), known)]
     if len(fitting) == 1:
         return fitting[0]
     first, middle, last = declared

@@ -1,5 +1,6 @@
 """ONNX files, run by ONNX Runtime on images, in the batches that they take."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,17 @@ from numpy.typing import NDArray
 from dgad_tk.common import UserError
 from dgad_tk.predictor import Images
 from exporters.onnx_input import ImageInput
-from exporters.runtime_errors import runtime_reason
 from exporters.runtime_memory import bound_memory
 
 OTHER_SIZE = "is it a classifier of images of this size? --image-size sets that of an image folder"
 BLANK = 3
 """Images to try a file on that takes any number. Few graphs are traced with so many and keep that as a constant."""
+LONGEST_REASON = 200
+"""Characters of what ONNX Runtime says."""
+
+_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_SOURCE = re.compile(r"/onnxruntime_src/\S+:\d+ (?:[^()]*\((?:[^()]|\([^()]*\))*\) )?")
+"""A file of its source, a line, and often the signature of the function there."""
 
 
 class Runtime:
@@ -109,3 +115,12 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
             f"ONNX Runtime cannot load '{path}': {runtime_reason(error, path)}",
             hint=f"export it again, with operators that ONNX Runtime {onnxruntime.__version__} has",
         ) from None
+
+
+def runtime_reason(error: Exception, path: Path | None = None) -> str:
+    """What ONNX Runtime says when it cannot load or run a file, without code, places in its source and `path`, which it names over and over."""
+    text = " ".join(str(error).split())
+    if path is not None:
+        text = text.replace(str(path), "it")
+    text = _SOURCE.sub("", _CODE.sub("", text)).strip()
+    return (text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…") or type(error).__name__

@@ -61,6 +61,7 @@ class Levels:
         divided = pixels / self.scale
         low, high = self.low - self.zero_point, self.high - self.zero_point
         rounded = divided.round()
+        # Two numbers at most a half apart have an exact difference: what is added up is an integer again.
         inside = divided * ((rounded >= low) & (rounded <= high))
         return inside + (rounded.clamp(low, high) - inside).detach() + self.zero_point
 
