@@ -1,8 +1,8 @@
 """Tensors whose numbers lie in files beside the model, opened where ONNX Runtime opens them.
 
 What counts is where a file really lies, not the links on the way: below the folder of the model's path, or below the
-folder of the file that this path leads to. A hub's cache of blobs and a mounted volume are read so; what leads
-elsewhere is not.
+folder of the file that this path leads to. So a hub's cache of blobs and a mounted volume are read, and
+what leads elsewhere is not.
 """
 
 import os

@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 
 from dgad_tk.common import UserError
 from exporters.onnx_twin import to_torch
+from exporters.onnx_twin.declarations import image_of
 from exporters.onnx_twin.tracing import example, fixed_sizes
 
 TOLERANCE = 1e-4
@@ -103,8 +104,7 @@ def freed(model: ModelProto, shape: Sequence[int]) -> tuple[ModelProto, fx.Graph
     """
     free = ModelProto()
     free.CopyFrom(model)
-    stored = {tensor.name for tensor in free.graph.initializer}
-    (image,) = (each for each in free.graph.input if each.name not in stored)
+    image = image_of(free.graph)
     kind = image.type.tensor_type.elem_type
     image.CopyFrom(helper.make_tensor_value_info(image.name, kind, shape))
     rewriting = _Rewriting(shape[0])

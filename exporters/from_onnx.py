@@ -1,4 +1,4 @@
-"""ONNX files, opened: ONNX Runtime predicts, their twin differentiates."""
+"""ONNX files, opened: ONNX Runtime predicts, and a differentiable twin of the graph gives gradients."""
 
 import math
 from contextlib import redirect_stderr, suppress
@@ -27,14 +27,14 @@ from exporters.read_onnx import read_onnx
 from exporters.runtime_graph import logit_step, precision_of, runtime_graph
 
 SQUASH_TOLERANCE = 1e-2
-"""On probabilities: is what we take for the final Softmax one over the classes?"""
+"""Largest difference of probabilities at which what looks like the final Softmax is one over the classes."""
 
 
 class NoGradients(UserError):
-    """The runtime runs a file, but no differentiable module can be made of it.
+    """ONNX Runtime runs a file, but no differentiable module can be made of it.
 
     Attributes:
-        predictor: a black box, for those who need no gradients.
+        predictor: answers without gradients, for those who need none.
     """
 
     def __init__(self, obstacle: UserError, predictor: Predictor) -> None:
@@ -45,9 +45,17 @@ class NoGradients(UserError):
 def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, interface: Interface = AS_IS) -> Predictor:
     """Open an ONNX classifier: ONNX Runtime predicts, the twin differentiates.
 
-    Where a file ends in a Softmax or Sigmoid, gradients come from the logits before it, and `predict` returns the
-    logarithm of the file's own answer: the same logits up to a constant an image, with the same first largest entry,
-    so that a verdict is always the file's. `Predictor.finish` makes the one of the other.
+    The steps are: read and check the file; open a session; find the input that is an image and the output that holds
+    the logits, by running blank images; build the twin. A file whose input is uint8 `(1, 224, 224, 3)` and whose graph
+    ends in `Reshape(x, [1, -1]) -> Gemm -> Softmax` is opened like this:
+
+        predict   images are rounded to grey levels, moved to (N, H, W, C) and given to the file one at a time;
+                  what comes back is the logarithm of its probabilities
+        module    the twin of the graph up to Gemm, with `Reshape(x, [-1, 2048])`, for any number of images at once
+
+    Where a file ends in a Softmax or Sigmoid, gradients come from the logits before it. `predict` returns the logarithm
+    of the file's own answer: the same logits up to a constant per image, with the same first largest entry. So a
+    verdict is always the file's. `Predictor.finish` turns the twin's logits into what `predict` returns.
 
     Args:
         input_shape: (C, H, W), where the graph leaves its input's shape open or takes flat images.
@@ -128,7 +136,7 @@ def _check_shape(shape: tuple[int, int, int], artifact: Artifact | None, where: 
 
 
 class _Fed(nn.Module):
-    """The twin of a graph behind what turns images into its input, with float32 logits `(N, K)`."""
+    """The twin of a graph, given its input as made from images. Gives float32 logits `(N, K)`."""
 
     def __init__(self, image: ImageInput, twin: nn.Module) -> None:
         super().__init__()
@@ -154,28 +162,26 @@ class _OneImage(nn.Module):
 def _differentiable(
     proto: onnx.ModelProto, output: str, runtime: Runtime
 ) -> tuple[nn.Module, Squash | None, list[str]]:
-    """The module that gradients come from, what it leaves out of the end of the graph, and what to say about it.
+    """The module that gradients come from, the end of the graph that it leaves out, and notes about it.
 
     Args:
         proto: changed in place.
     """
     squash = find_squash(proto, output)
-    if squash is None:
-        module, notes = _any_batch(proto, output, runtime)
-        if is_made_by(proto, output, "LogSoftmax"):
-            notes.append("the file answers with log-probabilities: they serve as logits")
-        return module, None, notes
-    module, notes = _any_batch(proto, squash.logits, runtime)
-    images = _images(runtime.image, runtime.image.batch or BLANK)
-    with torch.no_grad():
-        ours = squash.probabilities(module(images)).numpy()
-    theirs = runtime.rows(images.numpy(), output)
-    if ours.shape == theirs.shape and np.abs(ours - theirs).max() <= SQUASH_TOLERANCE:
-        notes.append(
-            f"gradients come from the logits before the final {squash.kind}, verdicts from the file's own answer"
-        )
-        return module, squash, notes
-    module, notes = _any_batch(proto, output, runtime)  # it is not one over the classes
+    if squash is not None:
+        module, notes = _any_batch(proto, squash.logits, runtime)
+        images = _images(runtime.image, runtime.image.batch or BLANK)
+        with torch.no_grad():
+            ours = squash.probabilities(module(images)).numpy()
+        theirs = runtime.rows(images.numpy(), output)
+        if ours.shape == theirs.shape and np.abs(ours - theirs).max() <= SQUASH_TOLERANCE:
+            notes.append(
+                f"gradients come from the logits before the final {squash.kind}, verdicts from the file's own answer"
+            )
+            return module, squash, notes
+    module, notes = _any_batch(proto, output, runtime)
+    if is_made_by(proto, output, "LogSoftmax"):
+        notes.append("the file answers with log-probabilities: they serve as logits")
     return module, None, notes
 
 
@@ -230,6 +236,6 @@ def _first_answer(twin: nn.Module, few: Tensor, runtime: Runtime) -> Tensor:
 
 
 def _images(image: ImageInput, count: int) -> Tensor:
-    """Noise to try a twin on, no image as bright as the next."""
+    """Noise to try a twin on. Each image is brighter than the one before."""
     noise = torch.rand(count, *image.shape, generator=torch.Generator().manual_seed(0))
     return noise * torch.linspace(0.25, 1, count).reshape(-1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Which axes of an input are the channels, the height and the width of an image, by its sizes and the known images'."""
+"""Which axes of an input are an image's channels, height and width: told by their sizes and by the known images."""
 
 from collections.abc import Sequence
 

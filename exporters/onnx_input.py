@@ -1,4 +1,4 @@
-"""What an ONNX file takes: its one input read as images, and images turned into it."""
+"""What an ONNX file takes: its one input, read as images, and how images become that input."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ class ImageInput:
         interface: as asked for, with the layout and range that were found.
         has_batch_axis: False where the file takes one image as it is, without an axis that counts images.
         levels: how pixels become the numbers of an input of 8 bits, else None.
-        remarks: what else to know about this reading, a sentence each.
+        remarks: what else to know about this reading, one sentence each.
     """
 
     name: str
@@ -68,7 +68,7 @@ class ImageInput:
 
     @property
     def notes(self) -> list[str]:
-        """What differs from float images `(N, C, H, W)` of any number, a sentence each."""
+        """What differs from any number of float images `(N, C, H, W)`, one sentence each."""
         raw = self.levels is not None and self.levels.scale == 1 and self.interface.input_range == GREY_LEVELS
         raw = raw and not (self.interface.mean or self.interface.std)
         found = [self.interface.note] if self.interface.note and not raw else []
@@ -95,10 +95,10 @@ class ImageInput:
 
 
 class Feed(nn.Module):
-    """Images `(N, C, H, W)` in [0, 1] to what the graph of a file computes with; differentiable.
+    """Turns images `(N, C, H, W)` in [0, 1] into what the graph of a file computes with. Differentiable.
 
-    The twin and ONNX Runtime are both fed by this. Integers stay float numbers here, since only those have gradients.
-    The axis for the batch stays too, whether or not the file has one.
+    The twin and ONNX Runtime are both fed by it. Integers stay floats here, since only floats have gradients. The axis
+    for the batch stays, whether or not the file has one.
     """
 
     def __init__(self, image: ImageInput) -> None:

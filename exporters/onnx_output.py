@@ -17,7 +17,7 @@ from exporters.onnx_parts import computes, constants, makers
 
 SQUASHES: tuple[Literal["Softmax", "Sigmoid"], ...] = ("Softmax", "Sigmoid")
 SIGMOID_ERROR = 2**-22
-"""Of ONNX Runtime's Sigmoid on a CPU, which is a rational function: 9e-8 was measured near 1e-6, and 0 from -18 on."""
+"""Error of ONNX Runtime's Sigmoid on a CPU, a rational function: 9e-8 was measured near 1e-6; below -18 it gives 0."""
 FLOATS = frozenset(map(np.dtype, ("float16", "float32", "float64")))
 QUANTISED = frozenset(map(np.dtype, ("int8", "uint8", "int32")))
 TELLING = ("logit", "score", "output", "prob", "class")
@@ -78,7 +78,7 @@ def find_logits(
 
 
 def _are_logits(answer: Any, images: int, kinds: Collection[np.dtype[Any]]) -> bool:
-    """Whether it is a row of K >= 2 numbers an image: `(N, K)`, perhaps with axes of size 1; of one image `(K,)`."""
+    """Whether it is a row of K >= 2 numbers per image: `(N, K)`, perhaps with axes of size 1; of one image `(K,)`."""
     if not isinstance(answer, np.ndarray) or answer.dtype not in kinds or answer.size < 2 * images:
         return False
     if images == 1 and answer.ndim == 1:
@@ -88,7 +88,7 @@ def _are_logits(answer: Any, images: int, kinds: Collection[np.dtype[Any]]) -> b
 
 @dataclass(frozen=True)
 class Squash:
-    """A final Softmax or Sigmoid, which leaves the order of the classes what it is.
+    """A final Softmax or Sigmoid. It keeps the order of the classes.
 
     Attributes:
         logits: the tensor before it.
@@ -102,7 +102,7 @@ class Squash:
 
     @property
     def error(self) -> float:
-        """By how much a runtime's answers are off whatever their size; of a Softmax small answers have small errors."""
+        """Error of the runtime's answers, however small they are. A Softmax has none: its small answers have small errors."""
         return SIGMOID_ERROR if self.kind == "Sigmoid" else 0.0
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class Squash:
         return logits.softmax(dim=1) if self.kind == "Softmax" else logits.sigmoid()
 
     def log_probabilities(self, probabilities: Tensor, dtype: np.dtype[Any]) -> Tensor:
-        """The logarithm of what a file answers in `dtype`, as far down as it can tell one number from the next."""
+        """The logarithm of a file's answers in `dtype`; those below its smallest number or step count as that."""
         return probabilities.clamp(min=max(self.step, float(np.finfo(dtype).tiny))).log()
 
     def logits_of(self, answers: NDArray[Any]) -> Logits:

@@ -1,4 +1,4 @@
-"""ONNX files, run by ONNX Runtime on images, in the batches that they take."""
+"""ONNX files, run by ONNX Runtime on images, in the batches that they take; and what it says when it cannot."""
 
 import re
 from collections.abc import Sequence
@@ -118,7 +118,7 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def runtime_reason(error: Exception, path: Path | None = None) -> str:
-    """What ONNX Runtime says when it cannot load or run a file, without code, places in its source and `path`, which it names over and over."""
+    """What ONNX Runtime says, in one line: without its code, places in its source, and `path`, which it repeats."""
     text = " ".join(str(error).split())
     if path is not None:
         text = text.replace(str(path), "it")

@@ -1,9 +1,10 @@
 """The 8-bit input of a quantised file: what its numbers mean, and how pixels become such numbers.
 
-TFLite, QNN and Vitis give a graph integers and leave it to the first operator to say what they stand for: real value =
-scale * (number - zero point). What that operator says is read. Pixels become numbers in one of two ways. As grey
-levels, 0 to 255 moved to the type's range, which is what such a file is given as a rule; or normalised first, as
-`--mean`, `--std` and `--input-range` say, and then quantised.
+TFLite, QNN and Vitis give a graph integers. The first operator says what they stand for: real value =
+scale * (number - zero point). Pixels become numbers in one of two ways:
+
+- as grey levels, 0 to 255 moved to the type's range. As a rule such a file is given these;
+- normalised first, as `--mean`, `--std` and `--input-range` say, and then quantised.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ NEAR = 0.02
 CLIPPED = 0.05
 """Share of the pixels' range that may lie beyond what the numbers can stand for."""
 FEW = 16
-"""Numbers, of 256, that all pixels would become: no quantised network sees images so coarse."""
+"""Where all pixels become fewer numbers than this, of 256, something is wrong: no network sees images so coarse."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def find_quantiser(graph: GraphProto, name: str) -> Quantiser | None:
 def _quantiser(node: NodeProto, constants: Mapping[str, TensorProto], scale: int | None, zero_point: int) -> Quantiser:
     zeros, found = _single(node, constants, zero_point), None if scale is None else _single(node, constants, scale)
     if zeros is None and zero_point < len(node.input) and node.input[zero_point]:
-        return Quantiser(None, None)  # one a channel, or computed
+        return Quantiser(None, None)  # one per channel, or computed
     usable = found is not None and np.isfinite(found) and found > 0
     return Quantiser(found if usable else None, int(zeros or 0))
 

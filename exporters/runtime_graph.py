@@ -1,8 +1,9 @@
 """The graph that ONNX Runtime makes of a quantised or half-precision file, and runs.
 
-What such a file says is not what is computed. Of QuantizeLinear and DequantizeLinear around float operators the runtime
-makes integer operators, which add up exactly and round once; on a CPU it computes half-precision graphs in float32 and
-leaves most roundings in between out. So their twins are built from its graph, and a float file's from the file's own.
+The runtime does not compute what such a file says. It turns QuantizeLinear and DequantizeLinear around float operators
+into integer operators, which add up exactly and round once. On a CPU it computes half-precision graphs in float32 and
+leaves out most roundings in between. So the twins of these files are built from the runtime's graph. The twin of a
+float file is built from the file's own.
 
 The graph is taken at the extended level of optimisation. The full level, which sessions run at by default, only changes
 the layout of images in memory after that; the numbers are the same. It is the graph for a CPU: a session on a GPU keeps
