@@ -14,9 +14,8 @@ Whether that was all is found out by running it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -214,8 +213,7 @@ def _constant(name: str, numbers: list[int]) -> NodeProto:
     return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(numbers, np.int64), name))
 
 
-@dataclass(frozen=True)
-class _Shape:
+class _Shape(NamedTuple):
     """The shape of a value at the batch that the graph was written for.
 
     Attributes:

@@ -102,7 +102,7 @@ class Squash:
 
     @property
     def error(self) -> float:
-        """Error of the runtime's answers, however small they are. A Softmax has none: its small answers have small errors."""
+        """Error of an answer of any size. A Softmax has none, since its small answers have small errors."""
         return SIGMOID_ERROR if self.kind == "Sigmoid" else 0.0
 
     def probabilities(self, logits: Tensor) -> Tensor:

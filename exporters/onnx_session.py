@@ -62,18 +62,15 @@ class Runtime:
         return np.asarray(answer).reshape(len(fed), -1)
 
     def _run(self, fed: NDArray[Any], outputs: list[str]) -> list[Any]:
+        given = fed if self.image.has_batch_axis else fed[0]
         try:
-            answers: list[Any] = self.session.run(outputs, {self.image.name: self._given(fed)})
+            answers: list[Any] = self.session.run(outputs, {self.image.name: given})
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class
             raise UserError(
                 f"'{self.where}' does not run on images of shape {self.image.shape}: {runtime_reason(error)}",
                 hint=OTHER_SIZE,
             ) from None
         return answers
-
-    def _given(self, fed: NDArray[Any]) -> NDArray[Any]:
-        """A batch as the file takes it: without its axis where the file has none."""
-        return fed if self.image.has_batch_axis else fed[0]
 
 
 def tried(

@@ -7,10 +7,11 @@ scale * (number - zero point). Pixels become numbers in one of two ways:
 - normalised first, as `--mean`, `--std` and `--input-range` say, and then quantised.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor
 
@@ -123,9 +124,9 @@ def doubt_of_levels(quantiser: Quantiser, low: int) -> str:
 
 def doubt_of_range(levels: Levels, interface: Interface) -> str:
     """What to say where normalised pixels do not fit what the numbers can stand for; empty where they do."""
-    means, stds = interface.mean or (0.0,), interface.std or (1.0,)
-    ends = [_normalised(end, means, stds) for end in interface.input_range]
-    least, most = min(ends[0]), max(ends[1])
+    channels = max(len(interface.mean), len(interface.std), 1)
+    black_and_white = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1).expand(2, channels, 1, 1)
+    least, most = (float(end) for end in interface.preprocessing(channels)(black_and_white).aminmax())
     low, high = levels.holds
     clipped = max(low - least, most - high) > CLIPPED * (most - least)
     if not clipped and most - least >= FEW * levels.scale:
@@ -135,9 +136,3 @@ def doubt_of_range(levels: Levels, interface: Interface) -> str:
         f"(scale {levels.scale:g}, zero point {levels.zero_point}): "
         f"{'the rest is clipped' if clipped else 'few numbers are left'}; are --mean and --std right?"
     )
-
-
-def _normalised(pixel: float, means: Sequence[float], stds: Sequence[float]) -> list[float]:
-    """One pixel in every channel."""
-    channels = max(len(means), len(stds))
-    return [(pixel - means[at % len(means)]) / stds[at % len(stds)] for at in range(channels)]
