@@ -92,7 +92,7 @@ def free_batch(
 
 
 def freed(model: ModelProto, shape: Sequence[int]) -> tuple[ModelProto, fx.GraphModule]:
-    """A graph rewritten for any number of images, and its twin. Neither has been run.
+    """A graph up to its first output, rewritten for any number of images, and its twin. Neither has been run.
 
     Args:
         model: with its tensors inside and without functions. It is not changed.
@@ -111,9 +111,9 @@ def freed(model: ModelProto, shape: Sequence[int]) -> tuple[ModelProto, fx.Graph
     image.CopyFrom(helper.make_tensor_value_info(image.name, kind, ["batch", *shape[1:]]))
     del free.graph.node[:], free.graph.value_info[:]
     free.graph.node.extend(rewriting.nodes)
-    for answer in free.graph.output:
-        for size in answer.type.tensor_type.shape.dim:
-            size.Clear()
+    del free.graph.output[1:]
+    for size in free.graph.output[0].type.tensor_type.shape.dim:
+        size.Clear()
     return free, twin
 
 
