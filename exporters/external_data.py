@@ -107,10 +107,14 @@ def extent_of(tensor: TensorProto, path: Path) -> Extent:
                 f"put '{name}' beside the model: it holds its weights",
             )
         available = file.stat().st_size
-        start, length = ExternalDataInfo(tensor).offset or 0, ExternalDataInfo(tensor).length
     except (OSError, ValueError, RuntimeError) as error:  # a name too long, with a zero byte, a loop of links
         raise Refused(f"tensor '{tensor.name}' names no file for its data: {error}", DAMAGED, valid=False) from None
-    return Extent(file, available, start, available - start if length is None else length, name)
+    try:
+        info = ExternalDataInfo(tensor)
+    except ValueError as error:
+        raise Refused(f"tensor '{tensor.name}': {error}", DAMAGED, valid=False) from None
+    start = info.offset or 0
+    return Extent(file, available, start, available - start if info.length is None else info.length, name)
 
 
 def _read(extent: Extent) -> bytes:
