@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgad_tk.predictor import Images
-from exporters.model_functions import inlined
+from exporters.onnx_parts import inlined
 from exporters.runtime_memory import bound_memory
 
 Shape = tuple[int, ...]

@@ -15,8 +15,8 @@ from exporters import load
 from exporters.complexity import Complexity, Shape, module_complexity, onnx_complexity
 from exporters.external_data import external_files
 from exporters.image_axes import lacks_batch_axis
+from exporters.onnx_session import runtime_reason
 from exporters.read_onnx import read_onnx
-from exporters.runtime_errors import runtime_reason
 
 
 @dataclass(frozen=True)

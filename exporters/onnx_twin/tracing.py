@@ -143,11 +143,6 @@ def fixed_sizes(value: Tensor) -> list[int | None] | None:
     return [size if size == other else None for size, other in zip(first.shape, second.shape, strict=True)]
 
 
-def example_number(value: fx.Proxy) -> Any:
-    """What a number may be when the twin runs, which tells its type; None if that is unknown."""
-    return value.node.meta[EXAMPLES][0]
-
-
 def _example_of(value: Tensor, which: int) -> Tensor | None:
     if isinstance(value, fx.Proxy):
         found = value.node.meta[EXAMPLES][which]
