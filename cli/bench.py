@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.flags import real, whole
+from cli.flags import TRUST, real, whole
 from cli.interface import interface_of
 from cli.models import default_eps, named_images, open_model
 from dgad_tk import number_text
@@ -54,6 +54,7 @@ def bench(
     logits_output: Annotated[
         str | None, typer.Option(help="With --robust: the output to attack. [told from the outputs]")
     ] = None,
+    trust: TRUST = False,
     output: Annotated[Path | None, typer.Option(help="File to write the results to, as JSON.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -87,9 +88,12 @@ def bench(
 
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     named = [named_images(path, dataset, data_dir, image_size) for path in files]
-    subjects = [describe(path, images.shape if images else None) for path, images in zip(files, named, strict=True)]
+    shapes = [images.shape if images else None for images in named]
+    subjects = [describe(path, shape, trust=trust) for path, shape in zip(files, shapes, strict=True)]
     # Before the minutes of timing, so that what cannot be attacked is said at once.
-    opened = [open_model(path, dataset, data_dir, image_size, interface) for path in files] if robust else []
+    opened = (
+        [open_model(path, dataset, data_dir, image_size, interface, trust=trust) for path in files] if robust else []
+    )
     for path, (predictor, _) in zip(files, opened, strict=False):
         for note in () if quiet else predictor.notes:
             print(f"note: {path}: {note}", file=sys.stderr)

@@ -11,9 +11,9 @@ from onnx import helper
 
 from dgad_tk.artifact import KEY, Artifact
 from dgad_tk.common import UserError, sha256_file
-from exporters import load
 from exporters.complexity import Complexity, Shape, module_complexity, onnx_complexity
 from exporters.external_data import external_files
+from exporters.formats import load
 from exporters.image_axes import lacks_batch_axis
 from exporters.read_onnx import read_onnx
 from exporters.runtime_errors import runtime_reason
@@ -42,17 +42,18 @@ class Subject:
     has_batch_axis: bool = True
 
 
-def describe(path: Path, input_shape: tuple[int, int, int] | None = None) -> Subject:
+def describe(path: Path, input_shape: tuple[int, int, int] | None = None, *, trust: bool = False) -> Subject:
     """What a file is and takes. No differentiable twin is built.
 
     Args:
         input_shape: (C, H, W) for a file that does not say.
+        trust: open a file that is a program (.pt, .pt2).
 
     Raises:
         UserError: missing, of unknown suffix, damaged, or not with one image as its input.
     """
     if path.suffix != ".onnx" or not path.is_file():  # `load` has the words for a file that is not there
-        predictor = load(path, input_shape)
+        predictor = load(path, input_shape, trust=trust)
         assert predictor.module is not None
         counts = module_complexity(predictor.module, predictor.input_shape)
         size = path.stat().st_size

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +21,7 @@ import numpy as np
 from dgad_tk.common import UserError
 from exporters import latency_worker
 from exporters.describe import Subject
+from exporters.latency_worker import Job
 
 TURN = 0.1
 """Seconds that a file is timed before it is the next one's turn."""
@@ -135,9 +136,8 @@ class _Worker:
             env=environment,
             start_new_session=True,  # out of reach of Ctrl-C: it ends with the block below, or with its stdin
         )
-        where: dict[str, Any] = {"path": str(subject.path), "sample": subject.sample, "dtype": subject.dtype}
-        where["has_batch_axis"] = subject.has_batch_axis
-        self.send({**where, "provider": provider, "threads": threads})
+        job = Job(str(subject.path), subject.sample, subject.dtype, subject.has_batch_axis, provider, threads)
+        self.send(asdict(job))
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,10 @@
 """ONNX files, written by torch's dynamo exporter."""
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -19,6 +22,21 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 """Key of a node's metadata: names of the modules it was called in, as a Python list, its own name last."""
 EXTERNAL_BYTES = 1_500_000_000
 """Weights above this stand in a file of their own: a protobuf ends at 2 GiB."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What there is to say of a file that a format wrote.
+
+    Attributes:
+        findings: for people and for JSON, such as how it was calibrated.
+        failures: why it is wrong, whatever a comparison with its source says.
+        warnings: what to doubt.
+    """
+
+    findings: Mapping[str, Any] = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def save_onnx(model: nn.Module, artifact: Artifact, path: Path, opset: int = DEFAULT_OPSET) -> None:

@@ -19,7 +19,7 @@ from dgad_tk.common import UserError
 from exporters import from_onnx, latency_worker
 from exporters.describe import describe
 from exporters.latency import MIN_RUNS, _Worker, measure
-from exporters.latency_worker import timed
+from exporters.latency_worker import Job, timed
 
 
 def saved(path: Path, nodes: list[NodeProto], shape: list[Any], **weights: np.ndarray) -> Path:
@@ -94,7 +94,7 @@ def test_no_twin_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(from_onnx, "to_torch", refuse)
     subject = describe(linear(tmp_path / "net.onnx"))
-    call, runtime = latency_worker.open_onnx(subject.path, 1, "cpu")
+    call, runtime = latency_worker.open_onnx(Job(str(subject.path), (16,), "float32"))
     (logits,) = call(np.ones((2, 16), np.float32))  # type: ignore[misc]
     assert np.array_equal(logits, np.ones((2, 16)))
     assert runtime.endswith("CPUExecutionProvider")
@@ -106,7 +106,7 @@ def test_an_onnx_file_is_timed_without_torch_in_the_process(tmp_path: Path) -> N
         "worker = runpy.run_path(sys.argv[1])\n"
         "answers = []\n"
         "worker['serve'](io.StringIO(sys.argv[2]), answers.append)\n"
-        "assert not {'torch', 'exporters'} & set(sys.modules)\n"
+        "assert not {'torch', 'onnx', 'exporters.formats'} & set(sys.modules)\n"
         "print(json.dumps(answers))"
     )
     where = {"path": str(linear(tmp_path / "net.onnx")), "sample": [16], "dtype": "float32"}
@@ -143,9 +143,9 @@ def test_a_cold_call_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_torch_on_another_device_than_asked_for_is_an_error(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # so that a machine with a GPU has none either
     with pytest.raises(UserError, match="would run on torch .* cpu, not on cuda") as caught:
-        latency_worker.open_torch(weights, 1, "cuda", (1, 8, 8))
+        latency_worker.open_torch(Job(str(weights), (1, 8, 8), "float32", provider="cuda"))
     assert "--provider cpu" in caught.value.hint
-    call, runtime = latency_worker.open_torch(weights, 1, "cpu", (1, 8, 8))
+    call, runtime = latency_worker.open_torch(Job(str(weights), (1, 8, 8), "float32"))
     assert runtime.endswith("cpu")
     assert np.shape(call(np.zeros((2, 1, 8, 8), np.float32))) == (2, 10)
 
@@ -157,9 +157,9 @@ def test_a_batch_that_does_not_run_is_an_error(tmp_path: Path) -> None:
     path = saved(tmp_path / "two.onnx", nodes, ["N", 8], w=np.eye(8))
     with pytest.raises(UserError, match=r"cannot run '.*two.onnx' on an image of shape \(8,\)"):
         describe(path)
-    call, _ = latency_worker.open_onnx(path, 1, "cpu")
+    call, _ = latency_worker.open_onnx(Job(str(path), (8,), "float32"))
     with pytest.raises(UserError, match="does not run at batch 3"):
-        latency_worker._warm_up(call, np.zeros((3, 8), np.float32), path)
+        latency_worker.warm_up(call, np.zeros((3, 8), np.float32), str(path))
 
 
 def test_a_process_that_is_killed_is_an_error(tmp_path: Path) -> None:

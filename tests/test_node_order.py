@@ -11,7 +11,7 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-import exporters
+from exporters.formats import load
 from exporters.node_order import _sorted, sort_nodes
 
 FLOAT = TensorProto.FLOAT
@@ -155,7 +155,7 @@ def test_a_file_that_a_converter_left_unsorted(tmp_path: Path) -> None:
         onnx.checker.check_model(half)
     path = tmp_path / "half.onnx"
     onnx.save(half, path)
-    predictor = exporters.load(path)
+    predictor = load(path)
     images = draw.random((3, 3, 8, 8), dtype=np.float32)
     assert predictor.precision == "fp16"
     np.testing.assert_allclose(predictor.predict(images), run(half, images), rtol=1e-3, atol=1e-3)
