@@ -1,19 +1,19 @@
-"""One model file in a process of its own, timed on request: `latency.py` asks and this answers, a line of JSON each.
+"""One model file in a process of its own, timed on request: `latency.py` asks and this answers.
 
 What is opened is what would be deployed: ONNX Runtime with its default optimisation and its threads spinning, and no
 differentiable twin (`exporters.formats.load` builds one, and keeps the threads from spinning, for attacks). The process
 of an ONNX file imports no torch, so that its memory is the runtime's.
 """
 
-import json
 import os
 import re
-import sys
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,29 +150,50 @@ def _memory(field: str) -> int:
     return int(found[1]) * 1024
 
 
-def serve(requests: TextIO, answer: Callable[[dict[str, Any]], None]) -> None:
-    """Open the file of the `Job` in the first request, then warm up and time whatever the next ones ask for.
+@dataclass(frozen=True)
+class Request:
+    """To time calls with a batch of this size for so many seconds; None only warms it up."""
 
-    Without `seconds` a request makes a batch of the size `batch` and warms it up; with them it times such a batch.
+    batch: int
+    seconds: float | None = None
+
+
+def serve(connection: Connection, job: Job) -> None:
+    """Answer the requests that come, in a process of its own, until there are no more or the file fails."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks, which ends this one
+    os.dup2(2, 1)  # what libraries print is no result
+    if job.provider == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch formats go to a GPU where there is one
+    try:
+        for answer in answers(job, iter(connection.recv, None)):
+            connection.send(answer)
+    except UserError as error:
+        connection.send(error)
+    except EOFError:
+        return  # nobody asks any more
+
+
+def answers(job: Job, requests: Iterator[Request]) -> Iterator[str | int | list[float] | None]:
+    """The name of the runtime that opened the file, then an answer to each request.
+
+    It is the largest memory so far in bytes for one that warms up, None where the system does not say, and the seconds
+    of each call for one that times.
+
+    Raises:
+        UserError: the file does not open, or does not run at a batch size.
     """
-    job = Job(**json.loads(next(requests)))
     _import_runtime(job)
     baseline = _memory("VmRSS") if _reset_high_water() else None
-    try:
-        call, runtime = job.open()
-        answer({"runtime": runtime})
-        batches: dict[int, NDArray[Any]] = {}
-        for line in requests:
-            request = json.loads(line)
-            size = request["batch"]
-            if "seconds" in request:
-                answer({"seconds": timed(call, batches[size], request["seconds"])})
-                continue
-            batches[size] = job.noise(size)
-            warm_up(call, batches[size], job.path)
-            answer({"peak_memory_bytes": None if baseline is None else _memory("VmHWM") - baseline})
-    except UserError as error:
-        answer({"error": error.message, "hint": error.hint})
+    call, runtime = job.open()
+    yield runtime
+    batches: dict[int, NDArray[Any]] = {}
+    for request in requests:
+        if request.seconds is not None:
+            yield timed(call, batches[request.batch], request.seconds)
+            continue
+        batches[request.batch] = job.noise(request.batch)
+        warm_up(call, batches[request.batch], job.path)
+        yield None if baseline is None else _memory("VmHWM") - baseline
 
 
 def _import_runtime(job: Job) -> None:
@@ -199,19 +220,3 @@ def warm_up(call: Call, batch: NDArray[Any], path: str) -> None:
         raise UserError(
             f"'{path}' does not run at batch {len(batch)}: {reason_of(error)}", hint="ask for other sizes with --batch"
         ) from None
-
-
-def main() -> None:
-    """Serve stdin and stdout until stdin ends."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
-
-    def answer(content: dict[str, Any]) -> None:
-        channel.write(json.dumps(content) + "\n")
-        channel.flush()
-
-    serve(sys.stdin, answer)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,5 @@
 """Timings: in the runtime and on the provider asked for, each file in a process of its own, no twin built."""
 
-import json
 import os
 import subprocess
 import sys
@@ -102,24 +101,19 @@ def test_no_twin_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_an_onnx_file_is_timed_without_torch_in_the_process(tmp_path: Path) -> None:
     code = (
-        "import io, json, runpy, sys\n"
-        "worker = runpy.run_path(sys.argv[1])\n"
-        "answers = []\n"
-        "worker['serve'](io.StringIO(sys.argv[2]), answers.append)\n"
+        "import sys\n"
+        "from exporters.latency_worker import Job, Request, answers\n"
+        "job = Job(sys.argv[1], (16,), 'float32')\n"
+        "runtime, memory, seconds = answers(job, iter([Request(2), Request(2, 0.01)]))\n"
         "assert not {'torch', 'onnx', 'exporters.formats'} & set(sys.modules)\n"
-        "print(json.dumps(answers))"
+        "assert runtime.startswith('onnxruntime')\n"
+        "assert memory is None or memory > 0\n"
+        "assert all(each > 0 for each in seconds)"
     )
-    where = {"path": str(linear(tmp_path / "net.onnx")), "sample": [16], "dtype": "float32"}
-    asked = [{**where, "provider": "cpu", "threads": 1}, {"batch": 2}, {"batch": 2, "seconds": 0.01}]
-    lines = "\n".join(map(json.dumps, asked))
-    command = [sys.executable, "-P", "-c", code, latency_worker.__file__, lines]
+    command = [sys.executable, "-P", "-c", code, str(linear(tmp_path / "net.onnx"))]
     root = str(Path(latency_worker.__file__).parent.parent)
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root})
     assert done.returncode == 0, done.stderr
-    opened, warmed, answer = json.loads(done.stdout)
-    assert opened["runtime"].startswith("onnxruntime")
-    assert warmed.keys() == {"peak_memory_bytes"}
-    assert all(seconds > 0 for seconds in answer["seconds"])
 
 
 def test_a_cold_call_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,11 +158,11 @@ def test_a_batch_that_does_not_run_is_an_error(tmp_path: Path) -> None:
 
 def test_a_process_that_is_killed_is_an_error(tmp_path: Path) -> None:
     with _Worker(describe(linear(tmp_path / "net.onnx")), "cpu", 1) as worker:
-        assert "onnxruntime" in worker.answer()["runtime"]
+        assert "onnxruntime" in worker.answer()
         worker.process.kill()
-        worker.process.wait()
+        worker.process.join()
         with pytest.raises(UserError, match="ended by signal 9") as caught:
-            worker.ask(batch=1)
+            worker.ask(1)
     assert "memory" in caught.value.hint
 
 
