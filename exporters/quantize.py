@@ -71,8 +71,7 @@ class Int8:
 
     def __post_init__(self) -> None:
         lookup(METHODS, self.calibration_method, "calibration method")
-        if self.calibrate_on not in IMAGES:
-            raise UserError(f"unknown --calibrate-on '{self.calibrate_on}'", hint=nearest(self.calibrate_on, IMAGES))
+        lookup(IMAGES, self.calibrate_on, "--calibrate-on")
         if self.calibration_samples < MIN_SAMPLES:
             raise UserError(
                 f"--calibration-samples must be at least {MIN_SAMPLES}, got {self.calibration_samples}",

@@ -104,17 +104,9 @@ def write_onnx(proto: onnx.ModelProto, artifact: Artifact, path: Path) -> None:
         for tensor in weights:
             digest.update(tensor.raw_data)
         location = f"{path.stem}-{digest.hexdigest()[:8]}.data"
-        with written_aside(path.with_name(location)) as aside:
-            # Two steps of onnx's own `save_model`: weights, then the graph, each of them written aside.
-            onnx.external_data_helper.convert_model_to_external_data(proto, location=aside.name)
-            onnx.external_data_helper.write_external_data_tensors(proto, str(path.parent))
-        for tensor in weights:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = location
-        with written_aside(path) as aside:
-            aside.write_bytes(proto.SerializeToString())
-            onnx.checker.check_model(str(aside), full_check=True)
+        path.with_name(location).unlink(missing_ok=True)  # onnx would append to it
+        onnx.save_model(proto, str(path), save_as_external_data=True, location=location)
+        onnx.checker.check_model(str(path), full_check=True)
         return
     onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString()
