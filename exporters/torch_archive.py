@@ -17,6 +17,8 @@ EXTRA_FILE = f"{KEY}.json"
 MAX_RECORD = 2**20
 """Bytes of the metadata record."""
 
+_DAMAGED = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError)
+"""What a damaged archive leads zipfile to. The last is a seek to nowhere."""
 _NOT_WEIGHTS = "only a teacher of `dgad train` is read from weights; export the network itself to ONNX"
 
 
@@ -68,7 +70,7 @@ def _mistaken(path: Path, kind: Kind) -> tuple[str, str] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.rpartition("/")[2] for name in archive.namelist()}
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+    except _DAMAGED:
         return _no_archive(beginning(path))
     if names & kind.members:
         return None
@@ -99,6 +101,6 @@ def read_archived_record(path: Path) -> Artifact | None:
                 readable = member.file_size <= MAX_RECORD and member.compress_type in (0, zipfile.ZIP_DEFLATED)
                 if readable and member.filename.endswith(f"/extra/{EXTRA_FILE}"):
                     return Artifact.from_json(archive.read(member).decode(), str(path))
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError, EOFError, zlib.error):
-        return None  # damaged, or encrypted
+    except (*_DAMAGED, RuntimeError, EOFError, zlib.error):  # the others are of an encrypted or a damaged member
+        return None
     return None

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +29,7 @@ from exporters.export import export
 from exporters.formats import load, read_record
 from exporters.onnx_twin import to_torch
 from exporters.read_onnx import read_onnx, read_onnx_record
+from exporters.torch_archive import check_program, read_archived_record
 
 node = helper.make_node
 RELU = [node("Relu", ["f"], ["y"])]
@@ -338,6 +340,27 @@ def test_archives_that_are_something_else(what: str, trust: bool, tmp_path: Path
     """It is said before anybody is asked for trust, and before anything is opened."""
     suffix, content, message = MISTAKEN[what]
     refused(tmp_path / f"model{suffix}", content, message, trust=trust)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_damaged_archive_never_crashes(tmp_path: Path) -> None:
+    """Bytes are changed where an archive says what it holds: it is judged, and its record read, before it is opened."""
+    content, path, draw = BytesIO(), tmp_path / "model.pt2", random.Random(0)
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/archive_format", b"pt2")
+        archive.writestr("m/extra/dgad.json", b'{"a": 1}' * 30)
+    refusals = 0
+    for _ in range(2000):
+        damaged = bytearray(content.getvalue())
+        for _ in range(draw.choice([1, 1, 2, 4])):
+            damaged[draw.randrange(len(damaged))] = draw.choice([0, 255, draw.randrange(256)])
+        path.write_bytes(damaged)
+        for read in (read_archived_record, partial(check_program, trust=True)):
+            try:
+                read(path)
+            except UserError:
+                refusals += 1
+    assert 200 < refusals < 3000
 
 
 def test_safetensors_that_lie(tmp_path: Path) -> None:
