@@ -50,7 +50,7 @@ def bench(
     ] = None,
     std: Annotated[str | None, typer.Option(help="With --robust: what they want divided by. [1]")] = None,
     input_range: Annotated[str | None, typer.Option(help="With --robust: their pixels, as 0-255. [0-1]")] = None,
-    layout: Annotated[str | None, typer.Option(help="With --robust: nchw or nhwc. [told from the shape]")] = None,
+    layout: Annotated[str | None, typer.Option(help="nchw or nhwc. [told from the shape]")] = None,
     logits_output: Annotated[
         str | None, typer.Option(help="With --robust: the output to attack. [told from the outputs]")
     ] = None,
@@ -69,9 +69,9 @@ def bench(
     if radius == 0:
         raise UserError("--eps must be above 0", hint="for example --eps 8/255")
     interface = interface_of(mean, std, input_range, layout, logits_output)
-    if interface != interface_of(None, None, None, None, None) and not robust:
+    if not robust and interface != interface_of(None, None, None, layout, None):
         raise UserError(
-            "--mean, --std, --input-range, --layout and --logits-output are for --robust: timing takes noise",
+            "--mean, --std, --input-range and --logits-output are for --robust: timing takes noise",
             hint="add --robust, or leave them out",
         )
     for path in files:
@@ -89,7 +89,7 @@ def bench(
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     named = [named_images(path, dataset, data_dir, image_size) for path in files]
     shapes = [images.shape if images else None for images in named]
-    subjects = [describe(path, shape, trust=trust) for path, shape in zip(files, shapes, strict=True)]
+    subjects = [describe(path, shape, interface, trust=trust) for path, shape in zip(files, shapes, strict=True)]
     # Before the minutes of timing, so that what cannot be attacked is said at once.
     opened = (
         [open_model(path, dataset, data_dir, image_size, interface, trust=trust) for path in files] if robust else []

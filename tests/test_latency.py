@@ -149,7 +149,7 @@ def test_a_batch_that_does_not_run_is_an_error(tmp_path: Path) -> None:
     to = helper.make_node("Constant", [], ["to"], value=numpy_helper.from_array(np.array([2, 8]), "to"))
     nodes = [to, helper.make_node("Reshape", ["x", "to"], ["a"]), helper.make_node("MatMul", ["a", "w"], ["y"])]
     path = saved(tmp_path / "two.onnx", nodes, ["N", 8], w=np.eye(8))
-    with pytest.raises(UserError, match=r"cannot run '.*two.onnx' on an image of shape \(8,\)"):
+    with pytest.raises(UserError, match=r"two.onnx' does not run on images of shape \(1, 1, 8\)"):
         describe(path)
     call, _ = latency_worker.open_onnx(Job(str(path), (8,), "float32"))
     with pytest.raises(UserError, match="does not run at batch 3"):
@@ -172,9 +172,9 @@ def test_what_is_not_one_batch_of_images(tmp_path: Path) -> None:
         describe(saved(tmp_path / "open.onnx", [node], ["N", 3, "H", "W"]))
     assert describe(tmp_path / "open.onnx", (3, 8, 9)).sample == (3, 8, 9)
     assert describe(saved(tmp_path / "nhwc.onnx", [node], ["N", "H", "W", 3]), (3, 8, 9)).sample == (8, 9, 3)
-    with pytest.raises(UserError, match="leaves its input's shape open"):
+    with pytest.raises(UserError, match=r"takes images of \(3, any, any\) .C, H, W., not of \(1, 8, 9\)"):
         describe(tmp_path / "open.onnx", (1, 8, 9))
-    with pytest.raises(UserError, match="takes no image"):
+    with pytest.raises(UserError, match=r"leaves its input's shape open: \(3, any, 8\)"):
         describe(saved(tmp_path / "empty.onnx", [node], ["N", 3, 0, 8]))
     with pytest.raises(UserError, match="not an image classifier"):
         describe(saved(tmp_path / "flat.onnx", [node], ["N"]))
