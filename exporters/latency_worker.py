@@ -169,7 +169,7 @@ def serve(connection: Connection, job: Job) -> None:
             connection.send(answer)
     except UserError as error:
         connection.send(error)
-    except EOFError:
+    except (EOFError, BrokenPipeError):
         return  # nobody asks any more
 
 
