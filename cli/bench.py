@@ -37,19 +37,28 @@ def bench(
     files: Annotated[list[Path], typer.Argument(help=".onnx, .pt, .pt2 or .safetensors; compared with the first.")],
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,8,64",
     threads: Annotated[str | None, typer.Option(help="Thread counts, such as 1,2. [all cores]")] = None,
-    provider: Annotated[str, typer.Option(help="cpu or cuda; what would not run there is refused.")] = "cpu",
+    provider: Annotated[str, typer.Option(help="cpu or cuda; a file that would run elsewhere is refused.")] = "cpu",
     seconds: Annotated[float, real("--seconds", "How long each file is timed in each setting.")] = 2.0,
-    robust: Annotated[bool, typer.Option("--robust", help="Clean and PGD-10 accuracy of every file too.")] = False,
-    dataset: Annotated[str | None, typer.Option(help="[the one the model was trained on]")] = None,
+    robust: Annotated[
+        bool, typer.Option("--robust", help="Also measure clean and PGD-10 accuracy of each file.")
+    ] = False,
+    dataset: Annotated[str | None, typer.Option(help="Images of the files. [those that each was trained on]")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the images. [as in training]")] = None,
     image_size: Annotated[int | None, whole("--image-size", "Resize an image folder to this. [as in training]")] = None,
     limit: Annotated[int, whole("--limit", "With --robust: the first N test images.", least=1)] = 1000,
-    eps: Annotated[str | None, typer.Option(help="With --robust. [what the first file was trained for]")] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="With --robust: what models from elsewhere want subtracted. [nothing]")
+    eps: Annotated[
+        str | None, typer.Option(help="With --robust: radius. [what the first file was trained for]")
     ] = None,
-    std: Annotated[str | None, typer.Option(help="With --robust: what they want divided by. [1]")] = None,
-    input_range: Annotated[str | None, typer.Option(help="With --robust: their pixels, as 0-255. [0-1]")] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            help="With --robust: what files from elsewhere subtract, one number or one per channel. [nothing]"
+        ),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="With --robust: what they divide by then. [1]")] = None,
+    input_range: Annotated[
+        str | None, typer.Option(help="With --robust: range of their pixels, such as 0-255. [0-1]")
+    ] = None,
     layout: Annotated[str | None, typer.Option(help="nchw or nhwc. [told from the shape]")] = None,
     logits_output: Annotated[
         str | None, typer.Option(help="With --robust: the output to attack. [told from the outputs]")

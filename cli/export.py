@@ -26,10 +26,6 @@ FEWEST = 16
 """Images held out that are worth comparing on; with fewer, noise does as well."""
 COMPARED, COMPARED_FOR_SHARES = 32, 128
 """Images to compare on: differences show on any, shares of equal answers are counted."""
-INT8_FLAGS = (
-    "calibration_samples", "calibration_method", "calibrate_on", "exclude", "search_exclusions", "reduce_range"
-)  # fmt: skip
-"""Fields of `exporters.quantize.Int8`, each with a flag of its name."""
 
 
 def export(
@@ -61,7 +57,6 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON, one line a file.")] = False,
 ) -> None:
     """Write a trained student in a deployable format, verified against its source."""
-    flags = locals()
     from dgad_tk.runs import newest_run, weights_of
     from exporters.export import ParityError, Source
     from exporters.export import export as run_export
@@ -71,7 +66,15 @@ def export(
     from exporters.torch_archive import PROGRAMS
 
     chosen = dict(EXPORTERS) if format == "all" else {format: lookup(EXPORTERS, format, "format")}
-    given = {name: flags[name] for name in INT8_FLAGS if flags[name] not in (None, []) and flags[name] is not False}
+    flags = {
+        "calibration_samples": calibration_samples,
+        "calibration_method": calibration_method,
+        "calibrate_on": calibrate_on,
+        "exclude": exclude or None,
+        "search_exclusions": search_exclusions or None,
+        "reduce_range": reduce_range or None,
+    }
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     int8 = Int8(**given)
     options: dict[str, Any] = {"int8": int8} if given else {}
     if opset is not None:
@@ -146,15 +149,14 @@ class _Images:
     def held_out(self, chosen: "Mapping[str, Format]") -> "Images | None":
         """Images that the model was not trained on, to compare exports on; None, said aloud, where there are none."""
         if self.dataset is None:
-            print(f"note: verifying on noise, since {self.missing}", file=sys.stderr)
-            return None
-        split = self.dataset.val
-        if len(split) < FEWEST:
-            few = f"{self.dataset.name} has no {FEWEST} images held out"
-            print(f"note: verifying on noise, since {few}", file=sys.stderr)
-            return None
-        exact = all(row.tolerance.agreement == 1 for row in chosen.values())
-        return _unit(split.take(slice(0, COMPARED if exact else COMPARED_FOR_SHARES)))
+            why = str(self.missing)
+        elif len(self.dataset.val) < FEWEST:
+            why = f"{self.dataset.name} has no {FEWEST} images held out"
+        else:
+            exact = all(row.tolerance.agreement == 1 for row in chosen.values())
+            return _unit(self.dataset.val.take(slice(0, COMPARED if exact else COMPARED_FOR_SHARES)))
+        print(f"note: verifying on noise, since {why}", file=sys.stderr)
+        return None
 
     def to_calibrate(self, int8: "Int8") -> "Images":
         """Training images, in the split's fixed order: those that calibrate, and some behind them to judge by.

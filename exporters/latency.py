@@ -138,7 +138,7 @@ class _Worker:
         self.connection.close()
 
     def ask(self, batch: int, seconds: float | None = None) -> Any:
-        with suppress(BrokenPipeError):  # `answer` finds out why
+        with suppress(ConnectionError):  # `answer` finds out why
             self.connection.send(Request(batch, seconds))
         return self.answer()
 
@@ -150,7 +150,7 @@ class _Worker:
         """
         try:
             answer = self.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, ConnectionError):
             self.process.join()
             code = self.process.exitcode or 0
             if code < 0:

@@ -169,7 +169,7 @@ def serve(connection: Connection, job: Job) -> None:
             connection.send(answer)
     except UserError as error:
         connection.send(error)
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         return  # nobody asks any more
 
 
