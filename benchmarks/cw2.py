@@ -25,7 +25,7 @@ from torch import nn
 from dgad_tk.data import load_dataset
 from dgad_tk.models import build_model
 from evaluators.attacks.cw2 import CarliniWagnerL2
-from exporters import load
+from exporters.formats import load
 
 Attack = Callable[[], NDArray[np.float32]]
 

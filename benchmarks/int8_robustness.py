@@ -20,7 +20,7 @@ from cli.images import dataset_of
 from dgad_tk.common import format_fraction
 from evaluators import Evaluation, Surrogate, evaluate, plan
 from evaluators.paired import Paired, paired
-from exporters import load
+from exporters.formats import load
 
 
 def main() -> None:

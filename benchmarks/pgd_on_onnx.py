@@ -24,7 +24,8 @@ from dgad_tk.models import build_model
 from dgad_tk.predictor import predictor_of_module
 from evaluators.attacks.pgd import ProjectedGradient
 from evaluators.estimators import to_estimator
-from exporters import export, load
+from exporters.export import export
+from exporters.formats import load
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from dgad_tk.predictor import Predictor, predictor_of_module
 from evaluators.attacks.autoattack.square import Square
 from evaluators.ball import Norm
 from evaluators.estimators import Counted, to_estimator
-from exporters import load
+from exporters.formats import load
 
 AUTHORS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 Measured = tuple[float, int]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from cli.flags import whole
+from cli.flags import TRUST, whole
 from cli.gate import check_demands, conclude, demands_of, judge_demands, print_gates, unanswered
 from cli.interface import interface_of
 from cli.matrix import matrix_of, matrix_table
@@ -80,6 +80,7 @@ def attack(
     ] = None,
     max_drop: Annotated[str | None, typer.Option(help="How far below the baseline is allowed: 1%. [by chance]")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the outcome as JUnit XML.")] = None,
+    trust: TRUST = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")] = False,
 ) -> None:
@@ -130,11 +131,13 @@ def attack(
         base = output or Path("attacks")
         examples = base / ".transfer-examples" if len(model) > 1 and transfers else None
         for path in model:
-            predictor, images = open_model(path, dataset, data_dir, image_size, interface, gradients=bool(white))
+            predictor, images = open_model(
+                path, dataset, data_dir, image_size, interface, gradients=bool(white), trust=trust
+            )
             part = images.splits[split]
             part = part.subset(limit or len(part))
             epsilons = radii or [default_eps(predictor.artifact, images, norm)]
-            surrogates = surrogates_of(surrogate, images, quiet=quiet) if transfers else []
+            surrogates = surrogates_of(surrogate, images, quiet=quiet, trust=trust) if transfers else []
             used |= {each.name: each.predictor.sha256 for each in surrogates if each.predictor}
             rows = plan(names, norm=cast(Any, norm), eps=epsilons, surrogates=surrogates, settings=changes)
             size = batch_size or default_batch_size(predictor.input_shape)

@@ -1,11 +1,15 @@
 """Flags that take a number: read as `--set` and config files read theirs, and refused in the same words."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from dgad_tk.common import UserError
+
+TRUST = Annotated[
+    bool, typer.Option("--trust", help="Open .pt and .pt2 files, which can run any code of their author.")
+]
 
 
 def whole(flag: str, help: str, *, least: int | None = None, most: int | None = None) -> Any:

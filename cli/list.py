@@ -56,7 +56,7 @@ def _suites() -> Lines:
 
 
 def _formats() -> Lines:
-    from exporters import EXPORTERS
+    from exporters.formats import EXPORTERS
 
     width = max(len(each.filename) for each in EXPORTERS.values())
     return [(name, f"{each.filename:<{width}}  {each.note}".strip()) for name, each in EXPORTERS.items()]

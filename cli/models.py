@@ -21,7 +21,7 @@ def named_images(path: Path, dataset: str | None, data_dir: Path | None, image_s
     Raises:
         UserError: the file cannot be read, or the images cannot be loaded.
     """
-    from exporters import read_record
+    from exporters.formats import read_record
 
     return dataset_of(read_record(path), dataset, data_dir, image_size) if dataset is not None else None
 
@@ -34,6 +34,7 @@ def open_model(
     interface: "Interface | None" = None,
     *,
     gradients: bool = True,
+    trust: bool = False,
 ) -> "tuple[Predictor, Dataset]":
     """A model and its images. Either may have to say what shape the other has.
 
@@ -41,16 +42,18 @@ def open_model(
 
     Args:
         gradients: of the model are needed. Without them an ONNX file may have operators that its twin lacks.
+        trust: open a file that is a program (.pt, .pt2).
 
     Raises:
         UserError: one of them cannot be opened, or their classes differ.
     """
     from dgad_tk.interface import AS_IS
-    from exporters import NoGradients, load
+    from exporters.formats import load
+    from exporters.from_onnx import NoGradients
 
     images = named_images(path, dataset, data_dir, image_size)
     try:
-        predictor = load(path, images.shape if images else None, interface or AS_IS)
+        predictor = load(path, images.shape if images else None, interface or AS_IS, trust=trust)
     except NoGradients as error:
         if gradients:
             hint = f"`dgad attack --suite blackbox` needs no gradients; {error.hint}"

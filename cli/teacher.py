@@ -16,23 +16,24 @@ if TYPE_CHECKING:
     from dgad_tk.data import Dataset
 
 
-def model_file_teacher(config: "TrainConfig") -> "Callable[[Dataset], tuple[nn.Module, str]] | None":
+def model_file_teacher(config: "TrainConfig", *, trust: bool) -> "Callable[[Dataset], tuple[nn.Module, str]] | None":
     """What opens the teacher of a run whose config names a model file, for `dgad_tk.train.train`.
 
     None where the method has no teacher, or it is trained first, or it is weights, which `dgad_tk` reads itself.
 
     Args:
         config: resolved.
+        trust: open a file that is a program (.pt, .pt2).
     """
     from dgad_tk.methods import find_method
 
     path = Path(config.teacher)
     if config.teacher == "auto" or not find_method(config.method).needs_teacher or not _is_model_file(path):
         return None
-    return partial(_open, config, path)
+    return partial(_open, config, path, trust)
 
 
-def _open(config: "TrainConfig", path: Path, dataset: "Dataset") -> "tuple[nn.Module, str]":
+def _open(config: "TrainConfig", path: Path, trust: bool, dataset: "Dataset") -> "tuple[nn.Module, str]":
     """The teacher in a model file, in eval mode, frozen, with its name and SHA-256.
 
     Raises:
@@ -43,9 +44,9 @@ def _open(config: "TrainConfig", path: Path, dataset: "Dataset") -> "tuple[nn.Mo
     from dgad_tk.models import Normalize, check_input
     from dgad_tk.normalisation import check_given
     from dgad_tk.teachers import check_record
-    from exporters import load
+    from exporters.formats import load
 
-    predictor = load(path, dataset.shape)
+    predictor = load(path, dataset.shape, trust=trust)
     module, record = predictor.module, predictor.artifact
     if module is None:
         raise UserError(
@@ -76,7 +77,7 @@ def _open(config: "TrainConfig", path: Path, dataset: "Dataset") -> "tuple[nn.Mo
 
 def _is_model_file(path: Path) -> bool:
     """Whether `exporters` opens it. A .pt is TorchScript if there is code in it, else a checkpoint of weights."""
-    from exporters import LOADERS
+    from exporters.formats import LOADERS
 
     if not path.is_file() or path.suffix == ".safetensors" or path.suffix not in LOADERS:
         return False

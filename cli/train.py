@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.alike import ALIKE_DATASETS, compute_alike
-from cli.flags import real, whole
+from cli.flags import TRUST, real, whole
 from cli.interface import numbers
 from dgad_tk.common import UserError
 
@@ -34,8 +34,8 @@ def train(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="Run folder, weights (.safetensors, a PyTorch checkpoint), .onnx or TorchScript (.pt; it is code, so "
-            "only one you trust), or auto: train one first. [auto]"
+            help="Run folder, weights (.safetensors, a PyTorch checkpoint), .onnx, with --trust .pt2 or TorchScript "
+            "(.pt), or auto: train one first. [auto]"
         ),
     ] = None,
     teacher_model: Annotated[
@@ -67,6 +67,7 @@ def train(
         float | None, real("--checkpoint-minutes", "Save this often within an epoch; its end is always saved. [10]")
     ] = None,
     limit_train: Annotated[int | None, whole("--limit-train", "Use the first N training images.")] = None,
+    trust: TRUST = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -99,7 +100,7 @@ def train(
                 run_config,
                 out=out,
                 resume=resume,
-                teacher=model_file_teacher(run_config),
+                teacher=model_file_teacher(run_config, trust=trust),
                 download=download,
                 on_progress=progress,
                 on_message=progress.message,

@@ -101,7 +101,7 @@ class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]
 class OnnxClassifier(PredictorClassifier):
     """White-box ART estimator of an ONNX file: ONNX Runtime predicts, gradients come from the file's torch twin.
 
-        predictor = exporters.load(Path("student.onnx"))
+        predictor = exporters.formats.load(Path("student.onnx"))
         attack = art.attacks.evasion.ProjectedGradientDescent(OnnxClassifier(predictor), eps=0.1)
         x_adv = attack.generate(x, y)
 

@@ -15,7 +15,8 @@ from dgad_tk.checkpoint import load_model
 from dgad_tk.common import UserError
 from dgad_tk.predictor import Predictor
 from evaluators.estimators import Counted, OnnxClassifier, to_estimator
-from exporters import export, load
+from exporters.export import export
+from exporters.formats import load
 
 
 @pytest.fixture

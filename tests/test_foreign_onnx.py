@@ -25,8 +25,8 @@ from dgad_tk.models import build_model
 from dgad_tk.predictor import Predictor, predictor_of_module
 from evaluators import evaluate, plan
 from evaluators.judge import compare_twin, judge
-from exporters import load
 from exporters.fixed_batch import InParts, Mapped, freed, place_batch
+from exporters.formats import load
 from exporters.onnx_output import Squash
 from exporters.read_onnx import read_onnx
 

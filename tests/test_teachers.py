@@ -297,7 +297,7 @@ def test_other_objects_are_named(digits: Dataset, tmp_path: Path) -> None:
 
 
 def test_a_torchscript_file_is_not_run(digits: Dataset, tmp_path: Path) -> None:
-    from exporters import export
+    from exporters.export import export
 
     save_weights(tmp_path / "w.safetensors", network(), artifact())
     export(tmp_path / "w.safetensors", "torchscript", tmp_path / "t.pt")
