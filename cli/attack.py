@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from cli.flags import whole
-from cli.gate import check_demands, conclude, demands_of, judge_demands, print_gates, unanswered
 from cli.interface import interface_of
 from cli.matrix import matrix_of, matrix_table
 from cli.models import default_eps, open_model
@@ -19,13 +18,14 @@ from cli.plan import plan_table, remembered, seconds_of, summary
 from cli.progress import AttackProgress
 from cli.radii import NORMS, radii_of
 from cli.surrogates import surrogates_of
-from cli.table import results_table
+from cli.table import print_json, results_table
 from dgad_tk.common import UserError, lookup, nearest
 
 if TYPE_CHECKING:
     from dgad_tk.data import Split
     from dgad_tk.predictor import Predictor
     from evaluators import Row
+    from evaluators.results import Results
 
 
 def attack(
@@ -50,7 +50,7 @@ def attack(
     settings: Annotated[list[str] | None, typer.Option("--set", help="ATTACK.key=value. Repeatable.")] = None,
     mean: Annotated[
         str | None,
-        typer.Option(help="What a model from elsewhere wants subtracted: one number or one a channel. [nothing]"),
+        typer.Option(help="What a model from elsewhere wants subtracted: one number, or one per channel. [nothing]"),
     ] = None,
     std: Annotated[str | None, typer.Option(help="And what it wants divided by. [1]")] = None,
     input_range: Annotated[
@@ -71,15 +71,6 @@ def attack(
     budget: Annotated[
         str | None, typer.Option(help="Take as many images as fit into this time: 90s, 10m, 1h30m.")
     ] = None,
-    fail_under: Annotated[
-        list[str] | None,
-        typer.Option(help="KEY=RATE: exit code 1 below it. clean, worst-case or an attack: pgd=45%. Repeatable."),
-    ] = None,
-    baseline: Annotated[
-        Path | None, typer.Option(help="results.json of an earlier run: exit code 1 if robustness has dropped.")
-    ] = None,
-    max_drop: Annotated[str | None, typer.Option(help="How far below the baseline is allowed: 1%. [by chance]")] = None,
-    junit: Annotated[Path | None, typer.Option(help="Write the outcome as JUnit XML.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")] = False,
 ) -> None:
@@ -95,7 +86,6 @@ def attack(
     seconds = seconds_of(budget) if budget is not None else None
     changes = _settings(settings or [])
     interface = interface_of(mean, std, input_range, layout, logits_output)
-    demands = demands_of(fail_under or [], baseline, max_drop, junit)
     for path in [*model, *(surrogate or [])]:
         if not path.exists():
             raise UserError(f"no such file: '{path}'", hint="`dgad export` writes student.onnx into the current folder")
@@ -108,8 +98,7 @@ def attack(
     from evaluators.attacks import ATTACKS
     from evaluators.evaluate import default_batch_size
     from evaluators.planner import as_document, plan_budget
-    from evaluators.report import results, write
-    from evaluators.report.matrix import write_matrix
+    from evaluators.report.files import results, write
     from evaluators.suites import TRANSFER
     from evaluators.survey import survey
 
@@ -124,7 +113,7 @@ def attack(
     # One process may need hours more than another for its share.
     with joined(pick_device("auto"), patience=timedelta(days=7)) as here:
         quiet = quiet or not here.leads
-        documents: list[dict[str, Any]] = []
+        attacked: list[tuple[Results, Path]] = []
         plans: list[tuple[str, dict[str, Any]]] = []
         used: dict[str, str] = {}
         base = output or Path("attacks")
@@ -142,7 +131,6 @@ def attack(
             if not quiet:
                 for note in predictor.notes:
                     print(f"note: {path}: {note}", file=sys.stderr)
-            old = check_demands(demands, rows, images.name, split, part)
             if dry_run:
                 found = survey(predictor, part, rows, batch_size=size, seed=seed)
                 most = plan_budget(rows, found, seconds, len(part), processes=here.size) if seconds else len(part)
@@ -177,11 +165,9 @@ def attack(
                 )
             if not here.leads:
                 continue
-            document = results(evaluation, command=shlex.join(context.obj), dataset=images.name, split=split)
-            document["gates"] = judge_demands(demands, old, evaluation, document)
-            document["uncompared"] = unanswered(old, evaluation, document)
-            write(evaluation, document, folder)
-            documents.append(document | {"folder": str(folder)})
+            answers = results(evaluation, command=shlex.join(context.obj), dataset=images.name, split=split)
+            write(evaluation, answers, folder)
+            attacked.append((answers, folder))
         if not here.leads:
             return
     if dry_run:
@@ -192,19 +178,27 @@ def attack(
         return
     if examples is not None:
         shutil.rmtree(examples, ignore_errors=True)  # every target has had them
-    matrix = matrix_of(documents, used)
-    matrix_file = (base if len(model) > 1 else Path(documents[0]["folder"])) / "matrix.json"
+    _show(attacked, used, base if len(model) > 1 else attacked[0][1], as_json=as_json)
+
+
+def _show(attacked: "list[tuple[Results, Path]]", surrogates: dict[str, str], folder: Path, *, as_json: bool) -> None:
+    """Print the results; write and print their matrix, where they make one.
+
+    Args:
+        surrogates: name to SHA-256.
+        folder: of the matrix.
+    """
+    from evaluators.report.matrix import write_matrix
+
+    matrix = matrix_of([results for results, _ in attacked], surrogates)
     if matrix is not None:
-        write_matrix(matrix, matrix_file)
+        write_matrix(matrix, folder / "matrix.json")
     if as_json:
-        plain = [{key: value for key, value in each.items() if key != "folder"} for each in documents]
-        print(json.dumps(plain if len(plain) > 1 else plain[0]))
-    else:
-        results_table(documents)
-        if matrix is not None:
-            matrix_table(matrix, matrix_file)
-        print_gates(documents)
-    conclude(demands, documents)
+        print_json([results for results, _ in attacked])
+        return
+    results_table(attacked)
+    if matrix is not None:
+        matrix_table(matrix, folder / "matrix.json")
 
 
 def _affordable(
