@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -103,13 +104,9 @@ def attack(
     from evaluators.survey import survey
 
     names = expand(suite or ([] if attack else ["fast"]), attack or [])
+    _check_used(names, surrogate, changes)
     transfers = any(name.startswith(TRANSFER) for name in names)
     white = [name for name in names if not name.startswith(TRANSFER) and ATTACKS[name].needs_gradients]
-    if surrogate and not transfers:
-        raise UserError("--surrogate is given, but no transfer attack", hint="--suite full or --attack transfer:pgd")
-    for name in changes:
-        if name not in {each.removeprefix(TRANSFER) for each in names}:
-            raise UserError(f"--set {name}.… is given, but '{name}' does not run", hint=f"--attack {name} adds it")
     # One process may need hours more than another for its share.
     with joined(pick_device("auto"), patience=timedelta(days=7)) as here:
         quiet = quiet or not here.leads
@@ -212,6 +209,21 @@ def _affordable(
     most = plan_budget(rows, found, seconds, len(part), processes=processes)
     print(f"{predictor.path}: {summary(as_document(rows, found, most, processes=processes))}", file=sys.stderr)
     return most
+
+
+def _check_used(names: list[str], surrogate: list[Path] | None, changes: Mapping[str, object]) -> None:
+    """See that everything that is given belongs to an attack that runs.
+
+    Raises:
+        UserError: it does not.
+    """
+    from evaluators.suites import TRANSFER
+
+    if surrogate and not any(name.startswith(TRANSFER) for name in names):
+        raise UserError("--surrogate is given, but no transfer attack", hint="--suite full or --attack transfer:pgd")
+    for name in changes:
+        if name not in {each.removeprefix(TRANSFER) for each in names}:
+            raise UserError(f"--set {name}.… is given, but '{name}' does not run", hint=f"--attack {name} adds it")
 
 
 def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:

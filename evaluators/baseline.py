@@ -1,6 +1,6 @@
 """An earlier evaluation to compare with: the same questions, asked of the same images, paired image by image."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
@@ -126,19 +126,11 @@ def _check_questions(new: Record, old: Record) -> None:
             f"--baseline is of {theirs.name} {theirs.split}, this evaluation of {ours.name} {ours.split}",
             hint="compare with an evaluation on the same images",
         )
-    for at, what in ((2, "norm"), (3, "eps"), (0, "attack")):
-        had, has = ({question[at] for question in record.rows} for record in (old, new))
-        if not had & has:
-            raise UserError(
-                f"--baseline has {what} {_listed(had)}, this evaluation {_listed(has)}",
-                hint=f"ask for the same {what}, or make a baseline with it",
-            )
     common = [question for question in new.rows if question in old.rows]
     if not common:
-        known, asked = (_listed(row.id for row in record.rows.values()) for record in (old, new))
         raise UserError(
-            f"--baseline has {known}, this evaluation {asked}: no row is the same",
-            hint="ask for the same attacks, surrogates and eps",
+            f"--baseline has {_listed(old)}, this evaluation {_listed(new)}: no row is the same",
+            hint="ask for the same attacks, norm and eps, or make a baseline with them",
         )
     for question in common:
         before, now = old.rows[question].params, new.rows[question].params
@@ -188,6 +180,6 @@ def _required(max_drop: Fraction | None) -> str:
     return f"no drop beyond chance, p < {CHANCE}" if max_drop is None else f"a drop of at most {percent(max_drop)}"
 
 
-def _listed(values: Iterable[str | float | None]) -> str:
-    shown = sorted(format_fraction(each) if isinstance(each, float) else str(each) for each in values)
-    return ", ".join(shown) or "none"
+def _listed(record: Record) -> str:
+    rows = record.rows.values()
+    return ", ".join(f"{row.names[0]} {row.norm} {format_fraction(row.eps or 0.0)}" for row in rows) or "none"

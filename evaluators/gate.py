@@ -41,9 +41,10 @@ def percent(share: Fraction) -> str:
 
 
 def _rows_of(key: str, results: Results) -> list[Attack]:
-    found = [row for row in results.attacks if row.id == key or any(_means(key, each, row.eps) for each in _names(row))]
+    rows = results.attacks
+    found = [row for row in rows if row.id == key or any(_means(key, name, row.eps) for name in row.names)]
     if not found:
-        names = {name for row in results.attacks for name in (row.id, *_names(row)) if row.eps is not None}
+        names = {name for row in rows for name in (row.id, *row.names) if row.eps is not None}
         worst = {WORST_CASE} if _radii(results) else set()
         raise UserError(
             f"--min: no row of {results.model.path} is called '{key}'", hint=nearest(key, {CLEAN, *worst, *names})
@@ -93,13 +94,6 @@ def _sure(least: Fraction, interval: Interval) -> list[str]:
 
 def _radii(results: Results) -> list[float]:
     return list(dict.fromkeys(row.eps for row in results.attacks if row.eps is not None))
-
-
-def _names(row: Attack) -> list[str]:
-    """What a row is called besides its id; no eps in it."""
-    if row.surrogate is None:
-        return [row.name]
-    return [f"{row.source}:{row.surrogate}:{row.name}", f"{row.source}:{row.name}"]
 
 
 def _means(key: str, name: str, eps: float | None) -> bool:

@@ -143,6 +143,13 @@ class Attack(_Part):
     """Why there is no result."""
     flags: list[str] = []
 
+    @property
+    def names(self) -> list[str]:
+        """What the row is called besides its id, without eps; the exact name first."""
+        if self.surrogate is None:
+            return [self.name]
+        return [f"{self.source}:{self.surrogate}:{self.name}", f"{self.source}:{self.name}"]
+
 
 class WorstCase(_Part):
     """Images that withstand every budget attack at one radius."""

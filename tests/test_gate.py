@@ -350,7 +350,7 @@ def test_baseline_of_something_else(tmp_path: Path) -> None:
     def seen(images: Split) -> Record:
         return replace(old, index=images.index, image=fingerprints(images))
 
-    elsewhere = old.results.dataset.model_copy(update={"name": "digits"})
+    at, elsewhere = f"{EPS:.4g}", old.results.dataset.model_copy(update={"name": "digits"})
     few = split.subset(10)
     compare(replace(old, index=few.index, image=fingerprints(few)), old, None)
     other = replace(split, base=255 - split.base)
@@ -360,10 +360,10 @@ def test_baseline_of_something_else(tmp_path: Path) -> None:
             replace(old, results=old.results.model_copy(update={"dataset": elsewhere})),
             "--baseline is of linear test, this evaluation of digits test",
         ),
-        (asked("pgd", norm="l2"), "--baseline has norm linf, this evaluation l2"),
-        (asked("pgd", eps=0.5), "has eps .*, this evaluation 0.5"),
-        (asked("square"), "has attack fgsm, pgd, this evaluation square"),
-        (asked("cw2"), "this evaluation none"),
+        (asked("pgd", norm="l2"), f"--baseline has fgsm linf {at}, pgd linf {at}, this evaluation pgd l2 {at}: no row"),
+        (asked("pgd", eps=0.5), f"pgd linf {at}, this evaluation pgd linf 0.5: no row"),
+        (asked("square"), f"has fgsm linf {at}, pgd linf {at}, this evaluation square linf {at}: no row"),
+        (asked("cw2"), "this evaluation none: no row"),
         (asked("pgd", settings={"pgd": {"steps": 50}}), "--baseline ran pgd with steps 10, this evaluation with 50"),
         (seen(other), "saw other images or labels"),
         (seen(replace(split, labels=1 - split.labels)), "saw other images or labels"),
