@@ -38,7 +38,9 @@ def attack(
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the images. [as in training]")] = None,
     image_size: Annotated[int | None, whole("--image-size", "Resize an image folder to this. [as in training]")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    limit: Annotated[int | None, whole("--limit", "The first N images of a fixed stratified order. [all]")] = None,
+    limit: Annotated[
+        int | None, whole("--limit", "The first N images of a fixed stratified order. [all]", least=1)
+    ] = None,
     norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
     eps: Annotated[
         str | None,
@@ -82,8 +84,6 @@ def attack(
     lookup(NORMS, norm, "norm")
     lookup({"train": 0, "val": 0, "test": 0}, split, "split")
     radii = radii_of(eps, norm)
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit must be at least 1, got {limit}", hint="leave it out to use all images")
     seconds = seconds_of(budget) if budget is not None else None
     changes = _settings(settings or [])
     interface = interface_of(mean, std, input_range, layout, logits_output)

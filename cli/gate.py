@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 
 def gate(
-    results: Annotated[list[Path], typer.Argument(help="results.json of `dgad attack`, or its folder.")],
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="results.json of `dgad attack`, or its folder.")
+    ],
     least: Annotated[
         list[str] | None,
-        typer.Option("--min", help="KEY=RATE, the least that passes. clean, worst-case or an attack: pgd=45%."),
+        typer.Option(
+            "--min", help="KEY=RATE: the least that passes. clean, worst-case or an attack: pgd=45%. Repeatable."
+        ),
     ] = None,
     baseline: Annotated[
         Path | None, typer.Option(help="Results of an earlier run, from which robustness must not have dropped.")
