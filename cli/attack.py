@@ -20,7 +20,7 @@ from cli.progress import AttackProgress
 from cli.radii import NORMS, radii_of
 from cli.surrogates import surrogates_of
 from cli.table import print_json, results_table
-from dgad_tk.common import UserError, lookup, nearest
+from dgad_tk.common import UserError, lookup
 
 if TYPE_CHECKING:
     from dgad_tk.data import Split
@@ -211,22 +211,8 @@ def _affordable(
     return most
 
 
-def _check_used(names: list[str], surrogate: list[Path] | None, changes: Mapping[str, object]) -> None:
-    """See that everything that is given belongs to an attack that runs.
-
-    Raises:
-        UserError: it does not.
-    """
-    from evaluators.suites import TRANSFER
-
-    if surrogate and not any(name.startswith(TRANSFER) for name in names):
-        raise UserError("--surrogate is given, but no transfer attack", hint="--suite full or --attack transfer:pgd")
-    for name in changes:
-        if name not in {each.removeprefix(TRANSFER) for each in names}:
-            raise UserError(f"--set {name}.… is given, but '{name}' does not run", hint=f"--attack {name} adds it")
-
-
 def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:
+    """`--set ATTACK.key=value` as what is set for each attack."""
     from dgad_tk.settings import parse_setting
 
     changes: dict[str, dict[str, Any]] = {}
@@ -235,13 +221,24 @@ def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:
         if not dot:
             raise UserError(f"--set needs ATTACK.key=value, got '{key}'", hint="for example --set pgd.steps=50")
         changes.setdefault(attack, {})[name] = value
-    if changes:
-        from evaluators.attacks import ATTACKS
-
-        for attack in changes:
-            if attack not in ATTACKS:
-                raise UserError(f"unknown attack '{attack}' in --set", hint=nearest(attack, ATTACKS))
     return changes
+
+
+def _check_used(names: list[str], surrogate: list[Path] | None, changes: Mapping[str, object]) -> None:
+    """See that everything that is given belongs to an attack that runs.
+
+    Raises:
+        UserError: it does not.
+    """
+    from evaluators.attacks import ATTACKS
+    from evaluators.suites import TRANSFER
+
+    if surrogate and not any(name.startswith(TRANSFER) for name in names):
+        raise UserError("--surrogate is given, but no transfer attack", hint="--suite full or --attack transfer:pgd")
+    for name in changes:
+        lookup(ATTACKS, name, "attack in --set:")
+        if name not in {each.removeprefix(TRANSFER) for each in names}:
+            raise UserError(f"--set {name}.… is given, but '{name}' does not run", hint=f"--attack {name} adds it")
 
 
 def _check_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ from evaluators.clean_checks import of_clean
 from evaluators.probes import Answers, Ascent, Probes
 from evaluators.record import IDLE, Evaluation, Outcome
 from evaluators.results import Checks, Item, Verdict
-from evaluators.verdicts import ORDER, at_most, by_gap, by_share, by_size
+from evaluators.verdicts import at_most, by_gap, by_share, by_size, worst_of
 
 FEW = 0.02
 """Share of the probed images that is nothing, and so is a single image."""
@@ -32,8 +32,7 @@ _SCALE_FREE = ("apgd-dlr", "apgd-t", "autoattack", "fab", "square")
 def check(evaluation: Evaluation) -> Checks:
     """Each check with its reason, and the worst verdict."""
     items = [*of_clean(evaluation), *_of_answers(evaluation), *_of_gradients(evaluation), *_of_rows(evaluation)]
-    worst: Verdict = max((item.verdict for item in items), key=ORDER.index, default="high")
-    return Checks(verdict=worst, items=items)
+    return Checks(verdict=worst_of(item.verdict for item in items), items=items)
 
 
 def _of_answers(evaluation: Evaluation) -> list[Item]:

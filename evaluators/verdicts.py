@@ -1,5 +1,7 @@
 """How far an evaluation is to be believed: from a figure to one of three words."""
 
+from collections.abc import Iterable
+
 from evaluators.results import Verdict
 
 ORDER: tuple[Verdict, ...] = ("high", "warn", "unreliable")
@@ -25,13 +27,20 @@ def by_gap(difference: float, images: float) -> Verdict:
     return _between(difference, noise, max(noise, CLEAR))
 
 
+def worst_of(verdicts: Iterable[Verdict]) -> Verdict:
+    """The worst of all, `high` of none."""
+    return max(verdicts, key=ORDER.index, default="high")
+
+
 def _between(value: float, noise: float, clear: float) -> Verdict:
     return "high" if value <= noise else "warn" if value <= clear else "unreliable"
 
 
 def at_most(worst: Verdict, verdict: Verdict) -> Verdict:
+    """`verdict`, but no worse than `worst`."""
     return min(worst, verdict, key=ORDER.index)
 
 
 def at_least(least: Verdict, verdict: Verdict) -> Verdict:
+    """`verdict`, but at least as bad as `least`."""
     return max(least, verdict, key=ORDER.index)
