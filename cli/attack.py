@@ -236,7 +236,7 @@ def _check_used(names: list[str], surrogate: list[Path] | None, changes: Mapping
     if surrogate and not any(name.startswith(TRANSFER) for name in names):
         raise UserError("--surrogate is given, but no transfer attack", hint="--suite full or --attack transfer:pgd")
     for name in changes:
-        lookup(ATTACKS, name, "attack in --set:")
+        lookup(ATTACKS, name, "attack")
         if name not in {each.removeprefix(TRANSFER) for each in names}:
             raise UserError(f"--set {name}.… is given, but '{name}' does not run", hint=f"--attack {name} adds it")
 
