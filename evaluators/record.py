@@ -53,22 +53,18 @@ def finished(row: Row, parts: Sequence[Unit], starts: Sequence[int]) -> Outcome:
 
 
 def _joined(parts: Sequence[Unit], starts: Sequence[int]) -> Unit:
-    def joined(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(part, name) for part in parts])
-
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("attacked", "broken", "adv_pred", "l2", "linf", "gallery", "broken_by")
+    }
+    sums: dict[str, Any] = {
+        name: sum(getattr(part, name) for part in parts)
+        for name in ("seconds", "forward_passes", "backward_passes", "reused")
+    }
     return Unit(
-        attacked=joined("attacked"),
-        broken=joined("broken"),
-        adv_pred=joined("adv_pred"),
-        l2=joined("l2"),
-        linf=joined("linf"),
-        seconds=sum(part.seconds for part in parts),
-        forward_passes=sum(part.forward_passes for part in parts),
-        backward_passes=sum(part.backward_passes for part in parts),
-        gallery=joined("gallery"),
+        **arrays,
+        **sums,
         gallery_at=np.concatenate([part.gallery_at + start for part, start in zip(parts, starts, strict=True)]),
-        broken_by=joined("broken_by"),
-        reused=sum(part.reused for part in parts),
         stages=max((part.stages for part in parts), key=len),
         stage_seconds=[sum(each) for each in zip_longest(*(part.stage_seconds for part in parts), fillvalue=0.0)],
         warnings=list(dict.fromkeys(text for part in parts for text in part.warnings)),
@@ -133,22 +129,22 @@ class Evaluation:
         if eps not in self.judged_eps:
             raise ValueError(f"no budget attack ran at eps {eps}: expected one of {list(self.judged_eps)}")
         held = self.clean_right
-        for outcome in self._whole:
-            if outcome.unit is not None and outcome.row.eps is not None and outcome.row.eps <= eps:
-                held &= ~outcome.unit.broken
+        for radius, unit in self._whole:
+            if radius <= eps:
+                held &= ~unit.broken
         return held
 
     @property
     def judged_eps(self) -> tuple[float, ...]:
         """The radii at which a budget attack ran on all images."""
-        ran = {outcome.row.eps for outcome in self._whole}
+        ran = [radius for radius, _ in self._whole]
         return tuple(eps for eps in self.eps if eps in ran)
 
     @property
-    def _whole(self) -> list[Outcome]:
-        """The outcomes that say something about every image."""
-        n = len(self.labels)
-        return [each for each in self.outcomes if each.unit is not None and len(each.unit.broken) == n]
+    def _whole(self) -> list[tuple[float, Unit]]:
+        """Budget rows that looked at every image: radius and outcome."""
+        done = [(each.row.eps, each.unit) for each in self.outcomes]
+        return [(eps, unit) for eps, unit in done if eps is not None and unit and len(unit.broken) == len(self.labels)]
 
     def worst_case(self, eps: float) -> float:
         """Share of all images that are in `held(eps)`."""
