@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import typer
 
-from cli import attack, bench, compare_reference, export, inspect, list, quickstart, train
+from cli import attack, bench, compare_reference, export, gate, inspect, list, quickstart, train
 from dgad_tk import __version__
 from dgad_tk.common import GateError, UserError
 from dgad_tk.names import check_utf8
@@ -77,6 +77,7 @@ def _root(
 app.command("train")(train.train)
 app.command("export")(export.export)
 app.command("attack")(attack.attack)
+app.command("gate")(gate.gate)
 app.command("compare-reference")(compare_reference.compare_reference)
 app.command("bench")(bench.bench)
 app.command("inspect")(inspect.inspect)

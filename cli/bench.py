@@ -198,7 +198,7 @@ def _robust(predictor: "Predictor", images: "Dataset", document: dict[str, Any],
     """Accuracy of one file on clean images and under PGD, or why it has none."""
     from cli.progress import AttackProgress
     from evaluators import evaluate, plan
-    from evaluators.report import results
+    from evaluators.report.files import results
 
     part = images.test.subset(document["dataset"]["n"])
     rows = plan(["pgd"], norm="linf", eps=[document["threat"]["eps"]])
@@ -210,15 +210,15 @@ def _robust(predictor: "Predictor", images: "Dataset", document: dict[str, Any],
     except UserError as error:  # a file whose gradients cannot be trusted should not cost the others their figures
         return {"status": "refused", "reason": error.message}
     report = results(evaluation, command=document["command"], dataset=images.name, split="test")
-    (attack,) = report["attacks"]
-    doubts = [item["detail"] for item in report["checks"]["items"] if item["verdict"] != "high"]
+    (attack,) = report.attacks
+    doubts = [item.detail for item in report.checks.items if item.verdict != "high"]
     return {
         "status": "done",
         "reason": "",
-        "clean_accuracy": report["clean"]["accuracy"],
-        "robust_accuracy": attack["robust_accuracy"],
-        "ci95": attack["ci95"],
-        "steps": attack["params"]["steps"],
-        "twin": report["twin"],
-        "notes": list(dict.fromkeys([*predictor.notes, *doubts, *attack["flags"]])),
+        "clean_accuracy": report.clean.accuracy,
+        "robust_accuracy": attack.robust_accuracy,
+        "ci95": attack.ci95,
+        "steps": attack.params["steps"],
+        "twin": report.twin,
+        "notes": list(dict.fromkeys([*predictor.notes, *doubts, *attack.flags])),
     }

@@ -132,13 +132,13 @@ def verdict(
         x_adv = into_ball(found.images, asked.images, row.norm, row.eps)
     else:
         x_adv = np.clip(np.where(np.isnan(found.images), asked.images, found.images), 0.0, 1.0).astype(np.float32)
-    predicted, finite = judge(target, x_adv, batch_size)
-    broken = (predicted != asked.labels) | ~finite
+    answers = judge(target, x_adv, batch_size)
+    broken = ~answers.right(asked.labels)
     shown = np.flatnonzero(broken)[: GALLERY if gallery else 0]
     return Unit(
         attacked=right.copy(),
         broken=_spread(broken, todo, False),
-        adv_pred=_spread(predicted, todo, NOT_ATTACKED),
+        adv_pred=_spread(answers.predicted, todo, NOT_ATTACKED),
         l2=_spread(l2(x_adv, asked.images), todo, np.nan),
         linf=_spread(linf(x_adv, asked.images), todo, np.nan),
         seconds=found.seconds + time.perf_counter() - begun,

@@ -25,7 +25,7 @@ from evaluators.attacks.autoattack.reference import AuthorsAutoAttack
 from evaluators.attacks.autoattack.stages import ROBUST, ensemble
 from evaluators.ball import Norm, linf
 from evaluators.estimators import Counted, to_estimator
-from evaluators.report import results
+from evaluators.report.files import results
 from evaluators.units import Halfway
 
 AUTHORS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -326,9 +326,9 @@ def test_agreement_of_an_evaluation(small: Small) -> None:
     assert len(found.only_ours) + len(found.only_theirs) <= 1
     json.dumps(found.to_dict())
     document = results(evaluation, command="", dataset="digits", split="test")
-    for row, unit in zip(document["attacks"], (theirs, ours), strict=True):
-        assert [stage["name"] for stage in row["stages"]] == unit.stages
-        assert sum(stage["broken"] for stage in row["stages"]) == unit.broken.sum()
+    for row, unit in zip(document.attacks, (theirs, ours), strict=True):
+        assert [stage.name for stage in row.stages] == unit.stages
+        assert sum(stage.broken for stage in row.stages) == unit.broken.sum()
     with pytest.raises(ValueError, match="expected rows autoattack and autoattack-reference, got fgsm"):
         agreement(evaluate(as_torch(small[0], (1, 8, 8)), split, plan(["fgsm"], norm="linf", eps=[0.1])))
 
