@@ -119,6 +119,22 @@ def test_a_damaged_entry_is_rebuilt(tree: Path, cache_folder: Path, name: str, d
     assert not list(cache_folder.glob(".building-*"))
 
 
+def test_whatever_byte_of_a_header_is_damaged_the_entry_is_rebuilt(tree: Path, cache_folder: Path) -> None:
+    expected = load(tree).sha256
+    (entry,) = entries(cache_folder)
+    path = entry / "train-labels.npy"
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, 128, 3):
+            damaged[at] = rng.choice(list(b"(){}[]'\\\"#\0 x9\xff"))
+        path.write_bytes(bytes(damaged))
+        found = cache._open(entry)
+        assert found is None or found.parts["train"].labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert load(tree).sha256 == expected
+
+
 @pytest.mark.parametrize(
     "text", ["[]", "{}", '{"format": 1, "shapes": [], "classes": [], "sha256": ""}', '{"format": 0}']
 )
@@ -232,7 +248,7 @@ def test_a_full_disk(tree: Path, cache_folder: Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match="No space left on device") as error:
             load(tree)
     assert "DGAD_CACHE" in error.value.hint

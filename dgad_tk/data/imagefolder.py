@@ -1,8 +1,8 @@
 """Your own images: `train/CLASS/*.jpg` and `test/CLASS/*.jpg`, each a tree for torchvision's ImageFolder."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,8 @@ import numpy as np
 from dgad_tk.common import UserError
 from dgad_tk.data.cache import cached
 from dgad_tk.data.decoding import blocks
-from dgad_tk.data.endings import LeftOut
 from dgad_tk.data.parts import LAYOUT, parts_in
-from dgad_tk.data.spec import Decoded, Labels, Source
+from dgad_tk.data.spec import Decoded, Labels, Part
 from dgad_tk.data.tree import Tree, check_classes, entries, is_dir, tree_of
 
 DEFAULT_SIZE, SMALLEST, LARGEST = 32, 4, 512
@@ -48,26 +47,26 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
     )
     trees: dict[str, Tree] = {}
     for part, folder in folders.items():
-        left_out = LeftOut()
-        trees[part] = tree_of(data_dir, folder, left_out)
-        notes += left_out.notes(str(data_dir / folder), len(trees[part]))
-    classes = list(trees["train"])
-    for part, tree in trees.items():
-        check_classes(data_dir, part, classes, tree)
+        trees[part], left_out = tree_of(data_dir, folder)
+        notes += left_out
+    classes = check_classes(data_dir, trees)
     decoded = cached(
         "imagefolder",
         data_dir,
         [file for part in sorted(trees) for files in trees[part].values() for file in files],
+        lambda: (classes, {part: images_of(data_dir, tree, size) for part, tree in trees.items()}),
         # Which folder plays which part is a matter of the names in it, and these are in the key already. So are the
         # class names, but as they are on disk: an entry of before they were composed has them so.
         salt=f"image_size {size}" + ("" if all(map(str.isascii, classes)) else " composed"),
-        build=lambda: (classes, {part: source_of(data_dir, tree, size) for part, tree in trees.items()}),
     )
     return replace(decoded, image_size=size, notes=notes)
 
 
-def source_of(root: Path, tree: Tree, size: int, *, exact: bool = False) -> Source:
+def images_of(root: Path, tree: Tree, size: int, *, exact: bool = False) -> Iterator[Part]:
     """The images of a tree, class by class; `exact` refuses an image of another size instead of squeezing it."""
     files = [file for files in tree.values() for file in files]
     labels: Labels = np.repeat(np.arange(len(tree)), [len(files) for files in tree.values()]).astype(np.int64)
-    return Source((3, size, size), labels, partial(blocks, root, files, size, exact))
+    done = 0
+    for images in blocks(root, files, size, exact):
+        yield Part(images, labels[done : done + len(images)])
+        done += len(images)

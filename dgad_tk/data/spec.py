@@ -1,6 +1,6 @@
 """What a dataset is: its row in the table, its decoded arrays, its three splits."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dgad_tk.common import UserError
 
-Images = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Shape = tuple[int, int, int]
 
@@ -34,30 +34,15 @@ class Augmentation:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One decoded folder of a dataset, in the order of its files.
+    """Decoded images of a dataset in the order of its files: of a whole folder, or of some files in it.
 
     Attributes:
         images: uint8 `(N, C, H, W)`, memory-mapped where they come from the cache.
         labels: int64 `(N,)`.
     """
 
-    images: Images
+    images: Pixels
     labels: Labels
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A part before it is decoded: how many images of what shape, and a way to get at them piece by piece.
-
-    Attributes:
-        shape: (C, H, W).
-        labels: int64 `(N,)`.
-        blocks: uint8 `(n, C, H, W)` each, N images in all, in the order of `labels`.
-    """
-
-    shape: Shape
-    labels: Labels
-    blocks: Callable[[], Iterable[Images]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +76,14 @@ class Split:
         labels: int64 `(N,)`, of the rows in `index`.
     """
 
-    base: Images = field(repr=False)
+    base: Pixels = field(repr=False)
     index: NDArray[np.int64] = field(repr=False)
     labels: Labels = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def take(self, positions: NDArray[np.int64] | Sequence[int] | slice) -> Images:
+    def take(self, positions: NDArray[np.int64] | Sequence[int] | slice) -> Pixels:
         """A copy of the images at these positions, uint8 `(n, C, H, W)`, contiguous."""
         return np.ascontiguousarray(self.base[self.index[positions]])
 
