@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tokenize import TokenError
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib.format import open_memmap, write_array_header_1_0
@@ -173,15 +173,19 @@ def _open(entry: Path) -> Decoded | None:
             return None
         parts = {}
         for name, shape in record["shapes"].items():
-            images, labels = (open_memmap(entry / f"{name}-{what}.npy", mode="r") for what in ("images", "labels"))
-            if (images.dtype, images.shape) != (_IMAGES, tuple(shape)):
-                return None
-            if (labels.dtype, labels.shape) != (_LABELS, (shape[0],)):
-                return None
+            images = _map(entry / f"{name}-images.npy", _IMAGES, tuple(shape))
+            labels = _map(entry / f"{name}-labels.npy", _LABELS, tuple(shape[:1]))
             parts[name] = Part(images, np.array(labels, dtype=np.int64))
         return Decoded([str(label) for label in record["classes"]], parts, str(record["sha256"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, TokenError):  # the last of a damaged .npy header
         return None
+
+
+def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap:
+    found = open_memmap(path, mode="r")
+    if (found.dtype, found.shape, found.offset + found.nbytes) != (dtype, shape, path.stat().st_size):
+        raise ValueError(f"{path} is damaged")
+    return found
 
 
 def _content_sha256(classes: list[str], contents: Mapping[str, _Content]) -> str:
