@@ -60,8 +60,7 @@ def all_rows(dataset: Dataset) -> list[bytes]:
     return sorted(image.tobytes() for split in (dataset.train, dataset.val) for image in split.take(slice(None)))
 
 
-def test_table_rows_carry_their_own_name() -> None:
-    assert [spec.name for spec in DATASETS.values()] == list(DATASETS)
+def test_every_dataset_has_radii() -> None:
     assert all(spec.eps.keys() >= {"linf", "l2"} for spec in DATASETS.values())
 
 

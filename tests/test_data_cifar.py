@@ -463,4 +463,4 @@ def test_sums_are_torchvisions() -> None:
         layout = ours.layouts[0]
         assert (layout.folder, layout.archive) == (theirs.base_folder, theirs.filename)
         assert list(ours.parts["train"]) == [name for name, _ in theirs.train_list]
-        assert ours.names_key == theirs.meta["key"]
+        assert f"{ours.prefix}label_names" == theirs.meta["key"]

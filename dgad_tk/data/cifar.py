@@ -4,13 +4,11 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dgad_tk.common import UserError
 from dgad_tk.data import plain_pickle
 from dgad_tk.data.cache import cached
 from dgad_tk.data.download import Remote, downloads, fetch_archive
@@ -48,8 +46,7 @@ class Cifar:
         name: row of DATASETS.
         title: as it is written.
         classes: how many.
-        label_key: of the labels in a pickle; CIFAR-100 has coarse ones too.
-        names_key: of the class names in a pickle.
+        prefix: of the keys in a pickle, of labels and of their names; CIFAR-100 has coarse ones too.
         label_bytes: in front of the pixels of a binary record; the last one is the label.
         parts: "train" and "test" to file names, without their ending.
         layouts: pickles, which torchvision reads, and records.
@@ -59,8 +56,7 @@ class Cifar:
     name: str
     title: str
     classes: int
-    label_key: str
-    names_key: str
+    prefix: str
     label_bytes: int
     parts: Mapping[str, Sequence[str]]
     layouts: tuple[Layout, Layout]
@@ -75,8 +71,7 @@ CIFAR10 = Cifar(
     name="cifar10",
     title="CIFAR-10",
     classes=10,
-    label_key="labels",
-    names_key="label_names",
+    prefix="",
     label_bytes=1,
     parts={"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]},
     layouts=(
@@ -97,8 +92,7 @@ CIFAR100 = Cifar(
     name="cifar100",
     title="CIFAR-100",
     classes=100,
-    label_key="fine_labels",
-    names_key="fine_label_names",
+    prefix="fine_",
     label_bytes=2,
     parts={"train": ["train"], "test": ["test"]},
     layouts=(
@@ -123,20 +117,16 @@ def load(which: Cifar, data_dir: Path | None, image_size: int | None) -> Decoded
     return cached(which.name, place.folder, place.files, lambda: _build(which, place))
 
 
-def download(which: Cifar, data_dir: Path | None) -> None:
-    """Fetch and unpack the pickles below `data_dir`, or below the cache, unless either version is to be found.
+def fetch(which: Cifar, root: Path) -> None:
+    """Fetch and unpack the pickles.
 
     Raises:
         UserError: no network, or what came is not CIFAR.
     """
-    with suppress(UserError):
-        _find(which, data_dir)
-        return
     from torchvision import datasets  # knows where they are; imports torch
 
     official = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[which.name]
-    remote = Remote(official.url, official.filename, official.tgz_md5)
-    fetch_archive(data_dir or downloads(which.name), remote, official.base_folder)
+    fetch_archive(root, Remote(official.url, official.filename, official.tgz_md5), official.base_folder)
 
 
 def _find(which: Cifar, data_dir: Path | None) -> Place:
@@ -147,7 +137,7 @@ def _find(which: Cifar, data_dir: Path | None) -> Place:
         if os.path.isfile(root / layout.archive):
             hint = f"{layout.archive} is not unpacked: tar -xzf {layout.archive} in {root}, then again"
     places = [Place(folder, which.files(layout)) for layout in which.layouts for folder in (root / layout.folder, root)]
-    return find(which.title, places, data_dir, hint)
+    return find(which.title, places, hint)
 
 
 def _build(which: Cifar, place: Place) -> tuple[list[str], dict[str, Iterator[Part]]]:
@@ -163,7 +153,7 @@ def _class_names(which: Cifar, path: Path) -> list[str]:
         if path.suffix == ".txt":
             names = path.read_text(encoding="utf-8").split()
         else:
-            names = [as_text(name) for name in _list(_values(which, path), which.names_key)]
+            names = [as_text(name) for name in _list(_values(which, path), f"{which.prefix}label_names")]
         if len(names) != which.classes or len(set(names)) != which.classes:
             raise ValueError(f"{len(set(names))} names for {which.classes} classes")
         return names
@@ -203,7 +193,7 @@ def _unpickled(which: Cifar, path: Path) -> Iterator[Batch]:
     match values.get("data"):
         # What numpy writes: a version, the shape, the kind of number, whether the first index runs fastest, the bytes.
         case Call(state=(_, (int(), 3072), Call(arguments=("u1" | b"u1", *_)), 0, pixels)):
-            yield as_bytes(pixels), _list(values, which.label_key)
+            yield as_bytes(pixels), _list(values, f"{which.prefix}labels")
         case _:
             raise ValueError(f"it holds no array 'data' of rows of {PIXELS} bytes")
 

@@ -7,7 +7,7 @@ import numpy as np
 from dgad_tk.common import UserError
 from dgad_tk.data.cache import in_memory
 from dgad_tk.data.spec import Decoded, Labels, Part, Pixels
-from dgad_tk.data.splits import cut
+from dgad_tk.data.splits import stratified_order
 
 TEST_IMAGES = 360
 
@@ -29,5 +29,7 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
     # Inks 0 to 16 become 0 to 255.
     images: Pixels = np.round(grey * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     labels: Labels = digit.astype(np.int64)
-    test, train = cut(Part(images, labels), "digits test", TEST_IMAGES)
-    return in_memory([str(label) for label in range(10)], {"train": train, "test": test})
+    order = stratified_order(labels, "digits test")
+    rows = {"train": np.sort(order[TEST_IMAGES:]), "test": np.sort(order[:TEST_IMAGES])}
+    parts = {part: Part(images[index], labels[index]) for part, index in rows.items()}
+    return in_memory([str(label) for label in range(10)], parts)

@@ -4,12 +4,10 @@ import gzip
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from dgad_tk.common import UserError
 from dgad_tk.data.cache import cached
 from dgad_tk.data.download import Remote, downloads, fetch_files
 from dgad_tk.data.reading import Place, find, readable
@@ -38,19 +36,16 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
     )
 
 
-def download(data_dir: Path | None) -> None:
-    """Fetch the four files to torchvision's place below `data_dir`, or below the cache, unless they are to be found.
+def fetch(root: Path) -> None:
+    """Fetch the four files to torchvision's place below `root`.
 
     Raises:
         UserError: no network, or what came is not Fashion-MNIST.
     """
-    with suppress(UserError):
-        _find(data_dir)
-        return
     from torchvision.datasets import FashionMNIST  # knows where they are; imports torch
 
     remotes = [Remote(FashionMNIST.mirrors[0] + name, name, md5) for name, md5 in FashionMNIST.resources]
-    fetch_files((data_dir or downloads("fashion-mnist")) / "FashionMNIST" / "raw", remotes)
+    fetch_files(root / "FashionMNIST" / "raw", remotes)
 
 
 def _find(data_dir: Path | None) -> Place:
@@ -65,7 +60,7 @@ def _find(data_dir: Path | None) -> Place:
         Place(folder, [name if os.path.isfile(folder / name) else f"{name}.gz" for name in wanted])
         for folder in folders
     ]
-    return find("Fashion-MNIST", places, data_dir, GET_IT)
+    return find("Fashion-MNIST", places, GET_IT)
 
 
 def _read(root: Path, files: Sequence[str], part: str) -> Iterator[Part]:

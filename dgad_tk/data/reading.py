@@ -23,32 +23,28 @@ class Place(NamedTuple):
         return [name for name in self.files if not os.path.isfile(self.folder / name)]
 
 
-def find(title: str, places: Sequence[Place], data_dir: Path | None, hint: str) -> Place:
+class NotThereError(UserError):
+    """The files of a dataset are not where they were looked for, or not all of them; a download may help."""
+
+
+def find(title: str, places: Sequence[Place], hint: str) -> Place:
     """The first place that has all its files.
 
     Args:
         title: of the dataset.
         places: where to look; the last one is named where there is nothing at all.
-        data_dir: as the user gave it.
         hint: how to get the files.
 
     Raises:
-        UserError: there is none.
+        NotThereError: there is none.
     """
     for place in places:
         if not place.missing:
             return place
     for place in places:
         if len(place.missing) < len(place.files):
-            raise UserError(f"{place.folder}: {title} without {', '.join(place.missing)}", hint=hint)
-    raise not_there(title, places[-1].folder, data_dir, hint)
-
-
-def not_there(title: str, folder: Path, data_dir: Path | None, hint: str) -> UserError:
-    """An error for a dataset of which nothing is in `folder`, or for a `data_dir` that is no folder."""
-    if data_dir is not None and not os.path.isdir(data_dir):
-        return UserError(f"--data-dir {data_dir} is not a folder", hint=hint)
-    return UserError(f"no {title} in {folder}", hint=hint)
+            raise NotThereError(f"{place.folder}: {title} without {', '.join(place.missing)}", hint=hint)
+    raise NotThereError(f"no {title} in {places[-1].folder}", hint=hint)
 
 
 @contextmanager

@@ -103,23 +103,21 @@ class DatasetSpec:
     """A row of the DATASETS table.
 
     Attributes:
-        name: what `--dataset` takes.
         description: one line for `dgad list datasets`.
         load: (data_dir, image_size) to decoded arrays; either is None when the user gave none.
         augmentation: of training images.
         eps: norm ("linf", "l2") to the default radius, as a fraction of 1.
         training: settings of a TrainConfig that differ from the paper's for CIFAR, by name.
-        download: fetches the files to a data_dir, or below the cache, unless they are there; None where there are none.
+        fetch: fetches the files that are not there to a folder; None where there is nothing to fetch.
         resizable: `--image-size` applies; otherwise the data have one size of their own.
     """
 
-    name: str
     description: str
     load: Callable[[Path | None, int | None], Decoded]
     augmentation: Augmentation
     eps: Mapping[str, float]
     training: Mapping[str, Any] = field(default_factory=dict)
-    download: Callable[[Path | None], None] | None = None
+    fetch: Callable[[Path], None] | None = None
     resizable: bool = False
 
 

@@ -39,13 +39,6 @@ def stratified_order(labels: Labels, purpose: str) -> NDArray[np.int64]:
     return np.lexsort((between, (rank + 0.5) / sizes[classes])).astype(np.int64)
 
 
-def cut(part: Part, purpose: str, n: int) -> tuple[Part, Part]:
-    """The first `n` of a stratified order and the rest, copied in file order: for small data in memory."""
-    order = stratified_order(part.labels, purpose)
-    first, rest = np.sort(order[:n]), np.sort(order[n:])
-    return Part(part.images[first], part.labels[first]), Part(part.images[rest], part.labels[rest])
-
-
 def make_splits(parts: Mapping[str, Part]) -> tuple[Split, Split, Split]:
     """Train, validation and test; validation is held out of train where the data have none of their own.
 

@@ -8,7 +8,6 @@ damaged, that of the type of the numbers, it ends the process by a segmentation 
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgad_tk.common import UserError
 from dgad_tk.data.cache import cached
 from dgad_tk.data.download import Remote, downloads, fetch_files
 from dgad_tk.data.reading import Place, find, readable
@@ -42,22 +40,19 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
     return cached("svhn", root, files, lambda: (CLASSES, {part: _read(root / name) for part, name in FILES.items()}))
 
 
-def download(data_dir: Path | None) -> None:
-    """Fetch the two files to `data_dir`, or below the cache, unless they are there.
+def fetch(root: Path) -> None:
+    """Fetch the two files.
 
     Raises:
         UserError: no network, or what came is not SVHN.
     """
-    with suppress(UserError):
-        _find(data_dir)
-        return
     from torchvision.datasets import SVHN  # knows where they are; imports torch
 
-    fetch_files(data_dir or downloads("svhn"), [Remote(*SVHN.split_list[part]) for part in FILES])
+    fetch_files(root, [Remote(*SVHN.split_list[part]) for part in FILES])
 
 
 def _find(data_dir: Path | None) -> Place:
-    return find("SVHN", [Place(data_dir or downloads("svhn"), sorted(FILES.values()))], data_dir, GET_IT)
+    return find("SVHN", [Place(data_dir or downloads("svhn"), sorted(FILES.values()))], GET_IT)
 
 
 def _read(path: Path) -> Iterator[Part]:

@@ -9,7 +9,7 @@ from dgad_tk.data.cache import cached
 from dgad_tk.data.download import downloads
 from dgad_tk.data.endings import notes_on
 from dgad_tk.data.imagefolder import images_of
-from dgad_tk.data.reading import not_there
+from dgad_tk.data.reading import NotThereError
 from dgad_tk.data.spec import Decoded
 from dgad_tk.data.tree import Tree, check_classes, images_below, tree_of
 
@@ -49,16 +49,13 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
     return replace(decoded, notes=notes + more)
 
 
-def download(data_dir: Path | None) -> None:
+def fetch(root: Path) -> None:
     """There is no sum to check the archive against, so it is not fetched.
 
     Raises:
-        UserError: unless it is there already.
+        UserError: always.
     """
-    try:
-        _find(data_dir)
-    except UserError:
-        raise UserError("dataset 'tiny-imagenet' cannot be downloaded by this command", hint=GET_IT) from None
+    raise UserError("dataset 'tiny-imagenet' cannot be downloaded by this command", hint=GET_IT)
 
 
 def _find(data_dir: Path | None) -> Path:
@@ -67,7 +64,7 @@ def _find(data_dir: Path | None) -> Path:
     for folder in (root / FOLDER, root):
         if os.path.isdir(folder / "train") and os.path.isdir(folder / "val"):
             return folder
-    raise not_there("Tiny ImageNet (train/ and val/)", root, data_dir, GET_IT)
+    raise NotThereError(f"no Tiny ImageNet (train/ and val/) in {root}", hint=GET_IT)
 
 
 def _annotated(root: Path, classes: set[str]) -> tuple[Tree, tuple[str, ...]]:
