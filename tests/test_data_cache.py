@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dgad_tk.common import UserError
-from dgad_tk.data import Dataset, cache, decoding, fingerprint, load_dataset
+from dgad_tk.data import Dataset, cache, decoding, load_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def test_arrays_are_plain_npy_files(tree: Path, cache_folder: Path) -> None:
 def test_second_load_reads_no_image(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(tree)
     forbid(monkeypatch, decoding, "decode")
-    forbid(monkeypatch, fingerprint, "sha256_file")
+    forbid(monkeypatch, cache, "sha256_file")
     second = load(tree)
     assert (second.sha256, second.classes, second.options) == (first.sha256, first.classes, first.options)
 

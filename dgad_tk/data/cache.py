@@ -10,6 +10,7 @@ many processes build it at once and wherever one is killed.
 import hashlib
 import json
 import logging
+import re
 import shutil
 import tempfile
 import time
@@ -22,8 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.lib.format import open_memmap, write_array_header_1_0
 
-from dgad_tk.common import UserError, cache_dir, synced
-from dgad_tk.data.fingerprint import content_key, stats_of
+from dgad_tk.common import UserError, cache_dir, sha256_file, synced, written_aside
 from dgad_tk.data.spec import Decoded, Labels, Part
 
 FORMAT = 1
@@ -52,8 +52,8 @@ def cached(name: str, root: Path, files: Sequence[str], build: Build, salt: str 
     Raises:
         UserError: a file is damaged or changes meanwhile, or the cache cannot be written.
     """
-    stats = stats_of(root, files)
-    key = content_key(root, files, stats, f"{name} format {FORMAT} {salt}")
+    stats = _stats(root, files)
+    key = _content_key(root, files, stats, f"{name} format {FORMAT} {salt}")
     entry = cache_dir() / "datasets" / f"{name}-{key[:24]}"
     # Once is enough, but for a process that replaces a damaged entry at the very moment we look for ours.
     for _ in range(3):
@@ -63,7 +63,7 @@ def cached(name: str, root: Path, files: Sequence[str], build: Build, salt: str 
         try:
             with _aside(entry) as built:
                 _write(built, *build())
-                for file, before, after in zip(files, stats, stats_of(root, files), strict=True):
+                for file, before, after in zip(files, stats, _stats(root, files), strict=True):
                     if before != after:  # under its key, the entry would hold something else for ever
                         raise UserError(
                             f"{root / file} was changed while it was being read",
@@ -82,6 +82,61 @@ def in_memory(classes: list[str], parts: Mapping[str, Part]) -> Decoded:
     digests = {name: hashlib.sha256(part.images.tobytes()).hexdigest() for name, part in parts.items()}
     contents = {name: _Content(part.images.shape, digests[name], part.labels) for name, part in parts.items()}
     return Decoded(classes, parts, _content_sha256(classes, contents))
+
+
+def _stats(root: Path, files: Sequence[str]) -> list[str]:
+    """For each file its size in bytes and, in nanoseconds, when its content and its inode were last changed.
+
+    The inode notices new content of the same size under a restored time.
+    """
+    found = []
+    for name in files:
+        with _reading(root / name):
+            status = (root / name).stat()
+        found.append(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
+    return found
+
+
+def _content_key(root: Path, files: Sequence[str], stats: Sequence[str], salt: str) -> str:
+    """64 hex digits for names and bytes of the files and for `salt`: a folder that was moved or copied has the same.
+
+    Reading all bytes takes seconds to minutes, so an index from what `stat` says to the key is kept.
+    """
+    # With the folder: two unpacked archives may agree in every name, size and time, and differ in content.
+    seen = _sha256([str(root.resolve()), salt, *map("\0".join, zip(files, stats, strict=True))])
+    index = cache_dir() / "datasets" / "index" / seen
+    with suppress(OSError, UnicodeDecodeError):
+        known = index.read_text(encoding="ascii")
+        if re.fullmatch("[0-9a-f]{64}", known):
+            return known
+
+    lines = [salt]
+    for name in files:
+        with _reading(root / name):
+            lines.append(f"{name}\0{sha256_file(root / name)}")
+    key = _sha256(lines)
+    # A cache that cannot be written to may still hold the entry; whoever has to write one complains then.
+    with suppress(OSError), written_aside(index) as aside:
+        aside.write_text(key, encoding="ascii")
+    return key
+
+
+def _sha256(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))  # a file name may hold any bytes
+    return digest.hexdigest()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror or error}",
+            hint="check the file and its permissions; delete a link that leads nowhere",
+        ) from None
 
 
 @contextmanager

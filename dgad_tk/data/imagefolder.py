@@ -10,9 +10,8 @@ import numpy as np
 from dgad_tk.common import UserError
 from dgad_tk.data.cache import cached
 from dgad_tk.data.decoding import blocks
-from dgad_tk.data.parts import LAYOUT, parts_in
 from dgad_tk.data.spec import Decoded, Labels, Part
-from dgad_tk.data.tree import Tree, check_classes, entries, is_dir, tree_of
+from dgad_tk.data.tree import LAYOUT, Tree, check_classes, parts_in, tree_of
 
 DEFAULT_SIZE, SMALLEST, LARGEST = 32, 4, 512
 
@@ -39,12 +38,7 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
         raise UserError("dataset 'imagefolder' needs --data-dir", hint=LAYOUT)
     if not os.path.isdir(data_dir):
         raise UserError(f"--data-dir {data_dir} is not a folder", hint=LAYOUT)
-    there = entries(data_dir)
-    folders, notes = parts_in(
-        data_dir,
-        [entry.name for entry in there if is_dir(entry)],
-        [entry.name for entry in there if not is_dir(entry)],
-    )
+    folders, notes = parts_in(data_dir)
     trees: dict[str, Tree] = {}
     for part, folder in folders.items():
         trees[part], left_out = tree_of(data_dir, folder)

@@ -1,18 +1,79 @@
-"""The class folders of one part: which files they hold, by class."""
+"""Folders of images: which one plays which part of a dataset, and which files its classes hold."""
 
 import os
+import re
 from collections.abc import Iterator, Set
 from pathlib import Path
 
 from dgad_tk.common import UserError, nearest
-from dgad_tk.data.endings import by_ending, ending_of, notes_on, readable_endings
-from dgad_tk.data.parts import LAYOUT
-from dgad_tk.names import check_class_name, composed
+from dgad_tk.data.endings import by_ending, counted, ending_of, first_names, is_image, notes_on, readable_endings
+from dgad_tk.names import check_class_name, composed, shown
 
+LAYOUT = "the folder must hold train/CLASS/image files, and test/CLASS/ or val/CLASS/ likewise"
+
+_PART_OF = {  # as Hugging Face's datasets knows them
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+_FILLERS = {"", "set", "data", "dataset", "split", "images", "imgs", "img", "image"}
 _HIDDEN = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 
 Tree = dict[str, list[str]]
 """Class name, composed, to its files, both sorted. The files are paths below the dataset's folder, as on disk."""
+
+
+def part_of(name: str) -> str | None:
+    """The part that a folder's name says it is: "val" for `Validation`, `dev_set` or `val2017`; else None."""
+    words = [word for word in re.split(r"[\W_\d]+", name.lower()) if word not in _FILLERS]
+    if len(words) != 1:
+        return None
+    return _PART_OF.get(words[0]) or _PART_OF.get(re.sub("(set|data|images)$", "", words[0]))
+
+
+def parts_in(root: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Part to the folder in `root` that plays it, and notes on what plays none.
+
+    With a folder of training, one of validation and one of test images, each is itself; where there are only two, the
+    second is the test part.
+
+    Raises:
+        UserError: there is none to train or to test on, or two folders claim one part.
+    """
+    found: dict[str, list[str]] = {}
+    loose = []
+    for entry in _entries(root):
+        if _is_dir(entry):
+            found.setdefault(part_of(entry.name) or "", []).append(entry.name)
+        elif is_image(entry.name):
+            loose.append(entry.name)
+    others = found.pop("", [])
+    for part, claims in found.items():
+        if len(claims) > 1:
+            raise UserError(
+                f"{root}: both '{claims[0]}' and '{claims[1]}' could be the {part} images",
+                hint="move one of them away, or put them into one folder",
+            )
+    if "train" not in found or len(found) == 1:
+        missing = "train/" if "train" not in found else "test/ or val/"
+        there = f", only {_listed(others)}" if others and not found else ""
+        raise UserError(f"{root} has no {missing}{there}", hint=LAYOUT)
+    notes = []
+    if others:
+        what = "a folder that is no split" if len(others) == 1 else f"{len(others)} folders that are no split"
+        notes.append(f"{root}: passed over {what} (train, val or test): {_listed(others)}")
+    if loose:
+        what = counted(len(loose), "image file")
+        notes.append(f"{root}: {what} passed over beside the splits ({first_names(loose)})")
+    parts: dict[str, str] = {part: found[part][0] for part in ("train", "val", "test") if part in found}
+    if "test" not in parts:
+        parts["test"] = parts.pop("val")
+    return parts, tuple(notes)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(f"'{shown(name)}'" for name in names[:5]) + more
 
 
 def tree_of(root: Path, folder: str, usual: Set[str] = frozenset()) -> tuple[Tree, tuple[str, ...]]:
@@ -26,8 +87,8 @@ def tree_of(root: Path, folder: str, usual: Set[str] = frozenset()) -> tuple[Tre
     """
     on_disk: dict[str, str] = {}
     beside = []
-    for entry in sorted(entries(root / folder), key=lambda entry: entry.name):
-        if not is_dir(entry):
+    for entry in _entries(root / folder):
+        if not _is_dir(entry):
             if ending_of(entry.name) not in usual:
                 beside.append(entry.name)
             continue
@@ -67,9 +128,9 @@ def _files_below(root: Path, folder: str, ancestors: tuple[Path, ...] = ()) -> I
     real = (root / folder).resolve()
     if real in ancestors:
         return  # a link that leads back up
-    for entry in entries(root / folder):
+    for entry in _entries(root / folder):
         name = f"{folder}/{entry.name}"
-        if is_dir(entry):
+        if _is_dir(entry):
             yield from _files_below(root, name, (*ancestors, real))
         else:
             yield name, entry
@@ -77,24 +138,22 @@ def _files_below(root: Path, folder: str, ancestors: tuple[Path, ...] = ()) -> I
 
 def _is_device(entry: os.DirEntry[str]) -> bool:
     """Whether it is a pipe or a socket, which to open would mean to wait for ever. A dead link is none."""
-    return not entry.is_file() and os.path.exists(entry)
+    return not entry.is_file(follow_symlinks=False) and os.path.exists(entry) and not os.path.isfile(entry)
 
 
-def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, without what systems hide there (`.DS_Store`, `._copy.jpg`, `Thumbs.db`)."""
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, sorted by name, without what systems hide there (`.DS_Store`, `._copy.jpg`, `Thumbs.db`)."""
     try:
         with os.scandir(folder) as found:
-            return [entry for entry in found if not entry.name.startswith(".") and entry.name not in _HIDDEN]
+            listed = [entry for entry in found if not entry.name.startswith(".") and entry.name not in _HIDDEN]
     except OSError as error:
         raise UserError(f"cannot read {folder}: {error.strerror or error}", hint="check its permissions") from None
+    return sorted(listed, key=lambda entry: entry.name)
 
 
-def is_dir(entry: os.DirEntry[str]) -> bool:
+def _is_dir(entry: os.DirEntry[str]) -> bool:
     """Whether it is a folder, or a link to one."""
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))
 
 
 def check_classes(root: Path, trees: dict[str, Tree]) -> list[str]:
