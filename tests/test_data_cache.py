@@ -206,7 +206,7 @@ def test_the_loser_takes_the_winners_entry(tree: Path, cache_folder: Path, monke
 
 def test_an_interrupted_build_leaves_nothing(tree: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_content_sha256", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(cache, "content_sha256", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             load(tree)
     assert [path.name for path in cache_folder.iterdir()] == ["index"]
@@ -216,7 +216,7 @@ def test_an_interrupted_build_leaves_nothing(tree: Path, cache_folder: Path, mon
 def test_a_killed_build_is_harmless(tree: Path, cache_folder: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from dgad_tk.data import cache, load_dataset; "
-        "cache._content_sha256 = lambda *_: os._exit(9); "
+        "cache.content_sha256 = lambda *_: os._exit(9); "
         "load_dataset('imagefolder', data_dir=Path(sys.argv[1]), image_size=8)"
     )
     run = subprocess.run([sys.executable, "-c", code, str(tree)], cwd=Path(__file__).parents[1])

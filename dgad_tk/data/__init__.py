@@ -14,9 +14,6 @@ from dgad_tk.names import check_utf8, is_utf8
 
 __all__ = ["DATASETS", "Augmentation", "Dataset", "DatasetSpec", "Split", "load_dataset"]
 
-_EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
-"""As usual for CIFAR."""
-
 DATASETS: dict[str, DatasetSpec] = {
     "digits": DatasetSpec(
         description="scikit-learn's handwritten digits, 1x8x8, 1,797 images; comes with the installation",
@@ -47,36 +44,27 @@ DATASETS: dict[str, DatasetSpec] = {
     "cifar10": DatasetSpec(
         description="CIFAR-10, 3x32x32, 50,000 + 10,000 images; --data-dir or --download",
         load=partial(cifar.load, cifar.CIFAR10),
-        augmentation=Augmentation(padding=4, flip=True),
-        eps=_EPS,
         fetch=partial(cifar.fetch, cifar.CIFAR10),
     ),
     "cifar100": DatasetSpec(
         description="CIFAR-100, its 100 fine classes, 3x32x32, 50,000 + 10,000 images; --data-dir or --download",
         load=partial(cifar.load, cifar.CIFAR100),
-        augmentation=Augmentation(padding=4, flip=True),
-        eps=_EPS,
         fetch=partial(cifar.fetch, cifar.CIFAR100),
     ),
     "svhn": DatasetSpec(
         description="SVHN's cropped digits, 3x32x32, 73,257 + 26,032 images; --data-dir or --download",
         load=svhn.load,
         augmentation=Augmentation(padding=4, flip=False),  # a mirrored digit is another one, or none
-        eps=_EPS,
         fetch=svhn.fetch,
     ),
     "tiny-imagenet": DatasetSpec(
         description="Tiny ImageNet, 200 classes, 3x64x64, 100,000 + 10,000 images (its val/); --data-dir",
         load=tiny_imagenet.load,
-        augmentation=Augmentation(padding=4, flip=True),
-        eps=_EPS,
         fetch=tiny_imagenet.fetch,
     ),
     "imagefolder": DatasetSpec(
         description="your own images: train/CLASS/* and test/CLASS/* in --data-dir, as RGB of --image-size",
         load=imagefolder.load,
-        augmentation=Augmentation(padding=4, flip=True),
-        eps=_EPS,
         resizable=True,
     ),
 }

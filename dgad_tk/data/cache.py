@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.lib.format import open_memmap, write_array_header_1_0
 
-from dgad_tk.common import UserError, cache_dir, sha256_file, synced, written_aside
+from dgad_tk.common import UserError, cache_dir, sha256_file, written_aside
 from dgad_tk.data.spec import Decoded, Labels, Part
 
 FORMAT = 1
@@ -53,7 +53,7 @@ def cached(name: str, root: Path, files: Sequence[str], build: Build, salt: str 
         UserError: a file is damaged or changes meanwhile, or the cache cannot be written.
     """
     stats = _stats(root, files)
-    key = _content_key(root, files, stats, f"{name} format {FORMAT} {salt}")
+    key = _content_key(root, stats, f"{name} format {FORMAT} {salt}")
     entry = cache_dir() / "datasets" / f"{name}-{key[:24]}"
     # Once is enough, but for a process that replaces a damaged entry at the very moment we look for ours.
     for _ in range(3):
@@ -63,12 +63,11 @@ def cached(name: str, root: Path, files: Sequence[str], build: Build, salt: str 
         try:
             with _aside(entry) as built:
                 _write(built, *build())
-                for file, before, after in zip(files, stats, _stats(root, files), strict=True):
-                    if before != after:  # under its key, the entry would hold something else for ever
-                        raise UserError(
-                            f"{root / file} was changed while it was being read",
-                            hint="wait until the files are complete",
-                        )
+                if changed := [file for file, stat in _stats(root, files).items() if stat != stats[file]]:
+                    raise UserError(  # under its key, the entry would hold something else for ever
+                        f"{root / changed[0]} was changed while it was being read",
+                        hint="wait until the files are complete",
+                    )
         except OSError as error:
             raise UserError(
                 f"cannot write the dataset cache {entry.parent}: {error.strerror or error}",
@@ -77,33 +76,26 @@ def cached(name: str, root: Path, files: Sequence[str], build: Build, salt: str 
     raise UserError(f"the dataset cache entry {entry} cannot be read back", hint="delete it and try again")
 
 
-def in_memory(classes: list[str], parts: Mapping[str, Part]) -> Decoded:
-    """Arrays too small to be worth a cache."""
-    digests = {name: hashlib.sha256(part.images.tobytes()).hexdigest() for name, part in parts.items()}
-    contents = {name: _Content(part.images.shape, digests[name], part.labels) for name, part in parts.items()}
-    return Decoded(classes, parts, _content_sha256(classes, contents))
-
-
-def _stats(root: Path, files: Sequence[str]) -> list[str]:
+def _stats(root: Path, files: Sequence[str]) -> dict[str, str]:
     """For each file its size in bytes and, in nanoseconds, when its content and its inode were last changed.
 
     The inode notices new content of the same size under a restored time.
     """
-    found = []
-    for name in files:
-        with _reading(root / name):
-            status = (root / name).stat()
-        found.append(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
+    found = {}
+    for file in files:
+        with _reading(root / file):
+            status = (root / file).stat()
+        found[file] = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
     return found
 
 
-def _content_key(root: Path, files: Sequence[str], stats: Sequence[str], salt: str) -> str:
+def _content_key(root: Path, stats: Mapping[str, str], salt: str) -> str:
     """64 hex digits for names and bytes of the files and for `salt`: a folder that was moved or copied has the same.
 
     Reading all bytes takes seconds to minutes, so an index from what `stat` says to the key is kept.
     """
     # With the folder: two unpacked archives may agree in every name, size and time, and differ in content.
-    seen = _sha256([str(root.resolve()), salt, *map("\0".join, zip(files, stats, strict=True))])
+    seen = _sha256([str(root.resolve()), salt, *map("\0".join, stats.items())])
     index = cache_dir() / "datasets" / "index" / seen
     with suppress(OSError, UnicodeDecodeError):
         known = index.read_text(encoding="ascii")
@@ -111,9 +103,9 @@ def _content_key(root: Path, files: Sequence[str], stats: Sequence[str], salt: s
             return known
 
     lines = [salt]
-    for name in files:
-        with _reading(root / name):
-            lines.append(f"{name}\0{sha256_file(root / name)}")
+    for file in stats:
+        with _reading(root / file):
+            lines.append(f"{file}\0{sha256_file(root / file)}")
     key = _sha256(lines)
     # A cache that cannot be written to may still hold the entry; whoever has to write one complains then.
     with suppress(OSError), written_aside(index) as aside:
@@ -167,7 +159,7 @@ def _remove_stale(folder: Path) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-class _Content(NamedTuple):
+class Content(NamedTuple):
     """What a part holds, as the digest of a dataset needs it: shape and SHA-256 of the images, labels."""
 
     shape: tuple[int, ...]
@@ -179,26 +171,24 @@ def _write(folder: Path, classes: list[str], parts: Mapping[str, Iterable[Part]]
     contents = {}
     for name, pieces in parts.items():
         contents[name] = _write_images(folder / f"{name}-images.npy", pieces)
-        with (folder / f"{name}-labels.npy").open("wb") as file:
-            np.save(file, contents[name].labels.astype(_LABELS))
-            synced(file)  # else a rename may reach the disk before the data do
+        with written_aside(folder / f"{name}-labels.npy") as aside:
+            np.save(aside, contents[name].labels.astype(_LABELS))
     record = {
         "format": FORMAT,
         "classes": classes,
         "shapes": {name: content.shape for name, content in contents.items()},
-        "sha256": _content_sha256(classes, contents),
+        "sha256": content_sha256(classes, contents),
     }
-    with (folder / "meta.json").open("w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
-        synced(file)
+    with written_aside(folder / "meta.json") as aside:
+        aside.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def _write_images(path: Path, pieces: Iterable[Part]) -> _Content:
+def _write_images(path: Path, pieces: Iterable[Part]) -> Content:
     digest = hashlib.sha256()
     labels: list[Labels] = []
     shape: tuple[int, ...] = ()
     # Written, not mapped: on a full disk a write fails with an error, a mapped page kills the process.
-    with path.open("wb") as file:
+    with written_aside(path) as aside, aside.open("wb") as file:
         for piece in pieces:
             if not labels:
                 shape = piece.images.shape[1:]
@@ -212,8 +202,7 @@ def _write_images(path: Path, pieces: Iterable[Part]) -> _Content:
         found = np.concatenate(labels)
         file.seek(0)
         _write_header(file, (len(found), *shape))
-        synced(file)
-    return _Content((len(found), *shape), digest.hexdigest(), found)
+    return Content((len(found), *shape), digest.hexdigest(), found)
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
@@ -243,7 +232,8 @@ def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap:
     return found
 
 
-def _content_sha256(classes: list[str], contents: Mapping[str, _Content]) -> str:
+def content_sha256(classes: list[str], contents: Mapping[str, Content]) -> str:
+    """Of class names, labels and pixels; the same images in another container have the same one."""
     digest = hashlib.sha256(json.dumps(classes).encode())
     for name, content in sorted(contents.items()):
         digest.update(f"\n{name} {list(content.shape)} {content.sha256}\n".encode())

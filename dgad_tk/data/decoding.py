@@ -44,7 +44,7 @@ class Flaw:
     hint: str
 
 
-Decoded = tuple[Pixels, dict[str, Flaw]]
+_Block = tuple[Pixels, dict[str, Flaw]]
 """Images of some files, and what is wrong with those of them that could not be used, by their names."""
 
 
@@ -72,12 +72,12 @@ def blocks(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterator
         raise _refusal(root, flawed, f"{seen:,}" if seen == len(files) else f"the first {seen:,} (of {len(files):,})")
 
 
-def _decoded(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterator[Decoded]:
+def _decoded(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterator[_Block]:
     threads = _threads(root, files)
     n = max(1, BLOCK_BYTES // (3 * size * size))
     with ThreadPoolExecutor(threads) as pool:
         # Only so many ahead: results must not pile up in memory when the disk is slower than the decoding.
-        ahead: deque[Future[Decoded]] = deque()
+        ahead: deque[Future[_Block]] = deque()
         for start in range(0, len(files), n):
             ahead.append(pool.submit(_decode_all, root, files[start : start + n], size, exact))
             if len(ahead) > 2 * threads:
@@ -94,7 +94,7 @@ def _threads(root: Path, files: Sequence[str]) -> int:
     return 1
 
 
-def _decode_all(root: Path, files: Sequence[str], size: int, exact: bool) -> Decoded:
+def _decode_all(root: Path, files: Sequence[str], size: int, exact: bool) -> _Block:
     block = np.zeros((len(files), 3, size, size), dtype=np.uint8)
     flawed = {}
     for row, name in enumerate(files):

@@ -1,11 +1,12 @@
 """The embedded default: scikit-learn's handwritten digits, 1,797 grey images of 8x8 pixels."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from dgad_tk.common import UserError
-from dgad_tk.data.cache import in_memory
+from dgad_tk.data.cache import Content, content_sha256
 from dgad_tk.data.spec import Decoded, Labels, Part, Pixels
 from dgad_tk.data.splits import stratified_order
 
@@ -32,4 +33,9 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
     order = stratified_order(labels, "digits test")
     rows = {"train": np.sort(order[TEST_IMAGES:]), "test": np.sort(order[:TEST_IMAGES])}
     parts = {part: Part(images[index], labels[index]) for part, index in rows.items()}
-    return in_memory([str(label) for label in range(10)], parts)
+    classes = [str(label) for label in range(10)]
+    return Decoded(classes, parts, content_sha256(classes, {part: _content(parts[part]) for part in parts}))
+
+
+def _content(part: Part) -> Content:
+    return Content(part.images.shape, hashlib.sha256(part.images.tobytes()).hexdigest(), part.labels)

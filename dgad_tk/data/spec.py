@@ -100,7 +100,7 @@ class Split:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A row of the DATASETS table.
+    """A row of the DATASETS table; augmentation and radii are those of CIFAR unless it says otherwise.
 
     Attributes:
         description: one line for `dgad list datasets`.
@@ -114,8 +114,8 @@ class DatasetSpec:
 
     description: str
     load: Callable[[Path | None, int | None], Decoded]
-    augmentation: Augmentation
-    eps: Mapping[str, float]
+    augmentation: Augmentation = Augmentation(padding=4, flip=True)
+    eps: Mapping[str, float] = field(default_factory=lambda: {"linf": 8 / 255, "l2": 0.5, "l1": 12.0})
     training: Mapping[str, Any] = field(default_factory=dict)
     fetch: Callable[[Path], None] | None = None
     resizable: bool = False
