@@ -108,21 +108,13 @@ CIFAR100 = Cifar(
 
 
 def load(which: Cifar, data_dir: Path | None, image_size: int | None) -> Decoded:
-    """CIFAR from its pickles, which run nothing, or from its binary version.
-
-    Raises:
-        UserError: the files are not there, or damaged, or hold something else.
-    """
+    """CIFAR from its pickles, which run nothing, or from its binary version."""
     place = _find(which, data_dir)
     return cached(which.name, place.folder, place.files, lambda: _build(which, place))
 
 
 def fetch(which: Cifar, root: Path) -> None:
-    """Fetch and unpack the pickles.
-
-    Raises:
-        UserError: no network, or what came is not CIFAR.
-    """
+    """Fetch and unpack the pickles."""
     from torchvision import datasets  # knows where they are; imports torch
 
     official = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[which.name]

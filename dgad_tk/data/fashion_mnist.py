@@ -25,11 +25,7 @@ GET_IT = "install Debian's package dataset-fashion-mnist, give --data-dir ROOT, 
 
 
 def load(data_dir: Path | None, image_size: int | None) -> Decoded:
-    """Fashion-MNIST from its four idx files, packed or not: in one folder, or below torchvision's root.
-
-    Raises:
-        UserError: the files are not there, or damaged.
-    """
+    """Fashion-MNIST from its four idx files, packed or not: in one folder, or below torchvision's root."""
     root, files = _find(data_dir)
     return cached(
         "fashion-mnist", root, sorted(files), lambda: (CLASSES, {part: _read(root, files, part) for part in PREFIXES})
@@ -37,11 +33,7 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
 
 
 def fetch(root: Path) -> None:
-    """Fetch the four files to torchvision's place below `root`.
-
-    Raises:
-        UserError: no network, or what came is not Fashion-MNIST.
-    """
+    """Fetch the four files to torchvision's place below `root`."""
     from torchvision.datasets import FashionMNIST  # knows where they are; imports torch
 
     remotes = [Remote(FashionMNIST.mirrors[0] + name, name, md5) for name, md5 in FashionMNIST.resources]

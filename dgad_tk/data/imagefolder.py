@@ -24,9 +24,6 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
     rotation is not applied, as in torchvision. With train/, val/ and test/, val/ is the validation split;
     with train/ and val/ only, val/ is the test split. Other names that plainly mean one of these (`Validation`,
     `dev_set`) do as well, and class names are compared in Unicode's composed form.
-
-    Raises:
-        UserError: the tree or one of its images is not usable.
     """
     size = DEFAULT_SIZE if image_size is None else image_size
     if not SMALLEST <= size <= LARGEST:

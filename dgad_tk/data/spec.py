@@ -104,11 +104,13 @@ class DatasetSpec:
 
     Attributes:
         description: one line for `dgad list datasets`.
-        load: (data_dir, image_size) to decoded arrays; either is None when the user gave none.
+        load: (data_dir, image_size) to decoded arrays; either is None when the user gave none. Raises UserError where
+            the files are damaged or hold something else, NotThereError where they are not there.
         augmentation: of training images.
         eps: norm ("linf", "l2") to the default radius, as a fraction of 1.
         training: settings of a TrainConfig that differ from the paper's for CIFAR, by name.
-        fetch: fetches the files that are not there to a folder; None where there is nothing to fetch.
+        fetch: puts the files that are not there into a folder; None where there is nothing to fetch. Raises UserError
+            where there is no network, or something else comes.
         resizable: `--image-size` applies; otherwise the data have one size of their own.
     """
 

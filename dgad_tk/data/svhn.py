@@ -25,27 +25,19 @@ CLASSES = [str(digit) for digit in range(10)]
 LARGEST = 2**30
 """Bytes of a file or of an array at most; the largest one has 225 million."""
 MATRIX, COMPRESSED = 14, 15
-STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+STORED = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
 """Types of elements with numbers, to numpy's. MATLAB shrinks a double to the smallest one that holds its values."""
 GET_IT = "give --data-dir ROOT, where ROOT holds train_32x32.mat and test_32x32.mat, or --download"
 
 
 def load(data_dir: Path | None, image_size: int | None) -> Decoded:
-    """SVHN's cropped digits from its two MATLAB files; a label of 10 means the digit 0.
-
-    Raises:
-        UserError: the files are not there, or damaged, or hold something else.
-    """
+    """SVHN's cropped digits from its two MATLAB files; a label of 10 means the digit 0."""
     root, files = _find(data_dir)
     return cached("svhn", root, files, lambda: (CLASSES, {part: _read(root / name) for part, name in FILES.items()}))
 
 
 def fetch(root: Path) -> None:
-    """Fetch the two files.
-
-    Raises:
-        UserError: no network, or what came is not SVHN.
-    """
+    """Fetch the two files."""
     from torchvision.datasets import SVHN  # knows where they are; imports torch
 
     fetch_files(root, [Remote(*SVHN.split_list[part]) for part in FILES])
@@ -82,28 +74,27 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     if path.stat().st_size > LARGEST:
         raise ValueError(f"it has more than {LARGEST:,} bytes")
     content = memoryview(path.read_bytes())
-    orders = {b"\x00\x01IM": "<", b"\x01\x00MI": ">"}
-    if (order := orders.get(bytes(content[124:128]))) is None:
-        raise ValueError("it is no MATLAB file of version 5")
+    if bytes(content[124:128]) != b"\x00\x01IM":
+        raise ValueError("it is no little-endian MATLAB file of version 5")
     found = {}
-    for kind, element in _elements(content[128:], order, 1):
+    for kind, element in _elements(content[128:], 1):
         if kind == COMPRESSED:
-            ((kind, element),) = islice(_elements(_inflated(element), order), 1)
+            ((kind, element),) = islice(_elements(_inflated(element)), 1)
         if kind == MATRIX:
-            _, dims, name, numbers = islice(_elements(element, order), 4)
+            _, dims, name, numbers = islice(_elements(element), 4)
             if numbers[0] in STORED:
-                shape = np.frombuffer(dims[1], order + "i4")
-                array = np.frombuffer(numbers[1], order + STORED[numbers[0]])
+                shape = np.frombuffer(dims[1], "<i4")
+                array = np.frombuffer(numbers[1], STORED[numbers[0]])
                 found[bytes(name[1]).decode("latin-1")] = array.reshape(shape, order="F")
     return found
 
 
-def _elements(content: memoryview, order: str, align: int = 8) -> Iterator[tuple[int, memoryview]]:
+def _elements(content: memoryview, align: int = 8) -> Iterator[tuple[int, memoryview]]:
     """The kind and the bytes of each element; up to four bytes stand in its tag."""
     while content:
         if len(content) < 8:
             raise ValueError("it ends too early")
-        kind, size = struct.unpack_from(order + "II", content)
+        kind, size = struct.unpack_from("<II", content)
         start, end = 8, 8 + size
         if kind >> 16:
             kind, size = kind & 0xFFFF, kind >> 16

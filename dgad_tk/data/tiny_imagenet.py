@@ -27,9 +27,6 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
     """Tiny ImageNet as its archive unpacks, or with val/ sorted into class folders; classes are the sorted wnids.
 
     The archive's val/ plays the test part, since the labels of its test/ are not public. Grey images become RGB.
-
-    Raises:
-        UserError: the files are not there, or one of them is damaged.
     """
     root = _find(data_dir)
     train, notes = tree_of(root, "train", USUAL)
@@ -50,11 +47,7 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
 
 
 def fetch(root: Path) -> None:
-    """There is no sum to check the archive against, so it is not fetched.
-
-    Raises:
-        UserError: always.
-    """
+    """There is no sum to check the archive against, so it is not fetched."""
     raise UserError("dataset 'tiny-imagenet' cannot be downloaded by this command", hint=GET_IT)
 
 
