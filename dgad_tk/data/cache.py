@@ -24,6 +24,7 @@ import numpy as np
 from numpy.lib.format import open_memmap, write_array_header_1_0
 
 from dgad_tk.common import UserError, cache_dir, sha256_file, written_aside
+from dgad_tk.data.reading import accessible
 from dgad_tk.data.spec import Decoded, Labels, Part
 
 FORMAT = 1
@@ -55,7 +56,7 @@ def cached(name: str, root: Path, files: Sequence[str], build: Build, salt: str 
     stats = _stats(root, files)
     key = _content_key(root, stats, f"{name} format {FORMAT} {salt}")
     entry = cache_dir() / "datasets" / f"{name}-{key[:24]}"
-    # Once is enough, but for a process that replaces a damaged entry at the very moment we look for ours.
+    # Once is enough, unless another process replaces a damaged entry at the very moment we look for ours.
     for _ in range(3):
         if (decoded := _open(entry)) is not None:
             return decoded
@@ -77,22 +78,22 @@ def cached(name: str, root: Path, files: Sequence[str], build: Build, salt: str 
 
 
 def _stats(root: Path, files: Sequence[str]) -> dict[str, str]:
-    """For each file its size in bytes and, in nanoseconds, when its content and its inode were last changed.
+    """For each file its size in bytes, and when its content and its inode were last changed, in nanoseconds.
 
-    The inode notices new content of the same size under a restored time.
+    The inode tells new content of the same size whose time was set back.
     """
     found = {}
     for file in files:
-        with _reading(root / file):
+        with accessible(root / file):
             status = (root / file).stat()
         found[file] = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
     return found
 
 
 def _content_key(root: Path, stats: Mapping[str, str], salt: str) -> str:
-    """64 hex digits for names and bytes of the files and for `salt`: a folder that was moved or copied has the same.
+    """A SHA-256 of the files' names and bytes and of `salt`. A folder that was moved or copied has the same key.
 
-    Reading all bytes takes seconds to minutes, so an index from what `stat` says to the key is kept.
+    Reading all bytes takes seconds to minutes. So an index is kept, from what `stat` says to the key.
     """
     # With the folder: two unpacked archives may agree in every name, size and time, and differ in content.
     seen = _sha256([str(root.resolve()), salt, *map("\0".join, stats.items())])
@@ -104,7 +105,7 @@ def _content_key(root: Path, stats: Mapping[str, str], salt: str) -> str:
 
     lines = [salt]
     for file in stats:
-        with _reading(root / file):
+        with accessible(root / file):
             lines.append(f"{file}\0{sha256_file(root / file)}")
     key = _sha256(lines)
     # A cache that cannot be written to may still hold the entry; whoever has to write one complains then.
@@ -118,17 +119,6 @@ def _sha256(lines: Iterable[str]) -> str:
     for line in lines:
         digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))  # a file name may hold any bytes
     return digest.hexdigest()
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror or error}",
-            hint="check the file and its permissions; delete a link that leads nowhere",
-        ) from None
 
 
 @contextmanager
@@ -160,7 +150,7 @@ def _remove_stale(folder: Path) -> None:
 
 
 class Content(NamedTuple):
-    """What a part holds, as the digest of a dataset needs it: shape and SHA-256 of the images, labels."""
+    """What the digest of a dataset needs to know of a part: shape and SHA-256 of its images, and its labels."""
 
     shape: tuple[int, ...]
     sha256: str
@@ -233,7 +223,7 @@ def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap:
 
 
 def content_sha256(classes: list[str], contents: Mapping[str, Content]) -> str:
-    """Of class names, labels and pixels; the same images in another container have the same one."""
+    """A digest of class names, labels and pixels. The same images in another container have the same digest."""
     digest = hashlib.sha256(json.dumps(classes).encode())
     for name, content in sorted(contents.items()):
         digest.update(f"\n{name} {list(content.shape)} {content.sha256}\n".encode())

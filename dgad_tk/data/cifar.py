@@ -23,13 +23,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Layout:
-    """One of the two forms in which the authors give the files away.
+    """One of the two forms in which the authors publish the files.
 
     Attributes:
-        archive: what they give away.
+        archive: the file they publish.
         folder: what it unpacks to.
         names: the file with the class names.
-        ending: of the files with images; none of pickles, `.bin` of records of label bytes and pixel bytes.
+        ending: of the files with images. Pickles have none; records of label bytes and pixel bytes have `.bin`.
     """
 
     archive: str
@@ -44,13 +44,13 @@ class Cifar:
 
     Attributes:
         name: row of DATASETS.
-        title: as it is written.
+        title: the name as it is written in messages.
         classes: how many.
-        prefix: of the keys in a pickle, of labels and of their names; CIFAR-100 has coarse ones too.
-        label_bytes: in front of the pixels of a binary record; the last one is the label.
+        prefix: of the keys of labels and of class names in a pickle; CIFAR-100 has coarse labels as well.
+        label_bytes: in front of the pixels of a record; the last one is the label.
         parts: "train" and "test" to file names, without their ending.
-        layouts: pickles, which torchvision reads, and records.
-        md5: of the official pickles, which hold no checksum of their own.
+        layouts: the pickles, which torchvision reads, and the records.
+        md5: of the official pickles by file name; they hold no checksum of their own.
     """
 
     name: str
@@ -151,11 +151,11 @@ def _class_names(which: Cifar, path: Path) -> list[str]:
         return names
 
 
-Batch = tuple[bytes, list[object]]
-"""Pixels of some images, one image after the other, and their labels."""
+_Batch = tuple[bytes, list[object]]
+"""The pixels of some images, one image after the other, and their labels."""
 
 
-def _checked(which: Cifar, paths: list[Path], read: Callable[[Cifar, Path], Iterator[Batch]]) -> Iterator[Part]:
+def _checked(which: Cifar, paths: list[Path], read: Callable[[Cifar, Path], Iterator[_Batch]]) -> Iterator[Part]:
     for path in paths:
         with readable(path, which.title):
             for pixels, labels in read(which, path):
@@ -169,7 +169,7 @@ def _checked(which: Cifar, paths: list[Path], read: Callable[[Cifar, Path], Iter
                 yield Part(images, np.array(labels, dtype=np.int64))
 
 
-def _recorded(which: Cifar, path: Path) -> Iterator[Batch]:
+def _recorded(which: Cifar, path: Path) -> Iterator[_Batch]:
     record = which.label_bytes + PIXELS
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -180,10 +180,10 @@ def _recorded(which: Cifar, path: Path) -> Iterator[Batch]:
             yield rows[:, which.label_bytes :].tobytes(), rows[:, which.label_bytes - 1].tolist()
 
 
-def _unpickled(which: Cifar, path: Path) -> Iterator[Batch]:
+def _unpickled(which: Cifar, path: Path) -> Iterator[_Batch]:
     values = _values(which, path)
     match values.get("data"):
-        # What numpy writes: a version, the shape, the kind of number, whether the first index runs fastest, the bytes.
+        # As numpy writes it: a version, the shape, the dtype, whether the first index runs fastest, the bytes.
         case Call(state=(_, (int(), 3072), Call(arguments=("u1" | b"u1", *_)), 0, pixels)):
             yield as_bytes(pixels), _list(values, f"{which.prefix}labels")
         case _:
@@ -191,7 +191,7 @@ def _unpickled(which: Cifar, path: Path) -> Iterator[Batch]:
 
 
 def _values(which: Cifar, path: Path) -> dict[str, object]:
-    """The dict that each of the pickles is; a flipped bit shows in its MD5 and nowhere else."""
+    """The dict in a pickle. A flipped bit shows in the MD5 and nowhere else."""
     with path.open("rb") as file:
         md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         if md5 != which.md5[path.name]:

@@ -1,4 +1,4 @@
-"""From image files to arrays of one size; of files that are no images, how many there are and what they are instead."""
+"""From image files to arrays of one size. Files that are no sound images are counted and named by what they are."""
 
 import os
 from collections import deque
@@ -18,10 +18,10 @@ from dgad_tk.names import shown
 
 BLOCK_BYTES = 2**22
 THREADS_FROM_BYTES = 4096
-"""File size from which threads pay. Two are 2.0 times as fast as one at 90 KB a file, 1.4 times at 7 KB,
+"""File size from which threads pay off. Two are 2.0 times as fast as one at 90 KB per file, 1.4 times at 7 KB,
 but 0.7 times at CIFAR's 1 KB, where most of the work needs the interpreter's lock."""
 COUNTED = 10_000
-"""How many images more are looked at when one is bad: a user learns of all of them and does not wait for ever."""
+"""How many more images are looked at after a bad one: a user learns of the others and does not wait for ever."""
 
 _AGAIN = "copy it again, or take it out of the folder"
 _CONVERT = "convert it to .png or .jpg"
@@ -45,7 +45,7 @@ class Flaw:
 
 
 _Block = tuple[Pixels, dict[str, Flaw]]
-"""Images of some files, and what is wrong with those of them that could not be used, by their names."""
+"""The images of some files, and by file name what is wrong with those that cannot be used."""
 
 
 def blocks(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterator[Pixels]:
@@ -55,7 +55,7 @@ def blocks(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterator
         exact: refuse an image of another size instead of squeezing it.
 
     Raises:
-        UserError: some files are no sound images; says how many, and names the first ones.
+        UserError: some files are no sound images. The message says how many and names the first ones.
     """
     flawed: dict[str, Flaw] = {}
     seen = until = 0
@@ -87,7 +87,7 @@ def _decoded(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterat
 
 
 def _threads(root: Path, files: Sequence[str]) -> int:
-    """How many pay; the file in the middle stands for all."""
+    """How many threads pay off, judged by the file in the middle of the list."""
     with suppress(OSError):  # the decoder says what is wrong with it
         if (root / files[len(files) // 2]).stat().st_size >= THREADS_FROM_BYTES:
             return min(8, os.cpu_count() or 1)
@@ -110,8 +110,8 @@ def decode(path: Path, size: int, *, exact: bool = False) -> Pixels | Flaw:
     """One image file as uint8 `(size, size, 3)`.
 
     Returns:
-        A Flaw where it is damaged, or something else, or has more than 8 bits per channel, or another size where that
-        is to be `exact`.
+        A Flaw where the file is damaged, is no image, has more than 8 bits per channel, or, with `exact`, has another
+        size.
     """
     from PIL import Image  # not needed to know the names of the datasets
 

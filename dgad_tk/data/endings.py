@@ -1,4 +1,4 @@
-"""Which files are images that can be read, by their endings, and what to say of those that are not."""
+"""Which files are images that can be read, by their endings, and what to say about the others."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ _NAMED = 3
 
 @cache
 def readable_endings() -> tuple[str, ...]:
-    """Endings, in small letters, of the images that the installed Pillow opens."""
+    """Endings, in lower case, of the images that the installed Pillow opens."""
     from PIL import Image, features  # not needed to know the names of the datasets
 
     Image.init()
@@ -31,7 +31,7 @@ def readable_endings() -> tuple[str, ...]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's ending is one of an image, be it one that is read or not."""
+    """Whether a file's ending is that of an image, readable here or not."""
     return ending_of(name) in {*readable_endings(), *_OTHER_IMAGES}
 
 
@@ -41,12 +41,12 @@ def ending_of(name: str) -> str:
 
 
 def notes_on(folder: Path, inside: Mapping[str, Sequence[str]], beside: Sequence[str] = ()) -> tuple[str, ...]:
-    """What is in the folder of a part and is not used: a sentence for each kind of thing.
+    """A sentence for each kind of file that is in the folder of a part and is not used.
 
     Args:
-        folder: that of the part, as the user knows it.
-        inside: by class, the files that are not read.
-        beside: the files that no class folder holds.
+        folder: of the part, as the user knows it.
+        inside: for every class, the files in its folder that are not read.
+        beside: the files that lie in no class folder.
     """
     notes = []
     if passed := [name for names in inside.values() for name in names]:

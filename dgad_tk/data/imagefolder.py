@@ -10,6 +10,7 @@ import numpy as np
 from dgad_tk.common import UserError
 from dgad_tk.data.cache import cached
 from dgad_tk.data.decoding import blocks
+from dgad_tk.data.reading import NotThereError
 from dgad_tk.data.spec import Decoded, Labels, Part
 from dgad_tk.data.tree import LAYOUT, Tree, check_classes, parts_in, tree_of
 
@@ -19,11 +20,11 @@ DEFAULT_SIZE, SMALLEST, LARGEST = 32, 4, 512
 def load(data_dir: Path | None, image_size: int | None) -> Decoded:
     """A tree of class folders, as RGB of one size.
 
-    Images of another size are squeezed whole to `image_size` x `image_size`, not cropped, by Pillow's
-    bilinear filter, which averages over all pixels it shrinks (antialiased). Transparency is dropped and EXIF
-    rotation is not applied, as in torchvision. With train/, val/ and test/, val/ is the validation split;
-    with train/ and val/ only, val/ is the test split. Other names that plainly mean one of these (`Validation`,
-    `dev_set`) do as well, and class names are compared in Unicode's composed form.
+    Images of another size are squeezed to `image_size` x `image_size` and not cropped. Pillow's bilinear filter does
+    that; where it shrinks, it averages over all pixels (antialiasing). Transparency is dropped and EXIF rotation is not
+    applied, as in torchvision. With train/, val/ and test/, val/ is the validation split; with train/ and val/ only,
+    val/ is the test split. Other names that plainly mean one of these (`Validation`, `dev_set`) work as well. Class
+    names are compared in Unicode's composed form.
     """
     size = DEFAULT_SIZE if image_size is None else image_size
     if not SMALLEST <= size <= LARGEST:
@@ -31,10 +32,8 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
             f"image_size must be from {SMALLEST} to {LARGEST}, got {size}",
             hint=f"the default is {DEFAULT_SIZE}",
         )
-    if data_dir is None:
-        raise UserError("dataset 'imagefolder' needs --data-dir", hint=LAYOUT)
-    if not os.path.isdir(data_dir):
-        raise UserError(f"--data-dir {data_dir} is not a folder", hint=LAYOUT)
+    if data_dir is None or not os.path.isdir(data_dir):
+        raise NotThereError("dataset 'imagefolder' needs --data-dir", hint=LAYOUT)
     folders, notes = parts_in(data_dir)
     trees: dict[str, Tree] = {}
     for part, folder in folders.items():
@@ -54,7 +53,7 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
 
 
 def images_of(root: Path, tree: Tree, size: int, *, exact: bool = False) -> Iterator[Part]:
-    """The images of a tree, class by class; `exact` refuses an image of another size instead of squeezing it."""
+    """The images of a tree, class by class. With `exact`, an image of another size is refused and not squeezed."""
     files = [file for files in tree.values() for file in files]
     labels: Labels = np.repeat(np.arange(len(tree)), [len(files) for files in tree.values()]).astype(np.int64)
     done = 0

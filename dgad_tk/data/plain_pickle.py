@@ -1,8 +1,8 @@
 """A pickle of plain values and numpy arrays, read without importing or calling anything that it names.
 
-It is run by the machine in Python's own `pickle`, with a list of instructions and a list of names. That machine is the
-one written in Python, since `find_class` does not protect the one in C: a memo index of five bytes makes it take
-gigabytes, and hashing a deeply nested key overflows its stack.
+Python's own `pickle` reads it, with a list of allowed instructions and a list of allowed names. It is the version
+written in Python: `find_class` does not protect the one written in C, which takes gigabytes for a large memo index
+(an instruction of five bytes) and overflows its stack when it hashes a deeply nested key.
 """
 
 import os
@@ -11,7 +11,8 @@ import struct
 from typing import Any, BinaryIO, ClassVar
 
 LARGEST = 2**28
-"""Bytes of a file at most; the largest of CIFAR's has 155 million. What a hostile one can take is a multiple of it."""
+"""Bytes of a file at most; the largest of CIFAR's has 155 million. The memory that a hostile file can take is a
+multiple of its size."""
 
 _NAMES = {
     ("numpy", "ndarray"),
@@ -29,11 +30,11 @@ _INSTRUCTIONS = (
 
 
 class Call:
-    """Stands for what a known name would have made.
+    """Stands for what a call of an allowed name would have returned.
 
     Attributes:
         arguments: of the call.
-        state: what the result would have been given then.
+        state: what would have been handed to `__setstate__` of the result.
     """
 
     def __init__(self, *arguments: object) -> None:
@@ -44,7 +45,7 @@ class Call:
 
 
 class _Values(dict[str, object]):
-    """A dict whose keys are text: the hash of a tuple goes as deep as its nesting."""
+    """A dict with text as keys only: hashing a tuple recurses as deeply as the tuple is nested."""
 
     def __setitem__(self, key: object, value: object) -> None:
         super().__setitem__(as_text(key), value)

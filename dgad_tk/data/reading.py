@@ -12,14 +12,14 @@ from dgad_tk.first_bytes import placeholder
 
 
 class Place(NamedTuple):
-    """A folder that may hold a dataset, and the files it would have there."""
+    """A folder that may hold a dataset, and the files that the dataset would have there."""
 
     folder: Path
     files: Sequence[str]
 
     @property
     def missing(self) -> list[str]:
-        """Those that are not there."""
+        """The files that are not there."""
         return [name for name in self.files if not os.path.isfile(self.folder / name)]
 
 
@@ -62,3 +62,18 @@ def readable(path: Path, what: str) -> Iterator[None]:
             if found := placeholder(path):
                 reason, hint = f"it is {found[0]}", found[1]
         raise UserError(f"{path} cannot be read as {what}: {reason}", hint=hint) from None
+
+
+@contextmanager
+def accessible(path: Path) -> Iterator[None]:
+    """Failing to read `path` inside the block becomes one line, be it a folder, a file of text or one of bytes.
+
+    Raises:
+        UserError: in place of OSError and UnicodeDecodeError.
+    """
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        hint = "check that it is there and its permissions; restore it, or delete a link that leads nowhere"
+        raise UserError(f"cannot read {path}: {reason}", hint=hint) from None

@@ -24,7 +24,7 @@ class Augmentation:
     """Random crop and flip of training images.
 
     Args:
-        padding: zero pixels put around the image before a crop of its own size; it moves by at most as many.
+        padding: zero pixels put around the image before it is cropped to its own size; it moves by at most as many.
         flip: mirror half of the images left to right.
     """
 
@@ -52,9 +52,10 @@ class Decoded:
     Attributes:
         classes: class names in the order of the labels.
         parts: "train", "test" and, where the data come with one of their own, "val".
-        sha256: of class names, labels and pixels; the same images in another container have the same one.
+        sha256: `cache.content_sha256` of them.
         image_size: the size the images were brought to, None where the data have one size of their own.
-        notes: what was found and not used, a sentence each. The cache keeps none: they are of the files as they are.
+        notes: a sentence for each kind of thing that was found and not used. They are about the files as they are now,
+            so the cache keeps none.
     """
 
     classes: list[str]

@@ -4,19 +4,19 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from dgad_tk.common import UserError, reason_of
+from dgad_tk.common import UserError
 from dgad_tk.data.cache import cached
 from dgad_tk.data.download import downloads
 from dgad_tk.data.endings import notes_on
 from dgad_tk.data.imagefolder import images_of
-from dgad_tk.data.reading import NotThereError
+from dgad_tk.data.reading import NotThereError, accessible
 from dgad_tk.data.spec import Decoded
 from dgad_tk.data.tree import Tree, check_classes, images_below, tree_of
 
 SIZE = 64
 FOLDER = "tiny-imagenet-200"
 ANNOTATIONS = "val/val_annotations.txt"
-USUAL = {".txt"}  # of boxes and labels
+USUAL = {".txt"}  # boxes and labels
 GET_IT = (
     f"fetch http://cs231n.stanford.edu/{FOLDER}.zip, unzip it in a folder ROOT and give --data-dir ROOT, "
     f"where ROOT holds {FOLDER}"
@@ -71,10 +71,8 @@ def _annotated(root: Path, classes: set[str]) -> tuple[Tree, tuple[str, ...]]:
     images, others = images_below(root, "val/images", USUAL)
     files = {os.path.basename(name): name for name in images}
     tree: Tree = {}
-    try:
+    with accessible(path):
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {reason_of(error)}", hint=hint) from None
     for number, line in enumerate(lines, 1):
         name, wnid, *_ = [*line.split("\t"), ""]
         if wnid not in classes:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dgad_tk.common import UserError, nearest
 from dgad_tk.data.endings import by_ending, counted, ending_of, first_names, is_image, notes_on, readable_endings
+from dgad_tk.data.reading import accessible
 from dgad_tk.names import check_class_name, composed, shown
 
 LAYOUT = "the folder must hold train/CLASS/image files, and test/CLASS/ or val/CLASS/ likewise"
@@ -114,7 +115,7 @@ def tree_of(root: Path, folder: str, usual: Set[str] = frozenset()) -> tuple[Tre
 
 
 def images_below(root: Path, folder: str, usual: Set[str] = frozenset()) -> tuple[list[str], list[str]]:
-    """The image files in a folder and in those below it, sorted, and the other files without a `usual` ending."""
+    """The image files in and below a folder, sorted, and the other files but those with a `usual` ending."""
     images, others = [], []
     for name, entry in _files_below(root, folder):
         if name.lower().endswith(readable_endings()) and not _is_device(entry):
@@ -143,11 +144,8 @@ def _is_device(entry: os.DirEntry[str]) -> bool:
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """What is in a folder, sorted by name, without what systems hide there (`.DS_Store`, `._copy.jpg`, `Thumbs.db`)."""
-    try:
-        with os.scandir(folder) as found:
-            listed = [entry for entry in found if not entry.name.startswith(".") and entry.name not in _HIDDEN]
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror or error}", hint="check its permissions") from None
+    with accessible(folder), os.scandir(folder) as found:
+        listed = [entry for entry in found if not entry.name.startswith(".") and entry.name not in _HIDDEN]
     return sorted(listed, key=lambda entry: entry.name)
 
 
