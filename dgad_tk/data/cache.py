@@ -10,6 +10,7 @@ many processes build it at once and wherever one is killed.
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -83,10 +84,10 @@ def _stats(root: Path, files: Sequence[str]) -> dict[str, str]:
     The inode tells new content of the same size whose time was set back.
     """
     found = {}
-    for file in files:
-        with accessible(root / file):
-            status = (root / file).stat()
-        found[file] = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    with accessible(root):
+        for file in files:
+            status = os.stat(root / file)
+            found[file] = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
     return found
 
 

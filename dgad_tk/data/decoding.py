@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,13 +74,17 @@ def blocks(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterator
 
 
 def _decoded(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterator[_Block]:
-    threads = _threads(root, files)
     n = max(1, BLOCK_BYTES // (3 * size * size))
+    decode_some = partial(_decode_all, root, size=size, exact=exact)
+    pieces = (files[start : start + n] for start in range(0, len(files), n))
+    if (threads := _threads(root, files)) == 1:
+        yield from map(decode_some, pieces)
+        return
     with ThreadPoolExecutor(threads) as pool:
         # Only so many ahead: results must not pile up in memory when the disk is slower than the decoding.
         ahead: deque[Future[_Block]] = deque()
-        for start in range(0, len(files), n):
-            ahead.append(pool.submit(_decode_all, root, files[start : start + n], size, exact))
+        for piece in pieces:
+            ahead.append(pool.submit(decode_some, piece))
             if len(ahead) > 2 * threads:
                 yield ahead.popleft().result()
         while ahead:

@@ -66,7 +66,7 @@ def readable(path: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def accessible(path: Path) -> Iterator[None]:
-    """Failing to read `path` inside the block becomes one line, be it a folder, a file of text or one of bytes.
+    """Failing to read `path`, or a file below it, inside the block becomes one line.
 
     Raises:
         UserError: in place of OSError and UnicodeDecodeError.
@@ -76,4 +76,4 @@ def accessible(path: Path) -> Iterator[None]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         hint = "check that it is there and its permissions; restore it, or delete a link that leads nowhere"
-        raise UserError(f"cannot read {path}: {reason}", hint=hint) from None
+        raise UserError(f"cannot read {getattr(error, 'filename', None) or path}: {reason}", hint=hint) from None

@@ -43,7 +43,7 @@ def parts_in(root: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     """
     found: dict[str, list[str]] = {}
     loose = []
-    for entry in _entries(root):
+    for entry in sorted(_entries(root), key=lambda entry: entry.name):
         if _is_dir(entry):
             found.setdefault(part_of(entry.name) or "", []).append(entry.name)
         elif is_image(entry.name):
@@ -88,7 +88,7 @@ def tree_of(root: Path, folder: str, usual: Set[str] = frozenset()) -> tuple[Tre
     """
     on_disk: dict[str, str] = {}
     beside = []
-    for entry in _entries(root / folder):
+    for entry in sorted(_entries(root / folder), key=lambda entry: entry.name):
         if not _is_dir(entry):
             if ending_of(entry.name) not in usual:
                 beside.append(entry.name)
@@ -143,10 +143,9 @@ def _is_device(entry: os.DirEntry[str]) -> bool:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, sorted by name, without what systems hide there (`.DS_Store`, `._copy.jpg`, `Thumbs.db`)."""
+    """What is in a folder, in no order, without what systems hide there (`.DS_Store`, `._copy.jpg`, `Thumbs.db`)."""
     with accessible(folder), os.scandir(folder) as found:
-        listed = [entry for entry in found if not entry.name.startswith(".") and entry.name not in _HIDDEN]
-    return sorted(listed, key=lambda entry: entry.name)
+        return [entry for entry in found if not entry.name.startswith(".") and entry.name not in _HIDDEN]
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
