@@ -126,7 +126,10 @@ def _sha256(lines: Iterable[str]) -> str:
 def _aside(entry: Path) -> Iterator[Path]:
     """A folder to build an entry in, which takes its place when the block ends well."""
     entry.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(entry.parent)
+    for leftover in entry.parent.glob(".building-*"):
+        with suppress(OSError):  # of a process that was killed, if it is old enough
+            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=entry.parent, ignore_cleanup_errors=True) as aside:
         built = Path(aside) / "entry"
         built.mkdir()
@@ -140,14 +143,6 @@ def _aside(entry: Path) -> Iterator[Path]:
         except OSError:
             if _open(entry) is None:
                 raise
-
-
-def _remove_stale(folder: Path) -> None:
-    """Clear away what killed processes left behind long ago."""
-    for leftover in folder.glob(".building-*"):
-        with suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(leftover, ignore_errors=True)
 
 
 class Content(NamedTuple):
