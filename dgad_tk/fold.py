@@ -18,8 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from dgad_tk.distributed import SyncedBatchNorm2d
-from dgad_tk.frozen_conv import FrozenConv2d, can_freeze
-from dgad_tk.frozen_graph import is_relu, join
+from dgad_tk.frozen_conv import FrozenConv2d, can_freeze, rectify_in_place
 
 
 class Folded(nn.Module):
@@ -168,19 +167,11 @@ def _drop_batch_norms(traced: fx.GraphModule) -> list[tuple[str, str]]:
 
 
 def _freeze_convolutions(traced: fx.GraphModule) -> None:
-    """Put a FrozenConv2d in each convolution's place, and with it the ReLU that alone reads it."""
-    modules = dict(traced.named_modules())
-    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
-    for node in list(traced.graph.nodes):
-        if node.op != "call_module" or calls[node.target] > 1 or not can_freeze(conv := modules[node.target]):
-            continue
-        assert isinstance(conv, nn.Conv2d)
-        reader = next(iter(node.users)) if len(node.users) == 1 else None
-        relu = reader is not None and is_relu(reader, modules)
-        traced.set_submodule(node.target, FrozenConv2d(conv, relu=relu))
-        if relu and reader is not None:
-            reader.replace_all_uses_with(node)
-            traced.graph.erase_node(reader)
-    join(traced)
+    """Put a FrozenConv2d in each convolution's place."""
+    for name, module in list(traced.named_modules()):
+        if can_freeze(module):
+            assert isinstance(module, nn.Conv2d)
+            traced.set_submodule(name, FrozenConv2d(module))
+    rectify_in_place(traced)
     traced.delete_all_unused_submodules()
     traced.recompile()
