@@ -9,10 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from dgad_tk.balls import Noise
 from dgad_tk.config import ThreatModel
 from dgad_tk.distributed import Trained, bare
 from dgad_tk.fold import Inner
-from dgad_tk.inner_max import Init, Noise, Objective, in_train_mode, inner_max, kept_statistics, start_point
+from dgad_tk.inner_max import Init, Objective, in_train_mode, inner_max, kept_statistics, start_point
 
 BatchNormMode = Literal["eval", "train", "batch"]
 """Running statistics; the batch's own, and the running ones move; the batch's own, and the running ones stay."""

@@ -212,7 +212,7 @@ ATTACKS: dict[str, AttackSpec] = {
     ),
     "pgd": AttackSpec(
         kind="budget",
-        norms=("linf", "l2"),
+        norms=ALL_NORMS,
         build=_pgd,
         passes=lambda params, classes: (params["restarts"] - 1, params["steps"] * params["restarts"]),
         description="10 steps of eps/4 on the cross-entropy from a uniform start (Madry et al., 2018)",
@@ -221,7 +221,7 @@ ATTACKS: dict[str, AttackSpec] = {
     ),
     "mim": AttackSpec(
         kind="budget",
-        norms=("linf", "l2"),
+        norms=ALL_NORMS,
         build=_mim,
         passes=lambda params, classes: (0, params["steps"]),
         description="10 steps of eps/10 with momentum 1, made to transfer (Dong et al., 2018)",
