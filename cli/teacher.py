@@ -46,7 +46,9 @@ def _open(config: "TrainConfig", path: Path, dataset: "Dataset") -> "tuple[nn.Mo
     from exporters import load
 
     predictor = load(path, dataset.shape)
-    module, record = predictor.module, predictor.artifact
+    module, record = predictor.network, predictor.artifact
+    if module is None:
+        module = predictor.module
     if module is None:
         raise UserError(
             f"'{path}' has no gradients, and a teacher is attacked through", hint="give its weights or an ONNX file"

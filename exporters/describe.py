@@ -53,8 +53,8 @@ def describe(path: Path, input_shape: tuple[int, int, int] | None = None) -> Sub
     """
     if path.suffix != ".onnx" or not path.is_file():  # `load` has the words for a file that is not there
         predictor = load(path, input_shape)
-        assert predictor.module is not None
-        counts = module_complexity(predictor.module, predictor.input_shape)
+        assert predictor.network is not None
+        counts = module_complexity(predictor.network, predictor.input_shape)
         size = path.stat().st_size
         return Subject(path, predictor.format, predictor.sha256, size, predictor.input_shape, "float32", None, counts)
     proto = read_onnx(path)

@@ -84,7 +84,7 @@ def test_arts_own_attacks_run_on_the_file(victim: Victim, tmp_path: Path) -> Non
 
 def test_formats_and_their_estimators(predictor: Predictor) -> None:
     assert type(to_estimator(predictor)) is OnnxClassifier
-    assert type(to_estimator(replace(predictor, format="torchscript"))).__name__ == "PredictorClassifier"
+    assert type(to_estimator(replace(predictor, network=predictor.module))).__name__ == "PredictorClassifier"
     with pytest.raises(UserError, match="no differentiable module"):
         OnnxClassifier(replace(predictor, module=None))
 

@@ -27,7 +27,7 @@ def file(victim: Victim, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def module_of(file: Path) -> nn.Module:
-    module = load(file).module
+    module = load(file).network
     assert module is not None
     return module
 
