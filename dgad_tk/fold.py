@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from dgad_tk.distributed import SyncedBatchNorm2d
 from dgad_tk.frozen_conv import FrozenConv2d, can_freeze, rectify_in_place
+
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class Folded(nn.Module):
@@ -56,7 +57,7 @@ class Folded(nn.Module):
         for conv_name, norm_name in self.pairs:
             conv, norm = source.get_submodule(conv_name), source.get_submodule(norm_name)
             assert isinstance(conv, nn.Conv2d)
-            assert isinstance(norm, nn.BatchNorm2d)
+            assert isinstance(norm, BATCH_NORMS)
             assert norm.running_mean is not None
             assert norm.running_var is not None
             weight, bias = fuse_conv_bn_weights(
@@ -81,16 +82,9 @@ def _traced(module: nn.Module) -> fx.GraphModule | None:
     if isinstance(module, torch.jit.ScriptModule):
         return None
     try:
-        return fx.GraphModule(module, _Tracer().trace(module))
+        return fx.symbolic_trace(module)
     except (fx.proxy.TraceError, TypeError, RuntimeError, NameError):  # len(x); a module that is no submodule
         return None
-
-
-class _Tracer(fx.Tracer):
-    """Sees our own BatchNorm as one thing, as torch's. Not any subclass: timm's have an activation inside."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) is SyncedBatchNorm2d or super().is_leaf_module(m, module_qualified_name)
 
 
 @dataclass(frozen=True)
@@ -146,7 +140,7 @@ def _drop_batch_norms(traced: fx.GraphModule) -> list[tuple[str, str]]:
     calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
     pairs: list[tuple[str, str]] = []
     for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(norm := modules[node.target], nn.BatchNorm2d):
+        if node.op != "call_module" or not isinstance(norm := modules[node.target], BATCH_NORMS):
             continue
         before = node.args[0]
         alone = isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1

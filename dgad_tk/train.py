@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dgad_tk.data import Dataset, load_dataset
 from dgad_tk.data.splits import without_images
 from dgad_tk.distributed import by_leader, from_all, joined, launched, leaders
 from dgad_tk.epoch import OnProgress
-from dgad_tk.fit import fit, training_split
+from dgad_tk.fit import Job, fit, training_split
 from dgad_tk.methods import build_method, find_method, typed_options
 from dgad_tk.models import find_model
 from dgad_tk.names import check_utf8
@@ -91,7 +92,8 @@ def train(
             say(f"warning: {line}")
         given = _given_teacher(config, dataset, teacher, say) if method.needs_teacher else None
         if given is not None and here.leads:
-            for line in _examined(given, dataset, device):
+            check = check_teacher(given[0], dataset, device=device, name=given[1])
+            for line in (check.describe(), *(f"warning: {line}" for line in check.warnings)):
                 say(line)
         with ExitStack() as stack:
             held = by_leader(lambda: stack.enter_context(_claimed(config, out, resume=resume)))
@@ -99,25 +101,21 @@ def train(
             on_folder(folder)
             if not held.safe:
                 say(f"note: no locks where '{folder.path}' lies: let no other process train there meanwhile")
-            if method.needs_teacher and given is None:
-                weights = _make_teacher(
-                    config, dataset, held, device, resume=resume, on_progress=on_progress, on_stop=on_stop
-                )
-                leaders(None)  # the leader has written them
-                given = open_teacher(weights, dataset)
-            module, name = given or (None, "")
-            return fit(
-                config,
-                method,
-                dataset,
-                folder,
+            job = Job(
+                config=config,
+                method=method,
+                dataset=dataset,
+                folder=folder,
                 device=device,
-                teacher=module,
-                teacher_name=name,
                 on_progress=on_progress,
                 on_stop=on_stop,
                 still_ours=held.check,
             )
+            if method.needs_teacher:
+                module, name = given or open_teacher(_make_teacher(job, resume=resume), dataset)
+                job = replace(job, teacher=module, teacher_name=name)
+            fit(job)
+            return folder
 
 
 def _doubts(config: TrainConfig, dataset: Dataset) -> list[str]:
@@ -215,47 +213,22 @@ def _given_teacher(
     )
 
 
-def _examined(teacher: Opened, dataset: Dataset, device: torch.device) -> list[str]:
-    """How good a teacher from a file is on these images, and what is wrong with it."""
-    module, name = teacher
-    check = check_teacher(module, dataset, device=device, name=name)
-    return [check.describe(), *(f"warning: {line}" for line in check.warnings)]
-
-
-def _make_teacher(
-    config: TrainConfig,
-    dataset: Dataset,
-    held: Held,
-    device: torch.device,
-    *,
-    resume: bool,
-    on_progress: OnProgress | None,
-    on_stop: Callable[[], None],
-) -> Path:
+def _make_teacher(student: Job, *, resume: bool) -> Path:
     """Train the teacher of a run that was given none, or go on with it; its weights."""
-    run, folder = config.for_teacher(), held.folder.teacher
-    method = build_method(run.method, run.method_options)
-    by_leader(lambda: _claim_teacher(folder, run, held, resume=resume))
+    config, folder = student.config.for_teacher(), student.folder.teacher
+    method = build_method(config.method, config.method_options)
+    by_leader(lambda: _claim_teacher(folder, config, student.still_ours, resume=resume))
     if leaders(folder.finished()):
-        by_leader(lambda: check_finished(run, folder, dataset))
+        by_leader(lambda: check_finished(config, folder, student.dataset))
     else:
-        fit(
-            run,
-            method,
-            dataset,
-            folder,
-            device=device,
-            role="teacher",
-            on_progress=on_progress,
-            on_stop=on_stop,
-            still_ours=held.check,
-        )
+        fit(replace(student, config=config, method=method, folder=folder, role="teacher"))
+    leaders(None)  # the leader has written them
     return folder.best
 
 
-def _claim_teacher(folder: RunFolder, config: TrainConfig, held: Held, *, resume: bool) -> None:
+def _claim_teacher(folder: RunFolder, config: TrainConfig, still_ours: Callable[[], None], *, resume: bool) -> None:
     """Begin the teacher's run inside of the student's, whose lock is held, or see that it is the one to go on with."""
-    held.check()
+    still_ours()
     for left in folder.path.glob(".config-*"):
         left.unlink()  # of a process that was killed while it wrote
     check_claim(folder, config, resume=resume and folder.exists())

@@ -88,5 +88,5 @@ def build_model(
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable scalars."""
+    """Number of scalars in all parameters, trainable or frozen; buffers such as running statistics do not count."""
     return sum(parameter.numel() for parameter in model.parameters())
