@@ -47,4 +47,4 @@ class Akd(AdversarialMethod):
             target = soft_label(answer / self.temperature, batch.y, of_logits=self.lam).exp()
         logits = student(x_adv)
         loss = batch.mean(-(target * F.log_softmax(logits, dim=1)).sum(dim=1))
-        return Step(loss, {"ce_soft": loss.detach()}, x_adv, logits)
+        return Step(loss, {"ce_soft": loss}, x_adv, logits)
