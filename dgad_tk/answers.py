@@ -168,19 +168,16 @@ def _assigned(labels: Classes, answers: Classes, k: int, known: int) -> Classes:
     return order
 
 
-def _groups(order: Classes) -> list[list[int]]:
+def _groups(order: Classes) -> list[Classes]:
     """Classes that take each other's places: what one of them moves to is the next one's."""
-    left, groups = {int(k) for k in np.flatnonzero(order != np.arange(len(order)))}, []
-    taken_from = {int(j): k for k, j in enumerate(order.tolist())}
-    while left:
-        group = [min(left)]
-        while (following := int(order[group[-1]])) in left and following not in group:
-            group.append(following)
-        while (before := taken_from.get(group[0])) in left and before not in group:
-            group.insert(0, before)
-        left -= set(group)
-        groups.append(group)
-    return groups
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    moved = np.flatnonzero(order != np.arange(len(order)))
+    inside = moved[order[moved] < len(order)]
+    graph = coo_array((np.ones(len(inside)), (inside, order[inside])), shape=(len(order), len(order)))
+    _, component = connected_components(graph, directed=False)
+    return [moved[component[moved] == each] for each in np.unique(component[moved])]
 
 
 def _moves(order: Classes, names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -55,11 +55,8 @@ class Folded(nn.Module):
         """Take over the weights and statistics that `source` has now."""
         values = {**dict(source.named_parameters()), **dict(source.named_buffers())}
         for conv_name, norm_name in self.pairs:
-            conv, norm = source.get_submodule(conv_name), source.get_submodule(norm_name)
-            assert isinstance(conv, nn.Conv2d)
-            assert isinstance(norm, BATCH_NORMS)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
+            conv: Any = source.get_submodule(conv_name)
+            norm: Any = source.get_submodule(norm_name)
             weight, bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
@@ -119,19 +116,19 @@ _views: WeakKeyDictionary[nn.Module, dict[bool, Folded]] = WeakKeyDictionary()
 
 
 def folded(source: nn.Module, *, compiled: bool = False) -> Folded:
-    """`source` in eval mode as it is now, folded. The copy is made once a module and refreshed at each call."""
+    """`source` in eval mode as it is now, folded. The copy is made once per module and refreshed at each call."""
     views = _views.setdefault(source, {})
     view = views.get(compiled)
-    parameter = next(source.parameters(), None)
-    held = next(view.parameters(), None) if view is not None else None
-    same_place = (
-        parameter is None or held is None or (parameter.device == held.device and parameter.dtype == held.dtype)
-    )
-    if view is None or not same_place:
+    if view is None or _place(view) != _place(source):
         views[compiled] = view = Folded(source, compiled=compiled)
     else:
         view.refresh(source)
     return view
+
+
+def _place(module: nn.Module) -> tuple[torch.device, torch.dtype] | None:
+    parameter = next(module.parameters(), None)
+    return None if parameter is None else (parameter.device, parameter.dtype)
 
 
 def _drop_batch_norms(traced: fx.GraphModule) -> list[tuple[str, str]]:
@@ -164,7 +161,6 @@ def _freeze_convolutions(traced: fx.GraphModule) -> None:
     """Put a FrozenConv2d in each convolution's place."""
     for name, module in list(traced.named_modules()):
         if can_freeze(module):
-            assert isinstance(module, nn.Conv2d)
             traced.set_submodule(name, FrozenConv2d(module))
     rectify_in_place(traced)
     traced.delete_all_unused_submodules()

@@ -10,7 +10,7 @@ What pays (benchmarks/train_step.py):
 - A ReLU behind a convolution writes over its result, which saves a tenth of a forward pass of MobileNetV2.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -135,7 +135,7 @@ def _pair(numbers: object) -> _Pair:
     return int(numbers[0]), int(numbers[1])
 
 
-def can_freeze(module: nn.Module) -> bool:
+def can_freeze(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a module is a convolution that `FrozenConv2d` covers: zero padding, given in numbers."""
     return type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 

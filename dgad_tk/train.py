@@ -1,8 +1,8 @@
 """train(): from a config to a run folder; the teacher first, where the method needs one."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dgad_tk.claim import Held, check_claim, claimed
+from dgad_tk.claim import check_claim, claimed
 from dgad_tk.common import UserError
 from dgad_tk.config import AUTO, TrainConfig
 from dgad_tk.data import Dataset, load_dataset
@@ -96,7 +96,7 @@ def train(
             for line in (check.describe(), *(f"warning: {line}" for line in check.warnings)):
                 say(line)
         with ExitStack() as stack:
-            held = by_leader(lambda: stack.enter_context(_claimed(config, out, resume=resume)))
+            held = by_leader(lambda: stack.enter_context(claimed(_folder(config, out), config, resume=resume)))
             folder = held.folder
             on_folder(folder)
             if not held.safe:
@@ -172,12 +172,8 @@ def _see_places(config: TrainConfig, out: Path, *, needs_teacher: bool) -> None:
         )
 
 
-@contextmanager
-def _claimed(config: TrainConfig, out: Path | None, *, resume: bool) -> Iterator[Held]:
-    """The run folder `out`, or a new one, kept to this process."""
-    folder = RunFolder(out) if out is not None else new_run_folder(config)
-    with claimed(folder, config, resume=resume) as held:
-        yield held
+def _folder(config: TrainConfig, out: Path | None) -> RunFolder:
+    return RunFolder(out) if out is not None else new_run_folder(config)
 
 
 def _enough_for_all(images: int, processes: int) -> None:

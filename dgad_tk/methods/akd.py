@@ -9,8 +9,7 @@ from torch import nn
 
 from dgad_tk.config import ThreatModel
 from dgad_tk.losses import soft_label
-from dgad_tk.methods.base import AdversarialMethod, Batch, Step, require
-from dgad_tk.methods.objectives import label_loss
+from dgad_tk.methods.base import AdversarialMethod, Batch, Step, label_loss, require
 
 
 @dataclass(frozen=True, kw_only=True)

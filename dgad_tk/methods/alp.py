@@ -6,8 +6,7 @@ from torch import nn
 
 from dgad_tk.config import ThreatModel
 from dgad_tk.losses import cross_entropy
-from dgad_tk.methods.base import AdversarialMethod, Batch, Step
-from dgad_tk.methods.objectives import label_loss
+from dgad_tk.methods.base import AdversarialMethod, Batch, Step, label_loss
 
 
 @dataclass(frozen=True, kw_only=True)

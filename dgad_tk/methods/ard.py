@@ -8,8 +8,7 @@ from torch import nn
 from dgad_tk.config import ThreatModel
 from dgad_tk.inner_max import Init
 from dgad_tk.losses import cross_entropy
-from dgad_tk.methods.base import Batch, BatchNormMode, Distillation, Step, require
-from dgad_tk.methods.objectives import label_loss
+from dgad_tk.methods.base import Batch, BatchNormMode, Distillation, Step, label_loss, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from dgad_tk.config import ThreatModel
 from dgad_tk.distributed import Trained, bare
 from dgad_tk.fold import Inner
 from dgad_tk.inner_max import Init, Objective, in_train_mode, inner_max, kept_statistics, start_point
-from dgad_tk.losses import kl
+from dgad_tk.losses import cross_entropy, kl
 
 BatchNormMode = Literal["eval", "train", "batch"]
 """What BatchNorm normalises with: `eval` the running statistics; `train` the batch's own, and the running ones move;
@@ -24,7 +24,7 @@ KlReduction = Literal["batchmean", "elementmean"]
 """Sum over classes and mean over the batch; or mean over both, which is 1/K of it."""
 
 ObjectiveOn = Callable[[nn.Module], Objective]
-"""Of a student: what its attack maximises."""
+"""A student under attack to what the attack maximises."""
 
 
 def _alone(value: Tensor) -> Tensor:
@@ -143,6 +143,16 @@ class AdversarialMethod(Method):
             keep = kept_statistics(student) if self.bn_in_attack == "batch" else nullcontext()
             with keep, in_train_mode(student):
                 return inner_max(objective_on(Trained(student)), batch.x, start, threat)
+
+
+def label_loss(y: Tensor) -> ObjectiveOn:
+    """CE(s(x'), y) for labels `(N,)` (Madry et al., ICLR 2018, eq. 2.1)."""
+    return lambda net: lambda images: cross_entropy(net(images), y)
+
+
+def discrepancy(teacher: nn.Module) -> ObjectiveOn:
+    """KL(T(x')‖S(x')), with a gradient through both networks (AdaAD, CVPR 2023, eq. 5)."""
+    return lambda net: lambda images: kl(teacher(images), net(images))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from dgad_tk.config import ThreatModel
 from dgad_tk.losses import margin, predicted_wrong, soft_label, squared_gap, swap_label
-from dgad_tk.methods.base import Batch, Distillation, Step, require
-from dgad_tk.methods.objectives import discrepancy
+from dgad_tk.methods.base import Batch, Distillation, Step, discrepancy, require
 
 
 @dataclass(frozen=True, kw_only=True)
