@@ -19,12 +19,12 @@ NONE = -1
 """The answer of a model whose logits are not finite: no class at all."""
 
 NOWHERE = -2
-"""Where an order has no class for a label; never an answer."""
+"""What an order gives for a label that it has no class for; never an answer."""
 
 CHANCE = 0.005
-"""So rarely would images that another order puts right outnumber those it spoils if it were no better."""
+"""Level of the sign test: how often an order that is no better may seem better."""
 EXPLAINED = 1 / 3
-"""Share of the errors on the classes concerned that another order has to put right, after what it spoils."""
+"""Share of the errors on the classes concerned that another order has to put right, less what it spoils."""
 MOST_NAMED = 10
 MOST_PAIRS = 2**22
 """Pairs of a label and an answer that an assignment is looked for among: 2,000 classes take seconds and 32 MB."""

@@ -21,7 +21,7 @@ Noise = Callable[[Literal["normal", "uniform"]], Tensor]
 """Draws of the images' shape: standard normal, or uniform on [-1, 1)."""
 
 SPARSITY = 100
-"""One in so many numbers of an image moves in a step in L1."""
+"""In L1, a step moves one of so many values of an image."""
 
 
 @dataclass(frozen=True)

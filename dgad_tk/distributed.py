@@ -168,7 +168,7 @@ class Trained(nn.Module):
     """A network as training calls it: laid out as its device likes it, logits in float32 at least.
 
     Channels-last on a GPU only: on a CPU it gains little in training mode, and torch's BatchNorm there sums its
-    statistics with 40 times the rounding, enough to flip a ReLU a step.
+    statistics with 40 times the rounding, enough to flip a ReLU in every step.
 
     Args:
         net: the network; its parameters are trained where they are.
@@ -219,17 +219,8 @@ def average_statistics(model: nn.Module) -> None:
             buffer.copy_(origin + across(buffer - origin) / dist.get_world_size())
 
 
-def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with the batch statistics of its BatchNorms over all processes; as it is where there is one process.
-
-    Raises:
-        UserError: there are several, and not on GPUs: torch's SyncBatchNorm knows no other device.
-    """
+def synchronised(model: nn.Module) -> nn.Module:
+    """`model` with the batch statistics of its BatchNorms over all processes, which are on GPUs."""
     if not dist.is_initialized():
         return model
-    if device.type != "cuda":
-        raise UserError(
-            f"sync_bn needs GPUs, and these {dist.get_world_size()} processes are on the {device.type}",
-            hint="leave sync_bn out: each process then normalises with its own part of the batch",
-        )
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-any-return,no-untyped-call]

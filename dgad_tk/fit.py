@@ -125,7 +125,7 @@ class _Run:
             )
         check_input(student, config.student, self.dataset.shape, len(self.dataset.classes))
         if config.sync_bn:
-            student = synchronised(student, self.device)
+            student = synchronised(student)
         return student.to(self.device, memory_format=layout(self.device))  # type: ignore[call-overload,no-any-return]
 
     def go(self) -> None:

@@ -41,7 +41,7 @@ class Predictor:
             from what stands before it. None where both are the same.
         answer_error: by how much a probability that `predict` takes the logarithm of may be off, whatever its size.
         interface: what is done to images before the file takes them; `predict` and `module` both do it.
-        notes: what a reader of the results should know about how this file is run, a sentence each.
+        notes: what a reader of the results should know about how this file is run: one sentence each.
         batch: how many images the runtime is given at a time, where a file demands that; None for any number.
         precision: what the file computes in, and so how near `module` can be to `predict`.
         logit_step: the quantisation step of the logits, 0 where they are not quantised themselves.

@@ -52,7 +52,7 @@ def train(
         teacher: opens a teacher of a format that is not read here; `config.teacher` says where it comes from.
         download: fetch the dataset where it is not there yet.
         on_progress: called often; keep it cheap.
-        on_message: told what a user should know, a line at a time.
+        on_message: told what a user should know, line by line.
         on_stop: called in the signal handler when somebody asks the run to end.
         on_folder: told the run folder, once it is this run's.
 
@@ -87,7 +87,7 @@ def train(
         images = partial(load_dataset, config.dataset, data_dir=config.data_dir, image_size=config.image_size)
         by_leader(lambda: images(download=download) and None)  # first: the others find it downloaded and decoded
         dataset = images()
-        _enough_for_all(min(config.batch_size, config.limit_train or len(dataset.train), len(dataset.train)), here.size)
+        _check_processes(config, dataset, device, here.size)
         for line in _doubts(config, dataset):
             say(f"warning: {line}")
         given = _given_teacher(config, dataset, teacher, say) if method.needs_teacher else None
@@ -119,7 +119,7 @@ def train(
 
 
 def _doubts(config: TrainConfig, dataset: Dataset) -> list[str]:
-    """What of the data is not used, or cannot be used as it seems, a sentence each."""
+    """What of the data is not used, or cannot be used as it seems: one sentence per finding."""
     found = [*dataset.notes]
     if lost := without_images(training_split(config, dataset), dataset.classes):
         found.append(lost + (f", with --limit-train {config.limit_train}" if config.limit_train else ""))
@@ -176,16 +176,22 @@ def _folder(config: TrainConfig, out: Path | None) -> RunFolder:
     return RunFolder(out) if out is not None else new_run_folder(config)
 
 
-def _enough_for_all(images: int, processes: int) -> None:
+def _check_processes(config: TrainConfig, dataset: Dataset, device: torch.device, processes: int) -> None:
     """See that every process gets images of a batch, and more than the one that has no variance for BatchNorm.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not, or `sync_bn` is on without GPUs: torch's SyncBatchNorm knows no other device.
     """
+    images = min(config.batch_size, config.limit_train or len(dataset.train), len(dataset.train))
     if images < 2 * processes:
         raise UserError(
             f"{processes} processes share batches of {images} images, and each needs 2",
             hint="a larger --batch-size, more images, or fewer processes",
+        )
+    if config.sync_bn and processes > 1 and device.type != "cuda":
+        raise UserError(
+            f"sync_bn needs GPUs, and these {processes} processes are on the {device.type}",
+            hint="leave sync_bn out: each process then normalises with its own part of the batch",
         )
 
 

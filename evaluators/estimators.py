@@ -44,7 +44,7 @@ class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]
             input_shape=predictor.input_shape,
             nb_classes=predictor.classes,
             clip_values=(0.0, 1.0),
-            preprocessing=None,  # ART's default subtracts 0 and divides by 1, a copy each
+            preprocessing=None,  # ART's default subtracts 0 and divides by 1, and copies for each
             device_type="gpu" if torch.cuda.is_available() else "cpu",
         )
         self.predictor = predictor

@@ -231,6 +231,7 @@ def test_common_statistics_need_gpus(root: Path, tmp_path: Path) -> None:
         how, message = child.outcome()
         assert how == "refused"
         assert "sync_bn needs GPUs, and these 2 processes are on the cpu" in message
+    assert not (tmp_path / "two").exists()
     Child(run, values, root / "teacher", tmp_path / "with").result()
     Child(run, values | {"sync_bn": False}, root / "teacher", tmp_path / "without").result()
     one, other = (load_file(RunFolder(tmp_path / name).best) for name in ("with", "without"))

@@ -41,7 +41,7 @@ FAMILIES: dict[str, Callable[[str], Builder | None]] = {"wrn-D-K": wide_resnet_b
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std a channel, inside the model, so that eps means the same thing everywhere outside."""
+    """(x - mean) / std per channel, inside the model, so that eps means the same thing everywhere outside."""
 
     mean: Tensor
     std: Tensor
@@ -77,7 +77,7 @@ def build_model(
 
     Args:
         name: row of MODELS, `wrn-D-K`, `torchvision:NAME` or `timm:NAME`.
-        mean, std: a value a channel, applied inside the model; empty for no normalisation, as in the paper's code.
+        mean, std: one value per channel, applied inside the model; empty for no normalisation, as in the paper's code.
 
     Raises:
         UserError: unknown model, or one that cannot take that many channels.

@@ -18,7 +18,7 @@ from dgad_tk.fold import folded
 from dgad_tk.heap import kept
 from evaluators.attacks.arguments import check_eps, images_of_caller, index_of_caller, labels_of_caller
 from evaluators.ball import Norm
-from evaluators.estimators import PredictorBlackBox, PredictorClassifier
+from evaluators.estimators import Counted, PredictorBlackBox, PredictorClassifier
 
 
 class Source(Protocol):
@@ -65,7 +65,8 @@ class Victim:
         if isinstance(estimator, PredictorClassifier):  # whose module is folded already
             self.module, self.by_module = estimator.model, estimator.predictor.network is not None
         elif isinstance(estimator, PyTorchClassifier):
-            self.module = folded(estimator.model)
+            # Folded behind a counter, the copy would be counted in its place.
+            self.module = estimator.model if isinstance(estimator.model, Counted) else folded(estimator.model)
             self.by_module = type(estimator).predict is PyTorchClassifier.predict
 
     def logits(self, x: Tensor) -> Tensor:
