@@ -213,7 +213,7 @@ class _Run:
                 self.draws,
                 device=self.device,
                 inner=self.inner,
-                between=self._between_batches,
+                between=self._heed,
             )
             metrics |= {f"{config.select_on}_clean": clean, f"{config.select_on}_robust": robust}
             score = (clean, robust) if self.job.method.selected_by == "clean" else (robust, clean)
@@ -229,16 +229,17 @@ class _Run:
         self.state = replace(self.state, position=position)
         minutes = self.config.checkpoint_minutes
         due = self.here.leads and minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
+        self._heed(due)
+
+    def _heed(self, due: bool = False) -> None:
+        """Save the run where it is due in one of the processes, and end it where one was asked to.
+
+        Between two batches of the selection, too, which a resumed run begins anew.
+        """
         decision = largest(STOP if self.request.asked else SAVE if due else GO_ON, self.device)
         if decision != GO_ON:
             self._save()
         if decision == STOP:
-            raise KeyboardInterrupt
-
-    def _between_batches(self) -> None:
-        """Of the selection, which a resumed run begins anew."""
-        if largest(STOP if self.request.asked else GO_ON, self.device) == STOP:
-            self._save()
             raise KeyboardInterrupt
 
     def _save(self) -> None:

@@ -51,7 +51,8 @@ class AdaAd(Distillation):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaIad(Distillation):
-    """AdaIAD: AdaAD's attack with IAD's introspection. Huang et al., CVPR 2023, section 3.4.
+    """AdaIAD: AdaAD's attack with IAD's introspection. Huang et al., CVPR 2023, section 3.4,
+    https://openaccess.thecvf.com/CVPR2023.
 
         L = alpha tau^2 KL(T_tau(x')‖S_tau(x')) + alpha mean_i (1 - a_i) KL(S(x_i)‖S(x'_i)) + (1 - alpha) CE(s(x), y)
 
