@@ -5,14 +5,13 @@ one answer for all is 95 % right where 95 % of the images are of one class. Each
 gain far above noise, so that a model which is merely not good raises none.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from dgad_tk.shares import wilson
 
 Classes = NDArray[np.int64]
 NONE = -1
@@ -213,6 +212,17 @@ def one_answer(labels: Classes, answers: Classes, names: Sequence[str]) -> str:
         f"{right / n:.1%} of {n:,} images are right, and the answer '{names[largest]}' alone would have "
         f"{share:.1%}: it is given to {float((answers == largest).mean()):.1%} of all images"
     )
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson, JASA 22, 1927); (0, 1) of nothing."""
+    if n == 0:
+        return 0.0, 1.0
+    z = 1.959963984540054
+    share, shrink = successes / n, 1 + z * z / n
+    middle = (share + z * z / (2 * n)) / shrink
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / shrink
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def per_class(labels: Classes, right: NDArray[np.bool_], classes: int) -> tuple[Classes, Classes]:

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgad_tk.answers import per_class
+from dgad_tk.answers import per_class, wilson
 from dgad_tk.artifact import tool_versions
 from dgad_tk.common import write_json, written_aside
-from dgad_tk.shares import wilson
 from evaluators.baseline import fingerprints
 from evaluators.checks import check
 from evaluators.record import Evaluation, Outcome
