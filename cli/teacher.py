@@ -47,7 +47,9 @@ def _open(config: "TrainConfig", path: Path, trust: bool, dataset: "Dataset") ->
     from exporters.formats import load
 
     predictor = load(path, dataset.shape, trust=trust)
-    module, record = predictor.module, predictor.artifact
+    module, record = predictor.network, predictor.artifact
+    if module is None:
+        module = predictor.module
     if module is None:
         raise UserError(
             f"'{path}' has no gradients, and a teacher is attacked through", hint="give its weights or an ONNX file"

@@ -22,7 +22,10 @@ When = Annotated[float, Field(ge=0)]
 """A moment of a run: below 1 a share of its epochs, else a number of whole epochs."""
 
 Radius = Annotated[float, BeforeValidator(partial(parse_fraction, upper=math.inf)), Field(gt=0)]
-"""A distance in units of the pixel range; in L2 it may be above 1."""
+"""A distance in units of the pixel range; in L2 and L1 it may be above 1."""
+
+Norm = Literal["linf", "l2", "l1"]
+"""What distances are measured by; what is done in one: `dgad_tk.balls`."""
 
 AUTO = "auto"
 """Teacher of a run that trains one first."""
@@ -58,7 +61,7 @@ class ThreatModel(_Settings):
     The paper's setting on colour images is Linf 8/255 in 10 steps of 2/255.
     """
 
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Norm = "linf"
     eps: Radius
     step_size: Radius
     steps: int = Field(10, ge=1)
@@ -70,7 +73,7 @@ class ThreatModel(_Settings):
         return self
 
     @classmethod
-    def of(cls, norm: Literal["linf", "l2"], eps: float, steps: int = 10) -> Self:
+    def of(cls, norm: Norm, eps: float, steps: int = 10) -> Self:
         """The convention of every evaluation here: steps of eps / 4."""
         return cls(norm=norm, eps=eps, step_size=eps / 4, steps=steps)
 

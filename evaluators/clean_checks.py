@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dgad_tk.answers import NONE, one_answer, other_order, outnumbers, per_class
-from dgad_tk.shares import wilson
+from dgad_tk.answers import NONE, one_answer, other_order, outnumbers, per_class, wilson
 from evaluators.probes import Exchange
 from evaluators.record import Evaluation
 from evaluators.results import Item

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from dgad_tk.answers import wilson
 from dgad_tk.common import UserError
-from dgad_tk.shares import wilson
 from evaluators.evaluate import CHUNK
 from evaluators.rows import Row
 from evaluators.survey import PILOT_MOST, Costs, Survey

@@ -14,7 +14,7 @@ from dgad_tk.common import UserError, reason_of
 from dgad_tk.predictor import Images, Logits, Predictor
 from evaluators.attacks import Budget
 from evaluators.ball import into_ball, l2, linf
-from evaluators.estimators import Counted, searchable, to_estimator
+from evaluators.estimators import Counted, to_estimator
 from evaluators.judge import judge
 from evaluators.rows import Row
 from evaluators.units import NOT_ATTACKED, Halfway, Unit
@@ -173,7 +173,7 @@ class _Passes:
         self._asked = 0
         self._before = (0, 0)
         self.seconds = 0.0
-        self._counted = Counted(searchable(source)) if source.module is not None else None
+        self._counted = Counted(source.module) if source.module is not None else None
         self.estimator: ClassifierMixin = to_estimator(replace(source, predict=self._predict), module=self._counted)
 
     def _predict(self, images: Images) -> Logits:

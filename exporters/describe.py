@@ -58,8 +58,8 @@ def describe(
     """
     if path.suffix != ".onnx" or not path.is_file():  # `load` has the words for a file that is not there
         predictor = load(path, input_shape, trust=trust)
-        assert predictor.module is not None
-        counts = module_complexity(predictor.module, predictor.input_shape)
+        assert predictor.network is not None
+        counts = module_complexity(predictor.network, predictor.input_shape)
         size = path.stat().st_size
         return Subject(path, predictor.format, predictor.sha256, size, predictor.input_shape, "float32", None, counts)
     where = str(path)

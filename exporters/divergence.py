@@ -118,7 +118,7 @@ def onnx_layers(exported: Predictor, calls: Mapping[str, Call]) -> dict[str, Val
 
 def program_layers(exported: Predictor, calls: Mapping[str, Call]) -> dict[str, Value]:
     """Layers of a .pt2 file: its graph run node by node, each of which knows the modules it was called in."""
-    graph = getattr(exported.module, "net", None)
+    graph = getattr(exported.network, "net", None)
     assert isinstance(graph, fx.GraphModule)
     values: dict[str, Value] = {}
 
@@ -137,9 +137,9 @@ def program_layers(exported: Predictor, calls: Mapping[str, Call]) -> dict[str, 
 
 def script_layers(exported: Predictor, calls: Mapping[str, Call]) -> dict[str, Value]:
     """Layers of a TorchScript file: each of its modules is given what the source's was, so errors do not add up."""
-    assert exported.module is not None
-    modules = dict(exported.module.named_modules())
-    device = _device(exported.module)
+    assert exported.network is not None
+    modules = dict(exported.network.named_modules())
+    device = _device(exported.network)
     values: dict[str, Value] = {}
     for name, call in calls.items():
         forward = getattr(modules.get(name), "forward", None)

@@ -372,7 +372,8 @@ def test_what_a_probe_costs_and_leaves(robust: Small) -> None:
     counted = Counted(robust)
     split, before = load_dataset("digits").test, torch.get_rng_state()
     right = np.arange(len(split)) % 2 == 0
-    first = probe(as_torch(counted, DIGIT), split, right, norm="l2", eps=0.5, batch_size=50)
+    watched = replace(as_torch(counted, DIGIT), module=counted)
+    first = probe(watched, split, right, norm="l2", eps=0.5, batch_size=50)
     assert first.images == 64
     assert torch.equal(torch.get_rng_state(), before)
     again = probe(as_torch(robust, DIGIT), split, right, norm="l2", eps=0.5, batch_size=50)

@@ -28,7 +28,7 @@ def file(victim: Victim, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def module_of(file: Path) -> nn.Module:
-    module = load(file, trust=True).module
+    module = load(file, trust=True).network
     assert module is not None
     return module
 

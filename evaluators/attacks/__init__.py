@@ -22,7 +22,7 @@ from evaluators.attacks.cw2 import CarliniWagnerL2
 from evaluators.attacks.jsma import SaliencyMap
 from evaluators.attacks.pgd import ProjectedGradient
 from evaluators.ball import Norm
-from evaluators.estimators import PredictorBlackBox, PredictorClassifier, is_quantised
+from evaluators.estimators import PredictorBlackBox, PredictorClassifier
 
 Kind = Literal["budget", "min-norm"]
 Estimator = PredictorClassifier | PredictorBlackBox
@@ -167,7 +167,7 @@ def _square(estimator: Estimator, budget: Budget, params: Mapping[str, Any]) -> 
             f"'square' in {budget.norm} needs images of at least {SQUARE_SIDE} pixels a side, these have {side}",
             hint="leave it out, or take --norm linf",
         )
-    return Square(estimator, accept_equal=is_quantised(estimator), **params, **_common(budget))
+    return Square(estimator, accept_equal=estimator.predictor.precision == "int8", **params, **_common(budget))
 
 
 def _autoattack(
@@ -212,7 +212,7 @@ ATTACKS: dict[str, AttackSpec] = {
     ),
     "pgd": AttackSpec(
         kind="budget",
-        norms=("linf", "l2"),
+        norms=ALL_NORMS,
         build=_pgd,
         passes=lambda params, classes: (params["restarts"] - 1, params["steps"] * params["restarts"]),
         description="10 steps of eps/4 on the cross-entropy from a uniform start (Madry et al., 2018)",
@@ -221,7 +221,7 @@ ATTACKS: dict[str, AttackSpec] = {
     ),
     "mim": AttackSpec(
         kind="budget",
-        norms=("linf", "l2"),
+        norms=ALL_NORMS,
         build=_mim,
         passes=lambda params, classes: (0, params["steps"]),
         description="10 steps of eps/10 with momentum 1, made to transfer (Dong et al., 2018)",

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgad_tk.answers import per_class
+from dgad_tk.answers import per_class, wilson
 from dgad_tk.artifact import tool_versions
 from dgad_tk.common import write_json, written_aside
 from dgad_tk.data import Split
-from dgad_tk.shares import wilson
 from evaluators.checks import check
 from evaluators.judge import images_of
 from evaluators.record import Evaluation, Outcome

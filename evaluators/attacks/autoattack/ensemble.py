@@ -16,7 +16,6 @@ from evaluators.attacks.autoattack.square import Square
 from evaluators.attacks.autoattack.stages import ROBUST, VERSIONS, Stage, Version, ensemble
 from evaluators.attacks.native import NativeAttack
 from evaluators.ball import Norm, into_ball
-from evaluators.estimators import is_quantised
 from evaluators.units import Halfway
 
 
@@ -138,7 +137,7 @@ class AutoAttack(NativeAttack):
             case "fab" | "fab-t":
                 build, own = FAB, {"targets": stage.targets}
             case _:
-                steps = is_quantised(self.estimator)
+                steps = self.victim.quantised
                 build, own = Square, {"queries": self.queries, "accept_equal": steps, "rescale": False}
         attack = build(self.estimator, **common, **own)
         attack.draws, attack.victim = self.draws, self.victim

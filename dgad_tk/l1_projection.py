@@ -23,7 +23,7 @@ def l1_correction(x: Tensor, delta: Tensor, eps: float | Tensor) -> Tensor:
     Args:
         x: clean images in [0, 1], `(N, ...)`.
         delta: any perturbation, of x's shape.
-        eps: radius, or one an image `(N,)`.
+        eps: radius, or one per image `(N,)`.
     """
     flat, away = x.reshape(len(x), -1), delta.reshape(len(x), -1)
     radius = torch.as_tensor(eps, dtype=away.dtype, device=away.device).expand(len(x))[:, None]
