@@ -147,8 +147,8 @@ class _Walk:
                 result = SIZE_OPERATORS[key](node, *entries)
                 if result is not None:
                     return simplify(result)
-            if key not in TAKE_SIZES:
-                inputs = [self.tensor(value) for value in inputs]
+            kept = TAKE_SIZES.get(key, len(inputs))
+            inputs = [*(self.tensor(value) for value in inputs[:kept]), *inputs[kept:]]
         return OPERATORS[key](node, *inputs)
 
 

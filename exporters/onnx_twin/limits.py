@@ -32,7 +32,7 @@ def converting() -> Iterator[None]:
 
 @contextmanager
 def unlimited() -> Iterator[None]:
-    """While this is open there is no limit: examples are on the meta device, where nothing takes memory."""
+    """While this is open there is no limit: for what is on the meta device, and for what was counted already."""
     global _left
     left, _left = _left, None
     try:
@@ -56,7 +56,7 @@ def fold(function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
     args_of_shape, kwargs_of_shape = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
     left = _left
     try:
-        with torch.device("meta"), torch.no_grad():
+        with unlimited(), torch.device("meta"), torch.no_grad():
             found = function(*args_of_shape, **kwargs_of_shape)
     except (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError):
         found = None
@@ -68,4 +68,5 @@ def fold(function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
             hint="no classifier needs that; the file may be damaged or hostile",
         )
     _left = left - size
-    return function(*args, **kwargs)
+    with unlimited():
+        return function(*args, **kwargs)

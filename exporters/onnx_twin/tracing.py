@@ -104,10 +104,8 @@ def deferred(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
-        proxy = _proxy_in((*args, *kwargs.values()))
-        if proxy is None:
-            return fold(function, *args, **kwargs)
-        return cast(R, proxy.tracer.create_proxy("call_function", recorded, args, kwargs))
+        known = _proxy_in((*args, *kwargs.values())) is None
+        return fold(function, *args, **kwargs) if known else call(recorded, *args, **kwargs)
 
     return recorded
 

@@ -1,6 +1,5 @@
 """Products of matrices, and sums of products."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,14 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
+from exporters.onnx_twin.operators.row import Operator, row
 from exporters.onnx_twin.tracing import call
 
 
 def gemm(node: NodeView, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     alpha, beta = node.attribute("alpha", 1.0), node.attribute("beta", 1.0)
-    if node.attribute("transA", 0):
+    if node.attribute("transA", False):
         a = call(torch.t, a)
-    transposed = node.attribute("transB", 0)
+    transposed = node.attribute("transB", False)
     node.ignore("broadcast")  # before opset 7 it allowed what is allowed since
     if alpha != 1:
         b = call(torch.mul, b, alpha)
@@ -28,13 +28,13 @@ def gemm(node: NodeView, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tenso
     return product if c is None else call(torch.add, product, c)
 
 
-def einsum(node: NodeView, *inputs: Tensor) -> Tensor:
+def einsum(node: NodeView, *inputs: Tensor) -> Any:
     return call(torch.einsum, node.required("equation", str), *inputs)
 
 
-OPERATORS: dict[str, Callable[..., Any]] = {
-    "Det": lambda node, x: call(torch.det, x),
+OPERATORS: dict[str, Operator] = {
+    "Det": row(torch.det),
     "Einsum": einsum,
     "Gemm": gemm,
-    "MatMul": lambda node, a, b: call(torch.matmul, a, b),
+    "MatMul": row(torch.matmul),
 }

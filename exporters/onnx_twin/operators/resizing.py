@@ -1,6 +1,5 @@
 """Pieces of a tensor, or a tensor with a margin. Positions and amounts may be sizes."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
-from exporters.onnx_twin.sizes import Sizes, as_numbers, data_of
+from exporters.onnx_twin.operators.row import Operator
+from exporters.onnx_twin.operators.shapes import Amounts
+from exporters.onnx_twin.sizes import as_numbers
 from exporters.onnx_twin.tracing import call, deferred, rank
 
 
@@ -20,12 +21,10 @@ def _equal_parts(x: Tensor, count: int, axis: int) -> tuple[Tensor, ...]:
     return torch.split(x, sizes, axis)
 
 
-def split(node: NodeView, x: Tensor | Sizes, sizes: Tensor | Sizes | None = None) -> tuple[Any, ...]:
-    axis = node.attribute("axis", 0)
-    count = node.attribute("num_outputs", len(node.outputs))
+def split(node: NodeView, x: Tensor, sizes: Amounts | None = None) -> tuple[Any, ...]:
+    axis, count = node.attribute("axis", 0), node.attribute("num_outputs", len(node.outputs))
     given = node.attribute("split", None) if sizes is None else as_numbers(sizes)
-    data = data_of(node, x)
-    parts = _equal_parts(data, count, axis) if given is None else call(torch.split, data, given, axis)
+    parts = _equal_parts(x, count, axis) if given is None else call(torch.split, x, given, axis)
     return tuple(parts[index] for index in range(len(node.outputs)))
 
 
@@ -45,25 +44,13 @@ def _slice(x: Tensor, starts: list[int], ends: list[int], axes: list[int] | None
     return x.flip(backwards) if backwards else x
 
 
-def slice_(
-    node: NodeView,
-    x: Tensor | Sizes,
-    starts: Tensor | Sizes | None = None,
-    ends: Tensor | Sizes | None = None,
-    axes: Tensor | Sizes | None = None,
-    steps: Tensor | Sizes | None = None,
-) -> Tensor:
-    data = data_of(node, x)
-    if starts is None or ends is None:  # before opset 10
-        return _slice(
-            data,
-            node.required("starts", list),
-            node.required("ends", list),
-            node.attribute("axes", None),
-            None,
-        )
-    chosen, by = None if axes is None else as_numbers(axes), None if steps is None else as_numbers(steps)
-    return _slice(data, as_numbers(starts), as_numbers(ends), chosen, by)
+def slice_(node: NodeView, x: Tensor, *bounds: Amounts | None) -> Tensor:
+    """`bounds` are starts, ends, axes and steps; before opset 10 they are attributes."""
+    if node.opset < 10:
+        return _slice(x, node.required("starts", list), node.required("ends", list), node.attribute("axes", None), None)
+    numbers: list[Any] = [None if bound is None else as_numbers(bound) for bound in bounds]
+    starts, ends, axes, steps = (*numbers, None, None)[:4]
+    return _slice(x, starts, ends, axes, steps)
 
 
 @deferred
@@ -97,31 +84,28 @@ def _mirrored(size: int, begin: int, end: int, mode: str, device: torch.device) 
 
 def pad(
     node: NodeView,
-    x: Tensor | Sizes,
-    pads: Tensor | Sizes | None = None,
+    x: Tensor,
+    pads: Amounts | None = None,
     value: Tensor | None = None,
-    axes: Tensor | Sizes | None = None,
+    axes: Amounts | None = None,
 ) -> Tensor:
-    data, mode = data_of(node, x), node.attribute("mode", "constant")
-    if mode not in ("constant", "edge", "reflect", "wrap"):
-        node.refuse(f"attribute 'mode' should be constant, edge, reflect or wrap, got '{mode}'")
+    mode = node.choice("mode", "constant", "edge", "reflect", "wrap")
     if node.opset < 11:
         amounts, filler = node.required("pads", list), node.attribute("value", 0.0)
     else:
         amounts = as_numbers(node.refuse("input 'pads' is missing") if pads is None else pads)
         filler = 0 if value is None else node.constant(value, "constant_value").item()
-    chosen, half = None if axes is None else as_numbers(axes), rank(data)
+    chosen, half = None if axes is None else as_numbers(axes), rank(x)
     if half is None or mode != "constant" or chosen is not None or not isinstance(amounts, list):
-        return _pad(data, amounts, chosen, mode, filler)
+        return _pad(x, amounts, chosen, mode, filler)
     pairs = list(zip(amounts[:half], amounts[half:], strict=True))
-    while pairs and all(
-        isinstance(amount, int) and amount == 0 for amount in pairs[0]
-    ):  # torch counts from the last axis, and is faster with fewer
+    # torch counts from the last axis, and is faster with fewer.
+    while pairs and all(isinstance(amount, int) and amount == 0 for amount in pairs[0]):
         pairs.pop(0)
-    return call(F.pad, data, [amount for pair in reversed(pairs) for amount in pair], value=filler) if pairs else data
+    return call(F.pad, x, [amount for pair in reversed(pairs) for amount in pair], value=filler) if pairs else x
 
 
-OPERATORS: dict[str, Callable[..., Any]] = {
+OPERATORS: dict[str, Operator] = {
     "Pad": pad,
     "Slice": slice_,
     "Split": split,
