@@ -8,7 +8,6 @@ levels, 0 to 255 moved to the type's range, which is what such a file is given a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor
 
 from dgad_tk.interface import Interface
+from exporters.onnx_twin.operators.quantised import rounded
 
 MOVING = {"Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 """Operators that only move numbers, such as those that bring channels to the front."""
@@ -61,25 +61,10 @@ class Levels:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """The numbers, as floats; gradients pass through the rounding, where nothing is clipped."""
-        numbers: Tensor = _Quantise.apply(pixels, self)
-        return numbers
-
-
-class _Quantise(torch.autograd.Function):
-    """Rounding has a gradient of zero almost everywhere; this one has that of the division."""
-
-    @staticmethod
-    def forward(ctx: Any, pixels: Tensor, levels: Levels) -> Tensor:
-        ctx.scale = levels.scale
-        divided = pixels if levels.scale == 1 else pixels / levels.scale
-        numbers = divided.round() + levels.zero_point
-        ctx.save_for_backward((numbers >= levels.low) & (numbers <= levels.high))
-        return numbers.clamp(levels.low, levels.high)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (inside,) = ctx.saved_tensors
-        return gradient * inside / ctx.scale, None
+        steps = pixels if self.scale == 1 else pixels / self.scale
+        numbers = rounded(steps) + self.zero_point
+        clipped = numbers.detach().clamp(self.low, self.high)
+        return torch.where(numbers == clipped, numbers, clipped)
 
 
 def find_quantiser(graph: GraphProto, name: str) -> Quantiser | None:
