@@ -60,7 +60,7 @@ def to_torch(model: ModelProto) -> fx.GraphModule:
 
 def _finish(recorder: Recorder) -> fx.GraphModule:
     """A module from what was recorded."""
-    fold_batch_norm(recorder.graph, recorder.constants)
+    fold_batch_norm(recorder)
     recorder.graph.eliminate_dead_code()
     for node in recorder.graph.nodes:
         node.meta.clear()  # the examples were guesses
@@ -130,14 +130,17 @@ class _Walk:
         return tuple(_value(inner, name, f"the end of '{graph.name}'") for name in wanted)
 
     def _outputs(self, node: NodeView, inputs: list[Any]) -> tuple[Any, ...]:
-        """What `node` computes, one value an output; those it cannot compute are left out."""
+        """What `node` computes, one value per output; those that it cannot compute are left out."""
         try:
             result = self._result(node, inputs)
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError, ArithmeticError) as error:
             # Inputs that do not fit each other: the file's fault as a rule, and the cause stays attached.
             raise UserError(f"the twin cannot run {node}: {error}", hint=HINT) from error
         node.check_read()
-        return result if isinstance(result, tuple) else (result,)
+        if isinstance(result, tuple):
+            return result
+        several = [index for index, name in enumerate(node.outputs) if name and index]
+        return tuple(result[index] for index in range(several[-1] + 1)) if several else (result,)
 
     def _result(self, node: NodeView, inputs: list[Any]) -> Any:
         key = operator_key(node.domain, node.op_type)

@@ -36,7 +36,7 @@ class Style(NamedTuple):
 
 def attention(node: NodeView, query: Tensor, key: Tensor, value: Tensor, *others: Tensor | None) -> Any:
     """`others` are the mask, the past keys, the past values, and the lengths of samples that are padded."""
-    mask, past_key, past_value, lengths = (*others, None, None, None, None)[:4]
+    mask = others[0] if others else None
     heads, kv_heads = node.attribute("q_num_heads", 0), node.attribute("kv_num_heads", 0)
     style = Style(
         node.attribute("scale", None),
@@ -50,9 +50,9 @@ def attention(node: NodeView, query: Tensor, key: Tensor, value: Tensor, *others
     joined = heads > 0  # (N, L, heads x features) in place of (N, heads, L, features)
     if joined:
         query, key, value = _split(query, heads), _split(key, kv_heads), _split(value, kv_heads)
-    no_past = all(other is None for other in others[1:])
+    plain = style == Style(style.scale, style.causal) and all(other is None for other in others[1:])
     simple = mask is None or (not style.causal and _fits(mask, query, key))
-    if style == Style(style.scale, style.causal) and simple and no_past and len(node.outputs) == 1:
+    if plain and simple and len(node.outputs) == 1:
         a, b = example(query), example(key)
         result = call(
             F.scaled_dot_product_attention,
@@ -65,7 +65,7 @@ def attention(node: NodeView, query: Tensor, key: Tensor, value: Tensor, *others
             enable_gqa=a is None or b is None or a.shape[1] != b.shape[1],  # several heads of queries for one of keys
         )
         return _join(result) if joined else result
-    found = _attention(query, key, value, mask, past_key, past_value, lengths, style)
+    found = _attention(query, key, value, [*others, None, None, None, None][:4], style)
     return (_join(found[0]) if joined else found[0]), found[1], found[2], found[3]
 
 
@@ -87,16 +87,10 @@ def _join(x: Tensor) -> Tensor:
 
 @deferred
 def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    past_key: Tensor | None,
-    past_value: Tensor | None,
-    lengths: Tensor | None,
-    style: Style,
+    query: Tensor, key: Tensor, value: Tensor, others: list[Tensor | None], style: Style
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All of it: with a past, padding, windows and a cap. Gives the keys, values and scores as well."""
+    mask, past_key, past_value, lengths = others
     past = 0
     if past_key is not None and past_value is not None:
         past = past_key.shape[2]

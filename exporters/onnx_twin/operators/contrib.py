@@ -20,7 +20,7 @@ from exporters.onnx_twin.operators.quantised import (
     between_integers,
     centred,
     dequantize_linear,
-    dynamic_quantize_linear,
+    dynamic,
     offset_of,
     q_linear_conv,
     quantize_linear,
@@ -160,16 +160,9 @@ def _gemm(node: NodeView, *inputs: Any) -> Tensor:
     return call(torch.mul, sums, step) if scale is None else stored(node, sums, step, zero)
 
 
-def _product(
-    node: NodeView,
-    a: Tensor,
-    b: Tensor,
-    a_scale: Tensor,
-    b_scale: Tensor,
-    a_zero: Tensor | None = None,
-    b_zero: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> Tensor:
+def _product(node: NodeView, a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, *others: Tensor | None) -> Tensor:
+    """`others` are the zero points of `a` and `b`, and a bias."""
+    a_zero, b_zero, bias = (*others, None, None, None)[:3]
     sums = call(torch.matmul, centred(node, a, a_zero), centred(node, b, b_zero, -1))
     result = call(torch.mul, sums, spread(node, ratio(a_scale, b_scale), sums, -1))
     return result if bias is None else call(torch.add, result, bias)
@@ -177,8 +170,8 @@ def _product(
 
 def _dynamic_product(node: NodeView, x: Tensor, b: Tensor, b_scale: Tensor, *others: Tensor | None) -> Tensor:
     """`others` are the zero point of `b` and a bias."""
-    a = dynamic_quantize_linear(node, x)
-    return _product(node, a.integers, b, a.scale, b_scale, a.zero_point, *others)
+    a = dynamic(x)
+    return _product(node, a[0], b, a[1], b_scale, a[2], *others)
 
 
 QUANTISED: dict[str, Operator] = {

@@ -39,30 +39,16 @@ def conv_transpose(node: NodeView, x: Tensor, weight: Tensor, bias: Tensor | Non
     extra = node.attribute("output_padding", [0] * rank)
     wanted = node.attribute("output_shape", [0] * rank)[-rank:]
     groups = node.attribute("group", 1)
-    if window.pads is None or any(wanted):
-        upper = node.attribute("auto_pad", "NOTSET") == "SAME_UPPER"
-        return _fit(x, weight, bias, window, extra, wanted, groups, upper)
     fits = (more < max(pair) for more, *pair in zip(extra, window.strides, window.dilations, strict=True))
-    if all(fits) and window.symmetric is not None:
+    if window.pads is not None and window.symmetric is not None and not any(wanted) and all(fits):
         transposed = TRANSPOSED[rank]
         return call(transposed, x, weight, bias, window.strides, window.symmetric, extra, groups, window.dilations)  # type: ignore[no-any-return]
-    cuts = [(-begin, more - end) for (begin, end), more in zip(window.pads, extra, strict=True)]
-    return _cut(x, weight, bias, window, cuts, groups)
+    upper = node.attribute("auto_pad", "NOTSET") == "SAME_UPPER"
+    return _cut(x, weight, bias, window, extra, wanted, groups, upper)
 
 
 @deferred
 def _cut(
-    x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, cuts: list[tuple[int, int]], groups: int
-) -> Tensor:
-    """The whole of a transposed convolution with its ends cut off, or continued where `cuts` are positive."""
-    rank = len(window.kernel)
-    whole = TRANSPOSED[rank](x, weight, None, window.strides, 0, 0, groups, window.dilations)
-    whole = F.pad(whole, flat(cuts))
-    return whole if bias is None else whole + bias.reshape(-1, *[1] * rank)
-
-
-@deferred
-def _fit(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -72,14 +58,24 @@ def _fit(
     groups: int,
     upper: bool,
 ) -> Tensor:
-    """Padded so that the result has the sizes `wanted`, or `strides` times its own where these are 0."""
+    """The whole of a transposed convolution with its ends cut off, or continued where padding says so.
+
+    The result has the sizes `wanted`. Where these are 0, padding is as declared, or SAME: `strides` times the sizes.
+    """
     cuts = []
-    for size, span, stride, more, target in zip(x.shape[2:], window.span, window.strides, extra, wanted, strict=True):
-        total = stride * (size - 1) + more + span - (target or size * stride)
-        total = total if target else max(0, total)  # a small kernel's gaps at the end stay away, as in ONNX Runtime
-        begin = max(0, total // 2 if upper else total - total // 2)
-        cuts.append((-begin, more - (total - begin)))
-    return _cut(x, weight, bias, window, cuts, groups)
+    for axis, (size, span, stride) in enumerate(zip(x.shape[2:], window.span, window.strides, strict=True)):
+        if window.pads is None or any(wanted):
+            total = stride * (size - 1) + extra[axis] + span - (wanted[axis] or size * stride)
+            # A small kernel's gaps at the end stay away, as in ONNX Runtime.
+            total = total if wanted[axis] else max(0, total)
+            begin = max(0, total // 2 if upper else total - total // 2)
+            end = total - begin
+        else:
+            begin, end = window.pads[axis]
+        cuts.append((-begin, extra[axis] - end))
+    whole = TRANSPOSED[len(cuts)](x, weight, None, window.strides, 0, 0, groups, window.dilations)
+    whole = F.pad(whole, flat(cuts))
+    return whole if bias is None else whole + bias.reshape(-1, *[1] * len(cuts))
 
 
 OPERATORS: dict[str, Operator] = {

@@ -63,36 +63,23 @@ def resampled(
         axes: which are resized; all if None.
     """
     chosen = list(range(x.dim())) if axes is None else [axis % x.dim() for axis in axes]
-    plan = _plan(x, chosen, roi, scales, sizes, style)
+    count, old = len(chosen), [x.shape[axis] for axis in chosen]
+    begins, ends = (roi[:count], roi[count:]) if roi else ([0.0] * count, [1.0] * count)
+    if sizes is None:
+        scales = scales or [1.0] * count
+        new = [_scaled(size, scale) for size, scale in zip(old, scales, strict=True)]
+    else:
+        new, scales = list(sizes), [target / size for target, size in zip(sizes, old, strict=True)]
+        if style.policy != "stretch":
+            ratio = min(scales) if style.policy == "not_larger" else max(scales)
+            new, scales = [math.floor(ratio * size + 0.5) for size in old], [ratio] * count
+    plan = [Axis(*each) for each in zip(chosen, old, new, scales, begins, ends, strict=True)]
     resized = [row for row in plan if row.target != row.size or row.scale != 1]  # ONNX Runtime does not crop the others
     if _torch_can(x, resized, style):
         return _interpolate(x, resized, style)
     for row in resized:
         x = _nearest(x, row, style) if style.mode == "nearest" else _filtered(x, row, style)
     return x
-
-
-def _plan(
-    x: Tensor,
-    axes: list[int],
-    roi: list[float] | None,
-    scales: list[float] | None,
-    sizes: list[int] | None,
-    style: Style,
-) -> list[Axis]:
-    """Each axis with its sizes, before and after."""
-    begins, ends = (roi[: len(axes)], roi[len(axes) :]) if roi else ([0.0] * len(axes), [1.0] * len(axes))
-    old = [x.shape[axis] for axis in axes]
-    if sizes is None:
-        scales = scales or [1.0] * len(axes)
-        new = [_scaled(size, scale) for size, scale in zip(old, scales, strict=True)]
-    elif style.policy == "stretch":
-        new, scales = list(sizes), [target / size for target, size in zip(sizes, old, strict=True)]
-    else:
-        ratios = [target / size for target, size in zip(sizes, old, strict=True)]
-        ratio = min(ratios) if style.policy == "not_larger" else max(ratios)
-        new, scales = [math.floor(ratio * size + 0.5) for size in old], [ratio] * len(axes)
-    return [Axis(*row) for row in zip(axes, old, new, scales, begins, ends, strict=True)]
 
 
 def _scaled(size: int, scale: float) -> int:
@@ -178,7 +165,7 @@ def _filtered(x: Tensor, row: Axis, style: Style) -> Tensor:
     taps = torch.arange(1 - half, half + 1)
     positions = torch.floor(origins)[:, None] + taps  # (target, taps)
     distance = (positions - origins[:, None]) * stretch
-    weights = _triangle(distance) if style.mode == "linear" else _cubic(distance, style.cubic_a)
+    weights = (1 - distance.abs()).clamp(min=0) if style.mode == "linear" else _cubic(distance, style.cubic_a)
     if style.exclude_outside:
         weights = weights * ((positions >= 0) & (positions < row.size))
     if style.exclude_outside or style.antialias:
@@ -186,10 +173,6 @@ def _filtered(x: Tensor, row: Axis, style: Style) -> Tensor:
     matrix = torch.zeros(row.target, row.size).scatter_add(1, positions.long().clamp(0, row.size - 1), weights)
     resized = torch.matmul(x.movedim(row.axis, -1), matrix.t().to(x)).movedim(-1, row.axis)
     return _extrapolated(resized, origins, row, style)
-
-
-def _triangle(distance: Tensor) -> Tensor:
-    return (1 - distance.abs()).clamp(min=0)
 
 
 def _cubic(distance: Tensor, a: float) -> Tensor:

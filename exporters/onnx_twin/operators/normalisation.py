@@ -8,7 +8,7 @@ from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
 from exporters.onnx_twin.operators.row import Operator, row
-from exporters.onnx_twin.tracing import call, deferred, fixed_sizes
+from exporters.onnx_twin.tracing import call, deferred
 
 
 def batch_normalization(
@@ -54,12 +54,7 @@ def _mean_and_scale(x: Tensor, axis: int, epsilon: float) -> tuple[Tensor, Tenso
 def layer_normalization(node: NodeView, x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Any:
     node.only("stash_type", 1)
     axis, epsilon = node.attribute("axis", -1), node.attribute("epsilon", 1e-5)
-    sizes = fixed_sizes(x)
-    whole = None if sizes is None else sizes[axis % len(sizes) :]
-    if isinstance(scale, Tensor) and whole == [*scale.shape] and (shift is None or fixed_sizes(shift) == whole):
-        result = call(F.layer_norm, x, list(scale.shape), scale, shift, epsilon)
-    else:
-        result = _layer_norm(x, scale, shift, axis, epsilon)
+    result = _layer_norm(x, scale, shift, axis, epsilon)
     if len(node.outputs) == 1:
         return result
     statistics = _mean_and_scale(x, axis, epsilon)

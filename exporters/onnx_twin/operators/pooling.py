@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
+from exporters.onnx_twin.operators.reductions import KINDS
 from exporters.onnx_twin.operators.row import Operator, row
 from exporters.onnx_twin.operators.windows import Window, flat, padded, padded_with_lowest, window_of
 from exporters.onnx_twin.tracing import call, deferred
@@ -34,8 +35,7 @@ def max_pool(node: NodeView, x: Tensor) -> Any:
     window = pool_window(node)
     padding = window.symmetric
     if len(node.outputs) > 1:
-        found = _max_pool_with_positions(x, window, columns)
-        return found[0], found[1]
+        return _max_pool_with_positions(x, window, columns)
     if not _torch_can(padding, window.kernel):
         x, padding = padded_with_lowest(x, window), [0] * len(window.kernel)
         window = window._replace(ceil=False)
@@ -74,15 +74,11 @@ def average_pool(node: NodeView, x: Tensor) -> Tensor:
 def _padded_average_pool(x: Tensor, w: Window, whole: bool) -> Tensor:
     """A window's sum divided by how many entries count: pixels, and with `whole` the declared padding too."""
     pairs = w.paddings(list(x.shape[2:]))
-    counted = torch.ones(1, 1, *x.shape[2:], dtype=x.dtype, device=x.device)
-    if whole:
-        declared = pairs if w.pads is None else w.pads
-        counted = F.pad(counted, flat(declared), value=1)
-        # What rounding up adds behind the declared padding never counts.
-        rest = [(0, end - declared_end) for (_, end), (_, declared_end) in zip(pairs, declared, strict=True)]
-        counted = F.pad(counted, flat(rest))
-    else:
-        counted = F.pad(counted, flat(pairs))
+    declared = pairs if w.pads is None else w.pads
+    pixels = torch.ones(1, 1, *x.shape[2:], dtype=x.dtype, device=x.device)
+    counted = F.pad(pixels, flat(declared), value=float(whole))
+    # What rounding up adds behind the declared padding never counts.
+    counted = F.pad(counted, flat([(0, end - least) for (_, end), (_, least) in zip(pairs, declared, strict=True)]))
     return _window_sum(padded(x, w), w) / _window_sum(counted, w)
 
 
@@ -109,13 +105,8 @@ def _lp_pool(x: Tensor, w: Window, p: int) -> Tensor:
 
 
 @deferred
-def _global_average(x: Tensor) -> Tensor:
-    return x.mean(dim=tuple(range(2, x.dim())), keepdim=True)
-
-
-@deferred
-def _global_maximum(x: Tensor) -> Tensor:
-    return x.amax(dim=tuple(range(2, x.dim())), keepdim=True)
+def _global(x: Tensor, kind: str) -> Tensor:
+    return KINDS[kind](x, list(range(2, x.dim())), True)
 
 
 @deferred
@@ -125,9 +116,9 @@ def _global_norm(x: Tensor, p: int) -> Tensor:
 
 OPERATORS: dict[str, Operator] = {
     "AveragePool": average_pool,
-    "GlobalAveragePool": row(_global_average),
+    "GlobalAveragePool": row(_global, "mean"),
     "GlobalLpPool": row(_global_norm, p=2),
-    "GlobalMaxPool": row(_global_maximum),
+    "GlobalMaxPool": row(_global, "max"),
     "LpPool": lp_pool,
     "MaxPool": max_pool,
 }

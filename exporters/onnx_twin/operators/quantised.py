@@ -23,7 +23,7 @@ from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
 from exporters.onnx_twin.operators.convolutions import conv
-from exporters.onnx_twin.operators.row import Operator
+from exporters.onnx_twin.operators.row import Operator, row
 from exporters.onnx_twin.tracing import call, deferred, example, rank
 
 Number = Tensor | float
@@ -91,41 +91,30 @@ def as_float(x: Tensor) -> Tensor:
     return x if ready else call(torch.Tensor.to, x, torch.float32)
 
 
-def spread(node: NodeView, values: Tensor, like: Tensor, axis: int, block: int = 0) -> Number:
-    """`values`, one or several along `axis`, in a form that broadcasts with `like`.
-
-    Args:
-        block: each stands for so many entries along `axis`; 0 where they are one value or one an entry.
-    """
+def spread(node: NodeView, values: Tensor, like: Tensor, axis: int) -> Number:
+    """`values`, one or one per entry along `axis`, in a form that broadcasts with `like`."""
     values, dimensions = as_float(values), rank(like)
     found = example(values)
     if isinstance(values, Tensor) and values.numel() == 1:
         return float(values.item())
-    if found is not None and (found.numel() == 1 or (found.dim() > 1 and not block)):
+    if found is not None and (found.numel() == 1 or found.dim() > 1):
         return values
-    if block:
-        return _repeat(values, like, axis, block)
     if dimensions is None:
-        node.refuse("it has a scale an entry, of a tensor whose number of axes is not known")
+        node.refuse("it has a scale per entry, of a tensor whose number of axes is not known")
     return call(torch.reshape, values, [-1 if index == axis % dimensions else 1 for index in range(dimensions)])
 
 
-@deferred
-def _repeat(values: Tensor, like: Tensor, axis: int, block: int) -> Tensor:
-    return values.repeat_interleave(block, axis).narrow(axis, 0, like.shape[axis])
-
-
-def centred(node: NodeView, x: Tensor, zero_point: Tensor | None, axis: int = 0, block: int = 0) -> Tensor:
+def centred(node: NodeView, x: Tensor, zero_point: Tensor | None, axis: int = 0) -> Tensor:
     """`x` less its zero point."""
-    offset = offset_of(node, zero_point, x, axis, block)
+    offset = offset_of(node, zero_point, x, axis)
     return as_float(x) if isinstance(offset, float) and offset == 0 else call(torch.sub, as_float(x), offset)
 
 
-def offset_of(node: NodeView, zero_point: Tensor | None, like: Tensor, axis: int = 0, block: int = 0) -> Number:
+def offset_of(node: NodeView, zero_point: Tensor | None, like: Tensor, axis: int = 0) -> Number:
     """The zero point in a form that broadcasts with `like`; 0 where there is none, or all are 0."""
     if zero_point is None or (isinstance(zero_point, Tensor) and not as_float(zero_point).any()):
         return 0.0
-    return spread(node, zero_point, like, axis, block)
+    return spread(node, zero_point, like, axis)
 
 
 def type_of(node: NodeView, zero_point: Tensor | None) -> torch.dtype:
@@ -147,11 +136,10 @@ def stored(
     zero_point: Tensor | None,
     dtype: torch.dtype | None = None,
     axis: int = 0,
-    block: int = 0,
 ) -> Tensor:
     """`x * factor`, in steps from the zero point, as integers of type `dtype`, by default the zero point's."""
     limits = torch.iinfo(dtype or type_of(node, zero_point))
-    return saturate(x, factor, offset_of(node, zero_point, x, axis, block), limits.min, limits.max)
+    return saturate(x, factor, offset_of(node, zero_point, x, axis), limits.min, limits.max)
 
 
 def ratio(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
@@ -160,27 +148,45 @@ def ratio(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     return product if c is None else call(torch.div, product, as_float(c))
 
 
+def _per_entry(node: NodeView, x: Tensor, axis: int, scale: Tensor, zero_point: Tensor | None) -> Scale:
+    """A scale and zero point per block of entries along `axis`, if the node has blocks, as one per entry."""
+    block = node.attribute("block_size", 0)
+    if not block:
+        return Scale(scale, zero_point)
+    return Scale(*(None if each is None else _repeat(each, x, axis, block) for each in (scale, zero_point)))  # type: ignore[arg-type]
+
+
+@deferred
+def _repeat(values: Tensor, like: Tensor, axis: int, block: int) -> Tensor:
+    return values.repeat_interleave(block, axis).narrow(axis, 0, like.shape[axis])
+
+
 def quantize_linear(node: NodeView, x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
     node.ignore("saturate")  # it is about 8-bit floats, which are refused
-    axis, block, dtype = node.attribute("axis", 1), node.attribute("block_size", 0), node.dtype("output_dtype")
+    axis, dtype = node.attribute("axis", 1), node.dtype("output_dtype")
     if node.attribute("precision", 0) not in (0, 1):
         node.refuse("attribute 'precision' should be float")
     if zero_point is not None:
         dtype = type_of(node, zero_point)
-    steps = call(torch.div, as_float(x), spread(node, scale, x, axis, block))
-    return stored(node, steps, 1.0, zero_point, dtype or torch.uint8, axis, block)
+    scale, zero_point = _per_entry(node, x, axis, scale, zero_point)
+    steps = call(torch.div, as_float(x), spread(node, scale, x, axis))
+    return stored(node, steps, 1.0, zero_point, dtype or torch.uint8, axis)
 
 
 def dequantize_linear(node: NodeView, x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
-    axis, block, found = node.attribute("axis", 1), node.attribute("block_size", 0), example(scale)
+    axis, found = node.attribute("axis", 1), example(scale)
     dtype = node.dtype("output_dtype") or (torch.float32 if found is None else found.dtype)
-    steps = centred(node, x, zero_point, axis, block)
-    product = call(torch.mul, steps, spread(node, scale, x, axis, block))
+    scale, zero_point = _per_entry(node, x, axis, scale, zero_point)
+    product = call(torch.mul, centred(node, x, zero_point, axis), spread(node, scale, x, axis))
     return product if dtype is torch.float32 else call(Tensor.to, product, dtype)
 
 
 @deferred
-def _dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`x` as integers in 0..255, their scale and their zero point, from the range of the whole of `x` and 0.
+
+    Scale and zero point count as constants backwards. They depend on every image of a batch, here as in the runtime.
+    """
     with torch.no_grad():
         low, high = (end.clamp(least, most) for end, least, most in zip(x.aminmax(), (None, 0), (0, None), strict=True))
         scale = (high - low) / 255
@@ -189,15 +195,6 @@ def _dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # Nothing lies outside the range, so that nothing saturates.
     integers = rounded(x / scale, -zero_point, 255 - zero_point) + zero_point
     return integers, scale, zero_point.to(torch.uint8)
-
-
-def dynamic_quantize_linear(node: NodeView, x: Tensor) -> Quantised:
-    """`x` as integers in 0..255, their scale and their zero point, from the range of the whole of `x` and 0.
-
-    Scale and zero point count as constants backwards. They depend on every image of a batch, here as in the runtime.
-    """
-    found = _dynamic(x)
-    return Quantised(found[0], found[1], found[2])
 
 
 def conv_integer(
@@ -232,7 +229,7 @@ def _q_linear_matmul(node: NodeView, a: Quantised, b: Quantised, to: Scale) -> T
 OPERATORS: dict[str, Operator] = {
     "ConvInteger": conv_integer,
     "DequantizeLinear": dequantize_linear,
-    "DynamicQuantizeLinear": dynamic_quantize_linear,
+    "DynamicQuantizeLinear": row(dynamic),
     "MatMulInteger": matmul_integer,
     "QLinearConv": q_linear_conv,
     "QLinearMatMul": between_integers(_q_linear_matmul),

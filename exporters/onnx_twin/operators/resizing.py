@@ -10,7 +10,7 @@ from exporters.onnx_twin.node import NodeView
 from exporters.onnx_twin.operators.row import Operator
 from exporters.onnx_twin.operators.shapes import Amounts
 from exporters.onnx_twin.sizes import as_numbers
-from exporters.onnx_twin.tracing import call, deferred, rank
+from exporters.onnx_twin.tracing import call, deferred
 
 
 @deferred
@@ -21,11 +21,11 @@ def _equal_parts(x: Tensor, count: int, axis: int) -> tuple[Tensor, ...]:
     return torch.split(x, sizes, axis)
 
 
-def split(node: NodeView, x: Tensor, sizes: Amounts | None = None) -> tuple[Any, ...]:
+def split(node: NodeView, x: Tensor, sizes: Amounts | None = None) -> Any:
     axis, count = node.attribute("axis", 0), node.attribute("num_outputs", len(node.outputs))
     given = node.attribute("split", None) if sizes is None else as_numbers(sizes)
     parts = _equal_parts(x, count, axis) if given is None else call(torch.split, x, given, axis)
-    return tuple(parts[index] for index in range(len(node.outputs)))
+    return parts if len(node.outputs) > 1 else parts[0]
 
 
 @deferred
@@ -58,15 +58,18 @@ def _pad(x: Tensor, pads: list[int], axes: list[int] | None, mode: str, value: f
     """`pads` are the beginnings, then the ends, of `axes`."""
     chosen = [axis % x.dim() for axis in (range(x.dim()) if axes is None else axes)]
     count = len(chosen)
-    pairs = {axis: (pads[index], pads[index + count]) for index, axis in enumerate(chosen)}
+    pairs = {
+        axis: (begin, end) for axis, begin, end in zip(chosen, pads[:count], pads[count:], strict=True) if begin or end
+    }
     if mode == "constant":
-        return F.pad(x, [pad for axis in reversed(range(x.dim())) for pad in pairs.get(axis, (0, 0))], value=value)
+        # torch counts from the last axis, and is faster with fewer.
+        reached = range(min(pairs, default=0), x.dim())
+        return F.pad(x, [pad for axis in reversed(reached) for pad in pairs.get(axis, (0, 0))], value=value)
     for axis, (begin, end) in pairs.items():
         if min(begin, end) < 0:  # what is cut off is not repeated either
             x = x.narrow(axis, max(0, -begin), x.shape[axis] + min(0, begin) + min(0, end))
             begin, end = max(0, begin), max(0, end)
-        if (begin, end) != (0, 0):
-            x = x.index_select(axis, _mirrored(x.shape[axis], begin, end, mode, x.device))
+        x = x.index_select(axis, _mirrored(x.shape[axis], begin, end, mode, x.device))
     return x
 
 
@@ -95,14 +98,7 @@ def pad(
     else:
         amounts = as_numbers(node.refuse("input 'pads' is missing") if pads is None else pads)
         filler = 0 if value is None else node.constant(value, "constant_value").item()
-    chosen, half = None if axes is None else as_numbers(axes), rank(x)
-    if half is None or mode != "constant" or chosen is not None or not isinstance(amounts, list):
-        return _pad(x, amounts, chosen, mode, filler)
-    pairs = list(zip(amounts[:half], amounts[half:], strict=True))
-    # torch counts from the last axis, and is faster with fewer.
-    while pairs and all(isinstance(amount, int) and amount == 0 for amount in pairs[0]):
-        pairs.pop(0)
-    return call(F.pad, x, [amount for pair in reversed(pairs) for amount in pair], value=filler) if pairs else x
+    return _pad(x, amounts, None if axes is None else as_numbers(axes), mode, filler)
 
 
 OPERATORS: dict[str, Operator] = {
