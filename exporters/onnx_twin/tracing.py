@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch.fx.node import Argument, map_arg
 from torch.utils._pytree import tree_leaves
 
-from exporters.onnx_twin.limits import fold, unlimited
+from exporters.onnx_twin.limits import fold, limited
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -148,7 +148,7 @@ def _example(node: fx.Node, which: int) -> Any:
     args = map_arg(node.args, lambda argument: argument.meta[EXAMPLES][which])
     kwargs = map_arg(node.kwargs, lambda argument: argument.meta[EXAMPLES][which])
     try:
-        with torch.no_grad(), unlimited():
+        with torch.no_grad(), limited(None):
             if isinstance(node.target, str):
                 return getattr(args[0], node.target)(*args[1:], **kwargs)
             return node.target(*args, **kwargs)
