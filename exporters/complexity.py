@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 import onnxruntime
 import torch
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 from torch import fx, nn
 from torch.fx.node import Target
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dgad_tk.common import UserError
 from dgad_tk.predictor import Images
 from exporters.model_functions import inlined
+from exporters.onnx_parts import graphs, nodes
 from exporters.onnx_twin import to_torch
 from exporters.onnx_twin.operators.interpolation import resampled
 from exporters.runtime_memory import bound_memory
@@ -104,7 +105,7 @@ def _of_vectors(a: Shape, b: Shape, **_: Any) -> int:
 
 
 class _Counted(fx.Interpreter):
-    """Runs a twin and counts, but for interpolation: that multiplies too, by no weights of the network."""
+    """Runs a twin and counts. Interpolation is left out: it multiplies too, but not by weights of the network."""
 
     operations = 0
 
@@ -152,26 +153,15 @@ def _try(proto: onnx.ModelProto, blank: Images) -> None:
 
 def _stored_parameters(proto: onnx.ModelProto) -> Counter[str]:
     """Numbers that were trained, by the type they are stored in."""
-    graphs = list(_graphs(proto.graph))
-    nodes = [node for graph in graphs for node in graph.node]
-    constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
-    for node in nodes:
+    constants = {tensor.name: tensor for graph in graphs(proto.graph) for tensor in graph.initializer}
+    for node in nodes(proto.graph):
         if node.op_type == "Constant":
             constants.update((node.output[0], entry.t) for entry in node.attribute if entry.name == "value")
-    weights = {name: constants[name] for node in nodes for name in _weights(node, constants)}
+    weights = {name: constants[name] for node in nodes(proto.graph) for name in _weights(node, constants)}
     types: Counter[str] = Counter()
     for tensor in weights.values():
         types[str(helper.tensor_dtype_to_np_dtype(tensor.data_type))] += math.prod(tensor.dims)
     return types
-
-
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """`graph`, and those of branches and loops inside it."""
-    yield graph
-    for node in graph.node:
-        for entry in node.attribute:
-            if entry.type == AttributeProto.GRAPH:
-                yield from _graphs(entry.g)
 
 
 def _weights(node: NodeProto, constants: Mapping[str, TensorProto]) -> Iterator[str]:

@@ -125,10 +125,7 @@ class _Walk:
             # Inputs that do not fit each other: the file's fault as a rule, and the cause stays attached.
             raise UserError(f"the twin cannot run {node}: {error}", hint=HINT) from error
         node.check_read()
-        if isinstance(result, tuple):
-            return result
-        several = [index for index, name in enumerate(node.outputs) if name and index]
-        return tuple(result[index] for index in range(several[-1] + 1)) if several else (result,)
+        return result if isinstance(result, tuple) else (result,)
 
     def _result(self, node: NodeView, inputs: list[Any]) -> Any:
         key = operator_key(node.domain, node.op_type)

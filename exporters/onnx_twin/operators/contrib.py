@@ -20,7 +20,7 @@ from exporters.onnx_twin.operators.quantised import (
     between_integers,
     centred,
     dequantize_linear,
-    dynamic,
+    dynamic_quantize_linear,
     offset_of,
     q_linear_conv,
     quantize_linear,
@@ -170,8 +170,8 @@ def _product(node: NodeView, a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Ten
 
 def _dynamic_product(node: NodeView, x: Tensor, b: Tensor, b_scale: Tensor, *others: Tensor | None) -> Tensor:
     """`others` are the zero point of `b` and a bias."""
-    a = dynamic(x)
-    return _product(node, a[0], b, a[1], b_scale, a[2], *others)
+    a = dynamic_quantize_linear(node, x)
+    return _product(node, a.integers, b, a.scale, b_scale, a.zero_point, *others)
 
 
 QUANTISED: dict[str, Operator] = {

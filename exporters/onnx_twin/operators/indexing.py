@@ -96,7 +96,8 @@ def _top_k(x: Tensor, k: Tensor | int, axis: int, largest: bool) -> tuple[Tensor
 def top_k(node: NodeView, x: Tensor, k: Tensor | None = None) -> tuple[Tensor, Tensor]:
     node.ignore("sorted")  # sorted entries are allowed in any case
     count = node.required("k", int) if k is None else _number(k)
-    return _top_k(x, count, node.attribute("axis", -1), node.attribute("largest", True))
+    found = _top_k(x, count, node.attribute("axis", -1), node.attribute("largest", True))
+    return found[0], found[1]
 
 
 def _number(value: Tensor) -> Any:

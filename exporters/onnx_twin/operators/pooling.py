@@ -35,7 +35,8 @@ def max_pool(node: NodeView, x: Tensor) -> Any:
     window = pool_window(node)
     padding = window.symmetric
     if len(node.outputs) > 1:
-        return _max_pool_with_positions(x, window, columns)
+        found = _max_pool_with_positions(x, window, columns)
+        return found[0], found[1]
     if not _torch_can(padding, window.kernel):
         x, padding = padded_with_lowest(x, window), [0] * len(window.kernel)
         window = window._replace(ceil=False)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
 from exporters.onnx_twin.operators.convolutions import conv
-from exporters.onnx_twin.operators.row import Operator, row
+from exporters.onnx_twin.operators.row import Operator
 from exporters.onnx_twin.tracing import call, deferred, example, rank
 
 Number = Tensor | float
@@ -182,7 +182,7 @@ def dequantize_linear(node: NodeView, x: Tensor, scale: Tensor, zero_point: Tens
 
 
 @deferred
-def dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`x` as integers in 0..255, their scale and their zero point, from the range of the whole of `x` and 0.
 
     Scale and zero point count as constants backwards. They depend on every image of a batch, here as in the runtime.
@@ -195,6 +195,11 @@ def dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # Nothing lies outside the range, so that nothing saturates.
     integers = rounded(x / scale, -zero_point, 255 - zero_point) + zero_point
     return integers, scale, zero_point.to(torch.uint8)
+
+
+def dynamic_quantize_linear(node: NodeView, x: Tensor) -> Quantised:
+    found = _dynamic(x)
+    return Quantised(found[0], found[1], found[2])
 
 
 def conv_integer(
@@ -229,7 +234,7 @@ def _q_linear_matmul(node: NodeView, a: Quantised, b: Quantised, to: Scale) -> T
 OPERATORS: dict[str, Operator] = {
     "ConvInteger": conv_integer,
     "DequantizeLinear": dequantize_linear,
-    "DynamicQuantizeLinear": row(dynamic),
+    "DynamicQuantizeLinear": dynamic_quantize_linear,
     "MatMulInteger": matmul_integer,
     "QLinearConv": q_linear_conv,
     "QLinearMatMul": between_integers(_q_linear_matmul),

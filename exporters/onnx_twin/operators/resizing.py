@@ -21,11 +21,11 @@ def _equal_parts(x: Tensor, count: int, axis: int) -> tuple[Tensor, ...]:
     return torch.split(x, sizes, axis)
 
 
-def split(node: NodeView, x: Tensor, sizes: Amounts | None = None) -> Any:
+def split(node: NodeView, x: Tensor, sizes: Amounts | None = None) -> tuple[Tensor, ...]:
     axis, count = node.attribute("axis", 0), node.attribute("num_outputs", len(node.outputs))
     given = node.attribute("split", None) if sizes is None else as_numbers(sizes)
     parts = _equal_parts(x, count, axis) if given is None else call(torch.split, x, given, axis)
-    return parts if len(node.outputs) > 1 else parts[0]
+    return tuple(parts[index] for index in range(len(node.outputs)))
 
 
 @deferred
