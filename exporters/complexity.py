@@ -27,7 +27,7 @@ from dgad_tk.predictor import Images
 from exporters.model_functions import inlined
 from exporters.onnx_parts import graphs, nodes
 from exporters.onnx_twin import to_torch
-from exporters.onnx_twin.operators.interpolation import resampled
+from exporters.onnx_twin.operators.resampling import resampled
 from exporters.runtime_memory import bound_memory
 
 Shape = tuple[int, ...]

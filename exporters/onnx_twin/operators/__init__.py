@@ -1,18 +1,16 @@
 """The table of operators.
 
-An operator is a function of a node and its inputs, `None` for one that is left out, to its output or a
-tuple of them. Its name is its ONNX name, with the domain in front where that is not the default one
-(`com.microsoft.QLinearAdd`). `row` has the words for one that is a torch function, and that is most. What else an
-operator may do:
+An operator is a function of a node and its inputs to its output, or to a tuple of its outputs. An input that is left
+out is None. The operator's name is ONNX's, with the domain in front where that is not the default one
+(`com.microsoft.QLinearAdd`). Most operators are one torch function, and `row` writes these in a line. Others may:
 
-- compute with torch functions through `tracing.call`, or through a function marked `deferred` where it
-  needs the sizes, rank or dtype of what it gets; then known inputs give known outputs and everything else
-  becomes nodes of the twin. Arguments are what an fx node can hold: tensors, numbers, strings, dtypes, and
-  lists of them;
-- read attributes through the node, every one of them, since one that is left unread is refused;
-- `node.refuse(...)` what it does not implement. Correct or refused, never nearly right.
+- compute with torch functions through `tracing.call`, or through a function marked `deferred` where it needs the
+  sizes, rank or dtype of what it gets. Known inputs give known outputs, and everything else becomes nodes of the twin.
+  Arguments are what an fx node can hold: tensors, numbers, strings, dtypes, and lists of them;
+- read attributes through the node. Every one has to be read: one that is left unread is refused;
+- refuse what they do not implement, by `node.refuse(...)`. Correct or refused, never nearly right.
 
-Each family below has a literal table. A new family is one more line here.
+Each family below has a table, `OPERATORS`. A new family is one more line here.
 """
 
 from exporters.onnx_twin.operators import (
@@ -20,7 +18,6 @@ from exporters.onnx_twin.operators import (
     attention,
     constants,
     contrib,
-    convolutions,
     elementwise,
     fusions,
     indexing,
@@ -31,14 +28,13 @@ from exporters.onnx_twin.operators import (
     quantised,
     reductions,
     resampling,
-    resizing,
     shapes,
 )
 from exporters.onnx_twin.operators.row import Operator
 
 _FAMILIES = (
-    *(activations, attention, constants, contrib, convolutions, elementwise, fusions, indexing, layout),
-    *(normalisation, pooling, products, quantised, reductions, resampling, resizing, shapes),
+    *(activations, attention, constants, contrib, elementwise, fusions, indexing, layout),
+    *(normalisation, pooling, products, quantised, reductions, resampling, shapes),
 )
 
 OPERATORS: dict[str, Operator] = {}

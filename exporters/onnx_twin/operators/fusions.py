@@ -9,9 +9,8 @@ from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
 from exporters.onnx_twin.operators.activations import hard_sigmoid, swish
-from exporters.onnx_twin.operators.convolutions import conv
 from exporters.onnx_twin.operators.normalisation import rms_normalization
-from exporters.onnx_twin.operators.products import gemm
+from exporters.onnx_twin.operators.products import conv, gemm
 from exporters.onnx_twin.operators.row import Operator, folded, row
 from exporters.onnx_twin.tracing import call
 

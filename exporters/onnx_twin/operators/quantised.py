@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
-from exporters.onnx_twin.operators.convolutions import conv
+from exporters.onnx_twin.operators.products import conv
 from exporters.onnx_twin.operators.row import Operator
 from exporters.onnx_twin.tracing import call, deferred, example, rank
 

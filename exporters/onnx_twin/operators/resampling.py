@@ -1,16 +1,199 @@
-"""Images at another resolution: Resize, Upsample and sampling on a grid."""
+"""Images at another resolution, as ONNX Runtime computes it: Resize, Upsample and sampling on a grid."""
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
-from exporters.onnx_twin.operators.interpolation import Style, resampled
 from exporters.onnx_twin.operators.row import Operator
 from exporters.onnx_twin.operators.shapes import Amounts
 from exporters.onnx_twin.sizes import as_numbers
-from exporters.onnx_twin.tracing import call, example
+from exporters.onnx_twin.tracing import call, deferred, example
+
+INTERPOLATIONS = {
+    ("linear", 3): "linear",
+    ("linear", 4): "bilinear",
+    ("linear", 5): "trilinear",
+    ("cubic", 4): "bicubic",
+}
+HALF_WAY = 1e-6
+"""What ONNX Runtime takes for half way between two pixels."""
+
+
+class Style(NamedTuple):
+    """How a Resize samples; the names are ONNX's attributes, shortened."""
+
+    mode: str
+    coordinates: str
+    nearest: str
+    policy: str = "stretch"
+    cubic_a: float = -0.75
+    antialias: bool = False
+    exclude_outside: bool = False
+    extrapolation: float = 0.0
+
+
+class Axis(NamedTuple):
+    """One axis that is resized."""
+
+    axis: int
+    size: int
+    target: int
+    scale: float
+    begin: float = 0.0
+    end: float = 1.0
+
+
+@deferred
+def resampled(
+    x: Tensor,
+    roi: list[float] | None,
+    scales: list[float] | None,
+    sizes: list[int] | None,
+    axes: list[int] | None,
+    style: Style,
+) -> Tensor:
+    """`x` at another resolution.
+
+    Args:
+        x: any axes; it may hold integers where nothing is interpolated.
+        roi: for crops, the beginnings and then the ends of `axes`, as parts of them.
+        scales: the factor of each of `axes`.
+        sizes: in place of `scales`, the sizes of `axes` in the result.
+        axes: which are resized; all if None.
+    """
+    chosen = list(range(x.dim())) if axes is None else [axis % x.dim() for axis in axes]
+    count, old = len(chosen), [x.shape[axis] for axis in chosen]
+    begins, ends = (roi[:count], roi[count:]) if roi else ([0.0] * count, [1.0] * count)
+    if sizes is None:
+        scales = scales or [1.0] * count
+        new = [_scaled(size, scale) for size, scale in zip(old, scales, strict=True)]
+    else:
+        new, scales = list(sizes), [target / size for target, size in zip(sizes, old, strict=True)]
+        if style.policy != "stretch":
+            ratio = min(scales) if style.policy == "not_larger" else max(scales)
+            new, scales = [math.floor(ratio * size + 0.5) for size in old], [ratio] * count
+    plan = [Axis(*each) for each in zip(chosen, old, new, scales, begins, ends, strict=True)]
+    resized = [row for row in plan if row.target != row.size or row.scale != 1]  # ONNX Runtime does not crop the others
+    if _torch_can(x, resized, style):
+        return _interpolate(x, resized, style)
+    for row in resized:
+        x = _nearest(x, row, style) if style.mode == "nearest" else _filtered(x, row, style)
+    return x
+
+
+def _scaled(size: int, scale: float) -> int:
+    """In single precision, as ONNX Runtime: 0.7 is a little less, and seven tenths of 10 are 7 nevertheless."""
+    return size * int(scale) if scale == int(scale) else int(np.float32(size) * np.float32(scale))
+
+
+def _torch_can(x: Tensor, rows: list[Axis], style: Style) -> bool:
+    """Whether `F.interpolate` does the same, at once for all axes."""
+    if style.antialias or style.exclude_outside or style.coordinates == "tf_crop_and_resize":
+        return False
+    if not 3 <= x.dim() <= 5 or any(row.axis < 2 or row.target * row.size == 0 for row in rows):
+        return False
+    exact = all(row.target == row.size * row.scale for row in rows)
+    if style.mode == "nearest":
+        upwards = all(row.target >= row.size for row in rows)
+        floor = style.nearest == "floor" or (style.nearest == "simple" and upwards)
+        return exact and style.coordinates == "asymmetric" and floor
+    if (style.mode, x.dim()) not in INTERPOLATIONS or not x.is_floating_point():
+        return False
+    if style.mode == "cubic" and style.cubic_a != -0.75:
+        return False
+    several = all(row.target > 1 for row in rows)
+    half_pixel = style.coordinates == "half_pixel" or (style.coordinates == "pytorch_half_pixel" and several)
+    return style.coordinates == "align_corners" or (half_pixel and exact)
+
+
+def _interpolate(x: Tensor, rows: list[Axis], style: Style) -> Tensor:
+    size = list(x.shape[2:])
+    for row in rows:
+        size[row.axis - 2] = row.target
+    if style.mode == "nearest":
+        return F.interpolate(x, size, mode="nearest")
+    mode = INTERPOLATIONS[style.mode, x.dim()]
+    return F.interpolate(x, size, mode=mode, align_corners=style.coordinates == "align_corners")
+
+
+def _origins(row: Axis, style: Style) -> Tensor:
+    """Where in the input each position of the output lies, `(target,)`; in single precision, as runtimes have it.
+
+    Positions and weights are few: they are computed on the CPU, wherever the images are.
+    """
+    x, scale = torch.arange(row.target, dtype=torch.float32), torch.tensor(row.scale, dtype=torch.float32)
+    last, many = row.size - 1, row.target > 1
+    if style.coordinates == "align_corners":
+        return x * last / (row.target - 1) if many else torch.zeros_like(x)
+    if style.coordinates == "asymmetric":
+        return x / scale
+    if style.coordinates == "tf_half_pixel_for_nn":
+        return (x + 0.5) / scale
+    if style.coordinates == "tf_crop_and_resize":
+        if not many:
+            return torch.full_like(x, (row.begin + row.end) * last / 2)
+        return row.begin * last + x * (row.end - row.begin) * last / (row.target - 1)
+    if style.coordinates == "pytorch_half_pixel" and not many:
+        return torch.zeros_like(x)
+    origins = (x + 0.5) / scale
+    if style.coordinates == "half_pixel_symmetric":  # the centre stays the centre where the scale does not fit
+        origins = row.size / 2 * (1 - row.target / (scale * row.size)) + origins
+    return origins - 0.5
+
+
+def _nearest(x: Tensor, row: Axis, style: Style) -> Tensor:
+    origins = _origins(row, style)
+    below = torch.floor(origins)
+    if style.nearest == "round_prefer_floor":
+        index = below + (origins - below > 0.5 + HALF_WAY)
+    elif style.nearest == "round_prefer_ceil":
+        index = below + (origins - below >= 0.5 - HALF_WAY)
+    elif style.nearest == "ceil" or (style.nearest == "simple" and row.scale < 1):
+        index = torch.ceil(origins)
+    else:
+        index = below
+    taken = x.index_select(row.axis, index.long().clamp(0, row.size - 1).to(x.device))
+    return _extrapolated(taken, origins, row, style)
+
+
+def _filtered(x: Tensor, row: Axis, style: Style) -> Tensor:
+    """Weighted sums of the neighbours; a filter against aliasing is as much wider as the image becomes smaller."""
+    origins = _origins(row, style)
+    stretch = min(row.scale, 1.0) if style.antialias else 1.0
+    half = math.ceil((1 if style.mode == "linear" else 2) / stretch)
+    taps = torch.arange(1 - half, half + 1)
+    positions = torch.floor(origins)[:, None] + taps  # (target, taps)
+    distance = (positions - origins[:, None]) * stretch
+    weights = (1 - distance.abs()).clamp(min=0) if style.mode == "linear" else _cubic(distance, style.cubic_a)
+    if style.exclude_outside:
+        weights = weights * ((positions >= 0) & (positions < row.size))
+    if style.exclude_outside or style.antialias:
+        weights = weights / weights.sum(1, keepdim=True)
+    matrix = torch.zeros(row.target, row.size).scatter_add(1, positions.long().clamp(0, row.size - 1), weights)
+    resized = torch.matmul(x.movedim(row.axis, -1), matrix.t().to(x)).movedim(-1, row.axis)
+    return _extrapolated(resized, origins, row, style)
+
+
+def _cubic(distance: Tensor, a: float) -> Tensor:
+    """Keys' cubic convolution kernel (https://ieeexplore.ieee.org/document/1163711, equation 4)."""
+    d = distance.abs()
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((d - 5) * d + 8) * d * a - 4 * a
+    return torch.where(d <= 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
+
+
+def _extrapolated(x: Tensor, origins: Tensor, row: Axis, style: Style) -> Tensor:
+    """A crop that reaches over the edge has a fixed value there."""
+    if style.coordinates != "tf_crop_and_resize":
+        return x
+    outside = (origins < 0) | (origins > row.size - 1)
+    return x.masked_fill(outside.reshape(-1, *[1] * (x.dim() - 1 - row.axis)).to(x.device), style.extrapolation)
+
 
 COORDINATES = (
     "half_pixel",
