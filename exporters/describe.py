@@ -1,4 +1,4 @@
-"""What a model file is and takes, for whoever wants to run it and not to attack it: no differentiable twin is built."""
+"""What a model file is and takes, for whoever wants to run it and not to attack it."""
 
 import math
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class Subject:
 def describe(
     path: Path, input_shape: ImageShape | None = None, interface: Interface = AS_IS, *, trust: bool = False
 ) -> Subject:
-    """What a file is and takes. No differentiable twin is built.
+    """What a file is and takes.
 
     Args:
         input_shape: (C, H, W) for a file that does not say.

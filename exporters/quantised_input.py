@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dgad_tk.interface import Interface
 from exporters.onnx_parts import MOVING, constants
+from exporters.onnx_twin.operators.quantised import rounded
 
 WITHOUT_SCALE = {"ConvInteger": {0: 2}, "MatMulInteger": {0: 2, 1: 3}}
 """Which input is the zero point of which; the scale comes later, multiplied with others."""
@@ -60,12 +61,10 @@ class Levels:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """The numbers, as floats; gradients pass through the rounding, where nothing is clipped."""
-        divided = pixels / self.scale
-        low, high = self.low - self.zero_point, self.high - self.zero_point
-        rounded = divided.round()
-        # Two numbers at most a half apart have an exact difference: what is added up is an integer again.
-        inside = divided * ((rounded >= low) & (rounded <= high))
-        return inside + (rounded.clamp(low, high) - inside).detach() + self.zero_point
+        steps = pixels if self.scale == 1 else pixels / self.scale
+        numbers = rounded(steps) + self.zero_point
+        clipped = numbers.detach().clamp(self.low, self.high)
+        return torch.where(numbers == clipped, numbers, clipped)
 
 
 def find_quantiser(graph: GraphProto, name: str) -> Quantiser | None:

@@ -14,7 +14,7 @@ from exporters.node_order import names_read
 from exporters.onnx_parts import inlined, own_domain
 from exporters.onnx_twin.declarations import as_declared, check_tensor, examples, image_of
 from exporters.onnx_twin.folding import fold_batch_norm
-from exporters.onnx_twin.limits import converting
+from exporters.onnx_twin.limits import limited
 from exporters.onnx_twin.node import HINT, NodeView, describe
 from exporters.onnx_twin.operators import OPERATORS, TAKE_SIZES
 from exporters.onnx_twin.size_operators import on_sizes
@@ -51,46 +51,34 @@ def to_torch(model: ModelProto, rewriting: Rewriting | None = None) -> fx.GraphM
     wanted = graph.output[0].name
     nodes = _live(graph, [wanted])
     _check_operators(nodes, opsets)
-
     image = image_of(graph)
-    walk = _Walk(opsets)
-    values: dict[str, Any] = {image.name: walk.placeholder(image)}
-    with converting():
+    walk = _Walk(opsets, image)
+    recorder, values = walk.recorder, {image.name: walk.image}
+    with limited():
         walk.run(graph, nodes if rewriting is None else rewriting(nodes, values), values)
         result = as_declared(walk.tensor(_value(values, wanted, "the graph's output")), graph.output[0])
-    walk.recorder.graph.output(walk.recorder.create_arg(result))
-    return _finish(walk.recorder)
-
-
-def _finish(recorder: Recorder) -> fx.GraphModule:
-    """A module from what was recorded."""
-    fold_batch_norm(recorder.graph, recorder.constants)
+    recorder.graph.output(recorder.create_arg(result))
+    fold_batch_norm(recorder)
     recorder.graph.eliminate_dead_code()
     for node in recorder.graph.nodes:
         node.meta.clear()  # the examples were guesses
     constants = {name: tensor.detach() for name, tensor in recorder.constants.items()}
-    twin = fx.GraphModule(constants, recorder.graph, "OnnxTwin")
-    return twin.eval()
+    return fx.GraphModule(constants, recorder.graph, "OnnxTwin").eval()
 
 
 class _Walk:
     """Runs nodes in order. `tracing` says what the values between them are, and `sizes` what else they may be."""
 
-    def __init__(self, opsets: Mapping[str, int]) -> None:
+    def __init__(self, opsets: Mapping[str, int], image: ValueInfoProto) -> None:
         self.recorder = Recorder(fx.Graph())
+        self.image: Any = self.recorder.placeholder(image.name, examples(image))
         self._opsets = opsets
-        self._image: fx.Proxy | None = None
         self._device: Any = None
-
-    def placeholder(self, image: ValueInfoProto) -> fx.Proxy:
-        """The graph's input, with examples."""
-        self._image = self.recorder.placeholder(image.name, examples(image))
-        return self._image
 
     def device(self) -> torch.device:
         """The device that the twin runs on, as a value of the graph."""
         if self._device is None:
-            self._device = call(getattr, self._image, "device")
+            self._device = call(getattr, self.image, "device")
         return self._device  # type: ignore[no-any-return]
 
     def tensor(self, value: Any) -> Any:
@@ -114,8 +102,8 @@ class _Walk:
                 if name in initializers and name not in values:
                     values[name] = from_proto(initializers[name])
                     self.recorder.suggest(values[name], name)
-            domain = own_domain(proto.domain)
-            node = NodeView(proto, self._opsets.get(domain, 0), self.device, partial(self._branch, values))
+            opset = self._opsets.get(own_domain(proto.domain), 0)
+            node = NodeView(proto, opset, self.device, partial(self._branch, values))
             inputs = [_value(values, name, str(node)) if name else None for name in proto.input]
             results = self._outputs(node, inputs)
             for index, name in enumerate(proto.output):
@@ -134,7 +122,7 @@ class _Walk:
         return tuple(_value(inner, name, f"the end of '{graph.name}'") for name in wanted)
 
     def _outputs(self, node: NodeView, inputs: list[Any]) -> tuple[Any, ...]:
-        """What `node` computes, one value an output; those it cannot compute are left out."""
+        """What `node` computes, one value per output; those that it cannot compute are left out."""
         try:
             result = self._result(node, inputs)
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError, ArithmeticError) as error:
@@ -149,8 +137,8 @@ class _Walk:
             result = on_sizes(node, inputs)
             if result is not None:
                 return result
-            if key not in TAKE_SIZES:
-                inputs = [self.tensor(value) for value in inputs]
+            kept = TAKE_SIZES.get(key, len(inputs))
+            inputs = [*(self.tensor(value) for value in inputs[:kept]), *inputs[kept:]]
         return OPERATORS[key](node, *inputs)
 
 

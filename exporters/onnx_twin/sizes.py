@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from exporters.onnx_twin.node import NodeView
 from exporters.onnx_twin.tracing import deferred, fixed_sizes
 
 LARGEST = 64
@@ -61,11 +60,6 @@ def as_numbers(value: Sizes | Tensor) -> Any:
 def as_tensor(value: Sizes, device: Callable[[], torch.device]) -> Tensor:
     """`value` as a running tensor: int64, float32 or bool."""
     return _tensor(as_numbers(value), list(value.entries.shape), device())
-
-
-def data_of(node: NodeView, value: Sizes | Tensor) -> Tensor:
-    """An operator's main input, as a tensor."""
-    return as_tensor(value, node.device) if isinstance(value, Sizes) else value
 
 
 def as_sizes(value: Sizes | Tensor) -> Entries | None:
