@@ -24,7 +24,7 @@ def real(flag: str, help: str) -> Any:
 
 def _reader(kind: type, flag: str, least: int | None, most: int | None) -> Callable[[Any], Any]:
     def read(text: Any) -> Any:
-        from dgad_tk.typed import read_text  # pydantic, which `--help` can do without
+        from dgad_tk.parsing import read_text  # pydantic, which `--help` can do without
 
         value = read_text(kind, text, flag) if isinstance(text, str) else text  # else it is the default
         if least is not None and value < least:

@@ -170,7 +170,8 @@ def _configured(
     given: dict[str, Any], config: str | None, settings: list[str], out: Path | None, resume: bool
 ) -> tuple["TrainConfig", Path | None]:
     """Defaults, then the config file or the run to resume, then `DGAD_*`, then flags."""
-    from dgad_tk.config import TrainConfig, validated
+    from dgad_tk.config import TrainConfig
+    from dgad_tk.parsing import validated
     from dgad_tk.recipe import load_recipe
     from dgad_tk.runs import RunFolder, newest_run
     from dgad_tk.settings import from_environment, parse_settings

@@ -4,25 +4,20 @@ Importing this file imports no torch, so that the command line can check a confi
 """
 
 import math
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from dgad_tk.common import UserError, lookup, nearest, parse_fraction, written_aside
-from dgad_tk.strict_yaml import written_yaml
-from dgad_tk.typed import typed
-
-Fraction = Annotated[float, BeforeValidator(parse_fraction)]
-"""A share of the pixel range [0, 1]; `8/255` is accepted."""
+from dgad_tk.common import lookup, parse_fraction, written_aside
+from dgad_tk.parsing import Settings, written_yaml
 
 When = Annotated[float, Field(ge=0)]
 """A moment of a run: below 1 a share of its epochs, else a number of whole epochs."""
 
 Radius = Annotated[float, BeforeValidator(partial(parse_fraction, upper=math.inf)), Field(gt=0)]
-"""A distance in units of the pixel range; in L2 it may be above 1."""
+"""A distance in units of the pixel range [0, 1]; `8/255` is accepted. In L2 it may be above 1."""
 
 AUTO = "auto"
 """Teacher of a run that trains one first."""
@@ -33,26 +28,13 @@ FREE = {"checkpoint_minutes", "paper"}
 PLACES = {"data_dir", "teacher", "device"}
 """Keys that say where something is, and may change: the SHA-256 that a run keeps of it says what it is."""
 
-M = TypeVar("M", bound=BaseModel)
-
 
 def epoch_of(when: float, epochs: int) -> int:
     """The epoch, from 0, that begins at `when`."""
     return round(when * epochs) if when < 1 else round(when)
 
 
-class _Settings(BaseModel):
-    """Keys whose values are read by the type of the key, whoever wrote them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_type(cls, values: Any) -> Any:
-        return typed(cls, values) if isinstance(values, dict) else values
-
-
-class ThreatModel(_Settings):
+class ThreatModel(Settings):
     """What the adversary may do to an image, and how hard the inner maximisation tries.
 
     The paper's setting on colour images is Linf 8/255 in 10 steps of 2/255.
@@ -75,7 +57,7 @@ class ThreatModel(_Settings):
         return cls(norm=norm, eps=eps, step_size=eps / 4, steps=steps)
 
 
-class TrainConfig(_Settings):
+class TrainConfig(Settings):
     """One training run. Defaults are the paper's for CIFAR; `resolved` puts a dataset's own in their place."""
 
     dataset: str = "digits"
@@ -85,7 +67,7 @@ class TrainConfig(_Settings):
     """The first N of the training split's fixed stratified order."""
 
     method: str = "dgad"
-    method_options: dict[str, Any] = {}
+    method_options: dict[str, Any] = Field({})
     """Hyper-parameters of the method that differ from its defaults (`--set dgad.pcr_weight=10`)."""
     student: str = "resnet8"
     normalize: Literal["none", "dataset"] = "none"
@@ -97,11 +79,11 @@ class TrainConfig(_Settings):
     """Network of an auto teacher, resnet20 if not given; or of a file of weights, told from the file if not given."""
     teacher_mean: tuple[float, ...] = ()
     teacher_std: tuple[float, ...] = ()
-    """Normalisation that a teacher from a file expects, a value a channel; none for one that has it inside."""
+    """Normalisation that a teacher from a file expects, one value per channel; none for one that has it inside."""
     teacher_method: str = "trades"
     teacher_epochs: int | None = Field(None, ge=1)
     teacher_lr: float | None = Field(None, gt=0)
-    teacher_options: dict[str, Any] = {}
+    teacher_options: dict[str, Any] = Field({})
     """Hyper-parameters of an auto teacher's method (`--set teacher_options.beta=3`)."""
 
     threat: ThreatModel | None = None
@@ -150,7 +132,7 @@ class TrainConfig(_Settings):
     checkpoint_minutes: float | None = Field(10.0, gt=0)
     """How often to save within an epoch; every epoch's end is saved anyway."""
 
-    paper: dict[str, Any] = {}
+    paper: dict[str, Any] = Field({})
     """What the paper prints for this run, for reports; changes nothing."""
 
     @model_validator(mode="before")
@@ -244,26 +226,3 @@ class TrainConfig(_Settings):
         return [
             f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key] and key not in free
         ]
-
-
-def validated(model: type[M], values: Mapping[str, Any], where: str) -> M:
-    """`values` as a `model`.
-
-    Raises:
-        UserError: an unknown key (with the nearest known one) or a value out of range.
-    """
-    try:
-        return model.model_validate(dict(values))
-    except UserError as error:
-        raise UserError(f"{where}: {error.message}", hint=error.hint) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = model if len(first["loc"]) == 1 else ThreatModel
-            hint = nearest(str(first["loc"][-1]), known.model_fields)
-            raise UserError(f"{where}: unknown key '{name}'", hint=hint) from None
-        message = first["msg"].removeprefix("Value error, ")
-        if not name:  # of several keys together: the message names them
-            raise UserError(f"{where}: {message}", hint="see `dgad train --help`") from None
-        raise UserError(f"{where}: {name}: {message}, got {first['input']!r}", hint="see `dgad train --help`") from None

@@ -14,8 +14,7 @@ from typing import Any
 
 from dgad_tk.common import UserError
 from dgad_tk.config import TrainConfig
-from dgad_tk.strict_yaml import read_yaml
-from dgad_tk.typed import typed
+from dgad_tk.parsing import read_yaml, typed
 
 RECIPES = Path(__file__).parent / "recipes"
 """Those that come with the package. Folders whose name begins with an underscore hold what others extend."""

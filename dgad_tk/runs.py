@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dgad_tk.common import UserError, naming, written_aside
-from dgad_tk.config import TrainConfig, validated
-from dgad_tk.strict_yaml import read_yaml
+from dgad_tk.config import TrainConfig
+from dgad_tk.parsing import read_yaml, validated
 
 RUNS = Path("runs")
 

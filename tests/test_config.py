@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from dgad_tk.common import UserError, format_fraction, lookup, parse_fraction, written_aside
-from dgad_tk.config import ThreatModel, TrainConfig, validated
+from dgad_tk.config import ThreatModel, TrainConfig
+from dgad_tk.parsing import read_yaml, validated
 from dgad_tk.settings import from_environment, parse_settings
-from dgad_tk.strict_yaml import read_yaml
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_settings() -> None:
         parse_settings(["lr"])
     with pytest.raises(UserError, match="was set to"):
         parse_settings(["lr=0.1", "lr.x=1"])
-    with pytest.raises(UserError, match="--set method_options must hold keys and values, got int"):
+    with pytest.raises(UserError, match="--set method_options must hold keys and values, got '5'"):
         parse_settings(["method_options=5", "dgad.map=false"])
 
 

@@ -24,9 +24,9 @@ from dgad_tk.config import ThreatModel, TrainConfig
 from dgad_tk.data import load_dataset
 from dgad_tk.draws import Draws
 from dgad_tk.epoch import Progress
+from dgad_tk.parsing import read_yaml
 from dgad_tk.runs import RunFolder, new_run_folder, newest_run, weights_of
 from dgad_tk.selection import accuracies
-from dgad_tk.strict_yaml import read_yaml
 from dgad_tk.train import train
 
 QUICK: dict[str, Any] = {
