@@ -13,7 +13,7 @@ from dgad_tk.artifact import KEY, Artifact
 from dgad_tk.common import UserError, reason_of, written_aside
 from dgad_tk.first_bytes import archive_of, beginning, is_pickle
 from dgad_tk.models import build_model
-from dgad_tk.weight_files import Unreadable, read_pickled, read_safetensors
+from dgad_tk.weight_files import read_pickled, read_safetensors
 
 STATE_FORMAT = 1
 
@@ -48,10 +48,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Artifact]:
             f"'{path}' is no safetensors file, and only these carry the record of `dgad train`",
             hint="give the run folder or its best.safetensors; other weights can teach: `dgad train --teacher`",
         )
-    try:
-        tensors, metadata = read_safetensors(path)
-    except Unreadable as error:
-        raise error.as_user_error(f"cannot read '{path}' as weights of `dgad train`") from None
+    tensors, metadata = read_safetensors(path, f"cannot read '{path}' as weights of `dgad train`")
     artifact = Artifact.from_mapping(metadata, str(path))
     if artifact is None:
         raise UserError(
@@ -103,13 +100,7 @@ def load_state(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"nothing to resume: no such file '{path}'", hint="start the run without --resume")
-    try:
-        state = read_pickled(path)
-    except Unreadable as error:
-        raise UserError(
-            f"'{path}' is not a checkpoint that can be read safely: {error.reason}",
-            hint="copy it again if it was copied; else start the run anew",
-        ) from None
+    state = read_pickled(path, f"'{path}' is not a checkpoint that can be read safely")
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT or not state.keys() >= set(keys):
         raise UserError(f"'{path}' is not a checkpoint of this version", hint="start the run anew")
     return state

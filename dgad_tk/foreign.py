@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dgad_tk.common import UserError
-from dgad_tk.weight_files import Unreadable, read_pickled, read_safetensors
+from dgad_tk.weight_files import read_pickled, read_safetensors
 from dgad_tk.wrappers import counts_batches, odd_kind, without_transparent
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".ckpt", ".bin")
@@ -58,10 +58,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: damaged, of another kind, with objects that would have to be run, or without weights.
     """
-    try:
-        content: object = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pickled(path)
-    except Unreadable as error:
-        raise error.as_user_error(f"cannot read '{path}' as a teacher") from None
+    before = f"cannot read '{path}' as a teacher"
+    content: object = read_safetensors(path, before)[0] if path.suffix == ".safetensors" else read_pickled(path, before)
     found = [
         StateDict(keys, tuple(map(_rank, keys)), _plain_names(tensors, path))
         for keys, tensors in _inside(content, (), set())

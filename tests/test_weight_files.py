@@ -163,8 +163,8 @@ OTHERWISE = {
     "bytes behind the end": (".safetensors", SAFE + b"xx", "2 bytes follow its last tensor"),
     "a header that is no JSON": (".safetensors", with_header(b"{" + b"x" * 40), "its header is damaged"),
     "a header of another encoding": (".safetensors", with_header(b'{"a\xff": 1}'), "its header is damaged"),
-    "an absurd length": (".safetensors", b"\xff" * 8 + b"{}", "the length of its header, are damaged"),
-    "no header": (".safetensors", bytes(8) + b"\1" * 100, "it is no safetensors file"),
+    "an absurd length": (".safetensors", b"\xff" * 8 + b"{}", "its first bytes are damaged"),
+    "no header": (".safetensors", bytes(8) + b"\1" * 100, "its header is damaged"),
     "a torch.export file": (".pt", archived(**{"m/archive_format": b"pt2"}), "a torch.export file.*name it .pt2"),
     "a TorchScript file": (".pth", archived(**{"m/constants.pkl": b""}), "a TorchScript file, a program of its own"),
 }
