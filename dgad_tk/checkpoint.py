@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -56,6 +57,15 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Artifact]:
             hint="use the best.safetensors of a run folder",
         )
     return tensors, artifact
+
+
+def has_record(path: Path) -> bool:
+    """Whether a file says of itself that `save_weights` wrote it. Of a damaged one, whoever reads it says why."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def load_model(path: Path) -> tuple[nn.Module, Artifact]:

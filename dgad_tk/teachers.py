@@ -7,18 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dgad_tk.answers import NONE, Classes, one_answer, other_order
-from dgad_tk.artifact import KEY, Artifact
+from dgad_tk.artifact import Artifact
 from dgad_tk.batches import fetch
-from dgad_tk.checkpoint import load_model
+from dgad_tk.checkpoint import has_record, load_model
 from dgad_tk.common import UserError, sha256_file
 from dgad_tk.data import Dataset
 from dgad_tk.data.augment import to_float
 from dgad_tk.foreign import SUFFIXES, read_checkpoint
-from dgad_tk.matching import match_network
+from dgad_tk.matching import Wanted, match_network
 from dgad_tk.models import Normalize, check_input
 from dgad_tk.names import same_names
 from dgad_tk.runs import weights_of
@@ -54,7 +53,7 @@ def open_teacher(
             f"cannot read '{weights}' as a teacher: expected {' or '.join(SUFFIXES)}",
             hint="a run folder or best.safetensors of `dgad train` can teach, and so can a PyTorch checkpoint",
         )
-    if _is_ours(weights):
+    if has_record(weights):
         if mean or std:
             raise UserError(
                 f"'{weights}' says itself how it normalises its images",
@@ -64,15 +63,8 @@ def open_teacher(
         name = record.model
         check_record(record, dataset)
     else:
-        teacher, name = match_network(
-            read_checkpoint(weights),
-            model,
-            in_channels=dataset.shape[0],
-            classes=len(dataset.classes),
-            mean=mean,
-            std=std,
-            on_message=on_message,
-        )
+        wanted = Wanted(model, dataset.shape[0], len(dataset.classes), mean, std)
+        teacher, name = match_network(read_checkpoint(weights), wanted, on_message)
     check_input(teacher, f"the teacher {name}", dataset.shape, len(dataset.classes))
     return teacher.eval().requires_grad_(False), f"{name} {sha256_file(weights)}"
 
@@ -163,17 +155,6 @@ def check_teacher(
     found.warnings.extend(_doubts(found, len(dataset.classes), mean, std))
     found.warnings.extend(_doubts_of_classes(split.labels, answers[0], dataset.classes))
     return found
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a file carries the record of `save_weights`. Of a damaged one the foreign reader says why."""
-    if path.suffix != ".safetensors":
-        return False
-    try:
-        with safe_open(path, framework="pt") as file:
-            return KEY in (file.metadata() or {})
-    except (OSError, SafetensorError):
-        return False
 
 
 def _doubts(check: TeacherCheck, classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> list[str]:

@@ -586,7 +586,7 @@ def test_model_files_that_do_not_fit(dgad: Run, weights: Path, tmp_path: Path) -
     del proto.metadata_props[:]
     onnx.save(proto, "theirs.onnx")
     two = ["--teacher-mean", "0.3,0.3", "--teacher-std", "0.2,0.2"]
-    refused(dgad("train", *QUICK, "--teacher", "theirs.onnx", *two), "takes 1 values here, one a channel, got 2")
+    refused(dgad("train", *QUICK, "--teacher", "theirs.onnx", *two), "takes 1 values here, one per channel, got 2")
     assert not Path("runs").exists()
     code, _, err = dgad("train", *QUICK, "--teacher", "theirs.onnx", *normalised, "--out", "normalised")
     assert code == 0, err

@@ -196,7 +196,7 @@ def test_checkpoints_without_checksums_open(tmp_path: Path) -> None:
         torch.save(STATE, tmp_path / "t.pt")
     finally:
         torch.serialization.set_crc32_options(True)
-    (found,) = read_checkpoint(tmp_path / "t.pt").state_dicts
+    (found,) = read_checkpoint(tmp_path / "t.pt")
     assert found.tensors.keys() == STATE.keys()
 
 
@@ -206,7 +206,7 @@ def test_a_pickle_byte_in_the_length_of_a_header(tmp_path: Path) -> None:
     content = with_header(header, bytes(4))
     assert content[:2] == b"\x80\x02"
     (tmp_path / "t.safetensors").write_bytes(content)
-    assert list(read_checkpoint(tmp_path / "t.safetensors").state_dicts[0].tensors) == ["w"]
+    assert list(read_checkpoint(tmp_path / "t.safetensors")[0].tensors) == ["w"]
     (tmp_path / "t.safetensors").write_bytes(content[:-1])
     with pytest.raises(UserError, match="cut short: of 4 bytes of tensors 3 are there"):
         read_checkpoint(tmp_path / "t.safetensors")
