@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from cli.flags import whole
+from cli.flags import NORMS, radii_of, whole
 from cli.gate import check_demands, conclude, demands_of, judge_demands, print_gates, unanswered
 from cli.interface import interface_of
 from cli.matrix import matrix_of, matrix_table
 from cli.models import default_eps, open_model
 from cli.plan import plan_table, remembered, seconds_of, summary
 from cli.progress import AttackProgress
-from cli.radii import NORMS, radii_of
 from cli.surrogates import surrogates_of
 from cli.table import results_table
 from dgad_tk.common import UserError, lookup, nearest

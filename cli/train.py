@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.alike import ALIKE_DATASETS, compute_alike
-from cli.flags import real, whole
-from cli.interface import numbers
+from cli.flags import numbers, real, whole
 from dgad_tk.common import UserError
 
 if TYPE_CHECKING:
@@ -74,12 +73,12 @@ def train(
 
     Ctrl-C ends the run after the step it is in, and saves it; a second Ctrl-C ends it at once.
     """
-    flags = {name: value for name, value in locals().items() if name in _FLAGS}
-    given = {name: value for name, value in flags.items() if value is not None and value is not False}
+    keys = {name: value for name, value in locals().items() if name not in _NO_KEYS}
+    flags = {name: value for name, value in keys.items() if value is not None and value is not False}
     for name in ("teacher_mean", "teacher_std"):
-        if name in given:
-            given[name] = numbers(given[name], f"--{name.replace('_', '-')}")
-    run_config, out = _configured(given, config, settings or [], out, resume)
+        if name in flags:
+            flags[name] = numbers(flags[name], f"--{name.replace('_', '-')}")
+    run_config, out = _configured(flags, config, settings or [], out, resume)
     if run_config.dataset in ALIKE_DATASETS:
         compute_alike()
 
@@ -143,27 +142,8 @@ def _say_how_to_resume(taken: "list[RunFolder]", processes: int) -> None:
     print(f"\nto go on: {again}" + (" (under torchrun, as before)" if processes > 1 else ""), file=sys.stderr)
 
 
-_FLAGS = {
-    "dataset",
-    "data_dir",
-    "image_size",
-    "method",
-    "student",
-    "teacher",
-    "teacher_model",
-    "teacher_mean",
-    "teacher_std",
-    "teacher_method",
-    "teacher_epochs",
-    "epochs",
-    "batch_size",
-    "seed",
-    "precision",
-    "compile",
-    "device",
-    "checkpoint_minutes",
-    "limit_train",
-}
+_NO_KEYS = {"config", "settings", "out", "resume", "download", "quiet", "as_json"}
+"""Flags of the command, not of its config."""
 
 
 def _configured(
@@ -188,12 +168,9 @@ def _configured(
         values |= recipe.values | ({"paper": recipe.paper} if recipe.paper else {})
     values |= from_environment(os.environ)
     values |= given
-    changes = parse_settings(settings)
-    for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(values.get(key), dict):
-            values[key] = {**values[key], **value}
-        else:
-            values[key] = value
+    for key, value in parse_settings(settings).items():
+        held = values.get(key)
+        values[key] = {**held, **value} if isinstance(held, dict) and isinstance(value, dict) else value
     found = validated(TrainConfig, values, "config").resolved()
     if "teacher" not in values:
         _refuse_another_teacher(found)

@@ -21,18 +21,18 @@ STATE_FORMAT = 1
 
 def save_weights(path: Path, model: nn.Module, artifact: Artifact) -> None:
     """Write a model's parameters, buffers and record. The file holds tensors and text: opening it runs nothing."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    content = save(tensors, metadata={KEY: artifact.to_json()})
-    with written_aside(path) as aside:
-        aside.write_bytes(content)  # by Python, whose error on a full disk says so
+    _write(path, {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, artifact)
 
 
 def save_record(path: Path, artifact: Artifact) -> None:
     """Put another record into a file of `save_weights`, beside the same tensors."""
-    tensors, _ = read_weights(path)
+    _write(path, read_weights(path)[0], artifact)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], artifact: Artifact) -> None:
     content = save(tensors, metadata={KEY: artifact.to_json()})
     with written_aside(path) as aside:
-        aside.write_bytes(content)
+        aside.write_bytes(content)  # by Python, whose error on a full disk says so
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Artifact]:

@@ -4,6 +4,7 @@ Importing this file imports no torch, so that the command line can check a confi
 """
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -221,8 +222,15 @@ class TrainConfig(Settings):
 
         Where images and teacher lie changes nothing; whether there is a teacher does.
         """
-        mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
         free = FREE | (PLACES if (self.teacher == AUTO) == (other.teacher == AUTO) else PLACES - {"teacher"})
-        return [
-            f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key] and key not in free
-        ]
+        mine = self.model_dump(mode="json", exclude=free)
+        return differing(mine, other.model_dump(mode="json"))
+
+    def settings(self) -> dict[str, Any]:
+        """The keys that change the weights, in plain values."""
+        return self.model_dump(mode="json", exclude=FREE | PLACES)
+
+
+def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """`key: mine, not theirs` for each key in which two mappings differ, of those that both have."""
+    return [f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if key in theirs and mine[key] != theirs[key]]

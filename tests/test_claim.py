@@ -20,7 +20,6 @@ from dgad_tk.common import UserError, sha256_file
 from dgad_tk.config import TrainConfig
 from dgad_tk.distributed import joined
 from dgad_tk.epoch import Progress
-from dgad_tk.origin import settings_of
 from dgad_tk.runs import RunFolder, new_run_folder
 from dgad_tk.train import pick_device, train
 
@@ -288,10 +287,10 @@ def test_a_crash_before_there_were_settings(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_knows_its_settings_and_not_its_places() -> None:
-    here = settings_of(small())
+    here = small().settings()
     assert here["seed"] == 0
     assert not {"data_dir", "teacher", "device", "checkpoint_minutes", "paper"} & here.keys()
-    assert QUICK["epochs"] == settings_of(quick())["epochs"]
+    assert QUICK["epochs"] == quick().settings()["epochs"]
 
 
 def test_the_command_without_out_takes_the_next_name(

@@ -458,7 +458,7 @@ def test_lists_hold_what_is_no_row(dgad: Run) -> None:
 
 def test_flags_reach_the_config() -> None:
     """A 0 is a value; a switch that is not set leaves what a file says."""
-    from cli.interface import numbers
+    from cli.flags import numbers
     from cli.train import _configured
 
     assert numbers("0.49, .48,1e-1", "--teacher-mean") == [0.49, 0.48, 0.1]
