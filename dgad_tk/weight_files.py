@@ -125,26 +125,35 @@ def _of_another_kind(head: bytes) -> Refusal | None:
     return (f"it is {kind}", _EXPECTED) if kind else None
 
 
-def _other_archive(path: Path) -> Refusal | None:
-    """What a zip archive is that `torch.save` did not write; None for one that it may have written."""
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a program of `torch.jit.save`, by the names in its archive: nothing in it is read or run."""
+    return "constants.pkl" in {name.partition("/")[2] for name in _members(path)}
+
+
+def _members(path: Path) -> list[str]:
+    """The names in a zip archive; none where it is no archive or damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):
-        return None
+            return archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+        return []
+
+
+def _other_archive(path: Path) -> Refusal | None:
+    """What a zip archive is that `torch.save` did not write; None for one that it may have written."""
+    names = _members(path)
     inner = {name.partition("/")[2] for name in names}
-    if "constants.pkl" in inner:
+    if is_torchscript(path):
         return (
             "it is a TorchScript file, a program of its own",
             "save the state_dict() of the network that it was made from",
         )
     if "archive_format" in inner:
         return "it is a torch.export file, a program of its own", "name it .pt2"
-    if "data.pkl" in inner:
+    if not names or "data.pkl" in inner:
         return None
-    few = ", ".join(names[:3]) or "nothing"
     return (
-        f"it is a zip archive that torch.save did not write, of {few}"[:200],
+        f"it is a zip archive that torch.save did not write, of {', '.join(names[:3])}"[:200],
         "unpack it, and give the checkpoint inside",
     )
 
