@@ -23,10 +23,11 @@ def model_file_teacher(config: "TrainConfig") -> "Callable[[Dataset], tuple[nn.M
     Args:
         config: resolved.
     """
+    from dgad_tk.config import AUTO
     from dgad_tk.methods import find_method
 
     path = Path(config.teacher)
-    if config.teacher == "auto" or not find_method(config.method).needs_teacher or not _is_model_file(path):
+    if config.teacher == AUTO or not find_method(config.method).needs_teacher or not _is_model_file(path):
         return None
     return partial(_open, config, path)
 

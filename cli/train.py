@@ -41,9 +41,14 @@ def train(
         str | None, typer.Option(help="Network of an auto teacher, or of foreign weights. [resnet20, told from them]")
     ] = None,
     teacher_mean: Annotated[
-        str | None, typer.Option(help="What a foreign teacher's images are normalised by: 0.49,0.48,0.45. [nothing]")
+        str | None,
+        typer.Option(
+            help="Mean per channel that a foreign teacher's images are normalised by: 0.49,0.48,0.45. [nothing]"
+        ),
     ] = None,
-    teacher_std: Annotated[str | None, typer.Option(help="With --teacher-mean.")] = None,
+    teacher_std: Annotated[
+        str | None, typer.Option(help="Standard deviation per channel, given with --teacher-mean.")
+    ] = None,
     teacher_method: Annotated[str | None, typer.Option(help="How an auto teacher is trained. [trades]")] = None,
     teacher_epochs: Annotated[
         int | None, whole("--teacher-epochs", "Epochs of an auto teacher. [as --epochs, or 20 on digits]")
@@ -52,18 +57,23 @@ def train(
         list[str] | None,
         typer.Option("--set", help="key=value: any key of config.yaml, or METHOD.option. Repeatable."),
     ] = None,
-    epochs: Annotated[int | None, whole("--epochs", "[25 on digits, 40 on fashion-mnist, else 200]")] = None,
-    batch_size: Annotated[int | None, whole("--batch-size", "[64 on digits, else 128]")] = None,
-    seed: Annotated[int | None, whole("--seed", "Of every random draw. [0]")] = None,
-    precision: Annotated[str | None, typer.Option(help="Of the inner maximisation: fp32 or bf16. [fp32]")] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile for the inner maximisation.")] = False,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
+    epochs: Annotated[
+        int | None, whole("--epochs", "Epochs of training. [25 on digits, 40 on fashion-mnist, else 200]")
+    ] = None,
+    batch_size: Annotated[int | None, whole("--batch-size", "Images per step. [64 on digits, else 128]")] = None,
+    seed: Annotated[int | None, whole("--seed", "Seed of every random draw. [0]")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Precision of the inner maximisation: fp32 or bf16. [fp32]")
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile for the inner maximisation.")] = False,
+    device: Annotated[str | None, typer.Option(help="Where to compute: auto, cpu or cuda. [auto]")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. [runs/DATASET-METHOD-STUDENT]")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, or with the newest unfinished one.")
     ] = False,
     checkpoint_minutes: Annotated[
-        float | None, real("--checkpoint-minutes", "Save this often within an epoch; its end is always saved. [10]")
+        float | None,
+        real("--checkpoint-minutes", "Minutes between checkpoints within an epoch; its end is always saved. [10]"),
     ] = None,
     limit_train: Annotated[int | None, whole("--limit-train", "Use the first N training images.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from dgad_tk.common import lookup, parse_fraction, written_aside
-from dgad_tk.parsing import Settings, written_yaml
+from dgad_tk.parsing import TypedKeys, written_yaml
 
 When = Annotated[float, Field(ge=0)]
 """A moment of a run: below 1 a share of its epochs, else a number of whole epochs."""
@@ -35,7 +35,7 @@ def epoch_of(when: float, epochs: int) -> int:
     return round(when * epochs) if when < 1 else round(when)
 
 
-class ThreatModel(Settings):
+class ThreatModel(TypedKeys):
     """What the adversary may do to an image, and how hard the inner maximisation tries.
 
     The paper's setting on colour images is Linf 8/255 in 10 steps of 2/255.
@@ -58,7 +58,7 @@ class ThreatModel(Settings):
         return cls(norm=norm, eps=eps, step_size=eps / 4, steps=steps)
 
 
-class TrainConfig(Settings):
+class TrainConfig(TypedKeys):
     """One training run. Defaults are the paper's for CIFAR; `resolved` puts a dataset's own in their place."""
 
     dataset: str = "digits"
@@ -74,10 +74,10 @@ class TrainConfig(Settings):
     normalize: Literal["none", "dataset"] = "none"
     """Normalisation inside the student: none as in the paper's code, or the training split's mean and std."""
 
-    teacher: str = "auto"
-    """`auto` trains one first; else a run folder or a file of weights or of a model. Ignored by methods without one."""
+    teacher: str = AUTO
+    """`auto` trains one first; else a run folder, a file of weights or a model file. Ignored by methods without one."""
     teacher_model: str = ""
-    """Network of an auto teacher, resnet20 if not given; or of a file of weights, told from the file if not given."""
+    """Network of the teacher. If not given, resnet20 for an auto teacher, else what the file's weights say."""
     teacher_mean: tuple[float, ...] = ()
     teacher_std: tuple[float, ...] = ()
     """Normalisation that a teacher from a file expects, one value per channel; none for one that has it inside."""
@@ -100,9 +100,9 @@ class TrainConfig(Settings):
     milestones: tuple[When, ...] = (0.5, 0.75)
     """When the learning rate falls to a tenth, as shares of the epochs or as epochs: the paper's 100 and 150 of 200."""
     warmup_epochs: float = Field(0.0, ge=0)
-    """The learning rate rises to its schedule's in a straight line over so many epochs."""
+    """Number of epochs over which the learning rate rises in a straight line to that of its schedule."""
     clip_grad: float | None = Field(None, gt=0)
-    """Largest L2 norm of the whole gradient."""
+    """Largest L2 norm of the gradient over all weights; a longer one is scaled down to it."""
 
     averaging: Literal["none", "ema", "swa"] = "none"
     """Select and save an average of the weights: exponential over the steps, or plain over the late epochs."""
@@ -116,22 +116,22 @@ class TrainConfig(Settings):
     """Split for choosing the best epoch. `test` is what the papers do; it leaks, and the record says so."""
     select_every: int = Field(1, ge=1)
     early_stop: int | None = Field(None, ge=1)
-    """End after so many epochs without a better one."""
+    """Stop after this number of epochs without a better one."""
     max_seconds: float | None = Field(None, gt=0)
     """Stop after the epoch in which this much time has passed. The result then depends on the machine."""
 
     seed: int = Field(0, ge=0, lt=2**32)
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the inner maximisation."""
+    """Precision of the inner maximisation."""
     outer_precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the forward passes that the weights learn from."""
+    """Precision of the forward passes that the weights learn from."""
     compile: bool = False
-    """Have torch.compile make the networks of the inner maximisation."""
+    """Compile the networks of the inner maximisation with torch.compile."""
     sync_bn: bool = False
-    """BatchNorm's statistics over the batches of all processes, as if there were one."""
+    """Compute BatchNorm's statistics over the batches of all processes, as one process would."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_minutes: float | None = Field(10.0, gt=0)
-    """How often to save within an epoch; every epoch's end is saved anyway."""
+    """Minutes between checkpoints within an epoch. The end of each epoch is saved in any case."""
 
     paper: dict[str, Any] = Field({})
     """What the paper prints for this run, for reports; changes nothing."""
@@ -158,7 +158,7 @@ class TrainConfig(Settings):
             raise ValueError(f"milestones must ascend, got {list(self.milestones)}")
         if len(self.teacher_mean) != len(self.teacher_std):
             raise ValueError(f"teacher_mean has {len(self.teacher_mean)} values, teacher_std {len(self.teacher_std)}")
-        if self.teacher_mean and self.teacher == "auto":
+        if self.teacher_mean and self.teacher == AUTO:
             raise ValueError("teacher_mean and teacher_std are of a teacher from a file, and teacher is auto")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
@@ -189,7 +189,7 @@ class TrainConfig(Settings):
             if key in self.model_fields_set:
                 own.pop(f"teacher_{key}", None)
             own[f"teacher_{key}"] = getattr(self, f"teacher_{key}") or own.get(f"teacher_{key}", same)
-        if self.teacher == "auto" and not self.teacher_model:
+        if self.teacher == AUTO and not self.teacher_model:
             own["teacher_model"] = "resnet20"
         own["threat"] = self.threat or ThreatModel.of("linf", spec.eps["linf"])
         return self.model_copy(update=own)
@@ -201,7 +201,7 @@ class TrainConfig(Settings):
                 "method": self.teacher_method,
                 "method_options": self.teacher_options,
                 "student": self.teacher_model,
-                "teacher": "auto",
+                "teacher": AUTO,
                 "teacher_mean": (),
                 "teacher_std": (),
                 "epochs": self.teacher_epochs,

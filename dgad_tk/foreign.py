@@ -49,7 +49,7 @@ class StateDict:
         return tuple(map(_rank, self.keys))
 
 
-def read_checkpoint(path: Path) -> list[StateDict]:
+def read_state_dicts(path: Path) -> list[StateDict]:
     """The state dicts in a safetensors file or in anything that `torch.save` wrote: at least one, by rank.
 
     Raises:

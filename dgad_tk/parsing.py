@@ -23,7 +23,7 @@ NOTHING = ("", "null", "none", "~")
 SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
-class Settings(BaseModel):
+class TypedKeys(BaseModel):
     """Keys whose values are read by the type of the key, whoever wrote them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -16,7 +16,7 @@ from dgad_tk.checkpoint import has_record, load_model
 from dgad_tk.common import UserError, sha256_file
 from dgad_tk.data import Dataset
 from dgad_tk.data.augment import to_float
-from dgad_tk.foreign import SUFFIXES, read_checkpoint
+from dgad_tk.foreign import SUFFIXES, read_state_dicts
 from dgad_tk.matching import Wanted, match_network
 from dgad_tk.models import Normalize, check_input
 from dgad_tk.names import same_names
@@ -59,7 +59,7 @@ def open_teacher(
         check_record(record, dataset, given=mean + std)
     else:
         wanted = Wanted(model, dataset.shape[0], len(dataset.classes), mean, std)
-        teacher, name = match_network(read_checkpoint(weights), wanted, on_message)
+        teacher, name = match_network(read_state_dicts(weights), wanted, on_message)
     check_input(teacher, f"the teacher {name}", dataset.shape, len(dataset.classes))
     return teacher.eval().requires_grad_(False), f"{name} {sha256_file(weights)}"
 
