@@ -126,6 +126,7 @@ def train(
 def _announce(config: "TrainConfig") -> None:
     """What is about to happen, on stderr."""
     from dgad_tk.common import format_fraction
+    from dgad_tk.config import AUTO
     from dgad_tk.methods import find_method
     from dgad_tk.models import find_model
 
@@ -134,7 +135,7 @@ def _announce(config: "TrainConfig") -> None:
     text = f"{config.student} by {config.method} on {config.dataset} for {config.epochs} epochs ({threat})"
     if find_method(config.method).needs_teacher:
         auto = f"a {config.teacher_model} that is trained first, by {config.teacher_method}, since none was given"
-        text += f"; teacher: {auto if config.teacher == 'auto' else config.teacher}"
+        text += f"; teacher: {auto if config.teacher == AUTO else config.teacher}"
     print(text, file=sys.stderr)
 
 
@@ -162,7 +163,7 @@ def _configured(
     """Defaults, then the config file or the run to resume, then `DGAD_*`, then flags."""
     from dgad_tk.config import TrainConfig
     from dgad_tk.parsing import validated
-    from dgad_tk.recipe import load_recipe
+    from dgad_tk.recipe import load_recipe, over
     from dgad_tk.runs import RunFolder, newest_run
     from dgad_tk.settings import from_environment, parse_settings
 
@@ -178,9 +179,7 @@ def _configured(
         values |= recipe.values | ({"paper": recipe.paper} if recipe.paper else {})
     values |= from_environment(os.environ)
     values |= given
-    for key, value in parse_settings(settings).items():
-        held = values.get(key)
-        values[key] = {**held, **value} if isinstance(held, dict) and isinstance(value, dict) else value
+    values = over(values, parse_settings(settings))
     found = validated(TrainConfig, values, "config").resolved()
     if "teacher" not in values:
         _refuse_another_teacher(found)

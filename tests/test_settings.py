@@ -150,6 +150,9 @@ FILES = [
     (b"[" * 5000, "not YAML", "key: value"),
     (b"epochs: " + b"9" * 5000 + b"\n", "epochs must be a whole number, got '999", "for example"),
     (b"epochs: !!int abc\n", "not YAML", "key: value"),
+    (b"paper: &a {row: [*a]}\n", "not YAML", "key: value"),
+    (b"&a {paper: *a}\n", "not YAML", "key: value"),
+    (b"? [a]\n: 1\n", "not YAML", "key: value"),
     (b"epochs: !!python/object/apply:os.getcwd []\n", "not YAML", "key: value"),
     (b"", "must hold keys and values", "epochs: 30"),
 ]
