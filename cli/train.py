@@ -83,7 +83,9 @@ def train(
 
     Ctrl-C ends the run after the step it is in, and saves it; a second Ctrl-C ends it at once.
     """
-    keys = {name: value for name, value in locals().items() if name not in _NO_KEYS}
+    from dgad_tk.config import TrainConfig
+
+    keys = {name: value for name, value in locals().items() if name in TrainConfig.model_fields}
     flags = {name: value for name, value in keys.items() if value is not None and value is not False}
     for name in ("teacher_mean", "teacher_std"):
         if name in flags:
@@ -151,10 +153,6 @@ def _say_how_to_resume(taken: "list[RunFolder]", processes: int) -> None:
         return
     again = f"dgad train --out {shlex.quote(str(taken[0].path))} --resume"
     print(f"\nto go on: {again}" + (" (under torchrun, as before)" if processes > 1 else ""), file=sys.stderr)
-
-
-_NO_KEYS = {"config", "settings", "out", "resume", "download", "quiet", "as_json"}
-"""Flags of the command, not of its config."""
 
 
 def _configured(

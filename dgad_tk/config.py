@@ -226,10 +226,6 @@ class TrainConfig(TypedKeys):
         mine = self.model_dump(mode="json", exclude=free)
         return differing(mine, other.model_dump(mode="json"))
 
-    def settings(self) -> dict[str, Any]:
-        """The keys that change the weights, in plain values."""
-        return self.model_dump(mode="json", exclude=FREE | PLACES)
-
 
 def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """`key: mine, not theirs` for each key in which two mappings differ, of those that both have."""

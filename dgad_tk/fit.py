@@ -21,7 +21,7 @@ from dgad_tk.fold import Inner
 from dgad_tk.interrupt import StopRequest, stop_requests
 from dgad_tk.methods import Method
 from dgad_tk.models import build_model, check_input
-from dgad_tk.origin import check_finished, check_origin, check_settings, name_new_places
+from dgad_tk.origin import check_finished, check_origin, check_settings, name_new_places, settings_of
 from dgad_tk.runs import RunFolder
 from dgad_tk.selection import accuracies
 from dgad_tk.tensorboard import open_events
@@ -279,7 +279,7 @@ class _Run:
                 "averaged": learner.averaged.state_dict() if learner.averaged is not None else {},
                 "state": asdict(replace(self.state, seconds=self._elapsed())),
                 "origin": self._origin(),
-                "settings": self.config.settings(),
+                "settings": settings_of(self.config),
                 "best_sha256": sha256_file(self.folder.best) if self.folder.best.is_file() else "",
             },
         )

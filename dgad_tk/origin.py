@@ -5,21 +5,26 @@ from typing import Any
 
 from dgad_tk.checkpoint import read_weights, save_record
 from dgad_tk.common import UserError
-from dgad_tk.config import TrainConfig, differing
+from dgad_tk.config import FREE, PLACES, TrainConfig, differing
 from dgad_tk.data import Dataset
 from dgad_tk.runs import RunFolder
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """The keys of a config that change the weights, in plain values."""
+    return config.model_dump(mode="json", exclude=FREE | PLACES)
 
 
 def check_settings(folder: RunFolder, begun: dict[str, Any], config: TrainConfig) -> None:
     """See that a checkpoint was trained with the config that goes on with it.
 
     Args:
-        begun: `settings()` of the config that the checkpoint was written under.
+        begun: `settings_of` the config that the checkpoint was written under.
 
     Raises:
         UserError: it was not.
     """
-    if others := differing(config.settings(), begun):
+    if others := differing(settings_of(config), begun):
         raise UserError(
             f"'{folder.config}' is not what '{folder.last}' was trained with: " + "; ".join(others),
             hint="put config.yaml back as it was, or start a new run",
@@ -41,7 +46,7 @@ def check_finished(config: TrainConfig, folder: RunFolder, dataset: Dataset, tea
     made = {"student": record.model, "method": record.method} | {
         key: record.training[key] for key in ("seed", "epochs", "limit_train") if key in record.training
     }
-    if others := differing(config.settings(), made):
+    if others := differing(settings_of(config), made):
         raise UserError(
             f"the weights in '{folder.path}' are not of its config.yaml: " + "; ".join(others), hint="start a new run"
         )

@@ -20,6 +20,7 @@ from dgad_tk.common import UserError, sha256_file
 from dgad_tk.config import TrainConfig
 from dgad_tk.distributed import joined
 from dgad_tk.epoch import Progress
+from dgad_tk.origin import settings_of
 from dgad_tk.runs import RunFolder, new_run_folder
 from dgad_tk.train import pick_device, train
 
@@ -287,10 +288,10 @@ def test_a_crash_before_there_were_settings(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_knows_its_settings_and_not_its_places() -> None:
-    here = small().settings()
+    here = settings_of(small())
     assert here["seed"] == 0
     assert not {"data_dir", "teacher", "device", "checkpoint_minutes", "paper"} & here.keys()
-    assert QUICK["epochs"] == quick().settings()["epochs"]
+    assert QUICK["epochs"] == settings_of(quick())["epochs"]
 
 
 def test_the_command_without_out_takes_the_next_name(
