@@ -4,6 +4,7 @@ The type of a key says what its text is: a path is the text that stands there, a
 structure, text and null alone, so `data_dir: 2024-05-01` is a folder and no date, and `epochs: 010` is refused.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -209,18 +210,18 @@ def written_yaml(values: dict[str, Any]) -> str:
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which takes `null` for None and every other plain scalar for text."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a key that is given twice, where PyYAML takes the last one."""
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for name in {name for name in names if names.count(name) > 1}:
-            problem = f"the key '{name}' is given twice, and the first would be lost"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return {str(key): value for key, value in super().construct_mapping(node, deep=deep).items()}
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    """A mapping whose keys are text. A key given twice is refused; PyYAML takes the last one."""
+    names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+    if twice := [name for name, times in names.items() if times > 1]:
+        problem = f"the key '{twice[0]}' is given twice, and the first would be lost"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    # At once and whole, so that a mapping which holds itself is refused.
+    return {str(key): value for key, value in loader.construct_mapping(node, deep=True).items()}
 
 
-_Loader.add_constructor(  # at once and whole, so that what holds itself is refused
-    "tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True)
-)
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
