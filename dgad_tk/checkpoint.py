@@ -110,7 +110,10 @@ def load_state(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"nothing to resume: no such file '{path}'", hint="start the run without --resume")
-    state = read_pickled(path, f"'{path}' is not a checkpoint that can be read safely")
+    try:
+        state = read_pickled(path, f"'{path}' is not a checkpoint that can be read safely")
+    except UserError as error:
+        raise UserError(error.message, hint="copy it again if it was copied; else start the run anew") from None
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT or not state.keys() >= set(keys):
         raise UserError(f"'{path}' is not a checkpoint of this version", hint="start the run anew")
     return state

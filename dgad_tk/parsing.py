@@ -1,27 +1,31 @@
-"""From text to the values of typed keys, by one road for YAML, `--set`, `DGAD_*` and flags.
+"""A value by the type of the key that it was given for: a path is the text that stands there, a number is a number.
 
-The type of a key says what its text is: a path is the text that stands there, a number is a number. YAML gives
-structure, text and null alone, so `data_dir: 2024-05-01` is a folder and no date, and `epochs: 010` is refused.
+Texts come from `--set`, from `DGAD_*` variables, from flags and, in quotes, from files. Other values come from YAML,
+whose own types follow from how a value looks and not from what it is for: `data_dir: 2024-05-01` would be a date.
+What a reader of YAML may take for something else is refused, with what to write instead.
 """
 
-from collections import Counter
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from dgad_tk.common import UserError, nearest, reason_of
 from dgad_tk.first_bytes import placeholder_of
-from dgad_tk.number_text import LONGEST, NotANumberError, real, whole
+from dgad_tk.number_text import LONGEST, NotANumberError, exact, real, whole
 
 M = TypeVar("M", bound=BaseModel)
 
 NOTHING = ("", "null", "none", "~")
 SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+_CALLED = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "keys and values"}
+"""What YAML takes a value for."""
 
 
 class TypedKeys(BaseModel):
@@ -69,8 +73,11 @@ def typed(owner: type, values: Mapping[str, Any], where: str = "") -> dict[str, 
     Raises:
         UserError: as `fitted`.
     """
-    known = hints_of(owner)
-    return {key: fitted(known[key], value, where + key) if key in known else value for key, value in values.items()}
+    known, found = hints_of(owner), dict(values)
+    try:
+        return found | {key: fitted(known[key], found[key], key) for key in found if key in known}
+    except UserError as error:
+        raise UserError(where + error.message, hint=error.hint) from None
 
 
 @cache
@@ -80,19 +87,29 @@ def hints_of(owner: type) -> dict[str, Any]:
 
 
 def fitted(hint: Any, value: Any, what: str) -> Any:
-    """A value from Python or YAML for a key of type `hint`, with each text in it read. The rest the model judges.
+    """A value from Python or YAML for a key of type `hint`: texts are read, and what YAML took for something else than
+    the key wants is refused. The rest the model judges.
 
     Raises:
-        UserError: a text that is no value of this type, or a switch in the place of a number.
+        UserError: text that YAML took for a number or a switch, a switch in the place of a number, or a text that is
+            no value of this type.
     """
     base = _plain_type(hint)
+    if base is Any or (isinstance(value, str) and _is_textual(base)):
+        return value
     if isinstance(value, str):
+        if NoneType in get_args(hint) and value.lower() == "none":
+            raise UserError(f"{what}: {value} is text to YAML", hint="write null for no value")
         return read_text(hint, value, what)
+    if _is_textual(base) and type(value) in _CALLED:
+        shown = str(value).lower() if isinstance(value, bool) else value
+        hint_text = "put it in quotes" if isinstance(value, list | dict) else f"put it in quotes: {what}: '{shown}'"
+        raise UserError(f"{what} must be text, and YAML takes {shown} for {_CALLED[type(value)]}", hint=hint_text)
     if isinstance(value, bool) and base in (int, float):
         raise UserError(f"{what} must be a number, got {str(value).lower()}", hint="write the number")
     if get_origin(base) is tuple and isinstance(value, list | tuple):
         return tuple(fitted(get_args(base)[0], part, what) for part in value)
-    return _guessed(value) if get_origin(base) is dict else value
+    return value
 
 
 def read_text(hint: Any, text: str, what: str) -> Any:
@@ -109,8 +126,7 @@ def read_text(hint: Any, text: str, what: str) -> Any:
     base = _plain_type(hint)
     if base is not hint and any(isinstance(each, BeforeValidator) for each in get_args(hint)):
         return text  # this one reads it
-    textual = base in (str, Path)
-    if NoneType in get_args(hint) and (not text if textual else text.strip().lower() in NOTHING):
+    if NoneType in get_args(hint) and (not text if _is_textual(base) else text.strip().lower() in NOTHING):
         return None
     if base is bool:
         if text.strip().lower() not in SWITCHES:
@@ -124,7 +140,11 @@ def read_text(hint: Any, text: str, what: str) -> Any:
         return tuple(read_text(get_args(base)[0], part, what) for part in _parts(text))
     if get_origin(base) is dict or (isinstance(base, type) and issubclass(base, BaseModel)):
         return parse_yaml(text, what)
-    return text
+    return _guessed(text) if base is Any else text
+
+
+def _is_textual(base: Any) -> bool:
+    return base in (str, Path) or get_origin(base) is Literal
 
 
 def _plain_type(hint: Any) -> Any:
@@ -150,25 +170,22 @@ def _parts(text: str) -> list[str]:
     return text.split(",") if text else []
 
 
-def _guessed(value: Any) -> Any:
-    """What a key may hold that takes anything: a text in it is a number or a switch where it looks like one."""
-    if isinstance(value, Mapping):
-        return {key: _guessed(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_guessed(each) for each in value]
-    if not isinstance(value, str):
-        return value
-    try:
-        return real(value) if "." in value else whole(value)
-    except NotANumberError:
-        return {"true": True, "false": False}.get(value, value)
+def _guessed(text: str) -> Any:
+    """A text for a key that takes anything: a number or a switch where it is one."""
+    for read in (whole, real):
+        try:
+            return read(text)
+        except NotANumberError:
+            continue
+    return {"true": True, "false": False}.get(text, text)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds one mapping. Its plain scalars are text, or None.
+    """A YAML file that holds one mapping.
 
     Raises:
-        UserError: missing, not text in UTF-8, not YAML, not a mapping, or a key given twice.
+        UserError: missing, not text in UTF-8, not YAML, not a mapping, a key given twice, or a value that YAML reads
+            as something else than it looks like.
     """
     try:
         content = path.read_bytes()
@@ -194,11 +211,12 @@ def parse_yaml(text: str, what: str) -> dict[str, Any]:
     hint = "one `key: value` a line; text with `: ` or ` #` in it goes in quotes"
     try:
         content = yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except _TrapError as error:
+        raise UserError(f"{what}, line {error.line}: {error}", hint=error.hint) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # nested too deep, a tag with what is no such value
         raise UserError(f"{what} is not YAML that can be read: {reason_of(error)}", hint=hint) from None
     if not isinstance(content, dict):
-        got = f"'{content[:LONGEST]}'" if isinstance(content, str) else type(content).__name__
-        raise UserError(f"{what} must hold keys and values, got {got}", hint="such as `epochs: 30`")
+        raise UserError(f"{what} must hold keys and values, got {type(content).__name__}", hint="such as `epochs: 30`")
     return content
 
 
@@ -207,34 +225,60 @@ def written_yaml(values: dict[str, Any]) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+class _TrapError(Exception):
+    """Something that YAML reads in a way that its writer may not have meant."""
+
+    def __init__(self, message: str, hint: str, node: yaml.Node) -> None:
+        super().__init__(message)
+        self.hint, self.line = hint, node.start_mark.line + 1
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which takes `null` for None and every other plain scalar for text."""
+    """PyYAML's safe loader, which knows YAML 1.1, without what nobody expects of it."""
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        text, kind = node.value, node.tag.removeprefix("tag:yaml.org,2002:")
+        quotes = f"to keep it as text, put it in quotes: '{text}'"
+        if kind == "timestamp":
+            raise _TrapError(f"YAML takes {text} for a date", quotes, node)
+        if kind in ("int", "float") and ":" in text:
+            raise _TrapError(f"YAML takes {text} for a number to base 60", f"write a plain number; {quotes}", node)
+        if kind == "int" and re.fullmatch("[+-]?0[0-7_]+", text):
+            number, plain = (int(text.replace("_", ""), base) for base in (8, 10))
+            raise _TrapError(f"YAML takes {text} for {number}", f"write {plain} or {number}; {quotes}", node)
+        if text == "None" and isinstance(node, yaml.ScalarNode) and node.style is None:
+            hint = "write null for no value, or 'None' in quotes for the text"
+            raise _TrapError("None is text to YAML", hint, node)
+        return super().construct_scalar(node)
 
 
-def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
-    """A mapping whose keys are text. A key given twice is refused; PyYAML takes the last one."""
-    names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-    if twice := [name for name, times in names.items() if times > 1]:
-        problem = f"the key '{twice[0]}' is given twice, and the first would be lost"
-        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-    # At once and whole, so that a mapping which holds itself is refused.
-    return {str(key): value for key, value in loader.construct_mapping(node, deep=True).items()}
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping whose keys are text. PyYAML takes the last value of a key given twice."""
+    names = set()
+    for key, _ in node.value:
+        if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+            shown = key.value if isinstance(key, yaml.ScalarNode) else "a list"
+            raise _TrapError(f"the key {shown} is no text to YAML", "put it in quotes if it is a name", key)
+        if key.value in names:
+            raise _TrapError(f"the key '{key.value}' is given twice", "give it once: the first would be lost", key)
+        names.add(key.value)
+    return loader.construct_mapping(node, deep=True)  # at once and whole: one that holds itself is refused
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, with quotes around text that a reader of YAML 1.2 could take for a number."""
+    """PyYAML's safe dumper; text that another reader would take for a number or for nothing is in quotes."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    like_a_number = text[:1].isdigit() or text[:1] in ("+", "-", ".")
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if like_a_number else None)
+    try:
+        exact(text)
+        quoted = True
+    except NotANumberError as error:
+        quoted = bool(error.hint) or text == "None"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if quoted else None)
 
 
 _Dumper.add_representer(str, _represent_text)

@@ -49,7 +49,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         if not isinstance(held, dict):
             raise UserError(f"--set {setting}: '{owner}' was set to {held!r} before", hint="set one or the other")
         hints = hints_of(ThreatModel) if owner == "threat" else {}
-        held[name] = read_text(hints.get(name, str), text, f"--set {key}")
+        held[name] = read_text(hints.get(name, Any if owner == "paper" else str), text, f"--set {key}")
     return values
 
 

@@ -76,5 +76,6 @@ def test_states_of_other_versions(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="of this version"):
         load_state(tmp_path / "new.ckpt")
     (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04 nonsense")
-    with pytest.raises(UserError, match="read safely"):
+    with pytest.raises(UserError, match="read safely") as caught:
         load_state(tmp_path / "cut.ckpt")
+    assert "start the run anew" in caught.value.hint

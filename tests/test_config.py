@@ -110,7 +110,7 @@ def test_settings() -> None:
         parse_settings(["lr"])
     with pytest.raises(UserError, match="was set to"):
         parse_settings(["lr=0.1", "lr.x=1"])
-    with pytest.raises(UserError, match="--set method_options must hold keys and values, got '5'"):
+    with pytest.raises(UserError, match="--set method_options must hold keys and values, got int"):
         parse_settings(["method_options=5", "dgad.map=false"])
 
 

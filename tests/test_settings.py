@@ -126,75 +126,85 @@ FILES = [
     ("epochs: 3\n".encode("utf-16-le"), "is in UTF-16", "UTF-8"),
     ("epochs: 3\n".encode("utf-32"), "is in UTF-16 or UTF-32", "UTF-8"),
     ("# Größe\n".encode("latin-1"), "is not in UTF-8: line 1", "UTF-8"),
+    (b"epochs: 1\nclip_grad: None\n", "line 2: None is text to YAML", "write null"),
+    (b"clip_grad: none\n", "clip_grad: none is text to YAML", "write null"),
+    (b"early_stop: None # never\n", "line 1: None is text to YAML", "write null"),
+    (b"student: None\n", "line 1: None is text to YAML", "'None' in quotes"),
+    (b"student: ~\n", "student: Input should be a valid string, got None", "help"),
+    (b"data_dir: 2024-05-01\n", "YAML takes 2024-05-01 for a date", "quotes: '2024-05-01'"),
+    (b"data_dir: 2024-05-01 10:00:00\n", "for a date", "quotes"),
+    (b"data_dir: 2024-13-45\n", "for a date", "quotes"),
+    (b"data_dir: 2024\n", "data_dir must be text, and YAML takes 2024 for a number", "data_dir: '2024'"),
+    (b"data_dir: 1e+5.\n", None, None),
+    (b"data_dir: 1.5\n", "YAML takes 1.5 for a number", "quotes"),
+    (b"student: yes\n", "student must be text, and YAML takes true for true or false", "quotes"),
+    (b"data_dir: [x]\n", "data_dir must be text, and YAML takes ['x'] for a list", "quotes"),
     (b"data_dir: a: b\n", "is not YAML", "quotes"),
-    (b"max_seconds: 1:30\n", "max_seconds must be a number, got '1:30'", "to base 10"),
-    (b"max_seconds: 1:30.5\n", "max_seconds must be a number, got '1:30.5'", "to base 10"),
-    (b"max_seconds: 2024-05-01\n", "max_seconds must be a number, got '2024-05-01'", "for example"),
-    (b"epochs: 010\n", "epochs must be a whole number, got '010'", "leave out the zero"),
+    (b"data_dir: 12:30\n", "for a number to base 60", "quotes"),
+    (b"max_seconds: 1:30\n", "for a number to base 60", "plain number"),
+    (b"max_seconds: 1:30.5\n", "for a number to base 60", "plain number"),
+    (b"epochs: 010\n", "YAML takes 010 for 8", "write 10 or 8"),
+    (b"method_options: {pcr_weight: 010}\n", "YAML takes 010 for 8", "write 10 or 8"),
+    (b"data_dir: 010\n", "YAML takes 010 for 8", "in quotes: '010'"),
     (b"epochs: 08\n", "epochs must be a whole number, got '08'", "leave out the zero"),
-    (b"epochs: 0x10\n", "epochs must be a whole number, got '0x10'", "to base 10"),
-    (b"epochs: yes\n", "epochs must be a whole number, got 'yes'", "for example"),
-    (b"epochs: !!bool yes\n", "epochs must be a number, got true", "number"),
-    (b"lr: .nan\n", "lr must be a number, got '.nan'", "for example"),
-    (b"threat: {steps: yes}\n", "steps must be a whole number, got 'yes'", "for example"),
-    (b"milestones: [0.5, on]\n", "milestones must be a number, got 'on'", "for example"),
-    (b"compile: 2\n", "compile must be true or false, got '2'", "true"),
-    (b"data_dir: [x]\n", "data_dir: Input is not a valid path", "help"),
-    (b"student: null\n", "student: Input should be a valid string, got None", "help"),
-    (b"epochs: 1\nlr: 0.1\nepochs: 2\n", "the key 'epochs' is given twice", "key: value"),
-    (b"threat: {steps: 1, steps: 2}\n", "the key 'steps' is given twice", "key: value"),
-    (b"yes: 1\n", "unknown key 'yes'", ""),
-    (b"1: 1\n", "unknown key '1'", ""),
-    (b"~: 1\n", "unknown key 'None'", ""),
+    (b"epochs: yes\n", "epochs must be a number, got true", "number"),
+    (b"lr: .nan\n", "lr: Input should be a finite number", "help"),
+    (b"milestones: [0.5, on]\n", "milestones must be a number, got true", "number"),
+    (b"normalize: no\n", "normalize must be text, and YAML takes false for true or false", "quotes"),
+    (b"threat: {steps: yes}\n", "steps must be a number, got true", "number"),
+    (b"method_options: {pcr_weight: 1:30}\n", "base 60", "plain number"),
+    (b"epochs: 1\nlr: 0.1\nepochs: 2\n", "line 3: the key 'epochs' is given twice", "once"),
+    (b"threat: {steps: 1, steps: 2}\n", "the key 'steps' is given twice", "once"),
+    (b"yes: 1\n", "the key yes is no text", "quotes"),
+    (b"1: 1\n", "the key 1 is no text", "quotes"),
+    (b"~: 1\n", "the key ~ is no text", "quotes"),
+    (b"? [a]\n: 1\n", "the key a list is no text", "quotes"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer, not a config", "git lfs"),
     (b"[" * 5000, "not YAML", "key: value"),
-    (b"epochs: " + b"9" * 5000 + b"\n", "epochs must be a whole number, got '999", "for example"),
+    (b"epochs: " + b"9" * 5000 + b"\n", "not YAML", "key: value"),
     (b"epochs: !!int abc\n", "not YAML", "key: value"),
     (b"paper: &a {row: [*a]}\n", "not YAML", "key: value"),
     (b"&a {paper: *a}\n", "not YAML", "key: value"),
-    (b"? [a]\n: 1\n", "not YAML", "key: value"),
     (b"epochs: !!python/object/apply:os.getcwd []\n", "not YAML", "key: value"),
     (b"", "must hold keys and values", "epochs: 30"),
 ]
 
 
 @pytest.mark.parametrize(("content", "message", "hint"), FILES)
-def test_files_say_what_to_write(tmp_path: Path, content: bytes, message: str, hint: str) -> None:
+def test_files_say_what_to_write(tmp_path: Path, content: bytes, message: str | None, hint: str | None) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(content)
+    if message is None:
+        load_recipe(str(path))
+        return
     with pytest.raises(UserError) as caught:
         validated(TrainConfig, load_recipe(str(path)).values, "config")
     assert message in caught.value.message
+    assert hint is not None
     assert hint in caught.value.hint
     assert "\n" not in caught.value.message
     assert len(caught.value.message) < 400 + len(str(path))
-
-
-@pytest.mark.parametrize(
-    "text", ["2024", "2024-05-01", "2024-13-45", "1.10", "1_000", "1e+5.", "010", "0x10", "yes", "None", "12:30", "="]
-)
-def test_text_in_a_file_is_what_stands_there(tmp_path: Path, text: str) -> None:
-    """As with `--set`: what other readers of YAML take for a date or a number is a name where a name belongs."""
-    (tmp_path / "c.yaml").write_text(f"data_dir: {text}\nstudent: '{text}'\n")
-    config = validated(TrainConfig, load_recipe(str(tmp_path / "c.yaml")).values, "config")
-    assert (str(config.data_dir), config.student) == (text, text)
 
 
 def test_options_in_a_file_are_read_when_the_method_is_known(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("method_options: {pcr_weight: 1e1, map: no, label_mode: mix}\n")
     config = validated(TrainConfig, load_recipe(str(tmp_path / "c.yaml")).values, "config")
     assert typed_options("dgad", config.method_options) == {"pcr_weight": 10.0, "map": False, "label_mode": "mix"}
-    for bad in ("1:30", "010", "true"):
-        (tmp_path / "c.yaml").write_text(f"method_options: {{pcr_weight: {bad}}}\n")
-        config = validated(TrainConfig, load_recipe(str(tmp_path / "c.yaml")).values, "config")
-        with pytest.raises(UserError, match=f"pcr_weight must be a number, got '?{bad}"):
-            build_method("dgad", config.method_options)
+    (tmp_path / "c.yaml").write_text("method_options: {pcr_weight: true}\n")
+    config = validated(TrainConfig, load_recipe(str(tmp_path / "c.yaml")).values, "config")
+    with pytest.raises(UserError, match=r"pcr_weight must be a number, got true"):
+        build_method("dgad", config.method_options)
+
+
+def test_what_a_mapping_takes_over_from_another_may_be_given_anew(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("paper: &a {row: x, table: 4}\nmethod_options: {<<: *a, table: 5}\n")
+    assert read_yaml(tmp_path / "c.yaml")["method_options"] == {"row": "x", "table": 5}
 
 
 def test_files_keep_the_forms_that_mean_one_thing(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     text = "\ufefflr: 1e-1\nepochs: 1_000\ncompile: yes\nclip_grad: null\naveraging: none\ndata_dir: '2024'\n"
-    path.write_text(text + "teacher: None\nmilestones: [1e-1, '1/2']\nthreat: {eps: 8/255, steps: '7'}\n", "utf-8")
+    path.write_text(text + "teacher: 'None'\nmilestones: [1e-1, '1/2']\nthreat: {eps: 8/255, steps: '7'}\n", "utf-8")
     config = validated(TrainConfig, load_recipe(str(path)).values, "config")
     assert (config.lr, config.epochs, config.compile, config.clip_grad) == (0.1, 1000, True, None)
     assert (config.averaging, str(config.data_dir), config.teacher) == ("none", "2024", "None")
@@ -202,7 +212,7 @@ def test_files_keep_the_forms_that_mean_one_thing(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_extended_is_named(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text("lr: 018\n")
+    (tmp_path / "base.yaml").write_text("student: 18\n")
     (tmp_path / "mine.yaml").write_text("extends: base.yaml\nepochs: 3\n")
-    with pytest.raises(UserError, match="base.yaml': lr must be a number, got '018'"):
+    with pytest.raises(UserError, match="base.yaml': student must be text"):
         load_recipe(str(tmp_path / "mine.yaml"))
