@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from cli.flags import whole
+from cli.flags import NORMS, radii_of, whole
 from cli.models import default_eps, open_model
-from cli.radii import NORMS, radii_of
 from dgad_tk import number_text
 from dgad_tk.common import UserError, format_fraction, lookup
 

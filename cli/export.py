@@ -128,7 +128,7 @@ class _Images:
     """Images of the dataset that the model was trained on, opened once and only if needed."""
 
     def __init__(self, artifact: "Artifact") -> None:
-        from cli.images import dataset_of
+        from cli.models import dataset_of
 
         self.dataset: Dataset | None = None
         try:

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.images import dataset_of
 from dgad_tk.common import UserError
 from dgad_tk.names import same_names
 
@@ -13,6 +12,33 @@ if TYPE_CHECKING:
     from dgad_tk.data import Dataset
     from dgad_tk.interface import Interface
     from dgad_tk.predictor import Predictor
+
+
+def dataset_of(
+    artifact: "Artifact | None",
+    name: str | None = None,
+    data_dir: Path | None = None,
+    image_size: int | None = None,
+) -> "Dataset":
+    """The dataset that the flags name, what they leave open taken from the record.
+
+    Raises:
+        UserError: neither names one, or it cannot be loaded.
+    """
+    from dgad_tk.data import load_dataset
+
+    if artifact is None and name is None:
+        raise UserError(
+            "the model carries no dgad metadata record, so its images are unknown",
+            hint="name them with --dataset",
+        )
+    if artifact is not None and name in (None, artifact.dataset):
+        options = artifact.dataset_options
+        name = artifact.dataset
+        data_dir = data_dir or (Path(options["data_dir"]) if "data_dir" in options else None)
+        image_size = image_size or options.get("image_size")
+    assert name is not None
+    return load_dataset(name, data_dir=data_dir, image_size=image_size)
 
 
 def named_images(path: Path, dataset: str | None, data_dir: Path | None, image_size: int | None) -> "Dataset | None":

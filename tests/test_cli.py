@@ -458,7 +458,7 @@ def test_lists_hold_what_is_no_row(dgad: Run) -> None:
 
 def test_flags_reach_the_config() -> None:
     """A 0 is a value; a switch that is not set leaves what a file says."""
-    from cli.interface import numbers
+    from cli.flags import numbers
     from cli.train import _configured
 
     assert numbers("0.49, .48,1e-1", "--teacher-mean") == [0.49, 0.48, 0.1]
@@ -588,7 +588,7 @@ def test_model_files_that_do_not_fit(dgad: Run, weights: Path, tmp_path: Path) -
     del proto.metadata_props[:]
     onnx.save(proto, "theirs.onnx")
     two = ["--teacher-mean", "0.3,0.3", "--teacher-std", "0.2,0.2"]
-    refused(dgad("train", *QUICK, "--teacher", "theirs.onnx", *two), "takes 1 values here, one a channel, got 2")
+    refused(dgad("train", *QUICK, "--teacher", "theirs.onnx", *two), "takes 1 values here, one per channel, got 2")
     assert not Path("runs").exists()
     code, _, err = dgad("train", *QUICK, "--teacher", "theirs.onnx", *normalised, "--out", "normalised")
     assert code == 0, err

@@ -57,9 +57,9 @@ def test_tables_are_the_codes(row: str, table: dict[str, object]) -> None:
 
 
 def test_the_three_commands_are_the_quickstarts() -> None:
-    from cli.quickstart import COMMANDS
+    from cli.app import QUICKSTART
 
-    for command in COMMANDS:
+    for command in QUICKSTART:
         assert f"\ndgad {' '.join(command)}\n" in README
 
 

@@ -22,7 +22,7 @@ from dgad_tk.methods.rslad import Rslad
 from dgad_tk.methods.score import Score
 from dgad_tk.methods.standard import Standard
 from dgad_tk.methods.trades import Trades
-from dgad_tk.typed import fitted, hints_of
+from dgad_tk.parsing import fitted, hints_of
 
 METHODS: dict[str, type[Method]] = {
     "standard": Standard,
