@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-portable test-matrix check clean
+.PHONY: quickstart test test-slow test-portable test-matrix check clean
 
 # Train a robust teacher and a compact student on digits, export the student to ONNX, attack the file.
 quickstart: $(STAMP)
@@ -12,6 +12,10 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto -q
+
+# What takes minutes: torchvision's large classifiers, every opset, half precision of every network.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n auto -q -m slow
 
 # Tests that rounding reaches, as three other processors would compute them; minutes. `test-matrix`: all tests, an hour.
 test-portable: $(STAMP)

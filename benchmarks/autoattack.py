@@ -25,13 +25,12 @@ from art.attacks.evasion import AutoAttack as ArtAutoAttack
 from pyautoattack import AutoAttack as AuthorsAutoAttack
 
 from cli.models import open_model
-from dgad_tk.fold import folded
 from dgad_tk.losses import cross_entropy
 from dgad_tk.models import build_model
 from dgad_tk.predictor import Predictor, predictor_of_module
 from evaluators.attacks.autoattack.ensemble import AutoAttack
 from evaluators.attacks.native import Victim, kept
-from evaluators.estimators import Counted, searchable, to_estimator
+from evaluators.estimators import Counted, to_estimator
 from evaluators.judge import images_of, judge
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -46,7 +45,8 @@ class Ours:
         self.stages: dict[str, float] = {}
 
     def __call__(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        counted, asked = Counted(searchable(self.predictor)), [0]
+        assert self.predictor.module is not None
+        counted, asked = Counted(self.predictor.module), [0]
 
         def predict(images: np.ndarray) -> np.ndarray:
             asked[0] += len(images)
@@ -136,7 +136,8 @@ class Worker:
         self.run: Any
         if kind.startswith("authors"):
             assert source.module is not None
-            self.run = Authors(folded(source.module) if "folded" in kind else source.module, *common)
+            assert source.network is not None
+            self.run = Authors(source.module if "folded" in kind else source.network, *common)
         elif kind == "art":
             self.run = Arts(source, *common)
         else:

@@ -25,7 +25,7 @@ from torch import nn
 from dgad_tk.data import load_dataset
 from dgad_tk.models import build_model
 from evaluators.attacks.cw2 import CarliniWagnerL2
-from exporters import load
+from exporters.formats import load
 
 Attack = Callable[[], NDArray[np.float32]]
 
@@ -65,8 +65,8 @@ def victim(path: Path | None) -> tuple[nn.Module, tuple[int, int, int]]:
     """The network, not folded, and the shape of its images."""
     if path is not None:
         predictor = load(path)
-        assert predictor.module is not None
-        return predictor.module, predictor.input_shape
+        assert predictor.network is not None
+        return predictor.network, predictor.input_shape
     model = build_model("resnet8", in_channels=3, classes=10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for step in range(30):

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cli.images import dataset_of
+from cli.models import dataset_of
 from dgad_tk.common import format_fraction
 from evaluators import Evaluation, Surrogate, evaluate, plan
 from evaluators.paired import Paired, paired
-from exporters import load
+from exporters.formats import load
 
 
 def main() -> None:

@@ -19,12 +19,12 @@ import torch
 
 from dgad_tk.artifact import Artifact
 from dgad_tk.checkpoint import load_model, save_weights
-from dgad_tk.fold import folded
 from dgad_tk.models import build_model
 from dgad_tk.predictor import predictor_of_module
 from evaluators.attacks.pgd import ProjectedGradient
 from evaluators.estimators import to_estimator
-from exporters import export, load
+from exporters.export import export
+from exporters.formats import load
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
         source, target = Path(folder) / "source.safetensors", Path(folder) / "student.onnx"
         save_weights(source, model, record)
         export(source, "onnx", target)
-        of_torch = predictor_of_module(folded(load_model(source)[0]), shape, format="torchscript")
+        of_torch = predictor_of_module(load_model(source)[0], shape, format="torchscript")
         of_file = load(target)
 
     def seconds(predictor: object) -> float:

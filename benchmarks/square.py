@@ -23,13 +23,12 @@ from torch import Tensor, nn
 
 from dgad_tk.common import parse_fraction
 from dgad_tk.data import load_dataset
-from dgad_tk.fold import folded
 from dgad_tk.models import build_model
 from dgad_tk.predictor import Predictor, predictor_of_module
 from evaluators.attacks.autoattack.square import Square
 from evaluators.ball import Norm
 from evaluators.estimators import Counted, to_estimator
-from exporters import load
+from exporters.formats import load
 
 AUTHORS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 Measured = tuple[float, int]
@@ -93,7 +92,7 @@ def compare(
     """One row of the table."""
     queries, batch_size = arguments.queries, arguments.batch_size
     assert predictor.module is not None
-    plain, quick = predictor.module, folded(predictor.module)
+    plain, quick = predictor.module if predictor.network is None else predictor.network, predictor.module
     images, labels = torch.from_numpy(x), torch.from_numpy(y)
 
     def ours() -> Measured:
@@ -145,8 +144,9 @@ def compare(
 
 def torch_only(predictor: Predictor) -> Predictor:
     """The predictor as one whose runtime is its module."""
-    assert predictor.module is not None
-    return predictor_of_module(predictor.module, predictor.input_shape, format="torchscript")
+    module = predictor.module if predictor.network is None else predictor.network
+    assert module is not None
+    return predictor_of_module(module, predictor.input_shape, format="torchscript")
 
 
 def timed(call: Callable[[], object]) -> float:

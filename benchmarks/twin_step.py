@@ -23,9 +23,9 @@ from torch import Tensor
 from dgad_tk.artifact import Artifact
 from dgad_tk.fold import folded
 from dgad_tk.models import build_model
-from exporters import load
+from exporters.formats import load
 from exporters.onnx_twin import to_torch
-from exporters.quantize import save_onnx_int8
+from exporters.quantize import Int8, save_onnx_int8
 from exporters.read_onnx import read_onnx
 from exporters.to_onnx import save_onnx
 
@@ -62,7 +62,7 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         fp32, int8 = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         save_onnx(model, record, fp32)
-        save_onnx_int8(model, record, int8, images=images, samples=64)
+        save_onnx_int8(model, record, int8, images=images, int8=Int8(64))
         begun = time.perf_counter()
         to_torch(read_onnx(fp32))
         conversion = time.perf_counter() - begun

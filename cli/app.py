@@ -3,19 +3,27 @@
 import errno
 import io
 import os
+import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import typer
 
-from cli import attack, bench, export, inspect, list, quickstart, train
+from cli import attack, bench, export, gate, inspect, list, train
 from dgad_tk import __version__
 from dgad_tk.common import GateError, UserError
 from dgad_tk.names import check_utf8
 
 OK, FAILED_GATE, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
+
+QUICKSTART = (
+    ("train",),
+    ("export", "--format", "onnx"),
+    ("attack", "--model", "student.onnx", "--suite", "full"),
+)
+"""The README's three commands."""
 
 _SPACE = "free some space and run the same command again"
 _ANOTHER = "choose a folder that can be written to"
@@ -74,13 +82,26 @@ def _root(
     pass
 
 
-app.command("train")(train.train)
-app.command("export")(export.export)
-app.command("attack")(attack.attack)
-app.command("bench")(bench.bench)
-app.command("inspect")(inspect.inspect)
-app.command("list")(list.list_table)
-app.command("quickstart")(quickstart.quickstart)
+def quickstart() -> None:
+    """Train on the embedded digits, export to ONNX, attack the file: the whole road with no argument."""
+    for command in QUICKSTART:
+        print(f"$ dgad {shlex.join(command)}", file=sys.stderr, flush=True)
+        if code := run(command):
+            raise typer.Exit(code)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train.train,
+    "export": export.export,
+    "attack": attack.attack,
+    "gate": gate.gate,
+    "bench": bench.bench,
+    "inspect": inspect.inspect,
+    "list": list.list_table,
+    "quickstart": quickstart,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -4,26 +4,26 @@ import json
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from cli.flags import whole
-from cli.gate import check_demands, conclude, demands_of, judge_demands, print_gates, unanswered
+from cli.flags import NORMS, TRUST, radii_of, whole
 from cli.interface import interface_of
 from cli.matrix import matrix_of, matrix_table
 from cli.models import default_eps, open_model
 from cli.plan import plan_table, remember, remembered, seconds_of, summary
 from cli.progress import AttackProgress
-from cli.radii import NORMS, radii_of
 from cli.surrogates import surrogates_of
-from cli.table import results_table
-from dgad_tk.common import UserError, lookup, nearest
+from cli.table import print_json, results_table
+from dgad_tk.common import UserError, lookup
 
 if TYPE_CHECKING:
     from dgad_tk.predictor import Predictor
+    from evaluators.results import Results
 
 
 def attack(
@@ -35,7 +35,9 @@ def attack(
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the images. [as in training]")] = None,
     image_size: Annotated[int | None, whole("--image-size", "Resize an image folder to this. [as in training]")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    limit: Annotated[int | None, whole("--limit", "The first N images of a fixed stratified order. [all]")] = None,
+    limit: Annotated[
+        int | None, whole("--limit", "The first N images of a fixed stratified order. [all]", least=1)
+    ] = None,
     norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
     eps: Annotated[
         str | None,
@@ -48,7 +50,7 @@ def attack(
     settings: Annotated[list[str] | None, typer.Option("--set", help="ATTACK.key=value. Repeatable.")] = None,
     mean: Annotated[
         str | None,
-        typer.Option(help="What a model from elsewhere wants subtracted: one number or one a channel. [nothing]"),
+        typer.Option(help="What a model from elsewhere wants subtracted: one number, or one per channel. [nothing]"),
     ] = None,
     std: Annotated[str | None, typer.Option(help="And what it wants divided by. [1]")] = None,
     input_range: Annotated[
@@ -69,15 +71,7 @@ def attack(
     budget: Annotated[
         str | None, typer.Option(help="Take as many images as fit into this time: 90s, 10m, 1h30m.")
     ] = None,
-    fail_under: Annotated[
-        list[str] | None,
-        typer.Option(help="KEY=RATE: exit code 1 below it. clean, worst-case or an attack: pgd=45%. Repeatable."),
-    ] = None,
-    baseline: Annotated[
-        Path | None, typer.Option(help="results.json of an earlier run: exit code 1 if robustness has dropped.")
-    ] = None,
-    max_drop: Annotated[str | None, typer.Option(help="How far below the baseline is allowed: 1%. [by chance]")] = None,
-    junit: Annotated[Path | None, typer.Option(help="Write the outcome as JUnit XML.")] = None,
+    trust: TRUST = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")] = False,
 ) -> None:
@@ -88,12 +82,9 @@ def attack(
     lookup(NORMS, norm, "norm")
     lookup({"train": 0, "val": 0, "test": 0}, split, "split")
     radii = radii_of(eps, norm)
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit must be at least 1, got {limit}", hint="leave it out to use all images")
     seconds = seconds_of(budget) if budget is not None else None
     changes = _settings(settings or [])
     interface = interface_of(mean, std, input_range, layout, logits_output)
-    demands = demands_of(fail_under or [], baseline, max_drop, junit)
     for path in [*model, *(surrogate or [])]:
         if not path.exists():
             raise UserError(f"no such file: '{path}'", hint="`dgad export` writes student.onnx into the current folder")
@@ -106,32 +97,29 @@ def attack(
     from evaluators.attacks import ATTACKS
     from evaluators.evaluate import default_batch_size
     from evaluators.pilot import pilot
-    from evaluators.report import results, write
-    from evaluators.report.matrix import write_matrix
+    from evaluators.report.files import results, write
     from evaluators.suites import TRANSFER
 
     names = expand(suite or ([] if attack else ["fast"]), attack or [])
+    _check_used(names, surrogate, changes)
     transfers = any(name.startswith(TRANSFER) for name in names)
     white = [name for name in names if not name.startswith(TRANSFER) and ATTACKS[name].needs_gradients]
-    if surrogate and not transfers:
-        raise UserError("--surrogate is given, but no transfer attack", hint="--suite full or --attack transfer:pgd")
-    for name in changes:
-        if name not in {each.removeprefix(TRANSFER) for each in names}:
-            raise UserError(f"--set {name}.… is given, but '{name}' does not run", hint=f"--attack {name} adds it")
     # One process may need hours more than another for its share.
     with joined(pick_device("auto"), patience=timedelta(days=7)) as here:
         quiet = quiet or not here.leads
-        documents: list[dict[str, Any]] = []
+        attacked: list[tuple[Results, Path]] = []
         plans: list[tuple[str, dict[str, Any]]] = []
         used: dict[str, str] = {}
         base = output or Path("attacks")
         examples = base / ".transfer-examples" if len(model) > 1 and transfers else None
         for path in model:
-            predictor, images = open_model(path, dataset, data_dir, image_size, interface, gradients=bool(white))
+            predictor, images = open_model(
+                path, dataset, data_dir, image_size, interface, gradients=bool(white), trust=trust
+            )
             part = images.splits[split]
             part = part.subset(limit or len(part))
             epsilons = radii or [default_eps(predictor.artifact, images, norm)]
-            surrogates = surrogates_of(surrogate, images, quiet=quiet) if transfers else []
+            surrogates = surrogates_of(surrogate, images, quiet=quiet, trust=trust) if transfers else []
             used |= {each.name: each.predictor.sha256 for each in surrogates if each.predictor}
             rows = plan(names, norm=cast(Any, norm), eps=epsilons, surrogates=surrogates, settings=changes)
             size = batch_size or default_batch_size(predictor.input_shape)
@@ -139,7 +127,6 @@ def attack(
             if not quiet:
                 for note in predictor.notes:
                     print(f"note: {path}: {note}", file=sys.stderr)
-            old = check_demands(demands, rows, images.name, split, part)
             if dry_run:
                 with AttackProgress(quiet=quiet) as progress:
                     forecast = pilot(predictor, part, rows, batch_size=size, seed=seed, on_progress=progress)
@@ -182,11 +169,9 @@ def attack(
                 )
             if not here.leads:
                 continue
-            document = results(evaluation, command=shlex.join(context.obj), dataset=images.name, split=split)
-            document["gates"] = judge_demands(demands, old, evaluation, document)
-            document["uncompared"] = unanswered(old, evaluation, document)
-            write(evaluation, document, folder)
-            documents.append(document | {"folder": str(folder)})
+            answers = results(evaluation, command=shlex.join(context.obj), dataset=images.name, split=split)
+            write(evaluation, answers, folder)
+            attacked.append((answers, folder))
         if not here.leads:
             return
     if dry_run:
@@ -197,22 +182,31 @@ def attack(
         return
     if examples is not None:
         shutil.rmtree(examples, ignore_errors=True)  # every target has had them
-    matrix = matrix_of(documents, used)
-    matrix_file = (base if len(model) > 1 else Path(documents[0]["folder"])) / "matrix.json"
+    _show(attacked, used, base if len(model) > 1 else attacked[0][1], as_json=as_json)
+
+
+def _show(attacked: "list[tuple[Results, Path]]", surrogates: dict[str, str], folder: Path, *, as_json: bool) -> None:
+    """Print the results; write and print their matrix, where they make one.
+
+    Args:
+        surrogates: name to SHA-256.
+        folder: of the matrix.
+    """
+    from evaluators.report.matrix import write_matrix
+
+    matrix = matrix_of([results for results, _ in attacked], surrogates)
     if matrix is not None:
-        write_matrix(matrix, matrix_file)
+        write_matrix(matrix, folder / "matrix.json")
     if as_json:
-        plain = [{key: value for key, value in each.items() if key != "folder"} for each in documents]
-        print(json.dumps(plain if len(plain) > 1 else plain[0]))
-    else:
-        results_table(documents)
-        if matrix is not None:
-            matrix_table(matrix, matrix_file)
-        print_gates(documents)
-    conclude(demands, documents)
+        print_json([results for results, _ in attacked])
+        return
+    results_table(attacked)
+    if matrix is not None:
+        matrix_table(matrix, folder / "matrix.json")
 
 
 def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:
+    """`--set ATTACK.key=value` as what is set for each attack."""
     from dgad_tk.settings import parse_setting
 
     changes: dict[str, dict[str, Any]] = {}
@@ -221,13 +215,24 @@ def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:
         if not dot:
             raise UserError(f"--set needs ATTACK.key=value, got '{key}'", hint="for example --set pgd.steps=50")
         changes.setdefault(attack, {})[name] = value
-    if changes:
-        from evaluators.attacks import ATTACKS
-
-        for attack in changes:
-            if attack not in ATTACKS:
-                raise UserError(f"unknown attack '{attack}' in --set", hint=nearest(attack, ATTACKS))
     return changes
+
+
+def _check_used(names: list[str], surrogate: list[Path] | None, changes: Mapping[str, object]) -> None:
+    """See that everything that is given belongs to an attack that runs.
+
+    Raises:
+        UserError: it does not.
+    """
+    from evaluators.attacks import ATTACKS
+    from evaluators.suites import TRANSFER
+
+    if surrogate and not any(name.startswith(TRANSFER) for name in names):
+        raise UserError("--surrogate is given, but no transfer attack", hint="--suite full or --attack transfer:pgd")
+    for name in changes:
+        lookup(ATTACKS, name, "attack")
+        if name not in {each.removeprefix(TRANSFER) for each in names}:
+            raise UserError(f"--set {name}.… is given, but '{name}' does not run", hint=f"--attack {name} adds it")
 
 
 def _check_folder(folder: Path) -> None:

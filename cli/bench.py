@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.flags import real, whole
+from cli.flags import TRUST, real, whole
 from cli.interface import interface_of
 from cli.models import default_eps, named_images, open_model
 from dgad_tk import number_text
@@ -37,23 +37,33 @@ def bench(
     files: Annotated[list[Path], typer.Argument(help=".onnx, .pt, .pt2 or .safetensors; compared with the first.")],
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,8,64",
     threads: Annotated[str | None, typer.Option(help="Thread counts, such as 1,2. [all cores]")] = None,
-    provider: Annotated[str, typer.Option(help="cpu or cuda; what would not run there is refused.")] = "cpu",
+    provider: Annotated[str, typer.Option(help="cpu or cuda; a file that would run elsewhere is refused.")] = "cpu",
     seconds: Annotated[float, real("--seconds", "How long each file is timed in each setting.")] = 2.0,
-    robust: Annotated[bool, typer.Option("--robust", help="Clean and PGD-10 accuracy of every file too.")] = False,
-    dataset: Annotated[str | None, typer.Option(help="[the one the model was trained on]")] = None,
+    robust: Annotated[
+        bool, typer.Option("--robust", help="Also measure clean and PGD-10 accuracy of each file.")
+    ] = False,
+    dataset: Annotated[str | None, typer.Option(help="Images of the files. [those that each was trained on]")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the images. [as in training]")] = None,
     image_size: Annotated[int | None, whole("--image-size", "Resize an image folder to this. [as in training]")] = None,
     limit: Annotated[int, whole("--limit", "With --robust: the first N test images.", least=1)] = 1000,
-    eps: Annotated[str | None, typer.Option(help="With --robust. [what the first file was trained for]")] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="With --robust: what models from elsewhere want subtracted. [nothing]")
+    eps: Annotated[
+        str | None, typer.Option(help="With --robust: radius. [what the first file was trained for]")
     ] = None,
-    std: Annotated[str | None, typer.Option(help="With --robust: what they want divided by. [1]")] = None,
-    input_range: Annotated[str | None, typer.Option(help="With --robust: their pixels, as 0-255. [0-1]")] = None,
-    layout: Annotated[str | None, typer.Option(help="With --robust: nchw or nhwc. [told from the shape]")] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            help="With --robust: what files from elsewhere subtract, one number or one per channel. [nothing]"
+        ),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="With --robust: what they divide by then. [1]")] = None,
+    input_range: Annotated[
+        str | None, typer.Option(help="With --robust: range of their pixels, such as 0-255. [0-1]")
+    ] = None,
+    layout: Annotated[str | None, typer.Option(help="nchw or nhwc. [told from the shape]")] = None,
     logits_output: Annotated[
         str | None, typer.Option(help="With --robust: the output to attack. [told from the outputs]")
     ] = None,
+    trust: TRUST = False,
     output: Annotated[Path | None, typer.Option(help="File to write the results to, as JSON.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -68,9 +78,9 @@ def bench(
     if radius == 0:
         raise UserError("--eps must be above 0", hint="for example --eps 8/255")
     interface = interface_of(mean, std, input_range, layout, logits_output)
-    if interface != interface_of(None, None, None, None, None) and not robust:
+    if not robust and interface != interface_of(None, None, None, layout, None):
         raise UserError(
-            "--mean, --std, --input-range, --layout and --logits-output are for --robust: timing takes noise",
+            "--mean, --std, --input-range and --logits-output are for --robust: timing takes noise",
             hint="add --robust, or leave them out",
         )
     for path in files:
@@ -87,9 +97,12 @@ def bench(
 
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     named = [named_images(path, dataset, data_dir, image_size) for path in files]
-    subjects = [describe(path, images.shape if images else None) for path, images in zip(files, named, strict=True)]
+    shapes = [images.shape if images else None for images in named]
+    subjects = [describe(path, shape, interface, trust=trust) for path, shape in zip(files, shapes, strict=True)]
     # Before the minutes of timing, so that what cannot be attacked is said at once.
-    opened = [open_model(path, dataset, data_dir, image_size, interface) for path in files] if robust else []
+    opened = (
+        [open_model(path, dataset, data_dir, image_size, interface, trust=trust) for path in files] if robust else []
+    )
     for path, (predictor, _) in zip(files, opened, strict=False):
         for note in () if quiet else predictor.notes:
             print(f"note: {path}: {note}", file=sys.stderr)
@@ -185,7 +198,7 @@ def _robust(predictor: "Predictor", images: "Dataset", document: dict[str, Any],
     """Accuracy of one file on clean images and under PGD, or why it has none."""
     from cli.progress import AttackProgress
     from evaluators import evaluate, plan
-    from evaluators.report import results
+    from evaluators.report.files import results
 
     part = images.test.subset(document["dataset"]["n"])
     rows = plan(["pgd"], norm="linf", eps=[document["threat"]["eps"]])
@@ -197,15 +210,15 @@ def _robust(predictor: "Predictor", images: "Dataset", document: dict[str, Any],
     except UserError as error:  # a file whose gradients cannot be trusted should not cost the others their figures
         return {"status": "refused", "reason": error.message}
     report = results(evaluation, command=document["command"], dataset=images.name, split="test")
-    (attack,) = report["attacks"]
-    doubts = [item["detail"] for item in report["checks"]["items"] if item["verdict"] != "high"]
+    (attack,) = report.attacks
+    doubts = [item.detail for item in report.checks.items if item.verdict != "high"]
     return {
         "status": "done",
         "reason": "",
-        "clean_accuracy": report["clean"]["accuracy"],
-        "robust_accuracy": attack["robust_accuracy"],
-        "ci95": attack["ci95"],
-        "steps": attack["params"]["steps"],
-        "twin": report["twin"],
-        "notes": list(dict.fromkeys([*predictor.notes, *doubts, *attack["flags"]])),
+        "clean_accuracy": report.clean.accuracy,
+        "robust_accuracy": attack.robust_accuracy,
+        "ci95": attack.ci95,
+        "steps": attack.params["steps"],
+        "twin": report.twin,
+        "notes": list(dict.fromkeys([*predictor.notes, *doubts, *attack.flags])),
     }

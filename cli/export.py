@@ -18,26 +18,14 @@ if TYPE_CHECKING:
     from dgad_tk.artifact import Artifact
     from dgad_tk.data import Dataset
     from dgad_tk.predictor import Images
-    from exporters import Exported, Format
+    from exporters.export import Exported
+    from exporters.formats import Format
+    from exporters.quantize import Int8
 
 FEWEST = 16
 """Images held out that are worth comparing on; with fewer, noise does as well."""
 COMPARED, COMPARED_FOR_SHARES = 32, 128
 """Images to compare on: differences show on any, shares of equal answers are counted."""
-CALIBRATION_SAMPLES = 512
-JUDGED_AFTER_CALIBRATION = 512
-"""Training images behind those that calibrate, on which the agreement of INT8 with fp32 is measured."""
-
-FLAGS = {
-    "opset": "--opset",
-    "samples": "--calibration-samples",
-    "method": "--calibration-method",
-    "calibrate_on": "--calibrate-on",
-    "exclude": "--exclude",
-    "search_exclusions": "--search-exclusions",
-    "reduce_range": "--reduce-range",
-}
-"""Options of formats, and the flags that set them."""
 
 
 def export(
@@ -48,7 +36,7 @@ def export(
     output: Annotated[Path | None, typer.Option(help="[the format's name in the current folder]")] = None,
     opset: Annotated[int | None, whole("--opset", "ONNX opset, 18 to 23. [20]")] = None,
     calibration_samples: Annotated[
-        int | None, whole("--calibration-samples", f"INT8: training images to calibrate on. [{CALIBRATION_SAMPLES}]")
+        int | None, whole("--calibration-samples", "INT8: training images to calibrate on. [512]")
     ] = None,
     calibration_method: Annotated[
         str | None, typer.Option(help="INT8: minmax, percentile or entropy. [minmax]")
@@ -70,21 +58,35 @@ def export(
 ) -> None:
     """Write a trained student in a deployable format, verified against its source."""
     from dgad_tk.runs import newest_run, weights_of
-    from exporters import EXPORTERS, ParityError, Source
-    from exporters import export as run_export
+    from exporters.export import ParityError, Source
+    from exporters.export import export as run_export
+    from exporters.formats import EXPORTERS
+    from exporters.quantize import Int8
+    from exporters.to_onnx import check_opset
+    from exporters.torch_archive import PROGRAMS
 
     chosen = dict(EXPORTERS) if format == "all" else {format: lookup(EXPORTERS, format, "format")}
-    given: dict[str, Any] = {
-        "opset": opset,
-        "samples": calibration_samples,
-        "method": calibration_method,
+    flags = {
+        "calibration_samples": calibration_samples,
+        "calibration_method": calibration_method,
         "calibrate_on": calibrate_on,
         "exclude": exclude or None,
         "search_exclusions": search_exclusions or None,
         "reduce_range": reduce_range or None,
     }
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    _check_flags(options, format, chosen)
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    int8 = Int8(**given)
+    options: dict[str, Any] = {"int8": int8} if given else {}
+    if opset is not None:
+        check_opset(opset)
+        options["opset"] = opset
+    for option in options:
+        if not any(option in row.options for row in chosen.values()):
+            flag = next(iter(given)) if option == "int8" else option
+            takes = " or ".join(name for name, row in EXPORTERS.items() if option in row.options)
+            raise UserError(
+                f"--{flag.replace('_', '-')} does not apply to --format {format}", hint=f"it belongs to {takes}"
+            )
     if output is not None and len(chosen) > 1:
         raise UserError("--output names one file, --format all writes several", hint="leave --output out")
     weights = weights_of(source) if source else newest_run(finished=True).best
@@ -100,7 +102,7 @@ def export(
         begun = time.perf_counter()
         try:
             if "images" in row.options:
-                wanted["images"] = images.to_calibrate(options.get("samples", CALIBRATION_SAMPLES))
+                wanted["images"] = images.to_calibrate(int8)
             written = run_export(opened, name, target, overwrite=overwrite, **wanted)
         except (ParityError, UserError) as error:
             if len(chosen) == 1:
@@ -118,29 +120,15 @@ def export(
         raise GateError(f"{len(failed)} of {len(chosen)} exports failed: {', '.join(failed)}")
     if not as_json:
         first = output or Path(next(iter(chosen.values())).filename)
-        print(f"next: dgad attack --model {first} --suite full", file=sys.stderr)
-
-
-def _check_flags(options: Mapping[str, Any], format: str, chosen: "Mapping[str, Format]") -> None:
-    """Raises:
-    UserError: a flag that means nothing to any of the formats, or an opset that none of them can have.
-    """
-    from exporters import EXPORTERS
-    from exporters.to_onnx import check_opset
-
-    for name in options:
-        if not any(name in row.options for row in chosen.values()):
-            takes = " or ".join(known for known, row in EXPORTERS.items() if name in row.options)
-            raise UserError(f"{FLAGS[name]} does not apply to --format {format}", hint=f"it belongs to {takes}")
-    if "opset" in options:
-        check_opset(options["opset"])
+        trust = " --trust" if first.suffix in PROGRAMS else ""
+        print(f"next: dgad attack --model {first} --suite full{trust}", file=sys.stderr)
 
 
 class _Images:
     """Images of the dataset that the model was trained on, opened once and only if needed."""
 
     def __init__(self, artifact: "Artifact") -> None:
-        from cli.images import dataset_of
+        from cli.models import dataset_of
 
         self.dataset: Dataset | None = None
         try:
@@ -161,36 +149,29 @@ class _Images:
     def held_out(self, chosen: "Mapping[str, Format]") -> "Images | None":
         """Images that the model was not trained on, to compare exports on; None, said aloud, where there are none."""
         if self.dataset is None:
-            print(f"note: verifying on noise, since {self.missing}", file=sys.stderr)
-            return None
-        split = self.dataset.val
-        if len(split) < FEWEST:
-            few = f"{self.dataset.name} has no {FEWEST} images held out"
-            print(f"note: verifying on noise, since {few}", file=sys.stderr)
-            return None
-        exact = all(row.tolerance.agreement == 1 for row in chosen.values())
-        return _unit(split.take(slice(0, COMPARED if exact else COMPARED_FOR_SHARES)))
+            why = str(self.missing)
+        elif len(self.dataset.val) < FEWEST:
+            why = f"{self.dataset.name} has no {FEWEST} images held out"
+        else:
+            exact = all(row.tolerance.agreement == 1 for row in chosen.values())
+            return _unit(self.dataset.val.take(slice(0, COMPARED if exact else COMPARED_FOR_SHARES)))
+        print(f"note: verifying on noise, since {why}", file=sys.stderr)
+        return None
 
-    def to_calibrate(self, samples: int) -> "Images":
-        """Training images, in the split's fixed order: `samples`, and some behind them to judge the result by.
+    def to_calibrate(self, int8: "Int8") -> "Images":
+        """Training images, in the split's fixed order: those that calibrate, and some behind them to judge by.
 
         Raises:
-            UserError: the dataset is not at hand, or it has not so many. Noise would give ranges that no image has.
+            UserError: the dataset is not at hand. Noise would give ranges that no image has.
         """
-        from exporters.quantize import MIN_SAMPLES
+        from exporters.quantize import JUDGED
 
         if self.dataset is None:
             raise UserError(
                 f"INT8 is calibrated on training images, and these cannot be had: {self.missing.message}",
                 hint=self.missing.hint,
             )
-        split = self.dataset.train
-        if not MIN_SAMPLES <= samples <= len(split):
-            raise UserError(
-                f"{FLAGS['samples']} must be {MIN_SAMPLES} to {len(split)}, got {samples}",
-                hint="a few hundred are enough",
-            )
-        return _unit(split.take(slice(0, samples + JUDGED_AFTER_CALIBRATION)))
+        return _unit(self.dataset.train.take(slice(0, int8.calibration_samples + JUDGED)))
 
 
 def _unit(images: Any) -> "Images":

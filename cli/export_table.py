@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from exporters import Exported
+    from exporters.export import Exported
 
 
 def print_export(written: "Exported") -> None:

@@ -1,11 +1,19 @@
-"""Flags that take a number: read as `--set` and config files read theirs, and refused in the same words."""
+"""Flags that take numbers: read as `--set` and config files read theirs, and refused in the same words."""
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from dgad_tk.common import UserError
+from dgad_tk import number_text
+from dgad_tk.common import UserError, parse_fraction
+
+NORMS = {"linf": "linf", "l2": "l2", "l1": "l1"}
+
+TRUST = Annotated[
+    bool, typer.Option("--trust", help="Open .pt and .pt2 files, which can run any code of their author.")
+]
 
 
 def whole(flag: str, help: str, *, least: int | None = None, most: int | None = None) -> Any:
@@ -24,7 +32,7 @@ def real(flag: str, help: str) -> Any:
 
 def _reader(kind: type, flag: str, least: int | None, most: int | None) -> Callable[[Any], Any]:
     def read(text: Any) -> Any:
-        from dgad_tk.typed import read_text  # pydantic, which `--help` can do without
+        from dgad_tk.parsing import read_text  # pydantic, which `--help` can do without
 
         value = read_text(kind, text, flag) if isinstance(text, str) else text  # else it is the default
         if least is not None and value < least:
@@ -34,3 +42,28 @@ def _reader(kind: type, flag: str, least: int | None, most: int | None) -> Calla
         return value
 
     return read
+
+
+def radii_of(eps: str | None, norm: str) -> list[float] | None:
+    """`8/255` or several radii separated by commas; None for the default.
+
+    Raises:
+        UserError: one of them is no radius of `norm`.
+    """
+    if eps is None:
+        return None
+    radii = [parse_fraction(part, upper=1.0 if norm == "linf" else math.inf) for part in eps.split(",")]
+    if min(radii) == 0:
+        raise UserError("--eps must be above 0", hint="for example --eps 8/255")
+    return radii
+
+
+def numbers(text: str, flag: str) -> list[float]:
+    """`0.49,0.48,0.45` or `123.7/255,116.3/255,103.5/255` as numbers."""
+    try:
+        return [number_text.real(part) for part in text.split(",")]
+    except number_text.NotANumberError as error:
+        raise UserError(
+            f"{flag} must be numbers with commas between them, got '{text}'",
+            hint=error.hint or f"for example {flag} 0.49,0.48,0.45",
+        ) from None

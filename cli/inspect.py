@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.flags import whole
+from cli.flags import TRUST, whole
 from cli.interface import interface_of
 from cli.models import named_images
 
@@ -18,14 +18,15 @@ def inspect(
     image_size: Annotated[int | None, whole("--image-size", "Resize an image folder to this. [as in training]")] = None,
     layout: Annotated[str | None, typer.Option(help="nchw or nhwc. [told from its shape]")] = None,
     logits_output: Annotated[str | None, typer.Option(help="Name of the output. [told from its outputs]")] = None,
+    trust: TRUST = False,
 ) -> None:
     """Print what a model file is, takes and answers, and what it says about itself, as JSON."""
     interface = interface_of(None, None, None, layout, logits_output)
 
-    from exporters import load
+    from exporters.formats import load
 
     images = named_images(file, dataset, data_dir, image_size)
-    predictor = load(file, images.shape if images else None, interface)
+    predictor = load(file, images.shape if images else None, interface, trust=trust)
     print(
         json.dumps(
             {

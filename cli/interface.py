@@ -3,8 +3,8 @@
 import re
 from typing import TYPE_CHECKING, Any, cast
 
+from cli.flags import numbers
 from dgad_tk.common import UserError, lookup
-from dgad_tk.number_text import NotANumberError, real
 
 if TYPE_CHECKING:
     from dgad_tk.interface import Interface
@@ -32,17 +32,6 @@ def interface_of(
     if input_range is not None:
         given["input_range"] = _range(input_range)
     return Interface(**given)
-
-
-def numbers(text: str, flag: str) -> list[float]:
-    """`0.49,0.48,0.45` or `123.7/255,116.3/255,103.5/255` as numbers."""
-    try:
-        return [real(part) for part in text.split(",")]
-    except NotANumberError as error:
-        raise UserError(
-            f"{flag} must be numbers with commas between them, got '{text}'",
-            hint=error.hint or f"for example {flag} 0.49,0.48,0.45",
-        ) from None
 
 
 def _range(text: str) -> tuple[float, float]:

@@ -56,7 +56,7 @@ def _suites() -> Lines:
 
 
 def _formats() -> Lines:
-    from exporters import EXPORTERS
+    from exporters.formats import EXPORTERS
 
     width = max(len(each.filename) for each in EXPORTERS.values())
     return [(name, f"{each.filename:<{width}}  {each.note}".strip()) for name, each in EXPORTERS.items()]
@@ -68,6 +68,14 @@ def _recipes() -> Lines:
     return [(name, load_recipe(name).summary) for name in recipe_names()]
 
 
+def _schema() -> Lines:
+    import json
+
+    from evaluators.results import Results
+
+    return [("", json.dumps(Results.model_json_schema(mode="serialization"), indent=2))]
+
+
 TABLES: dict[str, Callable[[], Lines]] = {
     "attacks": _attacks,
     "datasets": _datasets,
@@ -75,12 +83,18 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "methods": _methods,
     "models": _models,
     "recipes": _recipes,
+    "schema": _schema,
     "suites": _suites,
 }
 
 
 def list_table(
-    what: Annotated[str, typer.Argument(help="attacks, datasets, formats, methods, models, recipes or suites.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="attacks, datasets, formats, methods, models, recipes, schema (of results.json) or suites."
+        ),
+    ],
 ) -> None:
     """List what there is to choose from."""
     lines = lookup(TABLES, what, "table")()

@@ -1,47 +1,47 @@
 """matrix.json of `dgad attack`, and its table: every surrogate's examples on every model."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from cli.table import plain_table
-from dgad_tk.common import format_fraction
+from cli.table import eps_text, plain_table
+
+if TYPE_CHECKING:
+    from evaluators.report.matrix import Matrix
+    from evaluators.results import Results
 
 
-def matrix_of(documents: list[dict[str, Any]], surrogates: dict[str, str]) -> dict[str, Any] | None:
+def matrix_of(results: "Sequence[Results]", surrogates: Mapping[str, str]) -> "Matrix | None":
     """The matrix, where several models or surrogates make one.
 
     Args:
-        documents: results, one a model.
+        results: one per model.
         surrogates: name to SHA-256.
     """
     from evaluators.report.matrix import matrix
 
-    transfers = any(entry["source"] == "transfer" for entry in documents[0]["attacks"])
-    if not transfers or len(documents) * len(surrogates) < 2:
+    transfers = any(row.source == "transfer" for row in results[0].attacks)
+    if not transfers or len(results) * len(surrogates) < 2:
         return None
-    first, *others = ((each["threat"], each["dataset"]) for each in documents)
-    if any(each != first for each in others):
+    if any((each.threat, each.dataset) != (results[0].threat, results[0].dataset) for each in results):
         print("no matrix.json: the models were attacked on other images or at other eps", file=sys.stderr)
         return None
-    return matrix(documents, surrogates)
+    return matrix(results, surrogates)
 
 
-def matrix_table(document: dict[str, Any], path: Path) -> None:
-    """Print where the matrix is; of several models a column each, since the rows of one say it all."""
-    targets = document["targets"]
+def matrix_table(matrix: "Matrix", path: Path) -> None:
+    """Print where the matrix is, and with several models a column per model: the rows of a single one say it all."""
     rows: list[list[str]] = []
-    for table in document["tables"]:
-        shares, what = table["robust_accuracy"], "robust"
-        if table["eps"] is None:
-            shares, what = table["success"], "success"
-        eps = "unbounded" if table["eps"] is None else format_fraction(table["eps"])
-        for surrogate, line in zip(document["surrogates"], shares, strict=True):
-            own = [target["sha256"] == surrogate["sha256"] for target in targets]
+    for table in matrix.tables:
+        bounded = table.eps is not None
+        shares, what = (table.robust_accuracy, "robust") if bounded else (table.success, "success")
+        for surrogate, line in zip(matrix.surrogates, shares, strict=True):
+            own = [target.sha256 == surrogate.sha256 for target in matrix.targets]
             cells = [_cell(share, marked) for share, marked in zip(line, own, strict=True)]
-            rows.append([surrogate["name"], table["attack"], eps, what, *cells])
-    if len(targets) > 1:
-        plain_table(["made on", "attack", "eps", "share", *(target["path"] for target in targets)], rows, left=4)
+            rows.append([surrogate.name, table.attack, eps_text(table.eps), what, *cells])
+    if len(matrix.targets) > 1:
+        plain_table(["made on", "attack", "eps", "share", *(each.path for each in matrix.targets)], rows, left=4)
         if any(cell.startswith("*") for row in rows for cell in row):
             print("* made on this very file")
     print(path)

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.images import dataset_of
 from dgad_tk.common import UserError
 from dgad_tk.names import same_names
 
@@ -15,13 +14,40 @@ if TYPE_CHECKING:
     from dgad_tk.predictor import Predictor
 
 
+def dataset_of(
+    artifact: "Artifact | None",
+    name: str | None = None,
+    data_dir: Path | None = None,
+    image_size: int | None = None,
+) -> "Dataset":
+    """The dataset that the flags name, what they leave open taken from the record.
+
+    Raises:
+        UserError: neither names one, or it cannot be loaded.
+    """
+    from dgad_tk.data import load_dataset
+
+    if artifact is None and name is None:
+        raise UserError(
+            "the model carries no dgad metadata record, so its images are unknown",
+            hint="name them with --dataset",
+        )
+    if artifact is not None and name in (None, artifact.dataset):
+        options = artifact.dataset_options
+        name = artifact.dataset
+        data_dir = data_dir or (Path(options["data_dir"]) if "data_dir" in options else None)
+        image_size = image_size or options.get("image_size")
+    assert name is not None
+    return load_dataset(name, data_dir=data_dir, image_size=image_size)
+
+
 def named_images(path: Path, dataset: str | None, data_dir: Path | None, image_size: int | None) -> "Dataset | None":
     """The images that the flags name, what they leave open taken from the record in `path`; None if they name none.
 
     Raises:
         UserError: the file cannot be read, or the images cannot be loaded.
     """
-    from exporters import read_record
+    from exporters.formats import read_record
 
     return dataset_of(read_record(path), dataset, data_dir, image_size) if dataset is not None else None
 
@@ -34,6 +60,7 @@ def open_model(
     interface: "Interface | None" = None,
     *,
     gradients: bool = True,
+    trust: bool = False,
 ) -> "tuple[Predictor, Dataset]":
     """A model and its images. Either may have to say what shape the other has.
 
@@ -41,16 +68,18 @@ def open_model(
 
     Args:
         gradients: of the model are needed. Without them an ONNX file may have operators that its twin lacks.
+        trust: open a file that is a program (.pt, .pt2).
 
     Raises:
         UserError: one of them cannot be opened, or their classes differ.
     """
     from dgad_tk.interface import AS_IS
-    from exporters import NoGradients, load
+    from exporters.formats import load
+    from exporters.from_onnx import NoGradients
 
     images = named_images(path, dataset, data_dir, image_size)
     try:
-        predictor = load(path, images.shape if images else None, interface or AS_IS)
+        predictor = load(path, images.shape if images else None, interface or AS_IS, trust=trust)
     except NoGradients as error:
         if gradients:
             hint = f"`dgad attack --suite blackbox` needs no gradients; {error.hint}"

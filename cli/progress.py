@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from evaluators.evaluate import Progress as AttackState
 
 QUIET_SECONDS = 10.0
-"""Off a terminal, a line at most this often."""
+"""Seconds between two lines where stderr is no terminal."""
 
 
 class _Live:
@@ -63,7 +63,7 @@ class _Live:
         self.line(text)
 
     def show(self, name: str, done: float, total: float, detail: str) -> None:
-        """Move the bar `name`; off a terminal, a line now and then."""
+        """Move the bar `name`; where there is no terminal, print a line now and then."""
         if name not in self.tasks:
             # A resumed run is not at 0, and did not come this far just now.
             self.tasks[name] = self.bar.add_task(name, total=total, completed=int(done), detail="")

@@ -11,15 +11,18 @@ if TYPE_CHECKING:
     from evaluators import Surrogate
 
 
-def surrogates_of(files: list[Path] | None, images: "Dataset", *, quiet: bool) -> "list[Surrogate]":
+def surrogates_of(files: list[Path] | None, images: "Dataset", *, quiet: bool, trust: bool) -> "list[Surrogate]":
     """The models in `files`, or two that are trained on the spot where there are none.
 
+    Args:
+        trust: open files that are programs (.pt, .pt2).
+
     Raises:
-        UserError: one of them is for other images.
+        UserError: one of them cannot be opened, or is for other images.
     """
     from evaluators import Surrogate
     from evaluators.surrogates import made_on_the_spot
-    from exporters import load
+    from exporters.formats import load
 
     if not files:
         from cli.progress import TrainingProgress
@@ -28,7 +31,7 @@ def surrogates_of(files: list[Path] | None, images: "Dataset", *, quiet: bool) -
             return made_on_the_spot(images, on_progress=progress)
     found: list[Surrogate] = []
     for path in files:
-        predictor = load(path, images.shape)
+        predictor = load(path, images.shape, trust=trust)
         if predictor.input_shape != images.shape or predictor.classes != len(images.classes):
             raise UserError(
                 f"surrogate '{path}' takes {predictor.input_shape} and gives {predictor.classes} classes, "

@@ -1,11 +1,17 @@
 """The table that `dgad attack` prints."""
 
-from typing import Any
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from dgad_tk.common import format_fraction
+
+if TYPE_CHECKING:
+    from evaluators.results import ClassShare, Interval, Results
 
 WIDE = 160
 """Columns where there is no terminal to ask: a log or a pipe should not cut names."""
@@ -24,89 +30,93 @@ def plain_table(names: list[str], rows: list[list[str]], *, left: int = 1) -> No
     console.print(table)
 
 
-def results_table(documents: list[dict[str, Any]]) -> None:
-    """Print one table of all evaluated models, what to doubt about them, and where the files are."""
-    several = len(documents) > 1
+def results_table(attacked: "Sequence[tuple[Results, Path]]") -> None:
+    """Print one table of all evaluated models, what to doubt about them, and where the files are.
+
+    Args:
+        attacked: results, and the folder that they are in.
+    """
+    several = len(attacked) > 1
     names = ["attack", "eps", "robust", "95 % interval", "success", "median L2", "seconds"]
-    rows = [
-        [*([document["model"]["path"]] if several else []), *cells]
-        for document in documents
-        for cells in _rows(document)
-    ]
+    rows = [[*([each.model.path] if several else []), *cells] for each, _ in attacked for cells in _rows(each)]
     plain_table([*(["model"] if several else []), *names], rows, left=3 if several else 2)
-    for document in documents:
-        where = f"{document['model']['path']}: " if several else ""
-        for line in _more(document):
+    for results, folder in attacked:
+        where = f"{results.model.path}: " if several else ""
+        for line in _more(results):
             print(f"{where}{line}")
-        print(f"{where}believable: {document['checks']['verdict']}")
-        for text, names in _doubts(document).items():
+        print(f"{where}believable: {results.checks.verdict}")
+        for text, names in _doubts(results).items():
             print(f"  {', '.join(names)}: {text}")
-        print(f"{where}{document['folder']}/results.json")
+        print(f"{where}{folder}/results.json")
 
 
-def _more(document: dict[str, Any]) -> list[str]:
+def print_json(results: "Sequence[Results]") -> None:
+    """Print results as JSON: one document, or a list of several."""
+    documents = [each.to_dict() for each in results]
+    print(json.dumps(documents if len(documents) > 1 else documents[0]))
+
+
+def eps_text(eps: float | None) -> str:
+    return "unbounded" if eps is None else format_fraction(eps)
+
+
+def _more(results: "Results") -> list[str]:
     """What has no column: the classes that are worst off, the stages of ensembles, and what papers print of an attack
     without a ball."""
     from evaluators.suites import SUITES
 
-    lines = [_worst_class("clean", document["clean"]["classes"], "correct")]
-    lines += [
-        _worst_class(f"under attack at {format_fraction(worst['eps'])}", worst["classes"], "robust")
-        for worst in document["worst_case"]
-    ]
-    for attack in document["attacks"]:
-        if attack["stages"]:
-            stages = ", ".join(f"{stage['name']} {stage['broken']:,}" for stage in attack["stages"])
-            lines.append(f"{attack['id']} broke by stage: {stages}")
-        if attack["accuracy"] is not None and attack["name"] in SUITES["paper"] and attack["surrogate"] is None:
-            lines.append(f"{attack['id']} left {attack['accuracy']:.1%} right, the accuracy that papers print")
+    lines = [_worst_class("clean", results.clean.classes)]
+    lines += [_worst_class(f"under attack at {format_fraction(each.eps)}", each.classes) for each in results.worst_case]
+    for row in results.attacks:
+        if row.stages:
+            stages = ", ".join(f"{stage.name} {stage.broken:,}" for stage in row.stages)
+            lines.append(f"{row.id} broke by stage: {stages}")
+        if row.accuracy is not None and row.name in SUITES["paper"] and row.surrogate is None:
+            lines.append(f"{row.id} left {row.accuracy:.1%} right, the accuracy that papers print")
     return lines
 
 
-def _worst_class(when: str, classes: list[dict[str, Any]], key: str) -> str:
+def _worst_class(when: str, classes: "Sequence[ClassShare]") -> str:
     """The class with the smallest share of right images, the first of several."""
-    worst = min(classes, key=lambda each: each[key] / each["n"])
-    share = f"{worst[key] / worst['n']:.1%} ({worst[key]:,} of {worst['n']:,})"
-    return f"worst of {len(classes)} classes {when}: '{worst['class']}', {share}"
+    worst = min(classes, key=lambda each: each.right / each.n)
+    share = f"{worst.right / worst.n:.1%} ({worst.right:,} of {worst.n:,})"
+    return f"worst of {len(classes)} classes {when}: '{worst.class_}', {share}"
 
 
-def _doubts(document: dict[str, Any]) -> dict[str, list[str]]:
+def _doubts(results: "Results") -> dict[str, list[str]]:
     """What to know about checks and rows, each text once, with the names it is said of."""
     doubts: dict[str, list[str]] = {}
-    for item in document["checks"]["items"]:
-        if item["verdict"] != "high" and item["name"] not in doubts.setdefault(item["detail"], []):
-            doubts[item["detail"]].append(item["name"])
+    for item in results.checks.items:
+        if item.verdict != "high" and item.name not in doubts.setdefault(item.detail, []):
+            doubts[item.detail].append(item.name)
     said = set(doubts)
-    for attack in document["attacks"]:
-        notes = attack["flags"] + ([f"skipped: {attack['reason']}"] if attack["status"] == "skipped" else [])
-        for note in notes:
+    for row in results.attacks:
+        for note in [*row.flags, *([f"skipped: {row.reason}"] if row.status == "skipped" else [])]:
             if note not in said:
-                doubts.setdefault(note, []).append(attack["id"])
+                doubts.setdefault(note, []).append(row.id)
     return doubts
 
 
-def _rows(document: dict[str, Any]) -> list[list[str]]:
-    clean, n = document["clean"], document["dataset"]["n"]
-    rows = [["clean", "", f"{clean['accuracy']:.1%}", "", "", "", ""]]
-    for attack in document["attacks"]:
-        eps = format_fraction(attack["eps"]) if attack["eps"] is not None else "unbounded"
-        if attack["status"] != "done":
-            rows.append([attack["id"], eps, attack["status"], "", "", "", ""])
+def _rows(results: "Results") -> list[list[str]]:
+    rows = [["clean", "", _percent(results.clean.accuracy), "", "", "", ""]]
+    for row in results.attacks:
+        if row.status != "done":
+            rows.append([row.id, eps_text(row.eps), row.status, "", "", "", ""])
             continue
         rows.append(
             [
-                attack["id"] if attack["n"] == n else f"{attack['id']} (first {attack['n']:,})",
-                eps,
-                _percent(attack["robust_accuracy"]),
-                _interval(attack["ci95"]),
-                _percent(attack["success"]),
-                "" if attack["median_l2"] is None else f"{attack['median_l2']:.3f}",
-                f"{attack['seconds']:.1f}",
+                row.id if row.n == results.dataset.n else f"{row.id} (first {row.n:,})",
+                eps_text(row.eps),
+                _percent(row.robust_accuracy),
+                _interval(row.ci95),
+                _percent(row.success),
+                "" if row.median_l2 is None else f"{row.median_l2:.3f}",
+                f"{row.seconds:.1f}",
             ]
         )
-    for worst in document["worst_case"]:
-        share, interval = _percent(worst["robust_accuracy"]), _interval(worst["ci95"])
-        rows.append([f"worst case {worst['norm']}", format_fraction(worst["eps"]), share, interval, "", "", ""])
+    for worst in results.worst_case:
+        share, interval = _percent(worst.robust_accuracy), _interval(worst.ci95)
+        rows.append([f"worst case {worst.norm}", format_fraction(worst.eps), share, interval, "", "", ""])
     return rows
 
 
@@ -114,5 +124,5 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
 
 
-def _interval(ends: list[float] | None) -> str:
+def _interval(ends: "Interval | None") -> str:
     return "" if ends is None else f"{ends[0]:.1%} to {ends[1]:.1%}"

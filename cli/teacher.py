@@ -1,6 +1,5 @@
 """Teachers that are model files: ONNX, TorchScript and whatever else `exporters` opens."""
 
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -16,23 +15,25 @@ if TYPE_CHECKING:
     from dgad_tk.data import Dataset
 
 
-def model_file_teacher(config: "TrainConfig") -> "Callable[[Dataset], tuple[nn.Module, str]] | None":
+def model_file_teacher(config: "TrainConfig", *, trust: bool) -> "Callable[[Dataset], tuple[nn.Module, str]] | None":
     """What opens the teacher of a run whose config names a model file, for `dgad_tk.train.train`.
 
     None where the method has no teacher, or it is trained first, or it is weights, which `dgad_tk` reads itself.
 
     Args:
         config: resolved.
+        trust: open a file that is a program (.pt, .pt2).
     """
+    from dgad_tk.config import AUTO
     from dgad_tk.methods import find_method
 
     path = Path(config.teacher)
-    if config.teacher == "auto" or not find_method(config.method).needs_teacher or not _is_model_file(path):
+    if config.teacher == AUTO or not find_method(config.method).needs_teacher or not _is_model_file(path):
         return None
-    return partial(_open, config, path)
+    return partial(_open, config, path, trust)
 
 
-def _open(config: "TrainConfig", path: Path, dataset: "Dataset") -> "tuple[nn.Module, str]":
+def _open(config: "TrainConfig", path: Path, trust: bool, dataset: "Dataset") -> "tuple[nn.Module, str]":
     """The teacher in a model file, in eval mode, frozen, with its name and SHA-256.
 
     Raises:
@@ -43,29 +44,25 @@ def _open(config: "TrainConfig", path: Path, dataset: "Dataset") -> "tuple[nn.Mo
     from dgad_tk.models import Normalize, check_input
     from dgad_tk.normalisation import check_given
     from dgad_tk.teachers import check_record
-    from exporters import load
+    from exporters.formats import load
 
-    predictor = load(path, dataset.shape)
-    module, record = predictor.module, predictor.artifact
+    predictor = load(path, dataset.shape, trust=trust)
+    module, record = predictor.network, predictor.artifact
+    if module is None:
+        module = predictor.module
     if module is None:
         raise UserError(
             f"'{path}' has no gradients, and a teacher is attacked through", hint="give its weights or an ONNX file"
         )
     if record is not None:
-        check_record(record, dataset)
+        check_record(record, dataset, given=config.teacher_mean + config.teacher_std)
     if predictor.input_shape != dataset.shape:
         raise UserError(
             f"'{path}' takes images of shape {predictor.input_shape}, '{dataset.name}' has {dataset.shape}",
             hint="a model file takes the images it was made for; its weights may take others",
         )
+    check_given(config.teacher_mean, config.teacher_std, dataset.shape[0])
     name = record.model if record is not None else path.stem.replace(" ", "-")
-    if config.teacher_mean:
-        if record is not None:
-            raise UserError(
-                f"'{path}' says itself how it normalises its images",
-                hint="leave out --teacher-mean and --teacher-std",
-            )
-        check_given(config.teacher_mean, config.teacher_std, dataset.shape[0])
     # As `build_model` lays networks out: the check of a teacher looks for that, and a bare TorchScript module is no
     # whole nn.Module.
     normalize = Normalize(config.teacher_mean, config.teacher_std) if config.teacher_mean else nn.Identity()
@@ -76,18 +73,9 @@ def _open(config: "TrainConfig", path: Path, dataset: "Dataset") -> "tuple[nn.Mo
 
 def _is_model_file(path: Path) -> bool:
     """Whether `exporters` opens it. A .pt is TorchScript if there is code in it, else a checkpoint of weights."""
-    from exporters import LOADERS
+    from dgad_tk.weight_files import is_torchscript
+    from exporters.formats import LOADERS
 
     if not path.is_file() or path.suffix == ".safetensors" or path.suffix not in LOADERS:
         return False
-    return path.suffix != ".pt" or _is_torchscript(path)
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Told from the names in the archive: nothing in it is read, let alone run."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.partition("/")[2] for name in archive.namelist()]
-    except (zipfile.BadZipFile, OSError):
-        return False
-    return "constants.pkl" in names and any(name.startswith("code/") for name in names)
+    return path.suffix != ".pt" or is_torchscript(path)

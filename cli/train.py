@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.alike import ALIKE_DATASETS, compute_alike
-from cli.flags import real, whole
-from cli.interface import numbers
+from cli.flags import TRUST, numbers, real, whole
 from dgad_tk.common import UserError
 
 if TYPE_CHECKING:
@@ -34,17 +33,22 @@ def train(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="Run folder, weights (.safetensors, a PyTorch checkpoint), .onnx or TorchScript (.pt; it is code, so "
-            "only one you trust), or auto: train one first. [auto]"
+            help="Run folder, weights (.safetensors, a PyTorch checkpoint), .onnx, with --trust .pt2 or TorchScript "
+            "(.pt), or auto: train one first. [auto]"
         ),
     ] = None,
     teacher_model: Annotated[
         str | None, typer.Option(help="Network of an auto teacher, or of foreign weights. [resnet20, told from them]")
     ] = None,
     teacher_mean: Annotated[
-        str | None, typer.Option(help="What a foreign teacher's images are normalised by: 0.49,0.48,0.45. [nothing]")
+        str | None,
+        typer.Option(
+            help="Mean per channel that a foreign teacher's images are normalised by: 0.49,0.48,0.45. [nothing]"
+        ),
     ] = None,
-    teacher_std: Annotated[str | None, typer.Option(help="With --teacher-mean.")] = None,
+    teacher_std: Annotated[
+        str | None, typer.Option(help="Standard deviation per channel, given with --teacher-mean.")
+    ] = None,
     teacher_method: Annotated[str | None, typer.Option(help="How an auto teacher is trained. [trades]")] = None,
     teacher_epochs: Annotated[
         int | None, whole("--teacher-epochs", "Epochs of an auto teacher. [as --epochs, or 20 on digits]")
@@ -53,20 +57,26 @@ def train(
         list[str] | None,
         typer.Option("--set", help="key=value: any key of config.yaml, or METHOD.option. Repeatable."),
     ] = None,
-    epochs: Annotated[int | None, whole("--epochs", "[25 on digits, 40 on fashion-mnist, else 200]")] = None,
-    batch_size: Annotated[int | None, whole("--batch-size", "[64 on digits, else 128]")] = None,
-    seed: Annotated[int | None, whole("--seed", "Of every random draw. [0]")] = None,
-    precision: Annotated[str | None, typer.Option(help="Of the inner maximisation: fp32 or bf16. [fp32]")] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile for the inner maximisation.")] = False,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
+    epochs: Annotated[
+        int | None, whole("--epochs", "Epochs of training. [25 on digits, 40 on fashion-mnist, else 200]")
+    ] = None,
+    batch_size: Annotated[int | None, whole("--batch-size", "Images per step. [64 on digits, else 128]")] = None,
+    seed: Annotated[int | None, whole("--seed", "Seed of every random draw. [0]")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Precision of the inner maximisation: fp32 or bf16. [fp32]")
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile for the inner maximisation.")] = False,
+    device: Annotated[str | None, typer.Option(help="Where to compute: auto, cpu or cuda. [auto]")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. [runs/DATASET-METHOD-STUDENT]")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, or with the newest unfinished one.")
     ] = False,
     checkpoint_minutes: Annotated[
-        float | None, real("--checkpoint-minutes", "Save this often within an epoch; its end is always saved. [10]")
+        float | None,
+        real("--checkpoint-minutes", "Minutes between checkpoints within an epoch; its end is always saved. [10]"),
     ] = None,
     limit_train: Annotated[int | None, whole("--limit-train", "Use the first N training images.")] = None,
+    trust: TRUST = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -74,12 +84,14 @@ def train(
 
     Ctrl-C ends the run after the step it is in, and saves it; a second Ctrl-C ends it at once.
     """
-    flags = {name: value for name, value in locals().items() if name in _FLAGS}
-    given = {name: value for name, value in flags.items() if value is not None and value is not False}
+    from dgad_tk.config import TrainConfig
+
+    keys = {name: value for name, value in locals().items() if name in TrainConfig.model_fields}
+    flags = {name: value for name, value in keys.items() if value is not None and value is not False}
     for name in ("teacher_mean", "teacher_std"):
-        if name in given:
-            given[name] = numbers(given[name], f"--{name.replace('_', '-')}")
-    run_config, out = _configured(given, config, settings or [], out, resume)
+        if name in flags:
+            flags[name] = numbers(flags[name], f"--{name.replace('_', '-')}")
+    run_config, out = _configured(flags, config, settings or [], out, resume)
     if run_config.dataset in ALIKE_DATASETS:
         compute_alike()
 
@@ -99,7 +111,7 @@ def train(
                 run_config,
                 out=out,
                 resume=resume,
-                teacher=model_file_teacher(run_config),
+                teacher=model_file_teacher(run_config, trust=trust),
                 download=download,
                 on_progress=progress,
                 on_message=progress.message,
@@ -117,6 +129,7 @@ def train(
 def _announce(config: "TrainConfig") -> None:
     """What is about to happen, on stderr."""
     from dgad_tk.common import format_fraction
+    from dgad_tk.config import AUTO
     from dgad_tk.methods import find_method
     from dgad_tk.models import find_model
 
@@ -125,7 +138,7 @@ def _announce(config: "TrainConfig") -> None:
     text = f"{config.student} by {config.method} on {config.dataset} for {config.epochs} epochs ({threat})"
     if find_method(config.method).needs_teacher:
         auto = f"a {config.teacher_model} that is trained first, by {config.teacher_method}, since none was given"
-        text += f"; teacher: {auto if config.teacher == 'auto' else config.teacher}"
+        text += f"; teacher: {auto if config.teacher == AUTO else config.teacher}"
     print(text, file=sys.stderr)
 
 
@@ -143,35 +156,13 @@ def _say_how_to_resume(taken: "list[RunFolder]", processes: int) -> None:
     print(f"\nto go on: {again}" + (" (under torchrun, as before)" if processes > 1 else ""), file=sys.stderr)
 
 
-_FLAGS = {
-    "dataset",
-    "data_dir",
-    "image_size",
-    "method",
-    "student",
-    "teacher",
-    "teacher_model",
-    "teacher_mean",
-    "teacher_std",
-    "teacher_method",
-    "teacher_epochs",
-    "epochs",
-    "batch_size",
-    "seed",
-    "precision",
-    "compile",
-    "device",
-    "checkpoint_minutes",
-    "limit_train",
-}
-
-
 def _configured(
     given: dict[str, Any], config: str | None, settings: list[str], out: Path | None, resume: bool
 ) -> tuple["TrainConfig", Path | None]:
     """Defaults, then the config file or the run to resume, then `DGAD_*`, then flags."""
-    from dgad_tk.config import TrainConfig, validated
-    from dgad_tk.recipe import load_recipe
+    from dgad_tk.config import TrainConfig
+    from dgad_tk.parsing import validated
+    from dgad_tk.recipe import load_recipe, over
     from dgad_tk.runs import RunFolder, newest_run
     from dgad_tk.settings import from_environment, parse_settings
 
@@ -187,12 +178,7 @@ def _configured(
         values |= recipe.values | ({"paper": recipe.paper} if recipe.paper else {})
     values |= from_environment(os.environ)
     values |= given
-    changes = parse_settings(settings)
-    for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(values.get(key), dict):
-            values[key] = {**values[key], **value}
-        else:
-            values[key] = value
+    values = over(values, parse_settings(settings))
     found = validated(TrainConfig, values, "config").resolved()
     if "teacher" not in values:
         _refuse_another_teacher(found)

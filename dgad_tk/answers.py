@@ -5,6 +5,7 @@ one answer for all is 95 % right where 95 % of the images are of one class. Each
 gain far above noise, so that a model which is merely not good raises none.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,19 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dgad_tk.shares import wilson
-
 Classes = NDArray[np.int64]
 NONE = -1
 """The answer of a model whose logits are not finite: no class at all."""
 
 NOWHERE = -2
-"""Where an order has no class for a label; never an answer."""
+"""What an order gives for a label that it has no class for; never an answer."""
 
 CHANCE = 0.005
-"""So rarely would images that another order puts right outnumber those it spoils if it were no better."""
+"""Level of the sign test: how often an order that is no better may seem better."""
 EXPLAINED = 1 / 3
-"""Share of the errors on the classes concerned that another order has to put right, after what it spoils."""
+"""Share of the errors on the classes concerned that another order has to put right, less what it spoils."""
 MOST_NAMED = 10
 MOST_PAIRS = 2**22
 """Pairs of a label and an answer that an assignment is looked for among: 2,000 classes take seconds and 32 MB."""
@@ -168,19 +167,16 @@ def _assigned(labels: Classes, answers: Classes, k: int, known: int) -> Classes:
     return order
 
 
-def _groups(order: Classes) -> list[list[int]]:
+def _groups(order: Classes) -> list[Classes]:
     """Classes that take each other's places: what one of them moves to is the next one's."""
-    left, groups = {int(k) for k in np.flatnonzero(order != np.arange(len(order)))}, []
-    taken_from = {int(j): k for k, j in enumerate(order.tolist())}
-    while left:
-        group = [min(left)]
-        while (following := int(order[group[-1]])) in left and following not in group:
-            group.append(following)
-        while (before := taken_from.get(group[0])) in left and before not in group:
-            group.insert(0, before)
-        left -= set(group)
-        groups.append(group)
-    return groups
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    moved = np.flatnonzero(order != np.arange(len(order)))
+    inside = moved[order[moved] < len(order)]
+    graph = coo_array((np.ones(len(inside)), (inside, order[inside])), shape=(len(order), len(order)))
+    _, component = connected_components(graph, directed=False)
+    return [moved[component[moved] == each] for each in np.unique(component[moved])]
 
 
 def _moves(order: Classes, names: Sequence[str]) -> str:
@@ -216,6 +212,17 @@ def one_answer(labels: Classes, answers: Classes, names: Sequence[str]) -> str:
         f"{right / n:.1%} of {n:,} images are right, and the answer '{names[largest]}' alone would have "
         f"{share:.1%}: it is given to {float((answers == largest).mean()):.1%} of all images"
     )
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson, JASA 22, 1927); (0, 1) of nothing."""
+    if n == 0:
+        return 0.0, 1.0
+    z = 1.959963984540054
+    share, shrink = successes / n, 1 + z * z / n
+    middle = (share + z * z / (2 * n)) / shrink
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / shrink
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def per_class(labels: Classes, right: NDArray[np.bool_], classes: int) -> tuple[Classes, Classes]:

@@ -6,6 +6,7 @@ It is why `dgad attack --model student.onnx` needs no further flag, and why a fi
 import math
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata as packages
 from typing import Any, Literal
 
@@ -19,6 +20,17 @@ LARGEST_IMAGE = 2**28
 
 KEY = "dgad"
 """Name of the record in a file's string metadata (safetensors, ONNX `metadata_props`, TorchScript extra file)."""
+
+
+_TOOLS = [
+    "dgad-tk",
+    "torch",
+    "onnx",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "adversarial-robustness-toolbox",
+    "pyautoattack",
+]
 
 
 class Artifact(BaseModel):
@@ -92,19 +104,8 @@ class Artifact(BaseModel):
 
 def tool_versions() -> dict[str, str]:
     """Versions of what computes the numbers, for the record and for results."""
-    names = [
-        "dgad-tk",
-        "torch",
-        "onnx",
-        "onnxruntime-gpu",
-        "onnxruntime",
-        "adversarial-robustness-toolbox",
-        "pyautoattack",
-    ]
     found = {"python": platform.python_version()}
-    for name in names:
-        try:
+    for name in _TOOLS:
+        with suppress(packages.PackageNotFoundError):  # ONNX Runtime comes under one of two names
             found[name] = packages.version(name)
-        except packages.PackageNotFoundError:
-            continue  # onnxruntime comes under one of two names
     return found

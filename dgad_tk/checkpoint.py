@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -13,25 +14,25 @@ from dgad_tk.artifact import KEY, Artifact
 from dgad_tk.common import UserError, reason_of, written_aside
 from dgad_tk.first_bytes import archive_of, beginning, is_pickle
 from dgad_tk.models import build_model
-from dgad_tk.weight_files import Unreadable, read_pickled, read_safetensors
+from dgad_tk.weight_files import read_pickled, read_safetensors
 
 STATE_FORMAT = 1
 
 
 def save_weights(path: Path, model: nn.Module, artifact: Artifact) -> None:
     """Write a model's parameters, buffers and record. The file holds tensors and text: opening it runs nothing."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    content = save(tensors, metadata={KEY: artifact.to_json()})
-    with written_aside(path) as aside:
-        aside.write_bytes(content)  # by Python, whose error on a full disk says so
+    _write(path, {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, artifact)
 
 
 def save_record(path: Path, artifact: Artifact) -> None:
     """Put another record into a file of `save_weights`, beside the same tensors."""
-    tensors, _ = read_weights(path)
+    _write(path, read_weights(path)[0], artifact)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], artifact: Artifact) -> None:
     content = save(tensors, metadata={KEY: artifact.to_json()})
     with written_aside(path) as aside:
-        aside.write_bytes(content)
+        aside.write_bytes(content)  # by Python, whose error on a full disk says so
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Artifact]:
@@ -48,10 +49,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Artifact]:
             f"'{path}' is no safetensors file, and only these carry the record of `dgad train`",
             hint="give the run folder or its best.safetensors; other weights can teach: `dgad train --teacher`",
         )
-    try:
-        tensors, metadata = read_safetensors(path)
-    except Unreadable as error:
-        raise error.as_user_error(f"cannot read '{path}' as weights of `dgad train`") from None
+    tensors, metadata = read_safetensors(path, f"cannot read '{path}' as weights of `dgad train`")
     artifact = Artifact.from_mapping(metadata, str(path))
     if artifact is None:
         raise UserError(
@@ -59,6 +57,15 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Artifact]:
             hint="use the best.safetensors of a run folder",
         )
     return tensors, artifact
+
+
+def has_record(path: Path) -> bool:
+    """Whether a file says of itself that `save_weights` wrote it. Of a damaged one, whoever reads it says why."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def load_model(path: Path) -> tuple[nn.Module, Artifact]:
@@ -104,12 +111,9 @@ def load_state(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"nothing to resume: no such file '{path}'", hint="start the run without --resume")
     try:
-        state = read_pickled(path)
-    except Unreadable as error:
-        raise UserError(
-            f"'{path}' is not a checkpoint that can be read safely: {error.reason}",
-            hint="copy it again if it was copied; else start the run anew",
-        ) from None
+        state = read_pickled(path, f"'{path}' is not a checkpoint that can be read safely")
+    except UserError as error:
+        raise UserError(error.message, hint="copy it again if it was copied; else start the run anew") from None
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT or not state.keys() >= set(keys):
         raise UserError(f"'{path}' is not a checkpoint of this version", hint="start the run anew")
     return state

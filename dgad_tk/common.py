@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -125,53 +125,31 @@ def written_aside(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written; it names `path`, which says more than the temporary name or none.
     """
-    aside: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        aside = Path(name)
-        yield aside
-        with aside.open("rb+") as file:  # Windows flushes no file that is open for reading alone
-            synced(file)
-        _share(aside)
-        aside.replace(path)
-    except OSError as error:
-        _name(error, path, aside)
-        raise
-    finally:
-        if aside is not None:
+    aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    with naming(path, instead_of=aside):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside.touch(exist_ok=False)
+            yield aside
+            with aside.open("rb+") as file:  # Windows flushes no file that is open for reading alone
+                synced(file)
+            aside.replace(path)
+        finally:
             with suppress(OSError):  # gone, or what is wrong has been said
                 aside.unlink()
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Put `path` into the errors of the system's that name no file: those of an open one, of a lock, of a full disk."""
+def naming(path: Path, *, instead_of: Path | None = None) -> Iterator[None]:
+    """Put `path` into the system's errors that name no file, as of a lock or a full disk, or that name `instead_of`."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None and error.filename is None:
+        if error.errno is not None and error.filename in (None, str(instead_of)):
             error.filename = str(path)
+            if error.filename2 is not None:
+                del error.filename2
         raise
-
-
-def _share(path: Path) -> None:
-    """Give a file of mkstemp's, whose 0600 is meant for secrets, the mode that any other new file has."""
-    umask = os.umask(0)
-    os.umask(umask)
-    with suppress(OSError):  # a file system without modes; who may not replace the file is told so next
-        path.chmod(0o666 & ~umask)
-
-
-def _name(error: OSError, path: Path, aside: Path | None) -> None:
-    """Put the file that was to be written into an error of the system's that names a temporary one or none."""
-    named = Path(error.filename) if isinstance(error.filename, str) else None
-    temporary = named == aside or (aside is None and named is not None and named.name.startswith(f".{path.stem}-"))
-    if error.errno is not None and (named is None or temporary):
-        error.filename = str(path)
-        if error.filename2 is not None:
-            del error.filename2
 
 
 def cache_dir() -> Path:

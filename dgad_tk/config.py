@@ -7,22 +7,21 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from dgad_tk.common import UserError, lookup, nearest, parse_fraction, written_aside
-from dgad_tk.strict_yaml import written_yaml
-from dgad_tk.typed import typed
-
-Fraction = Annotated[float, BeforeValidator(parse_fraction)]
-"""A share of the pixel range [0, 1]; `8/255` is accepted."""
+from dgad_tk.common import lookup, parse_fraction, written_aside
+from dgad_tk.parsing import TypedKeys, written_yaml
 
 When = Annotated[float, Field(ge=0)]
 """A moment of a run: below 1 a share of its epochs, else a number of whole epochs."""
 
 Radius = Annotated[float, BeforeValidator(partial(parse_fraction, upper=math.inf)), Field(gt=0)]
-"""A distance in units of the pixel range; in L2 it may be above 1."""
+"""A distance in units of the pixel range [0, 1]; `8/255` is accepted. In L2 and L1 it may be above 1."""
+
+Norm = Literal["linf", "l2", "l1"]
+"""What distances are measured by; what is done in one: `dgad_tk.balls`."""
 
 AUTO = "auto"
 """Teacher of a run that trains one first."""
@@ -33,32 +32,19 @@ FREE = {"checkpoint_minutes", "paper"}
 PLACES = {"data_dir", "teacher", "device"}
 """Keys that say where something is, and may change: the SHA-256 that a run keeps of it says what it is."""
 
-M = TypeVar("M", bound=BaseModel)
-
 
 def epoch_of(when: float, epochs: int) -> int:
     """The epoch, from 0, that begins at `when`."""
     return round(when * epochs) if when < 1 else round(when)
 
 
-class _Settings(BaseModel):
-    """Keys whose values are read by the type of the key, whoever wrote them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_type(cls, values: Any) -> Any:
-        return typed(cls, values) if isinstance(values, dict) else values
-
-
-class ThreatModel(_Settings):
+class ThreatModel(TypedKeys):
     """What the adversary may do to an image, and how hard the inner maximisation tries.
 
     The paper's setting on colour images is Linf 8/255 in 10 steps of 2/255.
     """
 
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Norm = "linf"
     eps: Radius
     step_size: Radius
     steps: int = Field(10, ge=1)
@@ -70,12 +56,12 @@ class ThreatModel(_Settings):
         return self
 
     @classmethod
-    def of(cls, norm: Literal["linf", "l2"], eps: float, steps: int = 10) -> Self:
+    def of(cls, norm: Norm, eps: float, steps: int = 10) -> Self:
         """The convention of every evaluation here: steps of eps / 4."""
         return cls(norm=norm, eps=eps, step_size=eps / 4, steps=steps)
 
 
-class TrainConfig(_Settings):
+class TrainConfig(TypedKeys):
     """One training run. Defaults are the paper's for CIFAR; `resolved` puts a dataset's own in their place."""
 
     dataset: str = "digits"
@@ -85,23 +71,23 @@ class TrainConfig(_Settings):
     """The first N of the training split's fixed stratified order."""
 
     method: str = "dgad"
-    method_options: dict[str, Any] = {}
+    method_options: dict[str, Any] = Field({})
     """Hyper-parameters of the method that differ from its defaults (`--set dgad.pcr_weight=10`)."""
     student: str = "resnet8"
     normalize: Literal["none", "dataset"] = "none"
     """Normalisation inside the student: none as in the paper's code, or the training split's mean and std."""
 
-    teacher: str = "auto"
-    """`auto` trains one first; else a run folder or a file of weights or of a model. Ignored by methods without one."""
+    teacher: str = AUTO
+    """`auto` trains one first; else a run folder, a file of weights or a model file. Ignored by methods without one."""
     teacher_model: str = ""
-    """Network of an auto teacher, resnet20 if not given; or of a file of weights, told from the file if not given."""
+    """Network of the teacher. If not given, resnet20 for an auto teacher, else what the file's weights say."""
     teacher_mean: tuple[float, ...] = ()
     teacher_std: tuple[float, ...] = ()
-    """Normalisation that a teacher from a file expects, a value a channel; none for one that has it inside."""
+    """Normalisation that a teacher from a file expects, one value per channel; none for one that has it inside."""
     teacher_method: str = "trades"
     teacher_epochs: int | None = Field(None, ge=1)
     teacher_lr: float | None = Field(None, gt=0)
-    teacher_options: dict[str, Any] = {}
+    teacher_options: dict[str, Any] = Field({})
     """Hyper-parameters of an auto teacher's method (`--set teacher_options.beta=3`)."""
 
     threat: ThreatModel | None = None
@@ -117,9 +103,9 @@ class TrainConfig(_Settings):
     milestones: tuple[When, ...] = (0.5, 0.75)
     """When the learning rate falls to a tenth, as shares of the epochs or as epochs: the paper's 100 and 150 of 200."""
     warmup_epochs: float = Field(0.0, ge=0)
-    """The learning rate rises to its schedule's in a straight line over so many epochs."""
+    """Number of epochs over which the learning rate rises in a straight line to that of its schedule."""
     clip_grad: float | None = Field(None, gt=0)
-    """Largest L2 norm of the whole gradient."""
+    """Largest L2 norm of the gradient over all weights; a longer one is scaled down to it."""
 
     averaging: Literal["none", "ema", "swa"] = "none"
     """Select and save an average of the weights: exponential over the steps, or plain over the late epochs."""
@@ -133,24 +119,24 @@ class TrainConfig(_Settings):
     """Split for choosing the best epoch. `test` is what the papers do; it leaks, and the record says so."""
     select_every: int = Field(1, ge=1)
     early_stop: int | None = Field(None, ge=1)
-    """End after so many epochs without a better one."""
+    """Stop after this number of epochs without a better one."""
     max_seconds: float | None = Field(None, gt=0)
     """Stop after the epoch in which this much time has passed. The result then depends on the machine."""
 
     seed: int = Field(0, ge=0, lt=2**32)
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the inner maximisation."""
+    """Precision of the inner maximisation."""
     outer_precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the forward passes that the weights learn from."""
+    """Precision of the forward passes that the weights learn from."""
     compile: bool = False
-    """Have torch.compile make the networks of the inner maximisation."""
+    """Compile the networks of the inner maximisation with torch.compile."""
     sync_bn: bool = False
-    """BatchNorm's statistics over the batches of all processes, as if there were one."""
+    """Compute BatchNorm's statistics over the batches of all processes, as one process would."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_minutes: float | None = Field(10.0, gt=0)
-    """How often to save within an epoch; every epoch's end is saved anyway."""
+    """Minutes between checkpoints within an epoch. The end of each epoch is saved in any case."""
 
-    paper: dict[str, Any] = {}
+    paper: dict[str, Any] = Field({})
     """What the paper prints for this run, for reports; changes nothing."""
 
     @model_validator(mode="before")
@@ -175,7 +161,7 @@ class TrainConfig(_Settings):
             raise ValueError(f"milestones must ascend, got {list(self.milestones)}")
         if len(self.teacher_mean) != len(self.teacher_std):
             raise ValueError(f"teacher_mean has {len(self.teacher_mean)} values, teacher_std {len(self.teacher_std)}")
-        if self.teacher_mean and self.teacher == "auto":
+        if self.teacher_mean and self.teacher == AUTO:
             raise ValueError("teacher_mean and teacher_std are of a teacher from a file, and teacher is auto")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
@@ -206,7 +192,7 @@ class TrainConfig(_Settings):
             if key in self.model_fields_set:
                 own.pop(f"teacher_{key}", None)
             own[f"teacher_{key}"] = getattr(self, f"teacher_{key}") or own.get(f"teacher_{key}", same)
-        if self.teacher == "auto" and not self.teacher_model:
+        if self.teacher == AUTO and not self.teacher_model:
             own["teacher_model"] = "resnet20"
         own["threat"] = self.threat or ThreatModel.of("linf", spec.eps["linf"])
         return self.model_copy(update=own)
@@ -218,7 +204,7 @@ class TrainConfig(_Settings):
                 "method": self.teacher_method,
                 "method_options": self.teacher_options,
                 "student": self.teacher_model,
-                "teacher": "auto",
+                "teacher": AUTO,
                 "teacher_mean": (),
                 "teacher_std": (),
                 "epochs": self.teacher_epochs,
@@ -239,31 +225,11 @@ class TrainConfig(_Settings):
 
         Where images and teacher lie changes nothing; whether there is a teacher does.
         """
-        mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
         free = FREE | (PLACES if (self.teacher == AUTO) == (other.teacher == AUTO) else PLACES - {"teacher"})
-        return [
-            f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key] and key not in free
-        ]
+        mine = self.model_dump(mode="json", exclude=free)
+        return differing(mine, other.model_dump(mode="json"))
 
 
-def validated(model: type[M], values: Mapping[str, Any], where: str) -> M:
-    """`values` as a `model`.
-
-    Raises:
-        UserError: an unknown key (with the nearest known one) or a value out of range.
-    """
-    try:
-        return model.model_validate(dict(values))
-    except UserError as error:
-        raise UserError(f"{where}: {error.message}", hint=error.hint) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = model if len(first["loc"]) == 1 else ThreatModel
-            hint = nearest(str(first["loc"][-1]), known.model_fields)
-            raise UserError(f"{where}: unknown key '{name}'", hint=hint) from None
-        message = first["msg"].removeprefix("Value error, ")
-        if not name:  # of several keys together: the message names them
-            raise UserError(f"{where}: {message}", hint="see `dgad train --help`") from None
-        raise UserError(f"{where}: {name}: {message}, got {first['input']!r}", hint="see `dgad train --help`") from None
+def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """`key: mine, not theirs` for each key in which two mappings differ, of those that both have."""
+    return [f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if key in theirs and mine[key] != theirs[key]]

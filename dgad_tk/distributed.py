@@ -1,4 +1,4 @@
-"""What `torchrun` needs: who we are among the processes, sums over all of them, BatchNorm over the whole batch.
+"""What `torchrun` needs: who we are among the processes, sums over all of them, networks that they train together.
 
 Each process takes its part of every batch and computes the loss of the whole one: sums over samples go through
 `across`, whose gradient does too. Averaging the parameters' gradients over the processes, which is what
@@ -159,15 +159,6 @@ def largest(value: int, device: torch.device) -> int:
     return int(found)
 
 
-def gathered(value: T) -> list[T]:
-    """Every process's `value`, by rank, in every process."""
-    if not dist.is_initialized():
-        return [value]
-    held: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(held, value)
-    return held
-
-
 def layout(device: torch.device) -> torch.memory_format:
     """How to lay out images and weights of a network in training mode."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
@@ -177,7 +168,7 @@ class Trained(nn.Module):
     """A network as training calls it: laid out as its device likes it, logits in float32 at least.
 
     Channels-last on a GPU only: on a CPU it gains little in training mode, and torch's BatchNorm there sums its
-    statistics with 40 times the rounding, enough to flip a ReLU a step.
+    statistics with 40 times the rounding, enough to flip a ReLU in every step.
 
     Args:
         net: the network; its parameters are trained where they are.
@@ -228,41 +219,8 @@ def average_statistics(model: nn.Module) -> None:
             buffer.copy_(origin + across(buffer - origin) / dist.get_world_size())
 
 
-class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose batch statistics are those of all processes.
-
-    torch's SyncBatchNorm refuses CPU tensors. This one is two sums over the processes, the second of squares about the
-    mean, which loses no digits where the mean is large.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(input)
-        x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input  # as torch's own under autocast
-        count = across(x.new_tensor(x.numel() / x.shape[1]))
-        mean = across(x.sum(dim=(0, 2, 3))) / count
-        centred = x - mean[:, None, None]
-        variance = across(centred.square().sum(dim=(0, 2, 3))) / count
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-            with torch.no_grad():
-                self.num_batches_tracked.add_(1)
-                momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-                self.running_mean.lerp_(mean, momentum)
-                self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)
-        scaled = centred * (variance + self.eps).rsqrt()[:, None, None]
-        if self.affine:
-            scaled = scaled * self.weight[:, None, None] + self.bias[:, None, None]
-        return scaled.to(input.dtype)
-
-
 def synchronised(model: nn.Module) -> nn.Module:
-    """Make every BatchNorm2d of `model` a SyncedBatchNorm2d, in place; the parameters keep their names."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            if type(child) is nn.BatchNorm2d:
-                twin = SyncedBatchNorm2d(
-                    child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
-                )
-                twin.load_state_dict(child.state_dict(), assign=True)  # with its dtype
-                setattr(module, name, twin)
-    return model
+    """`model` with the batch statistics of its BatchNorms over all processes, which are on GPUs."""
+    if not dist.is_initialized():
+        return model
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-any-return,no-untyped-call]

@@ -71,49 +71,23 @@ class Draws:
         words = torch.stack([word.expand(len(index), len(blocks)) for word in philox4x32(counter, key)], dim=2)
         return words.reshape(len(index), 4 * len(blocks))[:, :size].reshape(len(index), *shape)
 
-    def uniform(
-        self,
-        purpose: str,
-        shape: tuple[int, ...],
-        *,
-        index: Tensor,
-        epoch: int = 0,
-        step: int = 0,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
+    def uniform(self, purpose: str, shape: tuple[int, ...], *, index: Tensor, epoch: int = 0, step: int = 0) -> Tensor:
         """Uniform on [0, 1), `(len(index), *shape)`. 24 random bits, so that float32 holds every value exactly."""
         words = self.words(purpose, shape, index=index, epoch=epoch, step=step)
-        return (words >> 8).to(dtype) * 2.0**-24
+        return (words >> 8).float() * 2.0**-24
 
-    def normal(
-        self,
-        purpose: str,
-        shape: tuple[int, ...],
-        *,
-        index: Tensor,
-        epoch: int = 0,
-        step: int = 0,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
+    def normal(self, purpose: str, shape: tuple[int, ...], *, index: Tensor, epoch: int = 0, step: int = 0) -> Tensor:
         """Standard normal, `(len(index), *shape)`, by Box and Muller's transform of pairs of uniforms."""
         size = math.prod(shape)
         pairs = -(-size // 2)
-        u = self.uniform(purpose, (2, pairs), index=index, epoch=epoch, step=step, dtype=dtype)
+        u = self.uniform(purpose, (2, pairs), index=index, epoch=epoch, step=step)
         radius = torch.sqrt(-2 * torch.log1p(-u[:, 0]))  # 1 - u is in (0, 1], so the logarithm is finite
         angle = 2 * math.pi * u[:, 1]
         both = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
         return both[:, :size].reshape(len(index), *shape)
 
     def integers(
-        self,
-        purpose: str,
-        shape: tuple[int, ...],
-        *,
-        low: int,
-        high: int,
-        index: Tensor,
-        epoch: int = 0,
-        step: int = 0,
+        self, purpose: str, shape: tuple[int, ...], *, low: int, high: int, index: Tensor, epoch: int = 0, step: int = 0
     ) -> Tensor:
         """Integers in [low, high), int64 `(len(index), *shape)`; the bias is below (high - low) / 2^32."""
         words = self.words(purpose, shape, index=index, epoch=epoch, step=step)

@@ -59,10 +59,13 @@ class Position:
 
 
 class NonFiniteLossError(Exception):
-    """The loss is no number any more.
+    """The loss became NaN or infinite.
 
     Args:
-        batch: that led there, with the step made of it.
+        loss: what it became.
+        step: of the epoch, from 1.
+        batch: the one that led there.
+        made: the step made of it.
         index: dataset indices of the images of all processes.
     """
 
@@ -179,7 +182,7 @@ class Epoch:
             after_step: told how far it is; what it raises ends the epoch there.
 
         Raises:
-            NonFiniteLossError: the loss is no number any more.
+            NonFiniteLossError: the loss became NaN or infinite.
         """
         config, here = self.config, world()
         order = self.draws.permutation("order", len(self.split), epoch=epoch)

@@ -69,8 +69,12 @@ def archive_of(head: bytes) -> str:
 
 def is_pickle(head: bytes) -> bool:
     """Whether a file may be a pickle of protocol 2 to 5, and no safetensors file with such a byte in its length."""
-    safetensors = head[4:8] == bytes(4) and head[8:9] == b"{"
-    return head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5") and not safetensors
+    return head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5") and not is_safetensors(head)
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file may be of safetensors: the length of a header, below 4 GB, and the header."""
+    return head[4:8] == bytes(4) and head[8:9] == b"{"
 
 
 def text_of(head: bytes) -> str:

@@ -3,43 +3,60 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from safetensors.torch import save
 from torch import nn
 
 from dgad_tk.artifact import Artifact, tool_versions
-from dgad_tk.checkpoint import load_state, save_state, save_weights
-from dgad_tk.common import UserError, reason_of, sha256_file, written_aside
+from dgad_tk.checkpoint import save_weights
+from dgad_tk.common import UserError, written_aside
 from dgad_tk.config import TrainConfig
 from dgad_tk.data import Dataset, Split
-from dgad_tk.distributed import average_statistics, gathered, largest, layout, leaders, synchronised, world
+from dgad_tk.distributed import average_statistics, largest, layout, leaders, synchronised, world
 from dgad_tk.draws import Draws
 from dgad_tk.epoch import Epoch, Learner, NonFiniteLossError, OnProgress, Position
 from dgad_tk.fold import Inner
 from dgad_tk.interrupt import StopRequest, stop_requests
 from dgad_tk.methods import Method
 from dgad_tk.models import build_model, check_input
-from dgad_tk.origin import check_finished, check_origin, check_settings, name_new_places, settings_of
+from dgad_tk.origin import check_finished, name_new_places
 from dgad_tk.runs import RunFolder
 from dgad_tk.selection import accuracies
+from dgad_tk.snapshot import Snapshots, State
 from dgad_tk.tensorboard import open_events
 
 GO_ON, SAVE, STOP = 0, 1, 2
 
 
-@dataclass(frozen=True)
-class State:
-    """What a checkpoint holds beside tensors. Draws need no state: they are functions of epoch and image."""
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One network to train.
 
-    epoch: int = 0
-    position: Position = field(default_factory=Position)
-    best_score: tuple[float, float] = (-1.0, -1.0)
-    best_epoch: int = -1
-    best_clean: float = 0.0
-    best_robust: float = 0.0
-    seconds: float = 0.0
+    Attributes:
+        config: resolved.
+        folder: of the run.
+        device: where to train.
+        teacher: frozen, in eval mode; None for a method without one.
+        teacher_name: its name with its file's SHA-256.
+        role: what to call the network in progress messages.
+        on_progress: called after each step and each epoch.
+        on_stop: called in the signal handler when somebody asks the run to end.
+        still_ours: called before each write; raises a UserError where the folder is another run's by now.
+    """
+
+    config: TrainConfig
+    method: Method
+    dataset: Dataset
+    folder: RunFolder
+    device: torch.device
+    teacher: nn.Module | None = None
+    teacher_name: str = ""
+    role: str = "student"
+    on_progress: OnProgress | None = None
+    on_stop: Callable[[], None] = lambda: None
+    still_ours: Callable[[], None] = lambda: None
 
 
 def training_split(config: TrainConfig, dataset: Dataset) -> Split:
@@ -48,90 +65,52 @@ def training_split(config: TrainConfig, dataset: Dataset) -> Split:
     return split.subset(config.limit_train) if config.limit_train else split
 
 
-def fit(
-    config: TrainConfig,
-    method: Method,
-    dataset: Dataset,
-    folder: RunFolder,
-    *,
-    device: torch.device,
-    teacher: nn.Module | None = None,
-    teacher_name: str = "",
-    role: str = "student",
-    on_progress: OnProgress | None = None,
-    on_stop: Callable[[], None] = lambda: None,
-    still_ours: Callable[[], None] = lambda: None,
-) -> RunFolder:
-    """Train one network into `folder`, from its last checkpoint if there is one.
+def fit(job: Job) -> None:
+    """Train one network into the job's folder, from its last checkpoint if there is one.
 
     Ctrl-C and SIGTERM save the run first. Among several processes, only the leader writes. Of a run that is resumed,
     the SHA-256 of its images and teacher count, not where they lie: the folder names the new places from then on.
-
-    Args:
-        config: resolved.
-        device: where to train.
-        teacher: frozen, in eval mode.
-        role: what to call the network in progress messages.
-        on_stop: called in the signal handler when somebody asks the run to end.
-        still_ours: called before each write; raises a UserError where the folder is another run's by now.
 
     Raises:
         UserError: the loss is not finite, the checkpoint cannot be read, or the run was begun with other images,
             another teacher or other settings.
         KeyboardInterrupt: somebody asked the run to end; it is saved.
     """
-    if folder.finished():
-        check_finished(config, folder, dataset, teacher_name)
-        return folder
-    with stop_requests(on_stop) as request:
-        run = _Run(
-            config, method, dataset, folder, device, teacher, teacher_name, role, on_progress, request, still_ours
-        )
-        run.go()
-    return folder
+    if job.folder.finished():
+        check_finished(job.config, job.folder, job.dataset, job.teacher_name)
+        return
+    with stop_requests(job.on_stop) as request:
+        _Run(job, request).go()
 
 
 class _Run:
-    """One call of `fit`: what it was given, the learner, and how far it is."""
+    """One call of `fit`: its job, the learner, and how far it is."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        method: Method,
-        dataset: Dataset,
-        folder: RunFolder,
-        device: torch.device,
-        teacher: nn.Module | None,
-        teacher_name: str,
-        role: str,
-        on_progress: OnProgress | None,
-        request: StopRequest,
-        still_ours: Callable[[], None],
-    ) -> None:
-        self.config, self.method, self.dataset, self.folder = config, method, dataset, folder
-        self.device, self.teacher_name, self.on_progress, self.request = device, teacher_name, on_progress, request
-        self.draws, self.here, self.inner = Draws(config.seed), world(), Inner(config.precision, config.compile)
-        self.still_ours, self.settings = still_ours, config.to_yaml()
-        self.split = training_split(config, dataset)
-        self.selection = dataset.val if config.select_on == "val" else dataset.test
-        self.mean, self.std = dataset.statistics() if config.normalize == "dataset" else ((), ())
+    def __init__(self, job: Job, request: StopRequest) -> None:
+        config = job.config
+        self.job, self.config, self.dataset, self.folder = job, config, job.dataset, job.folder
+        self.request, self.device, self.here = request, job.device, world()
+        self.draws, self.inner = Draws(config.seed), Inner(config.precision, config.compile)
+        self.selection = job.dataset.val if config.select_on == "val" else job.dataset.test
+        self.mean, self.std = job.dataset.statistics() if config.normalize == "dataset" else ((), ())
         self.learner = Learner(config, self._student())
-        if teacher is not None:
-            teacher = self.inner.view(teacher.to(device))
         self.loop = Epoch(
             config,
-            method,
+            job.method,
             self.learner,
-            teacher,
-            self.split,
-            dataset.spec.augmentation,
+            None if job.teacher is None else self.inner.view(job.teacher.to(job.device)),
+            training_split(config, job.dataset),
+            job.dataset.spec.augmentation,
             self.draws,
-            device,
-            role,
-            on_progress,
+            job.device,
+            job.role,
+            job.on_progress,
         )
+        processes = str(self.here.size)
+        origin = {"teacher": job.teacher_name, "dataset": job.dataset.sha256, "number of processes": processes}
+        self.snapshots = Snapshots(job.folder, config, self.learner, origin)
         self.state, self.saved_at, self.time_is_up = State(), time.monotonic(), False
-        self.seconds_before, self.started = 0.0, time.perf_counter()
+        self.started = time.perf_counter()
 
     def _student(self) -> nn.Module:
         config = self.config
@@ -154,7 +133,8 @@ class _Run:
         config = self.config
         resumed = self.folder.last.is_file()
         if resumed:
-            self._restore()
+            self.state = self.snapshots.restore()
+            self.started -= self.state.seconds  # by the processes that this one resumes
             self.time_is_up = self._out_of_time()
         if self.here.leads:
             self._prepare_to_write()
@@ -171,8 +151,8 @@ class _Run:
                     self._prepare_to_write()
                     self.folder.append({"event": "epoch", "epoch": self.state.epoch - 1, **metrics})
                     note(metrics, self.state.epoch)
-                    if self.on_progress:
-                        self.on_progress(replace(self.loop.progress, metrics=metrics))
+                    if self.job.on_progress:
+                        self.job.on_progress(replace(self.loop.progress, metrics=metrics))
                 # Written last: it names the best weights, which are therefore there already.
                 self._save()
         if self.here.leads:
@@ -189,12 +169,12 @@ class _Run:
         Raises:
             UserError: the folder is another run's.
         """
-        self.still_ours()
+        self.job.still_ours()
         try:
             said = self.folder.config.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             said = ""
-        if said != self.settings:
+        if said != self.config.to_yaml():
             self.config.save(self.folder.config)
 
     def _done(self) -> bool:
@@ -206,7 +186,7 @@ class _Run:
 
     def _elapsed(self) -> float:
         """Seconds of training so far, of this process and of those it resumed."""
-        return self.seconds_before + time.perf_counter() - self.started
+        return time.perf_counter() - self.started
 
     def _out_of_time(self) -> bool:
         limit = self.config.max_seconds  # the leader's clock is everybody's
@@ -219,7 +199,7 @@ class _Run:
             metrics = self.loop.run(number, self.state.position, self._after_step)
         except NonFiniteLossError as error:
             raise self._explained(error) from None
-        for network in self.learner.networks:  # also with sync_bn, which knows BatchNorm2d alone
+        for network in self.learner.networks:
             average_statistics(network)
         training = self.state.position.seconds
         begun, state = time.perf_counter(), self.state
@@ -233,10 +213,10 @@ class _Run:
                 self.draws,
                 device=self.device,
                 inner=self.inner,
-                between=self._between_batches,
+                between=self._heed,
             )
             metrics |= {f"{config.select_on}_clean": clean, f"{config.select_on}_robust": robust}
-            score = (clean, robust) if self.method.selected_by == "clean" else (robust, clean)
+            score = (clean, robust) if self.job.method.selected_by == "clean" else (robust, clean)
             if score > state.best_score:
                 state = replace(state, best_score=score, best_epoch=number, best_clean=clean, best_robust=robust)
                 if self.here.leads:
@@ -249,77 +229,25 @@ class _Run:
         self.state = replace(self.state, position=position)
         minutes = self.config.checkpoint_minutes
         due = self.here.leads and minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
+        self._heed(due)
+
+    def _heed(self, due: bool = False) -> None:
+        """Save the run where it is due in one of the processes, and end it where one was asked to.
+
+        Between two batches of the selection, too, which a resumed run begins anew.
+        """
         decision = largest(STOP if self.request.asked else SAVE if due else GO_ON, self.device)
         if decision != GO_ON:
             self._save()
         if decision == STOP:
             raise KeyboardInterrupt
 
-    def _between_batches(self) -> None:
-        """Of the selection, which a resumed run begins anew."""
-        if largest(STOP if self.request.asked else GO_ON, self.device) == STOP:
-            self._save()
-            raise KeyboardInterrupt
-
     def _save(self) -> None:
-        """Write last.ckpt: what `_restore` needs to go on as if nothing had happened."""
-        learner = self.learner
-        own = [{name: buffer.cpu() for name, buffer in network.named_buffers()} for network in learner.networks]
-        statistics = gathered(own)  # each process has its own, unless BatchNorm is synchronised
+        statistics = self.snapshots.statistics()
         self.saved_at = time.monotonic()
-        if not self.here.leads:
-            return
-        self._prepare_to_write()
-        save_state(
-            self.folder.last,
-            {
-                "student": learner.student.state_dict(),
-                "statistics": statistics,
-                "optimizer": learner.optimizer.state_dict(),
-                "averaged": learner.averaged.state_dict() if learner.averaged is not None else {},
-                "state": asdict(replace(self.state, seconds=self._elapsed())),
-                "origin": self._origin(),
-                "settings": settings_of(self.config),
-                "best_sha256": sha256_file(self.folder.best) if self.folder.best.is_file() else "",
-            },
-        )
-
-    def _restore(self) -> None:
-        """Put the run back to its last checkpoint.
-
-        Raises:
-            UserError: the checkpoint is damaged, or was made with another teacher, other images or another number of
-                processes.
-        """
-        folder, learner = self.folder, self.learner
-        keys = ("student", "statistics", "optimizer", "averaged", "state", "origin", "best_sha256")
-        saved = load_state(folder.last, keys)
-        check_origin(folder, saved["origin"], self._origin())
-        check_settings(folder, saved.get("settings", {}), self.config)  # of an older version, there are none
-        if saved["best_sha256"] and not folder.best.is_file():
-            raise UserError(f"'{folder.best}' is gone, and the run needs it", hint="start a new run")
-        try:
-            learner.student.load_state_dict(saved["student"])
-            learner.optimizer.load_state_dict(saved["optimizer"])
-            if learner.averaged is not None:
-                learner.averaged.load_state_dict(saved["averaged"])
-            for network, own in zip(learner.networks, saved["statistics"][self.here.rank], strict=True):
-                network.load_state_dict(own, strict=False)
-            state = dict(saved["state"])
-            self.state = State(**(state | {"position": Position(**state["position"])}))
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            raise UserError(
-                f"'{folder.last}' does not fit this run: {reason_of(error)}", hint="start a new run"
-            ) from None
-        self.seconds_before = self.state.seconds
-
-    def _origin(self) -> dict[str, str]:
-        """What a run cannot change half-way, beside its config."""
-        return {
-            "teacher": self.teacher_name,
-            "dataset": self.dataset.sha256,
-            "number of processes": str(self.here.size),
-        }
+        if self.here.leads:
+            self._prepare_to_write()
+            self.snapshots.write(replace(self.state, seconds=self._elapsed()), statistics)
 
     def _explained(self, error: NonFiniteLossError) -> UserError:
         """The error for the user, with what led to it beside the run."""
@@ -336,13 +264,13 @@ class _Run:
             with written_aside(path) as aside:
                 aside.write_bytes(save(content, metadata={"about": json.dumps(about)}))
         return UserError(
-            f"{self.loop.role}: {error}; the batch and the weights are in '{path}'",
+            f"{self.job.role}: {error}; the batch and the weights are in '{path}'",
             hint="lower the learning rate (--set lr=0.01), or clip the gradient (--set clip_grad=1)",
         )
 
     def _artifact(self, state: State) -> Artifact:
         config, dataset = self.config, self.dataset
-        attacks = self.method.selected_by == "robust"
+        attacks = self.job.method.selected_by == "robust"
         return Artifact(
             model=config.student,
             classes=dataset.classes,
@@ -350,7 +278,7 @@ class _Run:
             dataset=dataset.name,
             dataset_options=dataset.options,
             method=config.method,
-            teacher=self.teacher_name,
+            teacher=self.job.teacher_name,
             threat=config.attack.model_dump() if attacks else {},
             normalize={"mean": list(self.mean), "std": list(self.std)} if self.mean else {},
             training={
@@ -362,7 +290,7 @@ class _Run:
                 "averaging": config.averaging,
                 "processes": self.here.size,
                 "selected_on": config.select_on,
-                "selected_by": self.method.selected_by,
+                "selected_by": self.job.method.selected_by,
                 "selection_images": len(self.selection),
                 "selection_threat": config.attack.model_dump(),
                 "clean_accuracy": state.best_clean,

@@ -10,16 +10,16 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from dgad_tk.distributed import SyncedBatchNorm2d
-from dgad_tk.frozen_conv import FrozenConv2d, can_freeze
-from dgad_tk.frozen_graph import is_relu, join
+from dgad_tk.frozen_conv import FrozenConv2d, can_freeze, rectify_in_place
+
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class Folded(nn.Module):
@@ -55,11 +55,8 @@ class Folded(nn.Module):
         """Take over the weights and statistics that `source` has now."""
         values = {**dict(source.named_parameters()), **dict(source.named_buffers())}
         for conv_name, norm_name in self.pairs:
-            conv, norm = source.get_submodule(conv_name), source.get_submodule(norm_name)
-            assert isinstance(conv, nn.Conv2d)
-            assert isinstance(norm, nn.BatchNorm2d)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
+            conv: Any = source.get_submodule(conv_name)
+            norm: Any = source.get_submodule(norm_name)
             weight, bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
@@ -82,16 +79,9 @@ def _traced(module: nn.Module) -> fx.GraphModule | None:
     if isinstance(module, torch.jit.ScriptModule):
         return None
     try:
-        return fx.GraphModule(module, _Tracer().trace(module))
+        return fx.symbolic_trace(module)
     except (fx.proxy.TraceError, TypeError, RuntimeError, NameError):  # len(x); a module that is no submodule
         return None
-
-
-class _Tracer(fx.Tracer):
-    """Sees our own BatchNorm as one thing, as torch's. Not any subclass: timm's have an activation inside."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) is SyncedBatchNorm2d or super().is_leaf_module(m, module_qualified_name)
 
 
 @dataclass(frozen=True)
@@ -126,19 +116,19 @@ _views: WeakKeyDictionary[nn.Module, dict[bool, Folded]] = WeakKeyDictionary()
 
 
 def folded(source: nn.Module, *, compiled: bool = False) -> Folded:
-    """`source` in eval mode as it is now, folded. The copy is made once a module and refreshed at each call."""
+    """`source` in eval mode as it is now, folded. The copy is made once per module and refreshed at each call."""
     views = _views.setdefault(source, {})
     view = views.get(compiled)
-    parameter = next(source.parameters(), None)
-    held = next(view.parameters(), None) if view is not None else None
-    same_place = (
-        parameter is None or held is None or (parameter.device == held.device and parameter.dtype == held.dtype)
-    )
-    if view is None or not same_place:
+    if view is None or _place(view) != _place(source):
         views[compiled] = view = Folded(source, compiled=compiled)
     else:
         view.refresh(source)
     return view
+
+
+def _place(module: nn.Module) -> tuple[torch.device, torch.dtype] | None:
+    parameter = next(module.parameters(), None)
+    return None if parameter is None else (parameter.device, parameter.dtype)
 
 
 def _drop_batch_norms(traced: fx.GraphModule) -> list[tuple[str, str]]:
@@ -147,7 +137,7 @@ def _drop_batch_norms(traced: fx.GraphModule) -> list[tuple[str, str]]:
     calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
     pairs: list[tuple[str, str]] = []
     for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(norm := modules[node.target], nn.BatchNorm2d):
+        if node.op != "call_module" or not isinstance(norm := modules[node.target], BATCH_NORMS):
             continue
         before = node.args[0]
         alone = isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1
@@ -168,19 +158,10 @@ def _drop_batch_norms(traced: fx.GraphModule) -> list[tuple[str, str]]:
 
 
 def _freeze_convolutions(traced: fx.GraphModule) -> None:
-    """Put a FrozenConv2d in each convolution's place, and with it the ReLU that alone reads it."""
-    modules = dict(traced.named_modules())
-    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
-    for node in list(traced.graph.nodes):
-        if node.op != "call_module" or calls[node.target] > 1 or not can_freeze(conv := modules[node.target]):
-            continue
-        assert isinstance(conv, nn.Conv2d)
-        reader = next(iter(node.users)) if len(node.users) == 1 else None
-        relu = reader is not None and is_relu(reader, modules)
-        traced.set_submodule(node.target, FrozenConv2d(conv, relu=relu))
-        if relu and reader is not None:
-            reader.replace_all_uses_with(node)
-            traced.graph.erase_node(reader)
-    join(traced)
+    """Put a FrozenConv2d in each convolution's place."""
+    for name, module in list(traced.named_modules()):
+        if can_freeze(module):
+            traced.set_submodule(name, FrozenConv2d(module))
+    rectify_in_place(traced)
     traced.delete_all_unused_submodules()
     traced.recompile()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dgad_tk.common import UserError
-from dgad_tk.weight_files import Unreadable, read_pickled, read_safetensors
+from dgad_tk.weight_files import read_pickled, read_safetensors
 from dgad_tk.wrappers import counts_batches, odd_kind, without_transparent
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".ckpt", ".bin")
@@ -30,44 +30,36 @@ class StateDict:
     """Tensors that stand together in a file.
 
     Attributes:
+        path: of the file.
         keys: that lead to them, such as ("model", "ema"); none for the file itself.
-        rank: the lower, the more it is what projects mean by their network.
         tensors: under their names, but for what PyTorch's own wrappers put in between.
     """
 
+    path: Path
     keys: tuple[str, ...]
-    rank: tuple[int, ...]
     tensors: dict[str, Tensor]
 
     @property
     def where(self) -> str:
         return ".".join(self.keys)
 
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The state dicts in a file, at least one, by rank."""
-
-    path: Path
-    state_dicts: tuple[StateDict, ...]
+    @property
+    def rank(self) -> tuple[int, ...]:
+        """The lower, the more it is what projects mean by their network."""
+        return tuple(map(_rank, self.keys))
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """The state dicts in a safetensors file or in anything that `torch.save` wrote.
+def read_state_dicts(path: Path) -> list[StateDict]:
+    """The state dicts in a safetensors file or in anything that `torch.save` wrote: at least one, by rank.
 
     Raises:
         UserError: damaged, of another kind, with objects that would have to be run, or without weights.
     """
-    try:
-        content: object = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pickled(path)
-    except Unreadable as error:
-        raise error.as_user_error(f"cannot read '{path}' as a teacher") from None
-    found = [
-        StateDict(keys, tuple(map(_rank, keys)), _plain_names(tensors, path))
-        for keys, tensors in _inside(content, (), set())
-    ]
+    before = f"cannot read '{path}' as a teacher"
+    content: object = read_safetensors(path, before)[0] if path.suffix == ".safetensors" else read_pickled(path, before)
+    found = [StateDict(path, keys, _plain_names(tensors, path)) for keys, tensors in _inside(content, (), set())]
     if found:
-        return Checkpoint(path, tuple(sorted(found, key=lambda each: each.rank)))
+        return sorted(found, key=lambda each: each.rank)
     if not isinstance(content, Mapping):
         raise UserError(f"'{path}' holds a {type(content).__name__}, not a state dict", hint="save net.state_dict()")
     keys = ", ".join(map(str, list(content)[:5])) or "nothing"

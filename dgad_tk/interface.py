@@ -25,7 +25,7 @@ class Interface:
         layout: order of the axes of the file's input; of an input that is flat, the order its pixels are read in. None
             to tell it from the shape.
         mean, std: normalisation that the file expects outside, `(x - mean) / std` after the range, and so in units of
-            it: one number for all channels or one a channel, empty for none.
+            it: one number for all channels or one per channel; empty for none.
         input_range: what 0 and 1 become.
         logits_output: name of the output that holds the logits, where a file has several. None to tell it from them.
 
@@ -76,7 +76,7 @@ class Interface:
             if len(values) not in (0, 1, channels):
                 raise UserError(
                     f"{flag} gives {len(values)} values, the images have {channels} channels",
-                    hint="one number for all channels, or one a channel",
+                    hint="one number for all channels, or one per channel",
                 )
         if self.input_range != UNIT_RANGE:
             steps["range"] = _Rescale(*self.input_range)

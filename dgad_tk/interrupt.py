@@ -25,7 +25,7 @@ class StopRequest:
 
 @contextmanager
 def stop_requests(on_asked: Callable[[], None] = lambda: None) -> Iterator[StopRequest]:
-    """Note signals instead of dying of them. Only a process's main thread can; elsewhere nothing is ever asked.
+    """Note signals instead of dying of them. Only the main thread of a process can; elsewhere nothing is ever asked.
 
     Args:
         on_asked: called in the signal handler, the first time.

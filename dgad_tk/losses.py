@@ -1,4 +1,4 @@
-"""Per-sample losses and the label arithmetic of DGAD. Everything returns one value a sample; the method takes the mean.
+"""Per-sample losses and the label arithmetic of DGAD. Each loss is one value per sample; the method takes the mean.
 
 P and Q are given as logits. Distributions over K classes, N samples.
 """

@@ -1,5 +1,6 @@
 """The mean and std that a teacher from elsewhere wants its images normalised with: as given, or as its file says."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,15 +8,35 @@ import numpy as np
 from torch import Tensor
 
 from dgad_tk.common import UserError
+from dgad_tk.wrappers import odd_kind
 
 LEAST_STD = 1 / 2550
 """A tenth of a grey level. A channel divided by less hardly varies in any image, and every change in it is blown up."""
 
 Values = tuple[float, ...]
 
+_MOST_CHANNELS = 64
+_MEAN = {"mean", "means", "mu", "avg", "average"}
+_STD = {"std", "stds", "sigma", "stdev", "stddev", "sd"}
+_NO_NORMALISER = {"running", "inv", "inverse", "rec", "recip", "reciprocal", "log", "rstd", "denorm", "unnorm"}
+_NO_NORMALISER |= {"denormalize", "unnormalize", "denormalise", "unnormalise", "denormalizer", "unnormalizer"}
+
+
+def normaliser_role(name: str, tensor: Tensor) -> str:
+    """Whether a tensor is the "mean" or "std" that an input is normalised with; empty for neither.
+
+    What is named otherwise is not guessed at, and not dropped either: it is unexpected.
+    """
+    if odd_kind(tensor) or not tensor.is_floating_point() or not 1 <= tensor.numel() <= _MOST_CHANNELS:
+        return ""
+    if sum(size > 1 for size in tensor.shape) > 1 or _NO_NORMALISER & _words(name):
+        return ""
+    last = _words(name.rpartition(".")[2])
+    return "" if bool(last & _MEAN) == bool(last & _STD) else "mean" if last & _MEAN else "std"
+
 
 def check_given(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
-    """See that --teacher-mean and --teacher-std are of pixels, a value a channel.
+    """See that --teacher-mean and --teacher-std are of pixels, one value per channel.
 
     Raises:
         UserError: they are not.
@@ -24,61 +45,44 @@ def check_given(mean: Sequence[float], std: Sequence[float], channels: int) -> N
         if bool(mean) != bool(std) or (values and len(values) != channels):
             example = ",".join(["0.5"] * channels)
             raise UserError(
-                f"{flag} takes {channels} values here, one a channel, got {len(values)}",
+                f"{flag} takes {channels} values here, one per channel, got {len(values)}",
                 hint=f"for example {flag} {example}" if mean and std else "give both --teacher-mean and --teacher-std",
             )
         if any(not 0 <= value <= 1 for value in values):
             raise UserError(
-                f"{flag} is of pixels in [0, 1], got {listed(values)}",
+                f"{flag} is of pixels in [0, 1], got {_listed(values)}",
                 hint="divide by 255 what is meant for grey levels up to 255",
             )
     if any(value < LEAST_STD for value in std):
         raise UserError(
-            f"--teacher-std is of pixels that vary, got {listed(std)}",
+            f"--teacher-std is of pixels that vary, got {_listed(std)}",
             hint=f"a channel that hardly varies is best divided by a grey level, {1 / 255:.4f}, as long as the teacher "
             "was trained so",
         )
 
 
-def own_normalisation(
-    path: Path, tensors: Mapping[str, Tensor], roles: Mapping[str, str], channels: int, *, given: bool
+def normalisation_of(
+    path: Path, tensors: Mapping[str, Tensor], given: tuple[Values, Values], channels: int
 ) -> tuple[Values, Values]:
-    """Mean and std that a file itself normalises with, a value a channel; twice empty where it does not.
+    """Mean and std that a file itself normalises with, one value per channel; else those given.
 
     Args:
-        roles: names in `tensors` of what it normalises with, to "mean" or "std".
-        given: --teacher-mean and --teacher-std are.
+        path: of the file, for messages.
+        tensors: by name, those with a `normaliser_role`.
+        given: --teacher-mean and --teacher-std, twice empty for none.
 
     Raises:
-        UserError: they contradict each other, are incomplete, for other images, or cannot be a normalisation.
+        UserError: those of the file contradict each other or those given, are incomplete, for other images, or cannot
+            be a normalisation.
     """
-    found: dict[str, dict[Values, str]] = {"mean": {}, "std": {}}
-    for name, role in roles.items():
-        # As float32, in which a copy may be kept: 0.4914 is another number there.
-        found[role].setdefault(tuple(tensors[name].float().double().flatten().tolist()), name)
-    for role, values in found.items():
-        if len(values) > 1:
-            first, second, *_ = values.items()
-            raise UserError(
-                f"'{path}' holds two normalisations: the {role} {first[1]} is {listed(first[0])}, "
-                f"{second[1]} is {listed(second[0])}",
-                hint="save the state dict with the one that the network's images go through",
-            )
-    kinds = [role for role, values in found.items() if values]
-    if not kinds:
-        return (), ()
-    if len(kinds) == 1:
-        save = "save the state dict of the network alone"
-        raise UserError(
-            f"'{path}' holds a {kinds[0]} to normalise with, {next(iter(roles))}, but not both mean and std",
-            hint=save if given else f"{save}, and give --teacher-mean and --teacher-std",
-        )
-    own = [next(iter(found[role])) for role in ("mean", "std")]
-    what = f"'{path}' normalises by mean {listed(own[0])} and std {listed(own[1])}"
+    if not tensors:
+        return given
+    own = _own(path, tensors, given)
+    what = f"'{path}' normalises by mean {_listed(own[0])} and std {_listed(own[1])}"
     mean, std = (values * channels if len(values) == 1 else values for values in own)
     if not len(mean) == len(std) == channels:
         raise UserError(
-            f"{what}, expected {channels} values each, one a channel", hint="choose a teacher for such images"
+            f"{what}, expected {channels} values each, one per channel", hint="choose a teacher for such images"
         )
     if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
         grey = max(mean) > 1 and max(*mean, *std) <= 255 and min(*mean, *std) > 0
@@ -94,29 +98,44 @@ def own_normalisation(
             f"{what}: a std below a tenth of a grey level makes noise of its channel",
             hint="the file is broken, or made from a channel that is the same in all images; take another checkpoint",
         )
+    if given[0] and not np.allclose(given, (mean, std), atol=1e-3):
+        raise UserError(
+            f"'{path}' normalises by its own mean {_listed(mean)} and std {_listed(std)}, not by those given",
+            hint="leave out --teacher-mean and --teacher-std",
+        )
     return mean, std
 
 
-def choose_normalisation(
-    path: Path, own: tuple[Values, Values], given: tuple[Sequence[float], Sequence[float]]
-) -> tuple[Sequence[float], Sequence[float]]:
-    """The file's own mean and std, else those given.
-
-    Raises:
-        UserError: both are there and differ.
-    """
-    if not own[0]:
-        return given
-    if given[0] and not np.allclose(given, own, atol=1e-3):
+def _own(path: Path, tensors: Mapping[str, Tensor], given: tuple[Values, Values]) -> list[Values]:
+    """The one mean and the one std among a file's tensors."""
+    found: dict[str, dict[Values, str]] = {"mean": {}, "std": {}}
+    for name, tensor in tensors.items():
+        # As float32, in which a copy may be kept: 0.4914 is another number there.
+        values = tuple(tensor.float().double().flatten().tolist())
+        found[normaliser_role(name, tensor)].setdefault(values, name)
+    for role, named in found.items():
+        if len(named) > 1:
+            first, second, *_ = named.items()
+            raise UserError(
+                f"'{path}' holds two normalisations: the {role} {first[1]} is {_listed(first[0])}, "
+                f"{second[1]} is {_listed(second[0])}",
+                hint="save the state dict with the one that the network's images go through",
+            )
+    if len(roles := [role for role, named in found.items() if named]) == 1:
+        save = "save the state dict of the network alone"
         raise UserError(
-            f"'{path}' normalises by its own mean {listed(own[0])} and std {listed(own[1])}, not by those given",
-            hint="leave out --teacher-mean and --teacher-std",
+            f"'{path}' holds a {roles[0]} to normalise with, {next(iter(tensors))}, but not both mean and std",
+            hint=save if given[0] else f"{save}, and give --teacher-mean and --teacher-std",
         )
-    return own
+    return [next(iter(named)) for named in found.values()]
 
 
-def listed(values: Sequence[float]) -> str:
-    """Numbers for a message."""
+def _words(name: str) -> set[str]:
+    """`normalizer.new_mean`, `pixelStd`: the words that a name is made of, in small letters."""
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+
+
+def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
 
 

@@ -5,14 +5,14 @@ from typing import Any
 
 from dgad_tk.checkpoint import read_weights, save_record
 from dgad_tk.common import UserError
-from dgad_tk.config import FREE, PLACES, TrainConfig
+from dgad_tk.config import FREE, PLACES, TrainConfig, differing
 from dgad_tk.data import Dataset
 from dgad_tk.runs import RunFolder
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """A config as far as it changes the weights, in plain values."""
-    return {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE | PLACES}
+    """The keys of a config that change the weights, in plain values."""
+    return config.model_dump(mode="json", exclude=FREE | PLACES)
 
 
 def check_settings(folder: RunFolder, begun: dict[str, Any], config: TrainConfig) -> None:
@@ -24,8 +24,7 @@ def check_settings(folder: RunFolder, begun: dict[str, Any], config: TrainConfig
     Raises:
         UserError: it was not.
     """
-    now = settings_of(config)
-    if others := [f"{key}: {now[key]}, not {begun[key]}" for key in now if key in begun and begun[key] != now[key]]:
+    if others := differing(settings_of(config), begun):
         raise UserError(
             f"'{folder.config}' is not what '{folder.last}' was trained with: " + "; ".join(others),
             hint="put config.yaml back as it was, or start a new run",
@@ -47,8 +46,7 @@ def check_finished(config: TrainConfig, folder: RunFolder, dataset: Dataset, tea
     made = {"student": record.model, "method": record.method} | {
         key: record.training[key] for key in ("seed", "epochs", "limit_train") if key in record.training
     }
-    wanted = config.model_dump(mode="json")
-    if others := [f"{key}: {wanted[key]}, not {value}" for key, value in made.items() if wanted[key] != value]:
+    if others := differing(settings_of(config), made):
         raise UserError(
             f"the weights in '{folder.path}' are not of its config.yaml: " + "; ".join(others), hint="start a new run"
         )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dgad_tk.artifact import Artifact
 from dgad_tk.checkpoint import load_model
 from dgad_tk.common import UserError, sha256_file
+from dgad_tk.fold import Folded
 from dgad_tk.interface import AS_IS, Interface
 
 Images = NDArray[np.float32]
@@ -26,8 +27,9 @@ class Predictor:
     Attributes:
         predict: float32 images `(N, C, H, W)` in [0, 1] to float32 logits `(N, K)`, by the runtime that is deployed.
             This is the judge: an adversarial example counts when these logits are wrong. A file that answers with
-            probabilities gives their logarithms, the same up to a constant an image, with the same first largest one.
-        module: a differentiable torch module of the same function, in eval mode, for the search; None for a black box.
+            probabilities gives their logarithms, the same up to a constant per image, with the same first largest one.
+        module: a differentiable torch module of the same function, in eval mode, as a search goes through it: with
+            BatchNorm folded and frozen. None for a black box.
         input_shape: (C, H, W).
         classes: K.
         format: row of the EXPORTERS table, or "safetensors".
@@ -39,10 +41,11 @@ class Predictor:
             from what stands before it. None where both are the same.
         answer_error: by how much a probability that `predict` takes the logarithm of may be off, whatever its size.
         interface: what is done to images before the file takes them; `predict` and `module` both do it.
-        notes: what a reader of the results should know about how this file is run, a sentence each.
+        notes: what a reader of the results should know about how this file is run: one sentence each.
         batch: how many images the runtime is given at a time, where a file demands that; None for any number.
         precision: what the file computes in, and so how near `module` can be to `predict`.
         logit_step: the quantisation step of the logits, 0 where they are not quantised themselves.
+        network: the torch module that the file holds and `predict` runs; None where another runtime than torch does.
     """
 
     predict: Callable[[Images], Logits] = field(repr=False)
@@ -61,6 +64,7 @@ class Predictor:
     batch: int | None = None
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     logit_step: float = 0.0
+    network: nn.Module | None = field(default=None, repr=False)
 
 
 def predictor_of_module(
@@ -102,7 +106,7 @@ def predictor_of_module(
     check_classes(classes, artifact, where)
     return Predictor(
         predict,
-        module,
+        Folded(module),
         input_shape,
         classes,
         format,
@@ -112,6 +116,7 @@ def predictor_of_module(
         runtime=f"torch {torch.__version__} {device.type}",
         interface=interface,
         notes=(interface.note,) if interface.note else (),
+        network=module,
     )
 
 
@@ -126,7 +131,7 @@ def probe_classes(predict: Callable[[Images], Logits], input_shape: tuple[int, i
     except UserError:  # it knows more of the file
         raise
     except Exception as error:  # noqa: BLE001 - whatever a foreign model raises, it cannot be used
-        reason = " ".join(str(error).split())[-200:]
+        reason = " ".join(str(error).split())[-200:]  # of a TorchScript error, the end says what happened
         raise UserError(
             f"'{where}' does not run on images of shape {input_shape}: {reason}",
             hint="is it an image classifier with input (N, C, H, W)?",
@@ -134,7 +139,7 @@ def probe_classes(predict: Callable[[Images], Logits], input_shape: tuple[int, i
     if logits.ndim != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:
         raise UserError(
             f"'{where}' is not a classifier: expected logits of shape (2, K) for two images, got {logits.shape}",
-            hint="a classifier gives one row of K >= 2 numbers an image",
+            hint="a classifier gives one row of K >= 2 numbers per image",
         )
     return int(logits.shape[1])
 

@@ -14,8 +14,7 @@ from typing import Any
 
 from dgad_tk.common import UserError
 from dgad_tk.config import TrainConfig
-from dgad_tk.strict_yaml import read_yaml
-from dgad_tk.typed import typed
+from dgad_tk.parsing import read_yaml, typed
 
 RECIPES = Path(__file__).parent / "recipes"
 """Those that come with the package. Folders whose name begins with an underscore hold what others extend."""
@@ -119,13 +118,13 @@ def _merged(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(base, str):
         raise UserError(f"'{path}': extends must name one recipe or file, got {base!r}", hint="such as `default`")
     found = _find(base, path.parent, f"'{path}' extends an unknown recipe '{base}'")
-    return _over(_merged(found, (*chain, path.resolve())), own)
+    return over(_merged(found, (*chain, path.resolve())), own)
 
 
-def _over(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """`own` over `base`, mapping by mapping."""
+def over(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `own` over those of `base`, mapping by mapping."""
     both = dict(base)
     for key, value in own.items():
         held = both.get(key)
-        both[key] = _over(held, value) if isinstance(held, dict) and isinstance(value, dict) else value
+        both[key] = over(held, value) if isinstance(held, dict) and isinstance(value, dict) else value
     return both

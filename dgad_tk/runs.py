@@ -2,7 +2,7 @@
 
 runs/<dataset>-<method>-<student>[-N]/
     config.yaml         every setting, reloadable with --config
-    metrics.jsonl       one line an epoch, and an "end" line when finished
+    metrics.jsonl       one line per epoch, and an "end" line when finished
     last.ckpt           what resuming needs
     best.safetensors    weights of the best epoch and their metadata record
     tensorboard/        events, where TensorBoard is installed
@@ -10,14 +10,15 @@ runs/<dataset>-<method>-<student>[-N]/
 """
 
 import json
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from dgad_tk.common import UserError, naming, written_aside
-from dgad_tk.config import TrainConfig, validated
-from dgad_tk.strict_yaml import read_yaml
+from dgad_tk.config import TrainConfig
+from dgad_tk.parsing import read_yaml, validated
 
 RUNS = Path("runs")
 
@@ -58,14 +59,12 @@ class RunFolder:
         """Lines of metrics.jsonl, up to the first that is not whole: a killed process may leave half of one."""
         found: list[dict[str, Any]] = []
         if self.metrics.is_file():
-            for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
+            with suppress(json.JSONDecodeError):
+                for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
                     record = json.loads(line)
-                except json.JSONDecodeError:
-                    break
-                if not isinstance(record, dict) or "event" not in record:
-                    break
-                found.append(record)
+                    if not isinstance(record, dict) or "event" not in record:
+                        break
+                    found.append(record)
         return found
 
     def finished(self) -> bool:
@@ -89,42 +88,29 @@ class RunFolder:
             aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
 
-def _numbered(base: Path) -> Iterator[Path]:
-    yield base
-    number = 2
-    while True:
-        yield base.with_name(f"{base.name}-{number}")
-        number += 1
-
-
 def new_run_folder(config: TrainConfig, root: Path = RUNS) -> RunFolder:
     """A folder made for a run of `config`, under the first free name: of several processes, each gets its own."""
     name = f"{config.dataset}-{config.method}-{config.student}".replace(":", "-")  # no colon in a name on Windows
-    root.mkdir(parents=True, exist_ok=True)
-    return RunFolder(next(path for path in _numbered(root / name) if _made(path)))
+    for number in count(1):
+        path = root / (name if number == 1 else f"{name}-{number}")
+        with suppress(FileExistsError):  # of several processes, one alone can make it
+            path.mkdir(parents=True)
+            return RunFolder(path)
+    raise AssertionError("there is no last number")
 
 
-def _made(path: Path) -> bool:
-    """Whether this process made the folder, which of several one alone can."""
-    try:
-        path.mkdir()
-    except FileExistsError:
-        return False
-    return True
-
-
-def newest_run(root: Path = RUNS, *, finished: bool, prefix: str = "") -> RunFolder:
+def newest_run(root: Path = RUNS, *, finished: bool) -> RunFolder:
     """The run folder under `root` that was written to last.
 
     Raises:
         UserError: there is none.
     """
     kind = "finished" if finished else "unfinished"
-    folders = [RunFolder(path) for path in root.glob(f"{prefix}*/") if RunFolder(path).exists()]
+    folders = [RunFolder(path) for path in root.glob("*/") if RunFolder(path).exists()]
     fitting = [folder for folder in folders if folder.finished() == finished]
     if not fitting:
         raise UserError(
-            f"no {kind} run under '{root}'" + (f" called {prefix}" if prefix else ""),
+            f"no {kind} run under '{root}'",
             hint="`dgad train` makes one" if finished else "start it without --resume, or name it with --out",
         )
     return max(fitting, key=RunFolder.written)
@@ -136,14 +122,11 @@ def weights_of(source: Path) -> Path:
     Raises:
         UserError: neither.
     """
+    path = RunFolder(source).best if source.is_dir() else source
+    if path.is_file():
+        return path
     if source.is_dir():
-        folder = RunFolder(source)
-        if not folder.best.is_file():
-            raise UserError(
-                f"'{source}' holds no best.safetensors",
-                hint="give a run folder of `dgad train` that got past epoch 1",
-            )
-        return folder.best
-    if not source.is_file():
-        raise UserError(f"no such file or run folder: '{source}'", hint="`ls runs` shows what there is")
-    return source
+        raise UserError(
+            f"'{source}' holds no best.safetensors", hint="give a run folder of `dgad train` that got past epoch 1"
+        )
+    raise UserError(f"no such file or run folder: '{source}'", hint="`ls runs` shows what there is")

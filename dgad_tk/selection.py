@@ -36,7 +36,7 @@ def accuracies(
 
     Args:
         inner: how the model is run inside the attack; the verdict is always float32's.
-        between: called after each batch; what it raises ends the search.
+        between: called after each batch. What it raises ends the search.
     """
     inner, here = inner or Inner(), world()
     attacked, judge = inner.view(model), folded(model)

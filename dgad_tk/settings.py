@@ -5,7 +5,7 @@ from typing import Any
 
 from dgad_tk.common import UserError, nearest
 from dgad_tk.config import ThreatModel, TrainConfig
-from dgad_tk.typed import hints_of, read_text
+from dgad_tk.parsing import hints_of, read_text
 
 ENVIRONMENT_PREFIX = "DGAD_"
 _NOT_CONFIG = {"DGAD_CACHE"}
@@ -31,8 +31,8 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """`--set` arguments as config values: `lr=0.05`, `threat.eps=8/255`, `dgad.pcr_weight=10`.
 
-    What stands before the dot is a key of the config that holds keys itself, or the method, whose options follow. They
-    stay text until the method is known, and a wrong name is found when it is built.
+    What stands before the dot is a key of the config that holds keys itself, or the method, whose options follow.
+    Those stay text until the method is known, and a wrong name is found when it is built.
 
     Raises:
         UserError: not of the form key=value, or no value of its key.
@@ -42,22 +42,15 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         key, text = parse_setting(setting)
         owner, dot, name = key.partition(".")
         if not dot:
-            hints = hints_of(TrainConfig)
-            values[key] = read_text(hints[key], text, f"--set {key}") if key in hints else text
+            values[key] = read_text(hints_of(TrainConfig).get(key, str), text, f"--set {key}")
             continue
         owner, name = (owner, name) if owner in TrainConfig.model_fields else ("method_options", key)
         held = values.setdefault(owner, {})
         if not isinstance(held, dict):
             raise UserError(f"--set {setting}: '{owner}' was set to {held!r} before", hint="set one or the other")
-        held[name] = _nested(owner, name, text)
+        hints = hints_of(ThreatModel) if owner == "threat" else {}
+        held[name] = read_text(hints.get(name, Any if owner == "paper" else str), text, f"--set {key}")
     return values
-
-
-def _nested(owner: str, name: str, text: str) -> Any:
-    if owner == "threat":
-        hints = hints_of(ThreatModel)
-        return read_text(hints[name], text, f"--set threat.{name}") if name in hints else text
-    return read_text(Any, text, f"--set {owner}.{name}") if owner == "paper" else text
 
 
 def parse_setting(setting: str) -> tuple[str, str]:

@@ -2,23 +2,22 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dgad_tk.answers import NONE, Classes, one_answer, other_order
-from dgad_tk.artifact import KEY, Artifact
+from dgad_tk.artifact import Artifact
 from dgad_tk.batches import fetch
-from dgad_tk.checkpoint import load_model
+from dgad_tk.checkpoint import has_record, load_model
 from dgad_tk.common import UserError, sha256_file
 from dgad_tk.data import Dataset
 from dgad_tk.data.augment import to_float
-from dgad_tk.foreign import SUFFIXES, read_checkpoint
-from dgad_tk.matching import match_network
+from dgad_tk.foreign import SUFFIXES, read_state_dicts
+from dgad_tk.matching import Wanted, match_network
 from dgad_tk.models import Normalize, check_input
 from dgad_tk.names import same_names
 from dgad_tk.runs import weights_of
@@ -54,35 +53,31 @@ def open_teacher(
             f"cannot read '{weights}' as a teacher: expected {' or '.join(SUFFIXES)}",
             hint="a run folder or best.safetensors of `dgad train` can teach, and so can a PyTorch checkpoint",
         )
-    if _is_ours(weights):
-        if mean or std:
-            raise UserError(
-                f"'{weights}' says itself how it normalises its images",
-                hint="leave out --teacher-mean and --teacher-std",
-            )
+    if has_record(weights):
         teacher, record = load_model(weights)
         name = record.model
-        check_record(record, dataset)
+        check_record(record, dataset, given=mean + std)
     else:
-        teacher, name = match_network(
-            read_checkpoint(weights),
-            model,
-            in_channels=dataset.shape[0],
-            classes=len(dataset.classes),
-            mean=mean,
-            std=std,
-            on_message=on_message,
-        )
+        wanted = Wanted(model, dataset.shape[0], len(dataset.classes), mean, std)
+        teacher, name = match_network(read_state_dicts(weights), wanted, on_message)
     check_input(teacher, f"the teacher {name}", dataset.shape, len(dataset.classes))
     return teacher.eval().requires_grad_(False), f"{name} {sha256_file(weights)}"
 
 
-def check_record(record: Artifact, dataset: Dataset) -> None:
+def check_record(record: Artifact, dataset: Dataset, *, given: Sequence[float] = ()) -> None:
     """See that a teacher with this record takes a dataset's images and means its classes.
 
+    Args:
+        given: --teacher-mean and --teacher-std.
+
     Raises:
-        UserError: it was trained for others.
+        UserError: it was trained for others, or it normalises its images itself and `given` is not empty.
     """
+    if given:
+        raise UserError(
+            "the teacher's file says itself how it normalises its images",
+            hint="leave out --teacher-mean and --teacher-std",
+        )
     if record.input_shape[0] != dataset.shape[0]:
         raise UserError(
             f"the teacher takes {record.input_shape[0]} channels, '{dataset.name}' has {dataset.shape[0]}",
@@ -115,7 +110,7 @@ class TeacherCheck:
     as_is: float
     other_reading: float
     normalises: bool
-    warnings: list[str] = field(default_factory=list)
+    warnings: Sequence[str] = ()
 
     def describe(self) -> str:
         """One line of summary, without the warnings."""
@@ -144,36 +139,24 @@ def check_teacher(
     """
     teacher = teacher.to(device).eval()
     split = dataset.train.subset(min(limit, len(dataset.train)))
-    batches = [np.arange(start, min(start + batch_size, len(split))) for start in range(0, len(split), batch_size)]
-    inside = getattr(teacher, "normalize", None)
-    normalises = isinstance(inside, Normalize)
+    inside = isinstance(getattr(teacher, "normalize", None), Normalize)
     # Over these images alone: over all of a large dataset it would take minutes.
     mean, std = replace(dataset, train=split).statistics()
-    other = teacher.get_submodule("net") if normalises else nn.Sequential(Normalize(mean, std), teacher).to(device)
+    other = teacher.get_submodule("net") if inside else nn.Sequential(Normalize(mean, std), teacher).to(device)
     answers = np.full((2, len(split)), NONE)
     with torch.no_grad():
-        for positions in batches:
+        for positions in np.array_split(np.arange(len(split)), math.ceil(len(split) / batch_size)):
             x = to_float(fetch(split, positions, device)[0])
-            for number, reading in enumerate((teacher, other)):
-                logits = reading(x)
+            for reading, net in zip(answers, (teacher, other), strict=True):
+                logits = net(x)
                 predicted = torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), NONE)
-                answers[number, positions] = predicted.cpu().numpy()
+                reading[positions] = predicted.cpu().numpy()
     as_is, other_reading = (answers == split.labels).mean(axis=1).tolist()
-    found = TeacherCheck(name.partition(" ")[0], len(split), as_is, other_reading, normalises)
-    found.warnings.extend(_doubts(found, len(dataset.classes), mean, std))
-    found.warnings.extend(_doubts_of_classes(split.labels, answers[0], dataset.classes))
-    return found
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a file carries the record of `save_weights`. Of a damaged one the foreign reader says why."""
-    if path.suffix != ".safetensors":
-        return False
-    try:
-        with safe_open(path, framework="pt") as file:
-            return KEY in (file.metadata() or {})
-    except (OSError, SafetensorError):
-        return False
+    found = TeacherCheck(name.partition(" ")[0], len(split), as_is, other_reading, inside)
+    warnings = _doubts(found, len(dataset.classes), mean, std) + _doubts_of_classes(
+        split.labels, answers[0], dataset.classes
+    )
+    return replace(found, warnings=warnings)
 
 
 def _doubts(check: TeacherCheck, classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> list[str]:
@@ -190,16 +173,14 @@ def _doubts(check: TeacherCheck, classes: int, mean: tuple[float, ...], std: tup
         )
     if check.other_reading >= max(guessing, check.as_is + BETTER):
         better = f"{check.other_reading:.1%} instead of {check.as_is:.1%} of {check.n:,} training images"
-        if check.normalises:
-            doubts.append(
-                f"the teacher gets {better} right without its normalisation: it was trained on plain images; "
-                "leave out --teacher-mean and --teacher-std"
-            )
-        else:
-            doubts.append(
-                f"the teacher gets {better} right when they are normalised: it was trained on normalised images; "
-                f"give the values of its training, about --teacher-mean {_values(mean)} --teacher-std {_values(std)}"
-            )
+        near_mean, near_std = (",".join(f"{value:.4f}" for value in values) for values in (mean, std))
+        doubts.append(
+            f"the teacher gets {better} right without its normalisation: it was trained on plain images; "
+            "leave out --teacher-mean and --teacher-std"
+            if check.normalises
+            else f"the teacher gets {better} right when they are normalised: it was trained on normalised images; "
+            f"give the values of its training, about --teacher-mean {near_mean} --teacher-std {near_std}"
+        )
     return doubts
 
 
@@ -207,13 +188,9 @@ def _doubts_of_classes(labels: Classes, answers: Classes, names: Sequence[str]) 
     """What an average hides: a teacher of this accuracy would teach some classes wrongly, all of the time."""
     doubts = []
     if missing := int((answers == NONE).sum()):
-        doubts.append(f"the teacher answers {missing:,} of {len(labels):,} training images with what is no number")
+        doubts.append(f"the teacher answers {missing:,} of {len(labels):,} training images with NaN or infinity")
     if alone := one_answer(labels, answers, names):
         doubts.append(f"the teacher has nearly one answer for everything: {alone}")
     if order := other_order(labels, answers, names):
         doubts.append(f"the teacher seems to know the classes in another order: {order}")
     return doubts
-
-
-def _values(numbers: tuple[float, ...]) -> str:
-    return ",".join(f"{number:.4f}" for number in numbers)

@@ -14,7 +14,7 @@ def open_events(folder: Path, epoch: int, wanted: bool) -> Iterator[Note]:
     """Write each metric as a scalar into `folder`; nothing where TensorBoard is not installed.
 
     Args:
-        epoch: where the run goes on; TensorBoard drops what an interrupted run wrote of it and later ones.
+        epoch: where the run goes on. TensorBoard drops what an interrupted run wrote of this epoch and of later ones.
         wanted: off, nothing is written.
     """
     if not wanted or importlib.util.find_spec("tensorboard") is None:

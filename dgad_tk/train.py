@@ -1,22 +1,23 @@
 """train(): from a config to a run folder; the teacher first, where the method needs one."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from dgad_tk.claim import Held, check_claim, claimed
+from dgad_tk.claim import check_claim, claimed
 from dgad_tk.common import UserError
 from dgad_tk.config import AUTO, TrainConfig
 from dgad_tk.data import Dataset, load_dataset
 from dgad_tk.data.splits import without_images
 from dgad_tk.distributed import by_leader, from_all, joined, launched, leaders
 from dgad_tk.epoch import OnProgress
-from dgad_tk.fit import fit, training_split
+from dgad_tk.fit import Job, fit, training_split
 from dgad_tk.methods import build_method, find_method, typed_options
 from dgad_tk.models import find_model
 from dgad_tk.names import check_utf8
@@ -51,7 +52,7 @@ def train(
         teacher: opens a teacher of a format that is not read here; `config.teacher` says where it comes from.
         download: fetch the dataset where it is not there yet.
         on_progress: called often; keep it cheap.
-        on_message: told what a user should know, a line at a time.
+        on_message: told what a user should know, line by line.
         on_stop: called in the signal handler when somebody asks the run to end.
         on_folder: told the run folder, once it is this run's.
 
@@ -86,42 +87,39 @@ def train(
         images = partial(load_dataset, config.dataset, data_dir=config.data_dir, image_size=config.image_size)
         by_leader(lambda: images(download=download) and None)  # first: the others find it downloaded and decoded
         dataset = images()
-        _enough_for_all(min(config.batch_size, config.limit_train or len(dataset.train), len(dataset.train)), here.size)
+        _check_processes(config, dataset, device, here.size)
         for line in _doubts(config, dataset):
             say(f"warning: {line}")
         given = _given_teacher(config, dataset, teacher, say) if method.needs_teacher else None
         if given is not None and here.leads:
-            for line in _examined(given, dataset, device):
+            check = check_teacher(given[0], dataset, device=device, name=given[1])
+            for line in (check.describe(), *(f"warning: {line}" for line in check.warnings)):
                 say(line)
         with ExitStack() as stack:
-            held = by_leader(lambda: stack.enter_context(_claimed(config, out, resume=resume)))
+            held = by_leader(lambda: stack.enter_context(claimed(_folder(config, out), config, resume=resume)))
             folder = held.folder
             on_folder(folder)
             if not held.safe:
                 say(f"note: no locks where '{folder.path}' lies: let no other process train there meanwhile")
-            if method.needs_teacher and given is None:
-                weights = _make_teacher(
-                    config, dataset, held, device, resume=resume, on_progress=on_progress, on_stop=on_stop
-                )
-                leaders(None)  # the leader has written them
-                given = open_teacher(weights, dataset)
-            module, name = given or (None, "")
-            return fit(
-                config,
-                method,
-                dataset,
-                folder,
+            job = Job(
+                config=config,
+                method=method,
+                dataset=dataset,
+                folder=folder,
                 device=device,
-                teacher=module,
-                teacher_name=name,
                 on_progress=on_progress,
                 on_stop=on_stop,
                 still_ours=held.check,
             )
+            if method.needs_teacher:
+                module, name = given or open_teacher(_make_teacher(job, resume=resume), dataset)
+                job = replace(job, teacher=module, teacher_name=name)
+            fit(job)
+            return folder
 
 
 def _doubts(config: TrainConfig, dataset: Dataset) -> list[str]:
-    """What of the data is not used, or cannot be used as it seems, a sentence each."""
+    """What of the data is not used, or cannot be used as it seems: one sentence per finding."""
     found = [*dataset.notes]
     if lost := without_images(training_split(config, dataset), dataset.classes):
         found.append(lost + (f", with --limit-train {config.limit_train}" if config.limit_train else ""))
@@ -174,24 +172,26 @@ def _see_places(config: TrainConfig, out: Path, *, needs_teacher: bool) -> None:
         )
 
 
-@contextmanager
-def _claimed(config: TrainConfig, out: Path | None, *, resume: bool) -> Iterator[Held]:
-    """The run folder `out`, or a new one, kept to this process."""
-    folder = RunFolder(out) if out is not None else new_run_folder(config)
-    with claimed(folder, config, resume=resume) as held:
-        yield held
+def _folder(config: TrainConfig, out: Path | None) -> RunFolder:
+    return RunFolder(out) if out is not None else new_run_folder(config)
 
 
-def _enough_for_all(images: int, processes: int) -> None:
+def _check_processes(config: TrainConfig, dataset: Dataset, device: torch.device, processes: int) -> None:
     """See that every process gets images of a batch, and more than the one that has no variance for BatchNorm.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not, or `sync_bn` is on without GPUs: torch's SyncBatchNorm knows no other device.
     """
+    images = min(config.batch_size, config.limit_train or len(dataset.train), len(dataset.train))
     if images < 2 * processes:
         raise UserError(
             f"{processes} processes share batches of {images} images, and each needs 2",
             hint="a larger --batch-size, more images, or fewer processes",
+        )
+    if config.sync_bn and processes > 1 and device.type != "cuda":
+        raise UserError(
+            f"sync_bn needs GPUs, and these {processes} processes are on the {device.type}",
+            hint="leave sync_bn out: each process then normalises with its own part of the batch",
         )
 
 
@@ -215,47 +215,22 @@ def _given_teacher(
     )
 
 
-def _examined(teacher: Opened, dataset: Dataset, device: torch.device) -> list[str]:
-    """How good a teacher from a file is on these images, and what is wrong with it."""
-    module, name = teacher
-    check = check_teacher(module, dataset, device=device, name=name)
-    return [check.describe(), *(f"warning: {line}" for line in check.warnings)]
-
-
-def _make_teacher(
-    config: TrainConfig,
-    dataset: Dataset,
-    held: Held,
-    device: torch.device,
-    *,
-    resume: bool,
-    on_progress: OnProgress | None,
-    on_stop: Callable[[], None],
-) -> Path:
+def _make_teacher(student: Job, *, resume: bool) -> Path:
     """Train the teacher of a run that was given none, or go on with it; its weights."""
-    run, folder = config.for_teacher(), held.folder.teacher
-    method = build_method(run.method, run.method_options)
-    by_leader(lambda: _claim_teacher(folder, run, held, resume=resume))
+    config, folder = student.config.for_teacher(), student.folder.teacher
+    method = build_method(config.method, config.method_options)
+    by_leader(lambda: _claim_teacher(folder, config, student.still_ours, resume=resume))
     if leaders(folder.finished()):
-        by_leader(lambda: check_finished(run, folder, dataset))
+        by_leader(lambda: check_finished(config, folder, student.dataset))
     else:
-        fit(
-            run,
-            method,
-            dataset,
-            folder,
-            device=device,
-            role="teacher",
-            on_progress=on_progress,
-            on_stop=on_stop,
-            still_ours=held.check,
-        )
+        fit(replace(student, config=config, method=method, folder=folder, role="teacher"))
+    leaders(None)  # the leader has written them
     return folder.best
 
 
-def _claim_teacher(folder: RunFolder, config: TrainConfig, held: Held, *, resume: bool) -> None:
+def _claim_teacher(folder: RunFolder, config: TrainConfig, still_ours: Callable[[], None], *, resume: bool) -> None:
     """Begin the teacher's run inside of the student's, whose lock is held, or see that it is the one to go on with."""
-    held.check()
+    still_ours()
     for left in folder.path.glob(".config-*"):
         left.unlink()  # of a process that was killed while it wrote
     check_claim(folder, config, resume=resume and folder.exists())

@@ -1,14 +1,14 @@
 """The eps-ball to the last bit, and distances. NumPy only."""
 
 import math
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dgad_tk.config import Norm
 from dgad_tk.predictor import Images
 
-Norm = Literal["linf", "l2", "l1"]
+__all__ = ["Norm", "bounds", "into_ball", "l1", "l2", "linf"]
 
 
 def bounds(x: Images, eps: float) -> tuple[Images, Images]:

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from evaluators.clean_checks import of_clean
+from evaluators.probes import Answers, Ascent, Probes
 from evaluators.record import IDLE, Evaluation, Outcome
-from evaluators.verdicts import ORDER, Item, Verdict, at_most, by_share
+from evaluators.results import Checks, Item, Verdict
+from evaluators.verdicts import at_most, by_gap, by_share, by_size, worst_of
 
 FEW = 0.02
 """Share of the probed images that is nothing, and so is a single image."""
-SLACK, CLEAR = 0.01, 0.05
-"""Differences of accuracy up to SLACK are noise, and so is that of a single image; one above CLEAR is no accident."""
 BATCH = 0.1
 """Of the rounding that runtime and twin may differ by: what an image's answer may move by in another batch. Kernels
 that change with the batch's size stay below a hundredth, scales that dynamic quantisation takes from it do not."""
@@ -27,47 +27,43 @@ GRAIN = (1e-3, 2e-2)
 attack are rounded away; above the second, so is the way to them."""
 _SCALE_FREE = ("apgd-dlr", "apgd-t", "autoattack", "fab", "square")
 """Beginnings of the names of budget attacks for which a cross-entropy that saturates is no obstacle."""
-Probes = Mapping[str, float]
 
 
-def check(evaluation: Evaluation) -> tuple[Verdict, list[Item]]:
-    """The worst verdict, and each check with its reason."""
+def check(evaluation: Evaluation) -> Checks:
+    """Each check with its reason, and the worst verdict."""
     items = [*of_clean(evaluation), *_of_answers(evaluation), *_of_gradients(evaluation), *_of_rows(evaluation)]
-    worst: Verdict = max((item.verdict for item in items), key=ORDER.index, default="high")
-    return worst, items
+    return Checks(verdict=worst_of(item.verdict for item in items), items=items)
 
 
 def _of_answers(evaluation: Evaluation) -> list[Item]:
     """What predictions alone tell."""
-    probes = evaluation.probes
-    items: list[Item] = []
-    if "random_logits" in probes:
-        random = _randomness(probes, any(_averages(outcome) for outcome in evaluation.outcomes))
-        items.append(random)
-        alone = probes["batch_logits"] <= BATCH or random.verdict != "high"  # random answers differ anyway
+    answers = evaluation.probes.answers
+    if answers is None:  # no clean image was right
+        return []
+    random = _randomness(answers, any(_averages(outcome) for outcome in evaluation.outcomes))
+    items = [random]
+    if answers.batch_logits <= BATCH or random.verdict != "high":  # random answers differ anyway
+        items.append(Item("batch", "high", "an image's answer does not depend on its batch"))
+    else:
         detail = (
-            "an image's answer does not depend on its batch"
-            if alone
-            else f"an image's answer depends on its batch ({probes['batch_predictions']:.1%} of predictions): "
+            f"an image's answer depends on its batch ({answers.batch_predictions:.1%} of predictions): "
             f"the verdicts hold for batches of {evaluation.batch_size} alone"
         )
-        items.append(Item("batch", "high" if alone else "warn", detail))
-        coarse = probes["grain"]
+        items.append(Item("batch", "warn", detail))
+    detail = "float32 resolves the differences of logits"
+    if answers.grain > GRAIN[0]:
         detail = (
-            f"logits are so large that float32 knows their differences in steps of {coarse:.2g} of them only: "
+            f"logits are so large that float32 knows their differences in steps of {answers.grain:.2g} of them only: "
             "attacks do not see what they gain"
-            if coarse > GRAIN[0]
-            else "float32 resolves the differences of logits"
         )
-        items.append(Item("rounding", _above(coarse, GRAIN), detail))
-        probabilities = probes["looks_like_probabilities"] == 1
-        detail = "the outputs sum to 1: probabilities hide gradients" if probabilities else "outputs are logits"
-        items.append(Item("logits", "warn" if probabilities else "high", detail))
-    return items
+    items.append(Item("rounding", by_size(answers.grain, GRAIN), detail))
+    if answers.probabilities:
+        return [*items, Item("logits", "warn", "the outputs sum to 1: probabilities hide gradients")]
+    return [*items, Item("logits", "high", "outputs are logits")]
 
 
-def _randomness(probes: Probes, averaged: bool) -> Item:
-    differ, flipped = probes["random_logits"], probes["random_predictions"]
+def _randomness(answers: Answers, averaged: bool) -> Item:
+    differ, flipped = answers.random_logits, answers.random_predictions
     if differ <= NOISE[0] and flipped == 0:
         return Item("random", "high", "the same images get the same answers")
     detail = (
@@ -82,17 +78,18 @@ def _of_gradients(evaluation: Evaluation) -> list[Item]:
     """What gradients tell: whether there are any, of the function that is deployed, and whether they lead anywhere."""
     if evaluation.predictor.module is None:
         return [Item("gradients", "warn", "the model has no gradients: only black-box attacks ran")]
-    probes = evaluation.probes
-    if "zero_gradients" not in probes:  # no clean image was right
+    found = evaluation.probes.gradients
+    if found is None:  # no clean image was right
         return []
-    dead, odd = probes["zero_margin_gradients"], probes["non_finite_gradients"]
-    items = [Item("gradients", by_share(dead), f"{dead:.1%} of clean images have an input gradient that leads nowhere")]
-    if odd:
+    detail = f"{found.zero_margin:.1%} of clean images have an input gradient that leads nowhere"
+    items = [Item("gradients", by_share(found.zero_margin), detail)]
+    if found.non_finite:
         detail = (
-            f"{odd:.1%} of clean images have a gradient with entries that are not finite: searches go on without them"
+            f"{found.non_finite:.1%} of clean images have a gradient with entries that are not finite: "
+            "searches go on without them"
         )
         items.append(Item("finite gradients", "warn", detail))
-    saturated = max(0.0, probes["zero_gradients"] - probes["zero_margin_gradients"])
+    saturated = max(0.0, found.zero - found.zero_margin)
     # Where it is the loss that saturates and not the model, an attack on another loss has not been fooled.
     blind = [_is_blind(each) for each in evaluation.outcomes if each.unit and each.row.eps and not each.row.surrogate]
     worst: Verdict = "warn" if saturated and not (blind and all(blind)) else "unreliable"
@@ -102,27 +99,32 @@ def _of_gradients(evaluation: Evaluation) -> list[Item]:
             "fgsm and pgd are blind there; believe attacks on differences of logits (autoattack)"
         )
         items.append(Item("saturated", at_most(worst, by_share(saturated)), detail))
-    left, noise = probes["left_at_eps_1"], max(FEW, 1.5 / probes["images"])
+    left, noise = found.left_at_eps_1, max(FEW, 1.5 / evaluation.probes.images)
     items.append(Item("eps 1", by_share(left, noise), f"PGD that may do anything to an image leaves {left:.1%} right"))
-    if "module_only" in probes and probes["random_logits"] <= NOISE[0]:  # random answers differ anyway
-        lost = probes["module_only"]
-        detail = f"of the images that break the module the gradients come from, {lost:.1%} do not break the runtime"
-        items.append(Item("twin", by_share(lost, noise), detail))
-    if "loss_at_0" in probes:
-        items.append(_climb(probes, worst))
-    if "left_fgsm" in probes:
-        one, many = probes["left_fgsm"], probes["left_pgd"]
-        detail = f"a single step leaves {one:.1%} of clean images right, 20 steps {many:.1%}"
-        items.append(Item("single step", _gap(many - one, probes["images"]), detail))
-    return items
+    return [*items, *_of_ascent(evaluation.probes, found.ascent, noise, worst)] if found.ascent else items
 
 
-def _climb(probes: Probes, worst: Verdict) -> Item:
+def _of_ascent(probes: Probes, ascent: Ascent, noise: float, worst: Verdict) -> list[Item]:
+    """What PGD and FGSM at the radius that is evaluated tell."""
+    items: list[Item] = []
+    if probes.answers and probes.answers.random_logits <= NOISE[0]:  # random answers differ anyway
+        detail = (
+            f"of the images that break the module the gradients come from, {ascent.module_only:.1%} do not break the "
+            "runtime"
+        )
+        items.append(Item("twin", by_share(ascent.module_only, noise), detail))
+    if ascent.loss_fgsm is not None:
+        items.append(_climb(ascent.losses, ascent.loss_fgsm, worst))
+    one, many = ascent.left_fgsm, ascent.left_pgd
+    detail = f"a single step leaves {one:.1%} of clean images right, 20 steps {many:.1%}"
+    return [*items, Item("single step", by_gap(many - one, probes.images), detail)]
+
+
+def _climb(losses: Mapping[int, float], fgsm: float, worst: Verdict) -> Item:
     """The loss has to rise along PGD, and not to fall back by more than a tenth of its rise; half of it is much."""
-    losses = {int(name.removeprefix("loss_at_")): loss for name, loss in probes.items() if name.startswith("loss_at_")}
-    start, end, highest = losses[0], losses[max(losses)], max([*losses.values(), probes["loss_fgsm"]])
+    start, end, highest = losses[0], losses[max(losses)], max(*losses.values(), fgsm)
     told = ", ".join(f"{loss:.3g} after {step}" for step, loss in losses.items())
-    detail = f"mean loss along PGD: {told}; {probes['loss_fgsm']:.3g} after a single step"
+    detail = f"mean loss along PGD: {told}; {fgsm:.3g} after a single step"
     if end <= start:
         return Item("loss", worst, f"PGD does not raise the loss: {detail}")
     if end < highest - 0.1 * (highest - start):
@@ -139,7 +141,7 @@ def _of_rows(evaluation: Evaluation) -> list[Item]:
         one, many = own.get("fgsm"), own.get("pgd")
         if one and many:
             detail = f"PGD leaves {_robust(many):.1%}, its single step {_robust(one):.1%}"
-            items.append(Item("more steps", _gap(_robust(many) - _robust(one), _images(many)), detail))
+            items.append(Item("more steps", by_gap(_robust(many) - _robust(one), _images(many)), detail))
         items += _with_and_without(evaluation, rows, own)
         items += [item for outcome in own.values() if (item := _last_stage(outcome)) is not None]
     for outcome in evaluation.outcomes:
@@ -168,7 +170,7 @@ def _with_and_without(evaluation: Evaluation, rows: dict[str, Outcome], own: dic
         )
         # Losing to many queries says little about a single step.
         worst_of: Verdict = "warn" if all(outcome.row.attack == "fgsm" for outcome in white) else "unreliable"
-        items.append(Item("white-box", at_most(worst_of, _gap(gaps[worst], shared)), detail))
+        items.append(Item("white-box", at_most(worst_of, by_gap(gaps[worst], shared)), detail))
     elif black:
         names = ", ".join(outcome.row.id for outcome in black) if len(black) < 4 else "attacks without its gradients"
         items.append(Item("white-box", "warn", f"only {names} ran: its own gradients may find more"))
@@ -187,17 +189,7 @@ def _last_stage(outcome: Outcome) -> Item | None:
         return None
     share = float(np.mean(unit.broken & (unit.broken_by == len(unit.stages) - 1)))
     detail = f"Square broke {share:.1%} of all images, which the gradients of {outcome.row.id} had left"
-    return Item("last stage", _gap(share, len(unit.broken)), detail)
-
-
-def _above(value: float, limits: tuple[float, float]) -> Verdict:
-    return "high" if value <= limits[0] else "warn" if value <= limits[1] else "unreliable"
-
-
-def _gap(difference: float, images: float) -> Verdict:
-    """By how much what knows less has found more."""
-    noise = max(SLACK, 1.5 / images)
-    return "high" if difference <= noise else "warn" if difference <= max(noise, CLEAR) else "unreliable"
+    return Item("last stage", by_gap(share, len(unit.broken)), detail)
 
 
 def _is_blind(outcome: Outcome) -> bool:

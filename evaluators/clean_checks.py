@@ -1,14 +1,15 @@
 """What the answers to clean images tell: before anything is attacked, the images, labels and classes have to be the
 model's own. A model that is asked for the wrong thing is robust in no sense."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from dgad_tk.answers import NONE, one_answer, other_order, outnumbers, per_class
-from dgad_tk.shares import wilson
+from dgad_tk.answers import NONE, one_answer, other_order, outnumbers, per_class, wilson
+from evaluators.probes import Exchange
 from evaluators.record import Evaluation
-from evaluators.verdicts import Item, at_least, by_share
+from evaluators.results import Item
+from evaluators.verdicts import at_least, by_share
 
 WIDE = 0.25
 """Above what guessing gives: an interval that reaches further says that there were too few images."""
@@ -17,9 +18,9 @@ WIDE = 0.25
 def of_clean(evaluation: Evaluation) -> list[Item]:
     """Checks of the clean answers, nothing where there is nothing to doubt."""
     labels, names, n = evaluation.labels, evaluation.classes, len(evaluation.labels)
-    answers = np.where(evaluation.clean_finite, evaluation.clean_pred, NONE)
+    answers = np.where(evaluation.clean.finite, evaluation.clean.predicted, NONE)
     items: list[Item] = []
-    if missing := int((~evaluation.clean_finite).sum()):
+    if missing := int((~evaluation.clean.finite).sum()):
         detail = f"{missing:,} of {n:,} clean images are answered with logits that are not finite: they count as wrong"
         items.append(Item("finite", by_share(missing / n), detail))
     items += _against_guessing(evaluation)
@@ -32,8 +33,8 @@ def of_clean(evaluation: Evaluation) -> list[Item]:
         items.append(Item("one answer", "unreliable", detail))
     if (order := other_order(labels, answers, names)) is not None:
         items.append(Item("order of classes", at_least("warn", by_share((order.after - order.before) / n)), str(order)))
-    if "exchange_images" in evaluation.probes:
-        items += _channels(evaluation.probes)
+    if (exchange := evaluation.probes.exchange) is not None:
+        items += _channels(exchange)
     counts, right = per_class(labels, evaluation.clean_right, evaluation.predictor.classes)
     never = [
         k
@@ -61,15 +62,15 @@ def _against_guessing(evaluation: Evaluation) -> list[Item]:
     return [Item("clean", "unreliable", f"{detail}: are labels and preprocessing those of its training?")]
 
 
-def _channels(probes: Mapping[str, float]) -> list[Item]:
-    count, rights, spoils = (int(probes[f"exchange_{name}"]) for name in ("images", "rights", "spoils"))
+def _channels(found: Exchange) -> list[Item]:
+    rights, spoils = found.rights, found.spoils
     if not outnumbers(rights, spoils):
         return []
     detail = (
-        f"with red and blue exchanged, {rights:,} more of {count:,} clean images are right and {spoils:,} fewer: it "
-        "seems to want the channels in the order blue, green, red"
+        f"with red and blue exchanged, {rights:,} more of {found.images:,} clean images are right and {spoils:,} "
+        "fewer: it seems to want the channels in the order blue, green, red"
     )
-    return [Item("channels", at_least("warn", by_share((rights - spoils) / count)), detail)]
+    return [Item("channels", at_least("warn", by_share((rights - spoils) / found.images)), detail)]
 
 
 def _name(names: Sequence[str], k: int) -> str:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dgad_tk.common import UserError
-from dgad_tk.fold import folded
 from dgad_tk.predictor import Predictor
 
 
@@ -45,15 +44,10 @@ class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]
             input_shape=predictor.input_shape,
             nb_classes=predictor.classes,
             clip_values=(0.0, 1.0),
-            preprocessing=None,  # ART's default subtracts 0 and divides by 1, a copy each
+            preprocessing=None,  # ART's default subtracts 0 and divides by 1, and copies for each
             device_type="gpu" if torch.cuda.is_available() else "cpu",
         )
         self.predictor = predictor
-
-    @property
-    def runs_in_torch(self) -> bool:
-        """The deployed runtime is torch itself, so that `model` answers what `predict` does."""
-        return self.predictor.format != "onnx"
 
     def predict(
         self, x: NDArray[Any], batch_size: int = 128, training_mode: bool = False, **kwargs: Any
@@ -84,7 +78,7 @@ class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]
         is most of what its Carlini & Wagner attack costs.
 
         Args:
-            label: class of all images, or one class an image; None for all classes.
+            label: class of all images, or one class per image; None for all classes.
         """
         x = np.ascontiguousarray(x, dtype=np.float32)
         if label is None or training_mode:
@@ -101,7 +95,7 @@ class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]
 class OnnxClassifier(PredictorClassifier):
     """White-box ART estimator of an ONNX file: ONNX Runtime predicts, gradients come from the file's torch twin.
 
-        predictor = exporters.load(Path("student.onnx"))
+        predictor = exporters.formats.load(Path("student.onnx"))
         attack = art.attacks.evasion.ProjectedGradientDescent(OnnxClassifier(predictor), eps=0.1)
         x_adv = attack.generate(x, y)
 
@@ -138,19 +132,8 @@ def to_estimator(predictor: Predictor, *, module: nn.Module | None = None) -> Pr
     """The ART estimator of a predictor of any format; a black box where there are no gradients."""
     if module is None and predictor.module is None:
         return PredictorBlackBox(predictor)
-    cls = OnnxClassifier if predictor.format == "onnx" else PredictorClassifier
+    cls = OnnxClassifier if predictor.network is None else PredictorClassifier
     return cls(predictor, module=module)
-
-
-def is_quantised(estimator: object) -> bool:
-    """Whether logits of the deployed runtime come in steps, so that small gains do not show."""
-    return isinstance(estimator, PredictorClassifier | PredictorBlackBox) and estimator.predictor.precision == "int8"
-
-
-def searchable(predictor: Predictor) -> nn.Module:
-    """The module that a search goes through: the predictor's own with BatchNorm folded, as a twin is made already."""
-    assert predictor.module is not None
-    return predictor.module if predictor.format == "onnx" else folded(predictor.module)
 
 
 class Counted(nn.Module):

@@ -1,85 +1,37 @@
 """Thresholds on the shares of images that withstood an evaluation: which rows a key means, and what became of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
 
 from dgad_tk.common import UserError, format_fraction, nearest, parse_fraction
-from evaluators.rows import Row
-from evaluators.suites import TRANSFER
+from evaluators.results import Attack, Gate, Interval, Results
 
 CLEAN, WORST_CASE = "clean", "worst-case"
 
 
-@dataclass(frozen=True)
-class GateResult:
-    """One demand and whether it was met.
-
-    Attributes:
-        name: what was looked at: a row, `clean` or `worst-case`; `baseline:` before it where two files were compared.
-        passed: the demand was met.
-        required, got: both sides of the comparison, in words.
-        detail: how sure that is, or why there is nothing to compare.
-    """
-
-    name: str
-    passed: bool
-    required: str
-    got: str
-    detail: str = ""
-
-
-def check_keys(least: Mapping[str, Fraction], rows: Sequence[Row]) -> None:
-    """See that every key means something with a robust accuracy, before hours of work for it.
+def thresholds(least: Mapping[str, Fraction], results: Results) -> list[Gate]:
+    """A gate for every row that a key means, in the order of the keys.
 
     A key is a row's id; `clean`; `worst-case`; an attack, for its rows at every eps; `transfer:ATTACK`, for those on
     every surrogate. `@EPS` behind any but `clean` picks one eps.
-
-    Raises:
-        UserError: an unknown key, with the nearest known one, or an attack that has no robust accuracy.
-    """
-    for key in least:
-        found = _rows_of(key, rows)
-        if key == CLEAN or _radii_of(key, rows):
-            continue
-        if not found:
-            names = {name for row in rows for name in (row.id, *_names(row)) if row.eps is not None}
-            worst = {WORST_CASE} if _radii(rows) else set()
-            raise UserError(f"--fail-under: no row is called '{key}'", hint=nearest(key, {CLEAN, *worst, *names}))
-        if unbounded := next((row for row in found if row.eps is None), None):
-            raise UserError(
-                f"--fail-under '{key}': {unbounded.attack} looks for the nearest adversarial image, so it has no "
-                "robust accuracy",
-                hint="clean, worst-case and attacks inside an eps-ball can be asked for",
-            )
-
-
-def thresholds(least: Mapping[str, Fraction], rows: Sequence[Row], document: Mapping[str, Any]) -> list[GateResult]:
-    """A result for every row that a key means, in the order of the keys.
 
     A row that did not come to its end fails: nothing is known of it. Shares are compared as fractions, never rounded.
 
     Args:
         least: key to the smallest share of all images that passes.
-        rows: of the evaluation.
-        document: its results, schema `dgad/results/1`.
+
+    Raises:
+        UserError: an unknown key, with the nearest known one, or an attack that has no robust accuracy.
     """
-    doubt = ["the evaluation is unreliable"] if document["checks"]["verdict"] == "unreliable" else []
-    entries = {entry["id"]: entry for entry in document["attacks"]}
-    found: list[GateResult] = []
+    doubt = ["the evaluation is unreliable"] if results.checks.verdict == "unreliable" else []
+    found: list[Gate] = []
     for key, share in least.items():
         if key == CLEAN:
-            found.append(_compared(CLEAN, share, document["clean"]["correct"], document["clean"]["n"], doubt))
-        elif radii := _radii_of(key, rows):
-            found += [_worst_case(eps, share, rows, document, doubt) for eps in radii]
+            found.append(_compared(CLEAN, share, results.clean.correct, results.clean.n, doubt))
+        elif radii := [eps for eps in _radii(results) if _means(key, WORST_CASE, eps)]:
+            found += [_worst_case(eps, share, results, doubt) for eps in radii]
         else:
-            for entry in (entries[row.id] for row in _rows_of(key, rows)):
-                if entry["status"] == "done":
-                    notes = [*_sure(share, entry["ci95"]), *doubt]
-                    found.append(_compared(entry["id"], share, entry["robust"], entry["n"], notes))
-                else:
-                    found.append(GateResult(entry["id"], False, _at_least(share), entry["status"], entry["reason"]))
+            found += [_row(row, share, doubt) for row in _rows_of(key, results)]
     return found
 
 
@@ -88,58 +40,60 @@ def percent(share: Fraction) -> str:
     return f"{float(100 * share):.10g}%"
 
 
+def _rows_of(key: str, results: Results) -> list[Attack]:
+    rows = results.attacks
+    found = [row for row in rows if row.id == key or any(_means(key, name, row.eps) for name in row.names)]
+    if not found:
+        names = {name for row in rows for name in (row.id, *row.names) if row.eps is not None}
+        worst = {WORST_CASE} if _radii(results) else set()
+        raise UserError(
+            f"--min: no row of {results.model.path} is called '{key}'", hint=nearest(key, {CLEAN, *worst, *names})
+        )
+    if unbounded := next((row for row in found if row.eps is None), None):
+        raise UserError(
+            f"--min '{key}': {unbounded.name} looks for the nearest adversarial image, so it has no robust accuracy",
+            hint="clean, worst-case and attacks inside an eps-ball can be asked for",
+        )
+    return found
+
+
+def _row(row: Attack, least: Fraction, doubt: Sequence[str]) -> Gate:
+    if row.robust is None or row.ci95 is None:
+        return Gate(row.id, False, _at_least(least), row.status, row.reason)
+    return _compared(row.id, least, row.robust, row.n, [*_sure(least, row.ci95), *doubt])
+
+
+def _worst_case(eps: float, least: Fraction, results: Results, doubt: Sequence[str]) -> Gate:
+    """A row that is missing makes the worst case look better than it is. Only transfer rows may be skipped: there may
+    be no surrogate that fits, and attacks on the model itself say more."""
+    name = f"{WORST_CASE}@{format_fraction(eps)}" if len(_radii(results)) > 1 else WORST_CASE
+    missing = [row for row in results.attacks if row.eps == eps and row.status != "done"]
+    grave = [row for row in missing if (row.source, row.status) != ("transfer", "skipped")]
+    worst = next((each for each in results.worst_case if each.eps == eps), None)
+    if grave or worst is None:
+        first = (grave or missing)[0]
+        return Gate(name, False, _at_least(least), first.status, f"{first.id}: {first.reason}")
+    without = ["without " + ", ".join(row.id for row in missing)] if missing else []
+    return _compared(name, least, worst.robust, worst.n, [*_sure(least, worst.ci95), *without, *doubt])
+
+
+def _compared(name: str, least: Fraction, right: int, n: int, notes: Sequence[str]) -> Gate:
+    got = f"{right / n:.1%} ({right:,} of {n:,})"
+    return Gate(name, Fraction(right, n) >= least, _at_least(least), got, "; ".join(notes))
+
+
 def _at_least(share: Fraction) -> str:
     return f"at least {percent(share)}"
 
 
-def _compared(name: str, least: Fraction, right: int, n: int, notes: Sequence[str]) -> GateResult:
-    got = f"{right / n:.1%} ({right:,} of {n:,})"
-    return GateResult(name, Fraction(right, n) >= least, _at_least(least), got, "; ".join(notes))
-
-
-def _sure(least: Fraction, interval: Sequence[float]) -> list[str]:
+def _sure(least: Fraction, interval: Interval) -> list[str]:
     low, high = interval
     notes = [f"95 % interval {low:.1%} to {high:.1%}"]
     return [*notes, "too few images to be sure"] if low < least < high else notes
 
 
-def _worst_case(
-    eps: float, least: Fraction, rows: Sequence[Row], document: Mapping[str, Any], doubt: Sequence[str]
-) -> GateResult:
-    """A row that is missing makes the worst case look better than it is. Only transfer rows may be skipped: there may
-    be no surrogate that fits, and attacks on the model itself say more."""
-    name = f"{WORST_CASE}@{format_fraction(eps)}" if len(_radii(rows)) > 1 else WORST_CASE
-    ids = {row.id for row in rows if row.eps == eps}
-    missing = [entry for entry in document["attacks"] if entry["id"] in ids and entry["status"] != "done"]
-    grave = [entry for entry in missing if (entry["source"], entry["status"]) != ("transfer", "skipped")]
-    worst = next((each for each in document["worst_case"] if each["eps"] == eps), None)
-    if grave or worst is None:
-        first = (grave or missing)[0]
-        detail = f"{first['id']}: {first['reason']}"
-        return GateResult(name, False, _at_least(least), first["status"], detail)
-    without = ["without " + ", ".join(entry["id"] for entry in missing)] if missing else []
-    notes = [*_sure(least, worst["ci95"]), *without, *doubt]
-    return _compared(name, least, worst["robust"], worst["n"], notes)
-
-
-def _radii(rows: Iterable[Row]) -> list[float]:
-    return list(dict.fromkeys(row.eps for row in rows if row.eps is not None))
-
-
-def _radii_of(key: str, rows: Sequence[Row]) -> list[float]:
-    """The radii whose worst case `key` means; none where it means something else."""
-    return [eps for eps in _radii(rows) if _means(key, WORST_CASE, eps)]
-
-
-def _rows_of(key: str, rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row.id == key or any(_means(key, name, row.eps) for name in _names(row))]
-
-
-def _names(row: Row) -> list[str]:
-    """What a row is called besides its id; no eps in it."""
-    if row.surrogate is None:
-        return [row.attack]
-    return [f"{TRANSFER}{row.surrogate.name}:{row.attack}", f"{TRANSFER}{row.attack}"]
+def _radii(results: Results) -> list[float]:
+    return list(dict.fromkeys(row.eps for row in results.attacks if row.eps is not None))
 
 
 def _means(key: str, name: str, eps: float | None) -> bool:

@@ -1,5 +1,8 @@
 """The verdict of the deployed runtime, and whether the module that gives gradients is the same function."""
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,22 +29,60 @@ REPEATS = 8
 """Answers to the same images that are compared with the first one: two of a random draw among few are often equal."""
 
 
-def judge(predictor: Predictor, images: Images, batch_size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The deployed runtime's predictions `(N,)`, first index of the largest logit, and where all logits are finite."""
-    predicted, finite = [np.zeros(0, np.int64)], [np.zeros(0, np.bool_)]
-    for start in range(0, len(images), batch_size):
-        logits = predictor.predict(np.ascontiguousarray(images[start : start + batch_size]))
-        predicted.append(logits.argmax(axis=1))
-        finite.append(np.logical_and.reduce(np.isfinite(logits), axis=1))
-    return np.concatenate(predicted), np.concatenate(finite)
+class Judged(NamedTuple):
+    """The deployed runtime's answers to N images.
+
+    Attributes:
+        predicted: int64 `(N,)`, the first index of the largest logit.
+        finite: bool `(N,)`, where all logits are finite.
+    """
+
+    predicted: NDArray[np.int64]
+    finite: NDArray[np.bool_]
+
+    def right(self, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Where the answer is the label, bool `(N,)`. An answer with a logit that is not finite is wrong."""
+        return np.asarray((self.predicted == labels) & self.finite)
+
+
+@dataclass(frozen=True)
+class Twin:
+    """How far the module that gives gradients is from the runtime, on clean images.
+
+    Attributes:
+        max_abs_diff: of two logits.
+        argmax_agreement: share of equal predictions.
+    """
+
+    max_abs_diff: float
+    argmax_agreement: float
+
+
+def judge(predictor: Predictor, images: Images, batch_size: int) -> Judged:
+    """Ask the deployed runtime, `batch_size` images at a time."""
+    logits = logits_of(predictor, images, batch_size)
+    return Judged(logits.argmax(axis=1), np.asarray(np.isfinite(logits).all(axis=1)))
+
+
+def logits_of(predictor: Predictor, images: Images, batch_size: int) -> Logits:
+    """The deployed runtime's logits `(N, K)`, `batch_size` images at a time."""
+    starts = range(0, len(images), batch_size)
+    parts = [predictor.predict(np.ascontiguousarray(images[at : at + batch_size])) for at in starts]
+    return np.concatenate(parts) if parts else np.zeros((0, predictor.classes), np.float32)
 
 
 def images_of(split: Split, positions: slice | NDArray[np.int64]) -> Images:
+    """Images as a model takes them, float32 `(N, C, H, W)` in [0, 1]."""
     # Divided in float32, as the training does it, so that both see the same pixels to the last bit.
     return np.divide(split.take(positions), np.float32(255), dtype=np.float32)
 
 
 def check_images(predictor: Predictor, split: Split) -> None:
+    """See that the model can be asked about these images.
+
+    Raises:
+        UserError: there are none, they have another shape, or a label is no class of the model.
+    """
     if len(split) == 0:
         raise UserError("there are no images to evaluate", hint="choose another --split or a larger --limit")
     shape = split.base.shape[1:]
@@ -58,10 +99,8 @@ def check_images(predictor: Predictor, split: Split) -> None:
             )
 
 
-def compare_twin(
-    predictor: Predictor, split: Split, clean_finite: NDArray[np.bool_], batch_size: int
-) -> dict[str, float]:
-    """Runtime against module on the first images that the runtime answers with numbers; nothing of a black box.
+def compare_twin(predictor: Predictor, split: Split, clean_finite: NDArray[np.bool_], batch_size: int) -> Twin | None:
+    """Compare runtime and module on the first images that the runtime answers with numbers; None for a black box.
 
     Args:
         clean_finite: bool `(len(split),)`, where all clean logits of the runtime are finite.
@@ -77,7 +116,7 @@ def compare_twin(
             hint="there is nothing to attack: look at its weights and how it was exported",
         )
     if predictor.module is None:
-        return {}
+        return None
     x = images_of(split, chosen)
     device = next((value.device for value in predictor.module.state_dict().values()), torch.device("cpu"))
     with torch.no_grad():
@@ -99,12 +138,12 @@ def compare_twin(
             f"allowed, {agreement:.1%} equal predictions",
             hint="this is a defect of the conversion; please report it with the file",
         )
-    return {"max_abs_diff": float(gaps.max()), "argmax_agreement": agreement}
+    return Twin(float(gaps.max()), agreement)
 
 
 def allowed(predictor: Predictor, logits: Logits) -> tuple[NDArray[np.float64], float]:
-    """By how much the module's logits may differ from the runtime's `logits`, for each image `(N,)`, and its
-    predictions for how many of them."""
+    """By how much the module's logits may differ from the runtime's `logits`, per image `(N,)`, and for how many of
+    the images its predictions may."""
     precision = predictor.precision
     exceptions = max(1.0, (1 - AGREEMENTS[precision]) * len(logits))  # one near tie is no defect, in a small batch too
     if precision != "int8":

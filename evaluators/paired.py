@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.special import bdtr
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,5 @@ def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
     b, c, total = only_first + 0.5, only_second + 0.5, n + 2
     centre = (b - c) / total
     half = 1.959964 * math.sqrt((b + c) - (b - c) ** 2 / total) / total
-    discordant = only_first + only_second
-    p = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    p = min(1.0, 2 * float(bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
     return Paired((only_first - only_second) / n, (centre - half, centre + half), only_first, only_second, n, p)

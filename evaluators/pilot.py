@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dgad_tk.answers import wilson
 from dgad_tk.common import UserError
 from dgad_tk.data import Split
 from dgad_tk.distributed import leaders, world
 from dgad_tk.predictor import Predictor
-from dgad_tk.shares import wilson
 from evaluators.evaluate import CHUNK, Progress, evaluate
 from evaluators.rows import Row
 
@@ -159,7 +159,7 @@ def pilot(
         else:
             chunk, image = _line(runs[row.id])
             forecasts.append(RowForecast(row.id, chunk=chunk, image=image, limit=row.limit))
-    robust = [done.worst_case(eps) for eps in done.eps if any(done.judges(outcome, eps) for outcome in done.outcomes)]
+    robust = [done.worst_case(eps) for eps in done.judged_eps]
     step = min(predictor.classes, LARGEST_STEP)
     return Forecast(tuple(forecasts), (done.clean_accuracy, *robust), images, step, batch_size, world().size)
 

@@ -1,4 +1,4 @@
-"""Measurements on the model itself, made once an evaluation, that `checks` judges: is its answer one answer, are its
+"""Measurements on the model itself, made once per evaluation, that `checks` judges: is its answer one answer, are its
 outputs logits, do its gradients lead anywhere.
 
 After Carlini et al., "On Evaluating Adversarial Robustness" (2019, https://arxiv.org/abs/1902.06705), sections 4 and 5;
@@ -7,7 +7,8 @@ Athalye et al., "Obfuscated Gradients Give a False Sense of Security" (ICML 2018
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -25,12 +26,12 @@ from dgad_tk.spread import apart, grain, yardstick
 from evaluators.attacks.native import Victim
 from evaluators.ball import Norm, into_ball
 from evaluators.estimators import to_estimator
-from evaluators.judge import REPEATS, allowed, images_of, judge
+from evaluators.judge import REPEATS, allowed, images_of, judge, logits_of
 
 LARGEST, SMALLEST, PIXELS = 64, 16, 2**18
-"""Images looked at: as many as make PIXELS pixels a channel, at most LARGEST and at least SMALLEST."""
+"""Images looked at: as many as make PIXELS pixels per channel, at most LARGEST and at least SMALLEST."""
 MANY = 256
-"""Images that are looked at where that takes one prediction each."""
+"""Images looked at where that takes one prediction each."""
 STEPS = 20
 WAYPOINTS = (0, 1, 5, 10, STEPS)
 """Steps of PGD after which its mean loss is noted."""
@@ -39,90 +40,147 @@ FAR = 1e9
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits `(N, K)` and labels `(N,)` to what an attack makes large, `(N,)`."""
+Batch = tuple[Tensor, Tensor]
+"""Images `(N, C, H, W)` and labels `(N,)` on the model's device."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What predictions alone tell.
+
+    Attributes:
+        random_logits: largest difference of a second answer to the same batch, relative to how far apart an image's
+            logits are.
+        random_predictions: share of images whose second prediction differs.
+        batch_logits, batch_predictions: the same for images asked in another order and in halves, relative to the
+            rounding that is allowed.
+        grain: the step of float32 at an image's largest logit, relative to how far apart its logits are; of the median
+            image.
+        probabilities: the outputs are not negative and sum to 1.
+    """
+
+    random_logits: float
+    random_predictions: float
+    batch_logits: float
+    batch_predictions: float
+    grain: float
+    probabilities: bool
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """PGD from the image itself, 20 steps of eps / 4, and one step of eps (FGSM).
+
+    Attributes:
+        losses: mean cross-entropy after so many steps of PGD. Of logits that are less than 1 apart, as if they were 1
+            apart. Empty where none is finite.
+        loss_fgsm: after the one step; None where `losses` is empty.
+        left_fgsm, left_pgd: share of images left right.
+        module_only: share of images that one of the two breaks for the module but not for the runtime.
+    """
+
+    losses: dict[int, float]
+    loss_fgsm: float | None
+    left_fgsm: float
+    left_pgd: float
+    module_only: float
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Where the gradients of the module lead.
+
+    Attributes:
+        zero, zero_margin: share of images whose gradient of the cross-entropy, or of the margin, is zero or not finite.
+        non_finite: share of images with an entry that is not finite in either.
+        left_at_eps_1: share that PGD on the margin leaves right when it may do anything to an image.
+        ascent: at the radius that is evaluated; None without one.
+    """
+
+    zero: float
+    zero_margin: float
+    non_finite: float
+    left_at_eps_1: float
+    ascent: Ascent | None
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The first `images` with red and blue exchanged, as OpenCV and Caffe order them.
+
+    Attributes:
+        rights, spoils: how many of them that makes right, and how many it makes wrong.
+    """
+
+    images: int
+    rights: int
+    spoils: int
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What was measured; each part is None where there was nothing to measure it on.
+
+    Attributes:
+        images: how many of those that the model gets right were looked at.
+    """
+
+    images: int
+    answers: Answers | None = None
+    gradients: Gradients | None = None
+    exchange: Exchange | None = None
 
 
 def probe(
     predictor: Predictor, split: Split, clean_right: NDArray[np.bool_], *, norm: Norm, eps: float, batch_size: int
-) -> dict[str, float]:
-    """Look at a model on the first images of `split` that it gets right.
+) -> Probes:
+    """Look at a model on the first images of `split`, above all those that it gets right.
 
     It costs some 45 steps of PGD and a dozen predictions on at most LARGEST images, and draws nothing.
 
     Args:
         clean_right: bool `(len(split),)`.
-        eps: the radius that is evaluated, the largest of several; 0 for none, which leaves out what needs one.
-
-    Returns:
-        Finite numbers; all but `images` are absent where there was nothing to measure them on.
-
-        - `images`: how many were looked at.
-        - `random_logits`, `random_predictions`: largest difference of a second answer to the same batch, relative to
-          how far apart an image's logits are, and the share of images whose prediction differs.
-        - `batch_logits`, `batch_predictions`: the same for images asked in another order and in halves, relative to the
-          rounding that is allowed.
-        - `grain`: the step of float32 at an image's largest logit, relative to how far apart its logits are; of the
-          median image.
-        - `looks_like_probabilities`: 1 if the outputs are not negative and sum to 1.
-        - `zero_gradients`, `zero_margin_gradients`: share of images whose gradient of the cross-entropy, or of the
-          margin leads nowhere: it is zero, or no number.
-        - `non_finite_gradients`: share of images with an entry that is not finite in either.
-        - `left_at_eps_1`: share that PGD on the margin leaves right when it may do anything to an image.
-        - `loss_at_0` … `loss_at_20`: mean cross-entropy along PGD at `eps`, from the image itself, steps of eps / 4.
-          Of logits that are less than 1 apart, as if they were 1 apart.
-        - `loss_fgsm`, `left_fgsm`, `left_pgd`: mean loss, and share left right, of one step of `eps` and of that PGD.
-        - `module_only`: share of images that PGD or FGSM breaks for the module but not for the runtime.
+        eps: the radius that is evaluated, the largest of several; 0 for none.
     """
+    exchange = _exchange(predictor, split, clean_right, batch_size)
     count = min(LARGEST, max(SMALLEST, PIXELS // math.prod(predictor.input_shape[1:])))
     chosen = np.flatnonzero(clean_right)[:count]
-    found = {"images": float(len(chosen))}
     if len(chosen) == 0:
-        return found
+        return Probes(0, exchange=exchange)
     x, labels = images_of(split, chosen), split.labels[chosen]
-    first = _predicted(predictor, x, batch_size)
-    found |= _answers(predictor, x, first, batch_size)
+    first = logits_of(predictor, x, batch_size)
+    answers, gradients = _answers(predictor, x, first, batch_size), None
     if predictor.module is not None:
         # Where logits are much less than 1 apart, float32 would not show that the cross-entropy rises.
         unit = min(1.0, float(np.median(yardstick(first)))) or 1.0
-        found |= _gradients(predictor, x, labels, norm, eps, unit, batch_size)
-    return found
+        gradients = _Climber(predictor, x, labels, batch_size).look(norm, eps, unit)
+    return Probes(len(chosen), answers, gradients, exchange)
 
 
-def exchanged_channels(
-    predictor: Predictor, split: Split, clean_right: NDArray[np.bool_], batch_size: int
-) -> dict[str, float]:
-    """Whether the model knows the images better with red and blue exchanged, as OpenCV and Caffe order them.
-
-    Returns:
-        `exchange_images`: how many were looked at, the first MANY; and of these `exchange_rights` and
-        `exchange_spoils`: how many the exchange makes right, and how many it makes wrong. Nothing of images that are
-        grey or all right.
-    """
+def _exchange(predictor: Predictor, split: Split, clean_right: NDArray[np.bool_], batch_size: int) -> Exchange | None:
+    """None of images that are grey or all right."""
     count = min(len(split), MANY)
-    if predictor.input_shape[0] != 3 or clean_right[:count].all():
-        return {}
-    x, before = images_of(split, slice(0, count)), clean_right[:count]
-    predicted, finite = judge(predictor, np.ascontiguousarray(x[:, ::-1]), batch_size)
-    after = (predicted == split.labels[:count]) & finite
-    return {
-        "exchange_images": float(count),
-        "exchange_rights": float((after & ~before).sum()),
-        "exchange_spoils": float((before & ~after).sum()),
-    }
+    before = clean_right[:count]
+    if predictor.input_shape[0] != 3 or before.all():
+        return None
+    x = images_of(split, slice(0, count))
+    after = judge(predictor, x[:, ::-1], batch_size).right(split.labels[:count])
+    return Exchange(count, int((after & ~before).sum()), int((before & ~after).sum()))
 
 
-def _answers(predictor: Predictor, x: Images, first: Logits, batch_size: int) -> dict[str, float]:
-    again = [_predicted(predictor, x, batch_size) for _ in range(REPEATS)]
+def _answers(predictor: Predictor, x: Images, first: Logits, batch_size: int) -> Answers:
+    again = [logits_of(predictor, x, batch_size) for _ in range(REPEATS)]
     # Neither a neighbour nor the number of images may matter.
-    regrouped = _predicted(predictor, x[::-1].copy(), max(1, min(batch_size, len(x)) // 2))[::-1]
+    regrouped = logits_of(predictor, x[::-1].copy(), max(1, min(batch_size, len(x)) // 2))[::-1]
     rounding = allowed(predictor, first)[0]
-    return {
-        "random_logits": max(_relative(apart(each, first), yardstick(first)) for each in again),
-        "random_predictions": max(_share(each.argmax(axis=1) != first.argmax(axis=1)) for each in again),
-        "batch_logits": _relative(apart(regrouped, first), rounding),
-        "batch_predictions": _share(regrouped.argmax(axis=1) != first.argmax(axis=1)),
-        "grain": _relative(np.median(grain(first)), np.median(yardstick(first))),
-        "looks_like_probabilities": float((first >= 0).all() and np.allclose(first.sum(axis=1), 1.0, atol=1e-4)),
-    }
+    return Answers(
+        random_logits=max(_relative(apart(each, first), yardstick(first)) for each in again),
+        random_predictions=max(_share(each.argmax(axis=1) != first.argmax(axis=1)) for each in again),
+        batch_logits=_relative(apart(regrouped, first), rounding),
+        batch_predictions=_share(regrouped.argmax(axis=1) != first.argmax(axis=1)),
+        grain=_relative(np.median(grain(first)), np.median(yardstick(first))),
+        probabilities=bool((first >= 0).all() and np.allclose(first.sum(axis=1), 1.0, atol=1e-4)),
+    )
 
 
 def _relative(gaps: ArrayLike, units: ArrayLike) -> float:
@@ -132,112 +190,102 @@ def _relative(gaps: ArrayLike, units: ArrayLike) -> float:
         return float(np.where(gaps == 0, 0.0, np.minimum(gaps / np.asarray(units), FAR)).max())
 
 
-def _predicted(predictor: Predictor, x: Images, batch_size: int) -> Logits:
-    starts = range(0, len(x), batch_size)
-    return np.concatenate([predictor.predict(np.ascontiguousarray(x[at : at + batch_size])) for at in starts])
+class _Climber:
+    """Follows the gradients of a module on some images, and asks the runtime what that changes."""
 
+    def __init__(self, predictor: Predictor, x: Images, labels: NDArray[np.int64], batch_size: int) -> None:
+        self.predictor, self.x, self.labels, self.batch_size = predictor, x, labels, batch_size
+        self.victim = Victim(to_estimator(predictor))
 
-def _gradients(
-    predictor: Predictor,
-    x: Images,
-    labels: NDArray[np.int64],
-    norm: Norm,
-    eps: float,
-    unit: float,
-    batch_size: int,
-) -> dict[str, float]:
-    victim = Victim(to_estimator(predictor))
-    batches = [
-        tuple(torch.from_numpy(each[at : at + batch_size]).to(victim.device) for each in (x, labels))
-        for at in range(0, len(x), batch_size)
-    ]
-    # In the L2 ball inside that of L1: all that is asked is where gradients lead.
-    ball: Literal["linf", "l2"] = "linf" if norm == "linf" else "l2"
-    radius = eps / math.sqrt(x[0].size) if norm == "l1" else eps
-    gradients = [
-        torch.cat([_gradient(victim, loss, images, truth) for images, truth in batches]).flatten(1)
-        for loss in (cross_entropy, _lead)
-    ]
-    zero = [(finite(gradient) == 0).all(dim=1) for gradient in gradients]
-    sound = torch.stack([gradient.isfinite().all(dim=1) for gradient in gradients]).all(dim=0)
-    found = {
-        "zero_gradients": _share(zero[0]),
-        "zero_margin_gradients": _share(zero[1]),
-        "non_finite_gradients": _share(~sound),
-    }
-    # All of [0, 1] is within 1 of any image in Linf, so this asks the same of a model whatever its norm.
-    anything = ThreatModel.of("linf", 1.0, STEPS)
-    everything, _ = _ascend(victim, _lead, batches, anything)
-    left = _left(predictor, into_ball(everything, x, "linf", 1.0), labels, batch_size)
-    if eps > 0:
+    def look(self, norm: Norm, eps: float, unit: float) -> Gradients:
+        """Look with `eps` and in the whole of [0, 1], at logits measured in `unit`."""
+        by_loss = [
+            torch.cat([self._gradient(loss, *batch) for batch in self._batches(self.x)])
+            for loss in (cross_entropy, _lead)
+        ]
+        zero = [(finite(gradient) == 0).flatten(1).all(dim=1) for gradient in by_loss]
+        sound = torch.stack([gradient.isfinite().flatten(1).all(dim=1) for gradient in by_loss]).all(dim=0)
+        # All of [0, 1] is within 1 of any image in Linf, so this asks the same of a model whatever its norm.
+        everything, _ = self._ascend(_lead, ThreatModel.of("linf", 1.0, STEPS))
+        left = self._left(into_ball(everything, self.x, "linf", 1.0))
+        ascent = None
+        if eps > 0:
+            ascent, held = self._within(norm, eps, unit)
+            left &= held
+        return Gradients(
+            zero=_share(zero[0]),
+            zero_margin=_share(zero[1]),
+            non_finite=_share(~sound),
+            left_at_eps_1=_share(left),
+            ascent=ascent,
+        )
+
+    def _within(self, norm: Norm, eps: float, unit: float) -> tuple[Ascent, NDArray[np.bool_]]:
+        """FGSM and PGD within `eps`, and the images that both leave right."""
+        # In the L2 ball inside that of L1: all that is asked is where gradients lead.
+        ball: Literal["linf", "l2"] = "linf" if norm == "linf" else "l2"
+        radius = eps / math.sqrt(self.x[0].size) if norm == "l1" else eps
         many = ThreatModel.of(ball, radius, STEPS)
         one = many.model_copy(update={"step_size": radius, "steps": 1})
-        x_many, losses = _ascend(victim, cross_entropy, batches, many, unit)
-        x_one, losses_one = _ascend(victim, cross_entropy, batches, one, unit)
-        known = np.isfinite(losses).all(axis=0) & np.isfinite(losses_one).all(axis=0)
-        if known.any():
-            found |= {f"loss_at_{step}": float(losses[step, known].mean()) for step in WAYPOINTS}
-            found["loss_fgsm"] = float(losses_one[1, known].mean())
-        module_only = np.zeros(len(x), dtype=np.bool_)
-        for name, x_adv in (("fgsm", x_one), ("pgd", x_many)):
-            x_adv = into_ball(x_adv, x, ball, radius)
-            held = _left(predictor, x_adv, labels, batch_size)
-            found[f"left_{name}"] = _share(held)
-            module_only |= held & (_searched(victim, x_adv, batch_size) != labels)
-            left &= held
-        found["module_only"] = _share(module_only)
-    found["left_at_eps_1"] = _share(left)
-    return found
+        known = np.ones(len(self.x), np.bool_)
+        module_only, held = ~known, known
+        losses, left = [], []
+        for threat in (one, many):
+            x_adv, passed = self._ascend(cross_entropy, threat, unit)
+            x_adv = into_ball(x_adv, self.x, ball, radius)
+            right = self._left(x_adv)
+            module_only = module_only | (right & (self._searched(x_adv) != self.labels))
+            known, held = known & np.isfinite(passed).all(axis=0), held & right
+            losses.append(passed)
+            left.append(_share(right))
+        climb = {step: float(losses[1][step, known].mean()) for step in WAYPOINTS} if known.any() else {}
+        fgsm = float(losses[0][1, known].mean()) if climb else None
+        return Ascent(climb, fgsm, left[0], left[1], _share(module_only)), held
+
+    def _batches(self, images: Images) -> Iterator[Batch]:
+        for at in range(0, len(images), self.batch_size):
+            part = slice(at, at + self.batch_size)
+            x, labels = (torch.from_numpy(each[part]).to(self.victim.device) for each in (images, self.labels))
+            yield x, labels
+
+    def _gradient(self, loss: Loss, x: Tensor, labels: Tensor) -> Tensor:
+        images = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(self.victim.logits(images), labels).sum(), images)
+        return gradient
+
+    def _ascend(self, loss: Loss, threat: ThreatModel, unit: float = 1.0) -> tuple[Images, NDArray[np.float32]]:
+        """The last iterates of PGD from the images themselves, and the loss after 0 to `steps` steps, `(steps + 1, N)`,
+        of logits measured in `unit`."""
+        found, losses = [], []
+        for x, labels in self._batches(self.x):
+            passed: list[Tensor] = []
+
+            def noted(images: Tensor, labels: Tensor = labels, passed: list[Tensor] = passed) -> Tensor:
+                logits = self.victim.logits(images)
+                value = loss(logits, labels)
+                passed.append(value.detach() if unit == 1 else loss(logits.detach() / unit, labels))
+                return value
+
+            x_adv = inner_max(noted, x, x, threat)
+            with torch.no_grad():
+                noted(x_adv)
+            found.append(x_adv.cpu().numpy())
+            losses.append(torch.stack(passed).cpu().numpy())
+        return np.concatenate(found), np.concatenate(losses, axis=1)
+
+    def _left(self, x_adv: Images) -> NDArray[np.bool_]:
+        return judge(self.predictor, x_adv, self.batch_size).right(self.labels)
+
+    def _searched(self, x_adv: Images) -> NDArray[np.int64]:
+        """Predictions `(N,)` of the module that gives the gradients."""
+        with torch.no_grad():
+            logits = torch.cat([self.victim.logits(x) for x, _ in self._batches(x_adv)])
+        return np.asarray(logits.argmax(dim=1).cpu().numpy())
 
 
 def _lead(logits: Tensor, labels: Tensor) -> Tensor:
     """How far another class is ahead; unlike the cross-entropy it has a gradient wherever the logits have one."""
     return -margin(logits, labels)
-
-
-def _gradient(victim: Victim, loss: Loss, x: Tensor, labels: Tensor) -> Tensor:
-    images = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(victim.logits(images), labels).sum(), images)
-    return gradient
-
-
-def _ascend(
-    victim: Victim, loss: Loss, batches: list[tuple[Tensor, ...]], threat: ThreatModel, unit: float = 1.0
-) -> tuple[Images, NDArray[np.float32]]:
-    """The last iterates of PGD from the images themselves, and the loss after 0 to `steps` steps, `(steps + 1, N)`, of
-    logits measured in `unit`."""
-    found, losses = [], []
-    for x, labels in batches:
-        passed: list[Tensor] = []
-
-        def noted(images: Tensor, labels: Tensor = labels, passed: list[Tensor] = passed) -> Tensor:
-            logits = victim.logits(images)
-            value = loss(logits, labels)
-            passed.append(value.detach() if unit == 1 else loss(logits.detach() / unit, labels))
-            return value
-
-        x_adv = inner_max(noted, x, x, threat)
-        with torch.no_grad():
-            noted(x_adv)
-        found.append(x_adv.cpu().numpy())
-        losses.append(torch.stack(passed).cpu().numpy())
-    return np.concatenate(found), np.concatenate(losses, axis=1)
-
-
-def _left(predictor: Predictor, x: Images, labels: NDArray[np.int64], batch_size: int) -> NDArray[np.bool_]:
-    predicted, finite = judge(predictor, x, batch_size)
-    held: NDArray[np.bool_] = (predicted == labels) & finite
-    return held
-
-
-def _searched(victim: Victim, x: Images, batch_size: int) -> NDArray[np.int64]:
-    """Predictions `(N,)` of the module that gives the gradients."""
-    with torch.no_grad():
-        parts = [
-            victim.logits(torch.from_numpy(x[at : at + batch_size]).to(victim.device))
-            for at in range(0, len(x), batch_size)
-        ]
-    return np.asarray(torch.cat(parts).argmax(dim=1).cpu().numpy())
 
 
 def _share(where: NDArray[np.bool_] | Tensor) -> float:

@@ -1,7 +1,9 @@
 """The record of an evaluation: for every image and every row, what the deployed runtime answered."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import zip_longest
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,13 +11,15 @@ from numpy.typing import NDArray
 from dgad_tk.data import Split
 from dgad_tk.predictor import Predictor
 from evaluators.ball import Norm
+from evaluators.judge import Judged, Twin
+from evaluators.probes import Probes
 from evaluators.rows import Row
 from evaluators.units import Unit
 
 IDLE = "unreliable: the attack changed under 1 % of the attacked images"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Outcome:
     """A row and its units, joined over the chunks; `reason` says why there are none.
 
@@ -33,39 +37,82 @@ class Outcome:
         return "done" if self.unit is not None else "failed" if self.failed else "skipped"
 
 
+def finished(row: Row, parts: Sequence[Unit], starts: Sequence[int]) -> Outcome:
+    """The outcome of a row that is done.
+
+    Args:
+        parts: its units, in the order of the images.
+        starts: where the chunk of each begins.
+    """
+    unit = _joined(parts, starts)
+    flags = [row.spec.note] if row.spec.note else []
+    flags += unit.warnings
+    if unit.attacked.any() and float((unit.linf[unit.attacked] > 0).mean()) < 0.01:
+        flags.append(IDLE)
+    return Outcome(row, unit, flags=flags)
+
+
+def _joined(parts: Sequence[Unit], starts: Sequence[int]) -> Unit:
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("attacked", "broken", "adv_pred", "l2", "linf", "gallery", "broken_by")
+    }
+    sums: dict[str, Any] = {
+        name: sum(getattr(part, name) for part in parts)
+        for name in ("seconds", "forward_passes", "backward_passes", "reused")
+    }
+    return Unit(
+        **arrays,
+        **sums,
+        gallery_at=np.concatenate([part.gallery_at + start for part, start in zip(parts, starts, strict=True)]),
+        stages=max((part.stages for part in parts), key=len),
+        stage_seconds=[sum(each) for each in zip_longest(*(part.stage_seconds for part in parts), fillvalue=0.0)],
+        warnings=list(dict.fromkeys(text for part in parts for text in part.warnings)),
+    )
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """The record of one evaluated model.
+    """The record of one evaluated model on n images.
 
     Attributes:
         predictor: what was evaluated.
-        labels, clean_pred: int64 `(n,)`.
-        index: int64 `(n,)`, rows of the dataset.
-        clean_finite: bool `(n,)`, where all clean logits are finite.
-        clean_right: bool `(n,)`; an image with a logit that is not finite counts as wrong.
-        outcomes: a row each.
-        twin: difference of module and runtime on clean images.
+        split: the images.
+        classes: names of the classes, in the order of the labels.
+        clean: answers to the clean images.
+        outcomes: one per row.
+        twin: difference of module and runtime on clean images; None for a black box.
         probes: what the checks need to know about the model itself.
         images_sha256: of the images and labels that were evaluated.
-        classes: names of the classes, in the order of the labels.
+        norm, eps: of the budget rows.
     """
 
     predictor: Predictor
-    labels: NDArray[np.int64]
-    index: NDArray[np.int64]
-    clean_pred: NDArray[np.int64]
-    clean_finite: NDArray[np.bool_]
-    clean_right: NDArray[np.bool_]
+    split: Split
+    classes: tuple[str, ...]
+    clean: Judged
     outcomes: list[Outcome]
-    twin: dict[str, float]
-    probes: dict[str, float]
+    twin: Twin | None
+    probes: Probes
     images_sha256: str
     norm: Norm
     eps: tuple[float, ...]
     seed: int
     batch_size: int
-    split: Split
-    classes: tuple[str, ...]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.split.labels
+
+    @property
+    def index(self) -> NDArray[np.int64]:
+        """Rows of the dataset."""
+        return self.split.index
+
+    @property
+    def clean_right(self) -> NDArray[np.bool_]:
+        """Images that are right when clean, bool `(n,)`."""
+        return self.clean.right(self.labels)
 
     @property
     def clean_accuracy(self) -> float:
@@ -79,18 +126,25 @@ class Evaluation:
         Raises:
             ValueError: none ran there.
         """
-        if not any(self.judges(outcome, eps) and outcome.row.eps == eps for outcome in self.outcomes):
-            raise ValueError(f"no budget attack ran at eps {eps}: expected one of {list(self.eps)}")
-        held = self.clean_right.copy()
-        for outcome in self.outcomes:
-            if outcome.unit is not None and self.judges(outcome, eps):
-                held &= ~outcome.unit.broken
+        if eps not in self.judged_eps:
+            raise ValueError(f"no budget attack ran at eps {eps}: expected one of {list(self.judged_eps)}")
+        held = self.clean_right
+        for radius, unit in self._whole:
+            if radius <= eps:
+                held &= ~unit.broken
         return held
 
-    def judges(self, outcome: Outcome, eps: float) -> bool:
-        """Whether a row says something about the ball of `eps` for every image."""
-        whole = outcome.unit is not None and len(outcome.unit.broken) == len(self.labels)
-        return whole and outcome.row.eps is not None and outcome.row.eps <= eps
+    @property
+    def judged_eps(self) -> tuple[float, ...]:
+        """The radii at which a budget attack ran on all images."""
+        ran = [radius for radius, _ in self._whole]
+        return tuple(eps for eps in self.eps if eps in ran)
+
+    @property
+    def _whole(self) -> list[tuple[float, Unit]]:
+        """Budget rows that looked at every image: radius and outcome."""
+        done = [(each.row.eps, each.unit) for each in self.outcomes]
+        return [(eps, unit) for eps, unit in done if eps is not None and unit and len(unit.broken) == len(self.labels)]
 
     def worst_case(self, eps: float) -> float:
         """Share of all images that are in `held(eps)`."""

@@ -16,7 +16,7 @@ from evaluators.attacks.halfway import Halfway
 from evaluators.attacks.result import SearchResult
 from evaluators.attacks.spec import Budget
 from evaluators.ball import into_ball, l2, linf
-from evaluators.estimators import Counted, searchable, to_estimator
+from evaluators.estimators import Counted, to_estimator
 from evaluators.judge import judge
 from evaluators.rows import Row
 from evaluators.units import NOT_ATTACKED, Unit
@@ -112,16 +112,15 @@ def verdict(
     """
     asked = chunk.only(todo)
     begun = time.perf_counter()
-    eps = math.inf if row.eps is None else row.eps
-    x_adv = into_ball(found.adversarials, asked.images, row.norm, eps)
-    predicted, finite = judge(target, x_adv, batch_size)
-    broken = (predicted != asked.labels) | ~finite
+    x_adv = into_ball(found.adversarials, asked.images, row.norm, math.inf if row.eps is None else row.eps)
+    answers = judge(target, x_adv, batch_size)
+    broken = ~answers.right(asked.labels)
     by = np.full(len(broken), -1, dtype=np.int8) if found.broken_by is None else found.broken_by
     shown = np.flatnonzero(broken)[: GALLERY if gallery else 0]
     return Unit(
         attacked=right.copy(),
         broken=_spread(broken, todo, False),
-        adv_pred=_spread(predicted, todo, NOT_ATTACKED),
+        adv_pred=_spread(answers.predicted, todo, NOT_ATTACKED),
         l2=_spread(l2(x_adv, asked.images), todo, np.nan),
         linf=_spread(linf(x_adv, asked.images), todo, np.nan),
         seconds=found.seconds + time.perf_counter() - begun,
@@ -163,7 +162,7 @@ class _Meter(Halfway):
         super().__init__(halfway.path)
         self._source, self._begun, self._asked = source, time.perf_counter(), 0
         self._before = (0, 0, 0.0)
-        self._counted = Counted(searchable(source)) if source.module is not None else None
+        self._counted = Counted(source.module) if source.module is not None else None
         self.estimator = to_estimator(replace(source, predict=self._predict), module=self._counted)
 
     def _predict(self, images: Images) -> Logits:

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from dgad_tk.common import cache_dir
@@ -10,7 +11,7 @@ from dgad_tk.config import TrainConfig
 from dgad_tk.data import Dataset
 from dgad_tk.distributed import by_leader, leaders, world
 from dgad_tk.epoch import OnProgress
-from dgad_tk.fit import fit
+from dgad_tk.fit import Job, fit
 from dgad_tk.methods import build_method
 from dgad_tk.names import check_utf8
 from dgad_tk.predictor import Predictor, load_safetensors
@@ -63,7 +64,8 @@ def _trained(name: str, dataset: Dataset, on_progress: OnProgress | None) -> Pre
         try:
             method = build_method(config.method, config.method_options)
             device = pick_device(config.device)
-            fit(config, method, dataset, aside, device=device, role=f"surrogate {name}", on_progress=on_progress)
+            job = Job(config=config, method=method, dataset=dataset, folder=aside, device=device)
+            fit(replace(job, role=f"surrogate {name}", on_progress=on_progress))
             by_leader(lambda: _take_name(aside.path, folder))
         finally:
             if world().leads:

@@ -1,22 +1,23 @@
-"""What a model file is and takes, for whoever wants to run it and not to attack it: no differentiable twin is built."""
+"""What a model file is and takes, for whoever wants to run it and not to attack it."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import helper
 
-from dgad_tk.artifact import KEY, Artifact
-from dgad_tk.common import UserError, sha256_file
-from exporters import load
+from dgad_tk.artifact import Artifact
+from dgad_tk.common import sha256_file
+from dgad_tk.interface import AS_IS, Interface
 from exporters.complexity import Complexity, Shape, module_complexity, onnx_complexity
 from exporters.external_data import external_files
-from exporters.image_axes import lacks_batch_axis
+from exporters.formats import load
+from exporters.image_axes import Shape as ImageShape
+from exporters.onnx_input import image_inputs
+from exporters.onnx_session import open_session, tried
 from exporters.read_onnx import read_onnx
-from exporters.runtime_errors import runtime_reason
 
 
 @dataclass(frozen=True)
@@ -42,94 +43,51 @@ class Subject:
     has_batch_axis: bool = True
 
 
-def describe(path: Path, input_shape: tuple[int, int, int] | None = None) -> Subject:
-    """What a file is and takes. No differentiable twin is built.
+def describe(
+    path: Path, input_shape: ImageShape | None = None, interface: Interface = AS_IS, *, trust: bool = False
+) -> Subject:
+    """What a file is and takes.
 
     Args:
         input_shape: (C, H, W) for a file that does not say.
+        interface: the layout of an ONNX file whose shapes do not tell it.
+        trust: open a file that is a program (.pt, .pt2).
 
     Raises:
         UserError: missing, of unknown suffix, damaged, or not with one image as its input.
     """
     if path.suffix != ".onnx" or not path.is_file():  # `load` has the words for a file that is not there
-        predictor = load(path, input_shape)
-        assert predictor.module is not None
-        counts = module_complexity(predictor.module, predictor.input_shape)
+        predictor = load(path, input_shape, trust=trust)
+        assert predictor.network is not None
+        counts = module_complexity(predictor.network, predictor.input_shape)
         size = path.stat().st_size
         return Subject(path, predictor.format, predictor.sha256, size, predictor.input_shape, "float32", None, counts)
+    where = str(path)
     proto = read_onnx(path)
-    failed: UserError | None = None
-    for found in _readings(path, proto, input_shape):
-        sample, dtype, batch, has_batch_axis = found
-        blank = np.zeros((batch or 1, *sample) if has_batch_axis else sample, dtype)
-        try:
-            counts = onnx_complexity(proto, blank, batch or 1)
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class
-            failed = failed or UserError(
-                f"ONNX Runtime cannot run '{path}' on an image of shape {sample}: {runtime_reason(error)}",
-                hint="--image-size sets the size of an image folder; or export it again",
-            )
-            continue
-        return Subject(
-            path, "onnx", sha256_file(path), _stored_bytes(path), sample, dtype, batch, counts, has_batch_axis
-        )
-    assert failed is not None
-    raise failed
+    artifact = Artifact.from_mapping({entry.key: entry.value for entry in proto.metadata_props}, where)
+    session = open_session(path)
+    inputs = session.get_inputs()
+    if artifact is not None:
+        input_shape, interface = artifact.input_shape, replace(interface, layout="nchw")
+    elif input_shape is None and len(inputs) == 1:
+        input_shape = _flat_images(inputs[0].shape)
+    image = tried(session, image_inputs(inputs, proto, input_shape, interface, where), where)[0].image
+    batch = image.feed().array(np.zeros((image.batch or 1, *image.shape), np.float32))
+    counts = onnx_complexity(proto, batch if image.has_batch_axis else batch[0], len(batch))
+    sample, dtype = batch.shape[1:], str(batch.dtype)
+    size = _stored_bytes(path)
+    return Subject(path, "onnx", sha256_file(path), size, sample, dtype, image.batch, counts, image.has_batch_axis)
 
 
-Reading = tuple[Shape, str, int | None, bool]
-"""Shape of one image, type, fixed batch size, and whether there is an axis for the batch."""
+def _flat_images(sizes: Sequence[object]) -> ImageShape | None:
+    """Images that an input of these sizes may take, which is not in three axes; None where it is, or leaves one open.
 
-
-def _readings(path: Path, proto: onnx.ModelProto, given: tuple[int, int, int] | None) -> list[Reading]:
-    """What a graph's input may be; more than one thing only where it says nothing of its axes.
-
-    Raises:
-        UserError: not one numeric input, of unknown shape or empty.
+    Nobody has to name the images of a flat input for timing it, which takes noise.
     """
-    stored = {tensor.name for tensor in proto.graph.initializer}
-    inputs = [entry for entry in proto.graph.input if entry.name not in stored]
-    if len(inputs) != 1 or not inputs[0].type.HasField("tensor_type"):
-        found = ", ".join(entry.name for entry in inputs) or "none"
-        raise UserError(f"'{path}' is not an image classifier: its inputs are {found}", hint="expected one tensor")
-    tensor = inputs[0].type.tensor_type
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    record = {entry.key: entry.value for entry in proto.metadata_props if entry.key == KEY}
-    artifact = Artifact.from_mapping(record, str(path))
-    known = artifact.input_shape if artifact else given
-    if not tensor.HasField("shape"):
-        if known is None:
-            raise UserError(
-                f"'{path}' leaves its input's shape open, the number of its axes too",
-                hint="name the images with --dataset",
-            )
-        samples = [known, (*known[1:], known[0]), (math.prod(known),)]
-        return [(sample, str(dtype), None, True) for sample in samples]
-    sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
-    if known is not None and lacks_batch_axis(sizes, known):
-        alone = _filled(sizes, known) or (math.prod(known),)
-        return [(alone, str(dtype), 1, False)]
-    if len(sizes) < 2 or dtype.kind not in "fiu":
-        raise UserError(
-            f"'{path}' is not an image classifier: it takes {dtype} of shape {sizes}",
-            hint="expected images (N, C, H, W); if the axis for the batch is missing, name the images with --dataset",
-        )
-    declared = _filled(sizes[1:], known)
-    if declared is None:
-        raise UserError(f"'{path}' leaves its input's shape open: {sizes}", hint="name the images with --dataset")
-    if 0 in (*declared, sizes[0]):
-        raise UserError(f"'{path}' takes no image: its input has the shape {sizes}", hint="export it again")
-    return [(declared, str(dtype), sizes[0], True)]
-
-
-def _filled(sizes: Sequence[int | None], known: tuple[int, int, int] | None) -> Shape | None:
-    """`sizes` with what they leave open taken from an image (C, H, W), as that or as (H, W, C)."""
-    if None not in sizes:
-        return tuple(size for size in sizes if size is not None)
-    for shape in [known, (*known[1:], known[0])] if known else []:
-        if len(shape) == len(sizes) and all(size in (None, own) for size, own in zip(sizes, shape, strict=True)):
-            return shape
-    return None
+    numbers = [size for size in sizes[1:] if isinstance(size, int)]
+    if len(sizes) in (0, 1, 4) or len(numbers) < len(sizes) - 1:
+        return None
+    return 1, 1, math.prod(numbers)
 
 
 def _stored_bytes(path: Path) -> int:

@@ -1,24 +1,20 @@
 """Where an exported file leaves its source: both are run layer by layer on the same images."""
 
-import ast
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from dgad_tk.predictor import Images, Predictor
-from exporters.to_onnx import SCOPES
+from exporters.onnx_values import describe_node, scopes_of, values_of
 
 
 @dataclass(frozen=True)
@@ -114,23 +110,15 @@ def onnx_layers(exported: Predictor, calls: Mapping[str, Call]) -> dict[str, Val
         value = node.output[0]
         for scope in scopes_of(node):
             places[scope] = ([value, *quantised.get(value, ())], describe_node(node))
-    wanted = {value for values, _ in places.values() for value in values}
-    wanted -= {output.name for output in proto.graph.output}
-    proto.graph.output.extend(onnx.ValueInfoProto(name=value) for value in wanted)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # Beside the file, where its weights may be in a second one.
-    with tempfile.NamedTemporaryFile(dir=exported.path.parent, suffix=".onnx") as copy:
-        Path(copy.name).write_bytes(proto.SerializeToString())
-        session = onnxruntime.InferenceSession(copy.name, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    arrays = dict(zip(names, session.run(names, {session.get_inputs()[0].name: _images(calls)}), strict=True))
+    wanted = sorted({value for values, _ in places.values() for value in values})
+    images, folder = _images(calls), exported.path.parent
+    (arrays,) = values_of(proto, wanted, images, at_a_time=len(images), folder=folder)
     return {scope: Value(tuple(arrays[value] for value in values), place) for scope, (values, place) in places.items()}
 
 
 def program_layers(exported: Predictor, calls: Mapping[str, Call]) -> dict[str, Value]:
     """Layers of a .pt2 file: its graph run node by node, each of which knows the modules it was called in."""
-    graph = getattr(exported.module, "net", None)
+    graph = getattr(exported.network, "net", None)
     assert isinstance(graph, fx.GraphModule)
     values: dict[str, Value] = {}
 
@@ -149,9 +137,9 @@ def program_layers(exported: Predictor, calls: Mapping[str, Call]) -> dict[str, 
 
 def script_layers(exported: Predictor, calls: Mapping[str, Call]) -> dict[str, Value]:
     """Layers of a TorchScript file: each of its modules is given what the source's was, so errors do not add up."""
-    assert exported.module is not None
-    modules = dict(exported.module.named_modules())
-    device = _device(exported.module)
+    assert exported.network is not None
+    modules = dict(exported.network.named_modules())
+    device = _device(exported.network)
     values: dict[str, Value] = {}
     for name, call in calls.items():
         forward = getattr(modules.get(name), "forward", None)
@@ -200,14 +188,6 @@ def _images(calls: Mapping[str, Call]) -> Images:
     return images
 
 
-def scopes_of(node: onnx.NodeProto) -> list[str]:
-    """Names of the modules that a node was called in."""
-    for entry in node.metadata_props:
-        if entry.key == SCOPES:
-            return [str(scope) for scope in ast.literal_eval(entry.value)[:-1]]
-    return []
-
-
 def _quantised(graph: onnx.GraphProto) -> dict[str, list[str]]:
     """Values, by the value that was quantised and dequantised to make them."""
     made = {(node.op_type, node.input[0]): node.output[0] for node in graph.node if node.input}
@@ -216,12 +196,6 @@ def _quantised(graph: onnx.GraphProto) -> dict[str, list[str]]:
         for (operator, value), quantised in made.items()
         if operator == "QuantizeLinear" and ("DequantizeLinear", quantised) in made
     }
-
-
-def describe_node(node: onnx.NodeProto) -> str:
-    """Its name, operator, and the first of its inputs that looks like a module's weight."""
-    weight = next((f" of {name}" for name in node.input[1:] if "weight" in name), "")
-    return f"{node.op_type}{weight.removesuffix('_DequantizeLinear_Output')}, node {node.name}"
 
 
 def _relative(reference: NDArray[Any], other: NDArray[Any]) -> float:

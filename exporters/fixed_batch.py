@@ -1,15 +1,31 @@
-"""Twins of graphs that were written for a fixed batch size, made to take any.
+"""Graphs that were written for a fixed batch size, rewritten for any.
 
-ONNX Runtime goes on running such a file as it is; only the twin is changed. The batch size was written into the sizes
-of Reshape and Expand and into constants that are joined to images. Whether that was all is found out by running it.
+ONNX Runtime goes on judging by the file as it is. The rewritten graph serves its twin, and any session that need not
+judge. An exporter writes the batch size into the sizes of Reshape and Expand, and into constants that are joined to
+images. A batch that was fixed at 1 becomes free like this:
+
+    Reshape(x, [1, -1])              Reshape(x, [-1, 256])         x is (1, 16, 4, 4), so images come first
+    Reshape(x, [17, 4, 8])           Reshape(x, [17, -1, 8])       x is (17, 1, 32): heads join the batch
+    Expand(x, [1, 17, 16])           Expand(x, [1, 17, 16])        1 leaves an axis as it is
+    Concat(token, x)                 Concat(Gather(token, zeros), x)   as many zeros as x has images
+    Shape(x) -> Gather -> Reshape    as it is: the size is read when the graph runs
+
+Whether that was all is found out by running it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
-from typing import Any, cast
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, fx, nn
+
+from dgad_tk.common import UserError
+from exporters.onnx_twin import to_torch
+from exporters.onnx_twin.declarations import image_of
+from exporters.onnx_twin.tracing import example, fixed_sizes
 
 TOLERANCE = 1e-4
 """On logits in float32, relative to their spread within an image, the largest less the smallest."""
@@ -46,141 +62,180 @@ class Mapped(InParts):
         return found
 
 
-def free_batch(twin: nn.Module, batch: int, images: Callable[[int], Tensor]) -> tuple[nn.Module, bool]:
-    """`twin` for any number of images, and whether it takes them at once.
+def free_batch(
+    model: ModelProto | None, twin: nn.Module, batch: int, images: Callable[[int], Tensor]
+) -> tuple[nn.Module, bool]:
+    """The twin of a graph for any number of images, and whether it takes them at once.
 
     Args:
-        twin: takes batches of exactly `batch` images.
+        model: the graph; None where it has no axis for the batch.
+        twin: its twin, which takes batches of exactly `batch` images.
         images: gives so many different images, as the twin takes them.
 
     Returns:
-        The first of these that computes the same as the twin batch by batch, in logits and gradients: a changed copy
-        that shares the weights; the twin mapped over batches; the twin batch by batch, which is as right, and slower.
+        The first of these that computes the same as `twin` batch by batch, in logits and gradients: the twin of the
+        rewritten graph; `twin` mapped over batches; `twin` batch by batch, which is as right, and slower.
     """
     in_parts = InParts(twin, batch)
-    one, other = [size for size in (2, 3, 5) if size != batch][:2]
+    other = next(size for size in (3, 5) if size != batch)
     ways: list[Callable[[], nn.Module]] = [lambda: Mapped(twin, batch)]
-    if isinstance(twin, fx.GraphModule):
-        ways.insert(0, lambda: _freed(twin, images(batch), images(one)))
+    if model is not None:
+        ways.insert(0, lambda: freed(model, images(batch).shape)[1])
     for way in ways:
         try:
-            freed = way()
-            if _same(freed, in_parts, images(other)):
-                return freed, True
-        except (RuntimeError, ValueError, TypeError, IndexError):
+            found = way()
+            if _same(found, in_parts, images(other)):
+                return found, True
+        except (UserError, RuntimeError, ValueError, TypeError, IndexError):
             continue  # shapes that do not fit: the batch size is written where it cannot be told from other sizes
     return in_parts, False
 
 
-def _freed(twin: fx.GraphModule, few: Tensor, more: Tensor) -> fx.GraphModule:
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(twin.graph, {}))
-    freed = fx.GraphModule(twin, graph, type(twin).__name__)
-    shapes = _Shapes(freed)
-    with torch.no_grad():
-        shapes.run(few)
-        _Freeing(freed, len(few), shapes.found).run(more)
-    graph.lint()
-    freed.recompile()
-    return freed.eval()
-
-
-class _Shapes(fx.Interpreter):
-    """Notes the shape of every tensor."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.found: dict[fx.Node, torch.Size] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.found[n] = result.shape
-        return result
-
-
-class _Freeing(fx.Interpreter):
-    """Runs a graph with another number of images than it was written for, and changes on the way what forbids that.
+def freed(model: ModelProto, shape: Sequence[int]) -> tuple[ModelProto, fx.GraphModule]:
+    """A graph up to its first output, rewritten for any number of images, and its twin. Neither has been run.
 
     Args:
-        batch: the number it was written for.
-        shapes: of every tensor with that.
+        model: with its tensors inside and without functions. It is not changed.
+        shape: of its input, with the batch that it was written for in front.
+
+    Raises:
+        UserError: it has no twin, or its nodes do not fit such an input.
+    """
+    free = ModelProto()
+    free.CopyFrom(model)
+    image = image_of(free.graph)
+    kind = image.type.tensor_type.elem_type
+    image.CopyFrom(helper.make_tensor_value_info(image.name, kind, shape))
+    rewriting = _Rewriting(shape[0])
+    twin = to_torch(free, rewriting.run)
+    image.CopyFrom(helper.make_tensor_value_info(image.name, kind, ["batch", *shape[1:]]))
+    del free.graph.node[:], free.graph.value_info[:]
+    free.graph.node.extend(rewriting.nodes)
+    del free.graph.output[1:]
+    for size in free.graph.output[0].type.tensor_type.shape.dim:
+        size.Clear()
+    return free, twin
+
+
+class _Rewriting:
+    """The nodes of a graph in turn, with others in the place of those that forbid another number of images.
+
+    The walk that makes the twin runs each node on two examples without data: one of the batch that the graph was
+    written for, one of another. The axis in which they differ counts images.
+
+    Args:
+        batch: the number that the graph was written for.
     """
 
-    def __init__(self, module: fx.GraphModule, batch: int, shapes: dict[fx.Node, torch.Size]) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self.batch, self.shapes = batch, shapes
-        self.outer: dict[fx.Node, int] = {}
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.nodes: list[NodeProto] = []
+        self.outer: dict[str, int] = {}
         """Of tensors one of whose axes counts something and, within that, images: how much of the former."""
 
-    def run_node(self, n: fx.Node) -> Any:
-        name = getattr(n.target, "__name__", "") if n.op == "call_function" else ""
-        if name == "reshape":
-            self._reshape(n)
-        elif name == "_expand":
-            self._expand(n)
-        elif name == "cat":
-            self._cat(n)
-        self.env[n] = super().run_node(n)
-        if n not in self.outer:
-            self._inherit(n)
-        return self.env[n]
+    def run(self, nodes: Iterable[NodeProto], values: Mapping[str, Any]) -> Iterator[NodeProto]:
+        """The nodes to run, in turn. `values` holds what those before gave."""
+        changes = {"Reshape": self._reshape, "Expand": self._expand, "Concat": self._concat}
+        for node in nodes:
+            yield node
+            changed = changes[node.op_type](node, values) if node.op_type in changes else []
+            yield from changed
+            self.nodes += changed or [node]
+            self._inherit(node, values)
 
-    def _batch_axis(self, node: Any) -> int | None:
-        """The one axis of a tensor that has grown with the number of images."""
-        now = self.env.get(node)
-        if not isinstance(now, Tensor) or node not in self.shapes or now.dim() != len(self.shapes[node]):
-            return None
-        grown = [axis for axis, (old, new) in enumerate(zip(self.shapes[node], now.shape, strict=True)) if old != new]
-        return grown[0] if len(grown) == 1 else None
-
-    def _inherit(self, node: fx.Node) -> None:
+    def _inherit(self, node: NodeProto, values: Mapping[str, Any]) -> None:
         """What is not reshaped keeps how its axes are made up, wherever they go."""
-        axis = self._batch_axis(node)
-        for given in node.all_input_nodes:
-            before = self._batch_axis(given) if given in self.outer else None
-            if axis is not None and before is not None and self.shapes[given][before] == self.shapes[node][axis]:
-                self.outer[node] = self.outer[given]
+        for made in node.output:
+            images = _shape(values.get(made)).images
+            for given in node.input:
+                if given in self.outer and images is not None and _shape(values[given]).images == images:
+                    self.outer.setdefault(made, self.outer[given])
 
-    def _reshape(self, node: fx.Node) -> None:
-        data, sizes = cast(tuple[fx.Node, Any], node.args)
-        axis = self._batch_axis(data)
-        if axis is None or not isinstance(sizes, list | tuple) or any(isinstance(size, fx.Node) for size in sizes):
-            return
+    def _reshape(self, node: NodeProto, values: Mapping[str, Any]) -> list[NodeProto]:
+        data, (answer,) = _shape(values[node.input[0]]), node.output
+        if data.axis is None:
+            return []
         # Entries keep their order, so as many lie ahead of the images' own axis as before.
-        ahead, target = prod(self.shapes[data][:axis]) * self.outer.get(data, 1), self.shapes[node]
-        if (place := place_batch(target, self.batch, ahead)) is not None:
-            axis, outer = place
-            node.args = (data, [*target[:axis], -1, *target[axis + 1 :]])
-            if outer > 1:
-                self.outer[node] = outer
+        ahead = prod(data.sizes[: data.axis]) * self.outer.get(node.input[0], 1)
+        place = place_batch(_shape(values[answer]).sizes, self.batch, ahead)
+        if place is None:
+            return []
+        axis, outer = place
+        if outer > 1:
+            self.outer[answer] = outer
+        return self._resized(node, values, axis, -1)
 
-    def _expand(self, node: fx.Node) -> None:
-        data, sizes = cast(tuple[fx.Node, Any], node.args)
-        batch = self._batch_axis(data)
-        if batch is None or not isinstance(sizes, list | tuple):
-            return
-        axis = batch + len(sizes) - len(self.shapes[data])  # ONNX aligns shapes at their end
-        if axis >= 0:
-            node.args = (data, [*sizes[:axis], 1, *sizes[axis + 1 :]])
+    def _expand(self, node: NodeProto, values: Mapping[str, Any]) -> list[NodeProto]:
+        data, answer = _shape(values[node.input[0]]), _shape(values[node.output[0]])
+        if data.axis is None:
+            return []
+        # ONNX aligns shapes at their end.
+        return self._resized(node, values, data.axis + len(answer.sizes) - len(data.sizes), 1)
 
-    def _cat(self, node: fx.Node) -> None:
+    def _resized(self, node: NodeProto, values: Mapping[str, Any], axis: int, size: int) -> list[NodeProto]:
+        """`node` with `size` for one of its sizes; nothing where images are counted on that axis already."""
+        answer = _shape(values[node.output[0]])
+        if axis < 0 or answer.axis == axis or not isinstance(values[node.input[-1]], Tensor):
+            return []
+        resized = NodeProto()
+        resized.CopyFrom(node)
+        resized.input[1] = f"{node.output[0]}/sizes"
+        return [_constant(resized.input[1], [*answer.sizes[:axis], size, *answer.sizes[axis + 1 :]]), resized]
+
+    def _concat(self, node: NodeProto, values: Mapping[str, Any]) -> list[NodeProto]:
         """Constants that are joined to images, such as a class token, are repeated for each."""
-        tensors = cast(list[fx.Node], node.args[0])
-        growing = [(each, axis) for each in tensors if (axis := self._batch_axis(each)) is not None]
-        if not growing:
-            return
-        like, axis = growing[0]
-        joined = []
-        for each in tensors:
-            if self._batch_axis(each) is None and self.shapes[each][axis] == self.shapes[like][axis]:
-                with node.graph.inserting_before(node):
-                    repeated = node.graph.call_function(repeat_like, (each, like, axis))
-                self.env[repeated] = super().run_node(repeated)
-                joined.append(repeated)
-            else:
-                joined.append(each)
-        node.args = (joined, *node.args[1:])
+        like = next((name for name in node.input if _shape(values[name]).axis is not None), "")
+        axis, images = _shape(values.get(like)).axis, _shape(values.get(like)).images
+        joined, repeated = NodeProto(), []
+        joined.CopyFrom(node)
+        for place, name in enumerate(node.input):
+            value = values[name]
+            if axis is not None and isinstance(value, Tensor) and value.shape[axis] == images:
+                joined.input[place] = f"{node.output[0]}/{place}"
+                repeated += _repeated(name, like, axis, joined.input[place])
+        return [*repeated, joined] if repeated else []
+
+
+def _repeated(name: str, like: str, axis: int, result: str) -> list[NodeProto]:
+    """The first slice of a tensor on `axis`, as often as another has slices there."""
+    place, sizes, count, zeros = (f"{result}/{part}" for part in ("axis", "sizes", "count", "zeros"))
+    zero = numpy_helper.from_array(np.zeros(1, np.int64))
+    return [
+        _constant(place, [axis]),
+        helper.make_node("Shape", [like], [sizes]),
+        helper.make_node("Gather", [sizes, place], [count], axis=0),
+        helper.make_node("ConstantOfShape", [count], [zeros], value=zero),
+        helper.make_node("Gather", [name, zeros], [result], axis=axis),
+    ]
+
+
+def _constant(name: str, numbers: list[int]) -> NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(numbers, np.int64), name))
+
+
+class _Shape(NamedTuple):
+    """The shape of a value at the batch that the graph was written for.
+
+    Attributes:
+        sizes: empty where they are unknown.
+        axis: the one that grows with the number of images; None where none or several do.
+    """
+
+    sizes: tuple[int, ...] = ()
+    axis: int | None = None
+
+    @property
+    def images(self) -> int | None:
+        """The size of that axis."""
+        return None if self.axis is None else self.sizes[self.axis]
+
+
+def _shape(value: Any) -> _Shape:
+    is_tensor: bool = isinstance(value, Tensor | fx.Proxy)
+    known, sizes = (example(value), fixed_sizes(value)) if is_tensor else (None, None)
+    if known is None or sizes is None:
+        return _Shape()
+    return _Shape(tuple(known.shape), sizes.index(None) if sizes.count(None) == 1 else None)
 
 
 def place_batch(target: Sequence[int], batch: int, ahead: int) -> tuple[int, int] | None:
@@ -206,17 +261,10 @@ def place_batch(target: Sequence[int], batch: int, ahead: int) -> tuple[int, int
     return None
 
 
-def repeat_like(tensor: Tensor, like: Tensor, axis: int) -> Tensor:
-    """The first slice of `tensor` on `axis`, as often as `like` has slices there."""
-    sizes = list(tensor.shape)
-    sizes[axis] = like.shape[axis]
-    return tensor.narrow(axis, 0, 1).expand(sizes)
-
-
-def _same(freed: nn.Module, in_parts: InParts, images: Tensor) -> bool:
+def _same(found: nn.Module, in_parts: InParts, images: Tensor) -> bool:
     """Whether both give the same logits, and the same gradient of one image's logits with respect to all images."""
     results = []
-    for module in (freed, in_parts):
+    for module in (found, in_parts):
         x = images.detach().clone().requires_grad_()
         logits = module(x).reshape(len(x), -1)
         weights = torch.linspace(-1, 1, logits.shape[1], dtype=logits.dtype, device=logits.device)

@@ -1,4 +1,4 @@
-"""ONNX files, opened: ONNX Runtime predicts, their twin differentiates."""
+"""ONNX files, opened: ONNX Runtime predicts, and a differentiable twin of the graph gives gradients."""
 
 import math
 from contextlib import redirect_stderr, suppress
@@ -17,9 +17,9 @@ from dgad_tk.common import UserError, reason_of, sha256_file
 from dgad_tk.interface import AS_IS, Interface
 from dgad_tk.predictor import Images, Logits, Predictor, check_classes, probe_classes
 from exporters.fixed_batch import free_batch
-from exporters.model_functions import inlined
 from exporters.onnx_input import ImageInput, image_inputs
-from exporters.onnx_output import Squash, answer_with, ends_in_log_softmax, find_logits, find_squash
+from exporters.onnx_output import Squash, answer_with, find_logits, find_squash, is_made_by
+from exporters.onnx_parts import inlined
 from exporters.onnx_session import BLANK, OTHER_SIZE, Runtime, open_session, tried
 from exporters.onnx_twin import to_torch
 from exporters.onnx_twin.freezing import freeze_convolutions
@@ -27,14 +27,14 @@ from exporters.read_onnx import read_onnx
 from exporters.runtime_graph import logit_step, precision_of, runtime_graph
 
 SQUASH_TOLERANCE = 1e-2
-"""On probabilities: is what we take for the final Softmax one over the classes?"""
+"""Largest difference of probabilities at which what looks like the final Softmax is one over the classes."""
 
 
 class NoGradients(UserError):
-    """The runtime runs a file, but no differentiable module can be made of it.
+    """ONNX Runtime runs a file, but no differentiable module can be made of it.
 
     Attributes:
-        predictor: a black box, for those who need no gradients.
+        predictor: answers without gradients, for those who need none.
     """
 
     def __init__(self, obstacle: UserError, predictor: Predictor) -> None:
@@ -45,9 +45,17 @@ class NoGradients(UserError):
 def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, interface: Interface = AS_IS) -> Predictor:
     """Open an ONNX classifier: ONNX Runtime predicts, the twin differentiates.
 
-    Where a file ends in a Softmax or Sigmoid, gradients come from the logits before it, and `predict` returns the
-    logarithm of the file's own answer: the same logits up to a constant an image, with the same first largest entry,
-    so that a verdict is always the file's. `Predictor.finish` makes the one of the other.
+    The steps are: read and check the file; open a session; find the input that is an image and the output that holds
+    the logits, by running blank images; build the twin. A file whose input is uint8 `(1, 224, 224, 3)` and whose graph
+    ends in `Reshape(x, [1, -1]) -> Gemm -> Softmax` is opened like this:
+
+        predict   images are rounded to grey levels, moved to (N, H, W, C) and given to the file one at a time;
+                  what comes back is the logarithm of its probabilities
+        module    the twin of the graph up to Gemm, with `Reshape(x, [-1, 2048])`, for any number of images at once
+
+    Where a file ends in a Softmax or Sigmoid, gradients come from the logits before it. `predict` returns the logarithm
+    of the file's own answer: the same logits up to a constant per image, with the same first largest entry. So a
+    verdict is always the file's. `Predictor.finish` turns the twin's logits into what `predict` returns.
 
     Args:
         input_shape: (C, H, W), where the graph leaves its input's shape open or takes flat images.
@@ -128,7 +136,7 @@ def _check_shape(shape: tuple[int, int, int], artifact: Artifact | None, where: 
 
 
 class _Fed(nn.Module):
-    """The twin of a graph behind what turns images into its input, with float32 logits `(N, K)`."""
+    """The twin of a graph, given its input as made from images. Gives float32 logits `(N, K)`."""
 
     def __init__(self, image: ImageInput, twin: nn.Module) -> None:
         super().__init__()
@@ -154,28 +162,26 @@ class _OneImage(nn.Module):
 def _differentiable(
     proto: onnx.ModelProto, output: str, runtime: Runtime
 ) -> tuple[nn.Module, Squash | None, list[str]]:
-    """The module that gradients come from, what it leaves out of the end of the graph, and what to say about it.
+    """The module that gradients come from, the end of the graph that it leaves out, and notes about it.
 
     Args:
         proto: changed in place.
     """
     squash = find_squash(proto, output)
-    if squash is None:
-        module, notes = _any_batch(proto, output, runtime)
-        if ends_in_log_softmax(proto, output):
-            notes.append("the file answers with log-probabilities: they serve as logits")
-        return module, None, notes
-    module, notes = _any_batch(proto, squash.logits, runtime)
-    images = _images(runtime.image, runtime.image.batch or BLANK)
-    with torch.no_grad():
-        ours = squash.probabilities(module(images)).numpy()
-    theirs = runtime.rows(images.numpy(), output)
-    if ours.shape == theirs.shape and np.abs(ours - theirs).max() <= SQUASH_TOLERANCE:
-        notes.append(
-            f"gradients come from the logits before the final {squash.kind}, verdicts from the file's own answer"
-        )
-        return module, squash, notes
-    module, notes = _any_batch(proto, output, runtime)  # it is not one over the classes
+    if squash is not None:
+        module, notes = _any_batch(proto, squash.logits, runtime)
+        images = _images(runtime.image, runtime.image.batch or BLANK)
+        with torch.no_grad():
+            ours = squash.probabilities(module(images)).numpy()
+        theirs = runtime.rows(images.numpy(), output)
+        if ours.shape == theirs.shape and np.abs(ours - theirs).max() <= SQUASH_TOLERANCE:
+            notes.append(
+                f"gradients come from the logits before the final {squash.kind}, verdicts from the file's own answer"
+            )
+            return module, squash, notes
+    module, notes = _any_batch(proto, output, runtime)
+    if is_made_by(proto, output, "LogSoftmax"):
+        notes.append("the file answers with log-probabilities: they serve as logits")
     return module, None, notes
 
 
@@ -187,16 +193,24 @@ def _any_batch(proto: onnx.ModelProto, tensor: str, runtime: Runtime) -> tuple[n
     """
     image = runtime.image
     answer_with(proto, tensor)
-    twin: nn.Module = _twin(proto)
+    # A quantised or half-precision file is run as something else than it says.
+    runs = proto if precision_of(proto) == "fp32" else runtime_graph(proto)
+    twin: nn.Module = to_torch(runs)
     feed, notes = image.feed(), []
     if not image.has_batch_axis:
         twin = _OneImage(twin)
     few = feed(_images(image, image.batch or BLANK))
     logits = _first_answer(twin, few, runtime)
     if image.batch is not None:
-        twin, free = free_batch(twin, image.batch, lambda count: feed(_images(image, count)))
+        graph = runs if image.has_batch_axis else None
+        twin, free = free_batch(graph, twin, image.batch, lambda count: feed(_images(image, count)))
         if not free:
             notes.append(f"gradients are computed {image.batch} at a time, which is slow: the graph is made for that")
+    # Channels-last weights make the convolutions of a gradient step a fifth to a third faster on a CPU. `Module.to`
+    # would refuse a graph with a constant of five axes.
+    for weight in twin.buffers():
+        if weight.dim() == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     if isinstance(twin, fx.GraphModule):
         freeze_convolutions(twin)
     plain = image.plain and logits.dim() == 2 and logits.dtype is torch.float32
@@ -222,18 +236,6 @@ def _first_answer(twin: nn.Module, few: Tensor, runtime: Runtime) -> Tensor:
 
 
 def _images(image: ImageInput, count: int) -> Tensor:
-    """Noise to try a twin on, no image as bright as the next."""
+    """Noise to try a twin on. Each image is brighter than the one before."""
     noise = torch.rand(count, *image.shape, generator=torch.Generator().manual_seed(0))
     return noise * torch.linspace(0.25, 1, count).reshape(-1, 1, 1, 1)
-
-
-def _twin(proto: onnx.ModelProto) -> nn.Module:
-    """The differentiable module of a graph, of what ONNX Runtime runs where the file says something else."""
-    runs = proto if precision_of(proto) == "fp32" else runtime_graph(proto)
-    twin = to_torch(runs)
-    # Channels-last weights make the convolutions of a gradient step a fifth to a third faster on a CPU. `Module.to`
-    # would refuse a graph with a constant of five axes.
-    for weight in twin.buffers():
-        if weight.dim() == 4:
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-    return twin

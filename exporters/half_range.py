@@ -5,22 +5,21 @@ float32 and back, fuses operators in between, and never sees an overflow that a 
 file is made from is run on the images that exports are compared on, and every value between its operators is looked at.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 
 from dgad_tk.predictor import Images
-from exporters.divergence import describe_node, scopes_of
+from exporters.onnx_values import describe_node, scopes_of, values_of
 
 LARGEST = float(np.finfo(np.float16).max)
 NEAR = LARGEST / 4
 """Above this an export warns: the images of a deployment are others than those that were looked at."""
-BATCH = 8
-"""All values of so many images are held at once."""
+AT_A_TIME = 8
+"""Images of which all values are held at once."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +49,11 @@ def activation_peaks(proto: onnx.ModelProto, sets: Mapping[str, Images]) -> list
         proto: float32. It is not changed.
         sets: images `(N, C, H, W)` by name.
     """
-    watched = onnx.ModelProto()
-    watched.CopyFrom(proto)
-    given = {output.name for output in proto.graph.output}
     made = [(node, name) for node in proto.graph.node for name in node.output if name and node.op_type != "Constant"]
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for _, name in made if name not in given)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    plain = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     found: dict[str, tuple[float, str]] = {}
     for set_name, images in sets.items():
-        for values in _run(session, [name for _, name in made], images):
+        for values in values_of(proto, [name for _, name in made], images, at_a_time=AT_A_TIME, level=plain):
             for name, value in values.items():
                 if value.dtype.kind == "f" and value.size:
                     largest = float(np.nan_to_num(np.abs(value).max(), nan=np.inf))
@@ -73,23 +65,17 @@ def activation_peaks(proto: onnx.ModelProto, sets: Mapping[str, Images]) -> list
     ]
 
 
-def judge_range(peaks: list[Peak]) -> tuple[list[str], list[str]]:
+def judge_range(peaks: Sequence[Peak]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What makes a half-precision file wrong, and what to warn of."""
     beyond = [peak for peak in peaks if peak.value > LARGEST]
     if beyond:
         more = f", and {len(beyond) - 1} operators behind it go beyond too" if len(beyond) > 1 else ""
-        return [f"float16 ends at {LARGEST:,.0f}, and in float32 there is {beyond[0]}{more}"], []
+        return (f"float16 ends at {LARGEST:,.0f}, and in float32 there is {beyond[0]}{more}",), ()
     largest = max(peaks, key=lambda peak: peak.value, default=None)
     if largest is None or largest.value <= NEAR:
-        return [], []
-    return [], [
+        return (), ()
+    doubt = (
         f"float16 ends at {LARGEST:,.0f}, and in float32 there is {largest}: other images may overflow on a device "
         "that computes in float16"
-    ]
-
-
-def _run(session: onnxruntime.InferenceSession, names: list[str], images: Images) -> Iterator[dict[str, Any]]:
-    name = session.get_inputs()[0].name
-    for start in range(0, len(images), BATCH):
-        answers = session.run(names, {name: np.ascontiguousarray(images[start : start + BATCH])})
-        yield dict(zip(names, answers, strict=True))
+    )
+    return (), (doubt,)

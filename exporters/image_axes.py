@@ -1,4 +1,4 @@
-"""Which axes of an input are the channels, the height and the width of an image, by its sizes and the known images'."""
+"""Which axes of an input are an image's channels, height and width: told by their sizes and by the known images."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,7 @@ from dgad_tk.common import UserError
 from dgad_tk.interface import Layout
 
 CHANNELS = (1, 3, 4)
+LAYOUTS: tuple[Layout, ...] = ("nchw", "nhwc")
 Shape = tuple[int, int, int]
 
 
@@ -16,12 +17,15 @@ def lacks_batch_axis(sizes: Sequence[int | None], known: Shape) -> bool:
     rest = sizes[1:]
     if rest and (len(rest) == 3 or holds(rest, known)):
         return False
-    layouts: list[Layout] = ["nchw", "nhwc"] if len(sizes) == 3 else []
-    return holds(sizes, known) or any(fits(as_nchw(sizes, layout), known) for layout in layouts)
+    return holds(sizes, known) or bool(fitting_layouts(sizes, known))
 
 
-def fits(sizes: Sequence[int | None], known: Shape) -> bool:
-    return all(size in (None, own) for size, own in zip(sizes, known, strict=True))
+def fitting_layouts(axes: Sequence[int | None], known: Shape) -> list[Layout]:
+    """The orders in which axes, None for open ones, may be the three of the known images."""
+    if len(axes) != 3:
+        return []
+    read = {layout: zip(as_nchw(axes, layout), known, strict=True) for layout in LAYOUTS}
+    return [layout for layout, pairs in read.items() if all(size in (None, own) for size, own in pairs)]
 
 
 def which_layout(declared: Sequence[int | None], known: Shape | None, where: str) -> Layout:
@@ -30,7 +34,7 @@ def which_layout(declared: Sequence[int | None], known: Shape | None, where: str
     Raises:
         UserError: it can be the first and the last.
     """
-    fitting: list[Layout] = [layout for layout in ("nchw", "nhwc") if as_nchw(declared, layout) == known]
+    fitting = fitting_layouts(declared, known) if known else []
     if len(fitting) == 1:
         return fitting[0]
     first, middle, last = declared
@@ -55,7 +59,7 @@ def is_flat(declared: Sequence[int | None], known: Shape | None) -> bool:
     """Whether three axes are one with two more of size 1, and the known images are not like that."""
     if known is None or sum(size == 1 for size in declared) < 2:
         return False
-    return holds(declared, known) and known not in (as_nchw(declared, "nchw"), as_nchw(declared, "nhwc"))
+    return holds(declared, known) and not fitting_layouts(declared, known)
 
 
 def holds(declared: Sequence[int | None], known: Shape) -> bool:
@@ -80,7 +84,7 @@ def in_three_axes(declared: Sequence[int | None], layout: Layout, known: Shape |
             f"'{where}' leaves its input's shape open: {_listed(shown)} (C, H, W)",
             hint="name the images with --dataset",
         )
-    if not fits(sizes, known):
+    if layout not in fitting_layouts(declared, known):
         raise UserError(
             f"'{where}' takes images of {_listed(shown)} (C, H, W), not of {known}",
             hint="name the images it was trained on with --dataset, or --image-size for an image folder",

@@ -5,22 +5,19 @@ are in it. Only one process works at a time; they take turns, a tenth of a secon
 machine does hits all files alike.
 """
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from multiprocessing import get_context
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
 from dgad_tk.common import UserError
-from exporters import latency_worker
 from exporters.describe import Subject
+from exporters.latency_worker import Job, Request, serve
 
 TURN = 0.1
 """Seconds that a file is timed before it is the next one's turn."""
@@ -98,9 +95,9 @@ def measure(
 def _warmed_up(workers: "Sequence[_Worker]", batches: Sequence[int]) -> "list[_Cell]":
     """One cell for each file and size, ordered so that files of one size take their turns one after another."""
     for worker in workers:
-        worker.runtime = worker.answer()["runtime"]
+        worker.runtime = worker.answer()
     cells = [
-        _Cell(worker, batch, worker.ask(batch=batch)["peak_memory_bytes"])
+        _Cell(worker, batch, worker.ask(batch))
         for worker in workers
         for batch in ([worker.subject.fixed_batch] if worker.subject.fixed_batch else batches)
     ]
@@ -112,7 +109,7 @@ def _take_turns(cells: "Sequence[_Cell]", seconds: float) -> Iterator[float]:
     turn = min(TURN, seconds / MIN_RUNS)
     while waiting := [cell for cell in cells if sum(cell.times) < seconds or len(cell.times) < MIN_RUNS]:
         for cell in waiting:
-            cell.times += cell.worker.ask(batch=cell.batch, seconds=turn)["seconds"]
+            cell.times += cell.worker.ask(cell.batch, turn)
         yield sum(min(1.0, sum(cell.times) / seconds) for cell in cells) / len(cells)
 
 
@@ -123,21 +120,12 @@ class _Worker:
 
     def __init__(self, subject: Subject, provider: str, threads: int) -> None:
         self.subject, self.threads = subject, threads
-        root = str(Path(__file__).parent.parent)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-        if provider == "cpu":
-            environment["CUDA_VISIBLE_DEVICES"] = ""  # torch formats go to a GPU where there is one
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", latency_worker.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-            env=environment,
-            start_new_session=True,  # out of reach of Ctrl-C: it ends with the block below, or with its stdin
-        )
-        where: dict[str, Any] = {"path": str(subject.path), "sample": subject.sample, "dtype": subject.dtype}
-        where["has_batch_axis"] = subject.has_batch_axis
-        self.send({**where, "provider": provider, "threads": threads})
+        job = Job(str(subject.path), subject.sample, subject.dtype, subject.has_batch_axis, provider, threads)
+        new = get_context("spawn")
+        self.connection, other = new.Pipe()
+        self.process = new.Process(target=serve, args=(other, job), daemon=True)
+        self.process.start()
+        other.close()
 
     def __enter__(self) -> Self:
         return self
@@ -146,39 +134,34 @@ class _Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.process.kill()
-        with suppress(BrokenPipeError), self.process:  # closes the pipes, what was never sent among it, and waits
-            pass
+        self.process.join()
+        self.connection.close()
 
-    def ask(self, **request: Any) -> dict[str, Any]:
-        self.send(request)
+    def ask(self, batch: int, seconds: float | None = None) -> Any:
+        with suppress(ConnectionError):  # `answer` finds out why
+            self.connection.send(Request(batch, seconds))
         return self.answer()
 
-    def send(self, request: dict[str, Any]) -> None:
-        assert self.process.stdin
-        with suppress(BrokenPipeError):  # `answer` finds out why
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-
-    def answer(self) -> dict[str, Any]:
+    def answer(self) -> Any:
         """
         Raises:
             UserError: what the process found wrong with the file, or a signal ended it.
             RuntimeError: the process failed; its traceback is on stderr.
         """
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            code = self.process.wait()
+        try:
+            answer = self.connection.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            code = self.process.exitcode or 0
             if code < 0:
                 raise UserError(
                     f"the process that ran '{self.subject.path}' was ended by signal {-code}",
                     hint="signal 9 is often a lack of memory: try smaller sizes with --batch",
-                )
-            raise RuntimeError(f"timing '{self.subject.path}' failed with exit code {code}")
-        content: dict[str, Any] = json.loads(line)
-        if "error" in content:
-            raise UserError(content["error"], hint=content["hint"])
-        return content
+                ) from None
+            raise RuntimeError(f"timing '{self.subject.path}' failed with exit code {code}") from None
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
 
 
 @dataclass

@@ -130,7 +130,7 @@ def _check_values(model: ModelProto, most: int) -> None:
     constants = {tensor.name for tensor in model.graph.initializer} - {value.name for value in model.graph.input}
     constants.update(sparse.values.name for sparse in model.graph.sparse_initializer)
     for node in model.graph.node:
-        if all(name in constants or not name for name in node.input) and not list(inner_graphs([node])):
+        if all(name in constants or not name for name in node.input) and not list(inner_graphs(node)):
             constants.update(node.output)
     computed = 0
     for name, type in inferred_types(_without_weights(model)).items():

@@ -1,4 +1,4 @@
-"""What an ONNX file takes: its one input read as images, and images turned into it."""
+"""What an ONNX file takes: its one input, read as images, and how images become that input."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dgad_tk.common import UserError
 from dgad_tk.interface import UNIT_RANGE, Interface, Layout
-from exporters.image_axes import Shape, as_nchw, fits, holds, in_three_axes, is_flat, lacks_batch_axis, which_layout
+from exporters.image_axes import Shape, holds, in_three_axes, is_flat, lacks_batch_axis, which_layout
 from exporters.quantised_input import (
     Levels,
     Quantiser,
@@ -43,7 +43,7 @@ class ImageInput:
         interface: as asked for, with the layout and range that were found.
         has_batch_axis: False where the file takes one image as it is, without an axis that counts images.
         levels: how pixels become the numbers of an input of 8 bits, else None.
-        remarks: what else to know about this reading, a sentence each.
+        remarks: what else to know about this reading, one sentence each.
     """
 
     name: str
@@ -68,7 +68,7 @@ class ImageInput:
 
     @property
     def notes(self) -> list[str]:
-        """What differs from float images `(N, C, H, W)` of any number, a sentence each."""
+        """What differs from any number of float images `(N, C, H, W)`, one sentence each."""
         raw = self.levels is not None and self.levels.scale == 1 and self.interface.input_range == GREY_LEVELS
         raw = raw and not (self.interface.mean or self.interface.std)
         found = [self.interface.note] if self.interface.note and not raw else []
@@ -95,10 +95,10 @@ class ImageInput:
 
 
 class Feed(nn.Module):
-    """Images `(N, C, H, W)` in [0, 1] to what the graph of a file computes with; differentiable.
+    """Turns images `(N, C, H, W)` in [0, 1] into what the graph of a file computes with. Differentiable.
 
-    The twin and ONNX Runtime are both fed by this. Integers stay float numbers here, since only those have gradients.
-    The axis for the batch stays too, whether or not the file has one.
+    The twin and ONNX Runtime are both fed by it. Integers stay floats here, since only floats have gradients. The axis
+    for the batch stays, whether or not the file has one.
     """
 
     def __init__(self, image: ImageInput) -> None:
@@ -176,17 +176,14 @@ def _of_any_rank(base: ImageInput, known: Shape | None, where: str) -> list[Imag
 def _of_shape(base: ImageInput, declared: Sequence[Any], known: Shape | None, found: str, where: str) -> ImageInput:
     """The reading of an input of these sizes, some of which may be open."""
     sizes = [size if isinstance(size, int) and size > 0 else None for size in declared]
-    if known is not None and lacks_batch_axis(sizes, known):
-        alone = _without_batch(base, sizes, known, where)
-        if alone is not None:
-            return alone
-    batch, rest = sizes[0], sizes[1:]
-    interface = base.interface
-    if len(rest) == 3 and not is_flat(rest, known):
-        layout = interface.layout or which_layout(rest, known, where)
-        shape = in_three_axes(rest, layout, known, where)
-        return replace(base, shape=shape, batch=batch, interface=replace(interface, layout=layout))
-    if known is None or not rest or not holds(rest, known):
+    alone = known is not None and lacks_batch_axis(sizes, known)
+    batch, axes = (1, sizes) if alone else (sizes[0], sizes[1:])
+    base, asked = replace(base, batch=batch, has_batch_axis=not alone), base.interface.layout
+    if len(axes) == 3 and not is_flat(axes, known):
+        layout = asked or which_layout(axes, known, where)
+        shape = in_three_axes(axes, layout, known, where)
+        return replace(base, shape=shape, interface=replace(base.interface, layout=layout))
+    if known is None or not axes or not holds(axes, known):
         for_these = f" for images of {known}" if known else ""
         hint = f"{EXPECTED}, with an axis for the batch"
         raise UserError(
@@ -195,37 +192,14 @@ def _of_shape(base: ImageInput, declared: Sequence[Any], known: Shape | None, fo
             if known
             else f"{hint}; if it takes flat images, or one without that axis, name them with --dataset",
         )
-    layout = _order(interface.layout, known, f"flat images {list(declared)}", where)
-    flat = tuple(-1 if size is None else size for size in rest)
-    return replace(base, shape=known, batch=batch, flat=flat, interface=replace(interface, layout=layout))
-
-
-def _without_batch(base: ImageInput, sizes: Sequence[int | None], known: Shape, where: str) -> ImageInput | None:
-    """The reading as one image, for a file without an axis for the batch; None where it is none of the known ones."""
-    alone = replace(base, shape=known, batch=1, has_batch_axis=False)
-    asked = base.interface.layout
-    for layout in ("nchw", "nhwc") if len(sizes) == 3 else ():
-        if asked in (None, layout) and fits(as_nchw(sizes, layout), known):
-            return replace(alone, interface=replace(base.interface, layout=layout))
-    if not holds(sizes, known):
-        return None
-    layout = _order(asked, known, f"flat images {list(sizes)} without an axis for the batch", where)
-    flat = tuple(-1 if size is None else size for size in sizes)
-    return replace(alone, flat=flat, interface=replace(base.interface, layout=layout))
-
-
-def _order(asked: Layout | None, known: Shape, what: str, where: str) -> Layout:
-    """In which order the pixels of a flat image are.
-
-    Raises:
-        UserError: it has several channels, and nobody said.
-    """
     if known[0] > 1 and asked is None:
+        what = f"flat images {list(declared)}" + (" without an axis for the batch" if alone else "")
         raise UserError(
             f"'{where}' takes {what}, and their pixels may be in the order of (C, H, W) or of (H, W, C)",
             hint="--layout nchw or --layout nhwc",
         )
-    return asked or "nchw"
+    flat = tuple(-1 if size is None else size for size in axes)
+    return replace(base, shape=known, flat=flat, interface=replace(base.interface, layout=asked or "nchw"))
 
 
 def _numbers(

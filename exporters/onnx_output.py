@@ -8,17 +8,16 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, numpy_helper
 from torch import Tensor
 
 from dgad_tk.common import UserError
 from dgad_tk.predictor import Logits
+from exporters.onnx_parts import computes, constants, makers
 
 SQUASHES: tuple[Literal["Softmax", "Sigmoid"], ...] = ("Softmax", "Sigmoid")
 SIGMOID_ERROR = 2**-22
-"""Of ONNX Runtime's Sigmoid on a CPU, which is a rational function: 9e-8 was measured near 1e-6, and 0 from -18 on."""
-PASSES_ON = {"Identity", "Cast", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze"}
-"""Operators behind a Softmax that leave its numbers as they are."""
+"""Error of ONNX Runtime's Sigmoid on a CPU, a rational function: 9e-8 was measured near 1e-6; below -18 it gives 0."""
 FLOATS = frozenset(map(np.dtype, ("float16", "float32", "float64")))
 QUANTISED = frozenset(map(np.dtype, ("int8", "uint8", "int32")))
 TELLING = ("logit", "score", "output", "prob", "class")
@@ -43,7 +42,8 @@ def find_logits(
     # those of 64 bits always are.
     both = ([name for name, answer in answers.items() if _are_logits(answer, images, of)] for of in (FLOATS, QUANTISED))
     fitting = next((names for names in both if names), [])
-    fitting = [name for name in fitting if not _is_sorted(graph, name)]
+    # Behind a TopK the largest number always comes first, and stands for no class.
+    fitting = [name for name in fitting if not is_made_by(graph, name, "TopK")]
     given = ", ".join(f"{name}: {getattr(answers[name], 'shape', types[name])}" for name in answers)
     if asked is not None:
         if asked not in fitting:
@@ -78,7 +78,7 @@ def find_logits(
 
 
 def _are_logits(answer: Any, images: int, kinds: Collection[np.dtype[Any]]) -> bool:
-    """Whether it is a row of K >= 2 numbers an image: `(N, K)`, perhaps with axes of size 1; of one image `(K,)`."""
+    """Whether it is a row of K >= 2 numbers per image: `(N, K)`, perhaps with axes of size 1; of one image `(K,)`."""
     if not isinstance(answer, np.ndarray) or answer.dtype not in kinds or answer.size < 2 * images:
         return False
     if images == 1 and answer.ndim == 1:
@@ -88,7 +88,7 @@ def _are_logits(answer: Any, images: int, kinds: Collection[np.dtype[Any]]) -> b
 
 @dataclass(frozen=True)
 class Squash:
-    """A final Softmax or Sigmoid, which leaves the order of the classes what it is.
+    """A final Softmax or Sigmoid. It keeps the order of the classes.
 
     Attributes:
         logits: the tensor before it.
@@ -102,7 +102,7 @@ class Squash:
 
     @property
     def error(self) -> float:
-        """By how much a runtime's answers are off whatever their size; of a Softmax small answers have small errors."""
+        """Error of an answer of any size. A Softmax has none, since its small answers have small errors."""
         return SIGMOID_ERROR if self.kind == "Sigmoid" else 0.0
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class Squash:
         return logits.softmax(dim=1) if self.kind == "Softmax" else logits.sigmoid()
 
     def log_probabilities(self, probabilities: Tensor, dtype: np.dtype[Any]) -> Tensor:
-        """The logarithm of what a file answers in `dtype`, as far down as it can tell one number from the next."""
+        """The logarithm of a file's answers in `dtype`; those below its smallest number or step count as that."""
         return probabilities.clamp(min=max(self.step, float(np.finfo(dtype).tiny))).log()
 
     def logits_of(self, answers: NDArray[Any]) -> Logits:
@@ -126,47 +126,22 @@ class Squash:
 
 def find_squash(model: ModelProto, output: str) -> Squash | None:
     """The Softmax or Sigmoid that makes `output`; None if neither does."""
-    makers, step = _makers(model), 0.0
-    node = _last(makers, output)
+    made_by, step = makers(model.graph), 0.0
+    node = computes(made_by, output)
     if node is not None and node.op_type == "DequantizeLinear":
-        scale = _constant(model, node.input[1])
-        quantiser = _last(makers, node.input[0])
+        scale = constants(model.graph).get(node.input[1])
+        quantiser = computes(made_by, node.input[0])
         if scale is None or quantiser is None or quantiser.op_type != "QuantizeLinear":
             return None
-        step, node = float(numpy_helper.to_array(scale).max()), _last(makers, quantiser.input[0])
+        step, node = float(numpy_helper.to_array(scale).max()), computes(made_by, quantiser.input[0])
     kind = next((each for each in SQUASHES if node is not None and node.op_type == each), None)
     return None if node is None or kind is None else Squash(node.input[0], kind, step)
 
 
-def ends_in_log_softmax(model: ModelProto, output: str) -> bool:
-    """Whether `output` holds log-probabilities."""
-    node = _last(_makers(model), output)
-    return node is not None and node.op_type == "LogSoftmax"
-
-
-def _is_sorted(model: ModelProto, output: str) -> bool:
-    """Whether the largest number always comes first, and so stands for no class."""
-    node = _last(_makers(model), output)
-    return node is not None and node.op_type == "TopK"
-
-
-def _constant(model: ModelProto, name: str) -> TensorProto | None:
-    """A tensor that stands in the graph, among its weights or as the value of a node."""
-    node = _makers(model).get(name)
-    values = [item.t for item in node.attribute if item.name == "value"] if node and node.op_type == "Constant" else []
-    return next((proto for proto in model.graph.initializer if proto.name == name), next(iter(values), None))
-
-
-def _makers(model: ModelProto) -> dict[str, NodeProto]:
-    return {name: node for node in model.graph.node if node.domain in ("", "ai.onnx") for name in node.output}
-
-
-def _last(makers: Mapping[str, NodeProto], tensor: str) -> NodeProto | None:
-    """The node that makes the numbers of `tensor`; None if it is none of ONNX's own operators."""
-    node = makers.get(tensor)
-    while node is not None and node.op_type in PASSES_ON:
-        node = makers.get(node.input[0])
-    return node
+def is_made_by(model: ModelProto, output: str, operator: str) -> bool:
+    """Whether an operator computes the numbers of `output`."""
+    node = computes(makers(model.graph), output)
+    return node is not None and node.op_type == operator
 
 
 def answer_with(model: ModelProto, tensor: str) -> None:

@@ -1,11 +1,21 @@
 """The parts of an ONNX model, wherever they stand: graphs within nodes, nodes, tensors; and why a model is refused."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+from onnx.inliner import inline_local_functions
+
+from dgad_tk.common import UserError, reason_of
 
 LIMITS = "no image classifier needs that; docs/security.md names the limits"
 DAMAGED = "copy it again, or export it again"
+
+RESHAPING = frozenset(("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"))
+"""Operators that only move numbers: all of their first input."""
+MOVING = RESHAPING | {"Concat", "Gather", "Slice", "Split"}
+"""Operators that only move numbers: some of their first input, or those of all inputs."""
+PASSING_ON = RESHAPING | {"Cast", "Dropout"}
+"""Operators behind a classifier's last one that leave its numbers what they are."""
 
 
 class Refused(Exception):
@@ -22,28 +32,33 @@ class Refused(Exception):
         self.reason, self.hint, self.valid = reason, hint, valid
 
 
-def graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """`graph` and those inside its nodes."""
-    yield graph
-    yield from inner_graphs(graph.node)
+def own_domain(domain: str) -> str:
+    """The name of a domain of operators; ONNX's own has two."""
+    return "" if domain == "ai.onnx" else domain
 
 
-def inner_graphs(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
-    """Those inside of `nodes`, and inside of them."""
-    for node in nodes:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs) if attribute.type in _WITH_GRAPHS else ():
-                yield from graphs(inner)
-
-
-_WITH_GRAPHS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+def inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs that a node has as attributes: branches, and bodies of loops."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            yield from attribute.graphs
 
 
 def nodes(owner: GraphProto | FunctionProto) -> Iterator[NodeProto]:
-    """Every node, those of subgraphs included."""
-    yield from owner.node
-    for graph in inner_graphs(owner.node):
-        yield from graph.node
+    """Every node, those of the graphs inside nodes included."""
+    for node in owner.node:
+        yield node
+        for inner in inner_graphs(node):
+            yield from nodes(inner)
+
+
+def graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """`graph`, and those inside its nodes."""
+    yield graph
+    for node in nodes(graph):
+        yield from inner_graphs(node)
 
 
 def attributes(model: ModelProto) -> Iterator[tuple[NodeProto, AttributeProto]]:
@@ -82,3 +97,53 @@ def sparse_tensors(model: ModelProto) -> Iterator[SparseTensorProto]:
             raise Refused(
                 f"'{node.op_type}' has sparse tensors as an attribute, which are not read", "store them dense"
             )
+
+
+def constants(graph: GraphProto) -> dict[str, TensorProto]:
+    """The tensors that stand in a graph by name, among its weights or as the value of a node."""
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            found.update((node.output[0], item.t) for item in node.attribute if item.name == "value")
+    return found
+
+
+def makers(graph: GraphProto) -> dict[str, NodeProto]:
+    """The node that makes each value, by name."""
+    return {name: node for node in graph.node for name in node.output}
+
+
+def computes(made_by: Mapping[str, NodeProto], name: str) -> NodeProto | None:
+    """The node that computes the numbers of a value, behind those that pass them on; None for an input or a weight."""
+    node = made_by.get(name)
+    while node is not None and node.op_type in PASSING_ON:
+        node = made_by.get(node.input[0])
+    return node
+
+
+def inlined(model: ModelProto) -> ModelProto:
+    """`model` without functions of its own: they are written out where they are called, as ONNX Runtime reads them.
+
+    A function may name other versions of the operator sets than the model does. ONNX Runtime runs its nodes in the
+    model's versions all the same, and ONNX's inliner leaves such a function standing. So they are given the model's.
+
+    Args:
+        model: one that ONNX Runtime loads. It is not changed.
+
+    Raises:
+        UserError: they cannot be written out.
+    """
+    if not model.functions:
+        return model
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    versions = {own_domain(entry.domain): entry.version for entry in copy.opset_import}
+    for function in copy.functions:
+        for entry in function.opset_import:
+            entry.version = versions.get(own_domain(entry.domain), entry.version)
+    try:
+        return inline_local_functions(copy)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"its functions cannot be written out: {reason_of(error)}", hint="export it without functions"
+        ) from None

@@ -1,5 +1,6 @@
-"""ONNX files, run by ONNX Runtime on images, in the batches that they take."""
+"""ONNX files, run by ONNX Runtime on images, in the batches that they take; and what it says when it cannot."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,17 @@ from numpy.typing import NDArray
 from dgad_tk.common import UserError
 from dgad_tk.predictor import Images
 from exporters.onnx_input import ImageInput
-from exporters.runtime_errors import runtime_reason
 from exporters.runtime_memory import bound_memory
 
 OTHER_SIZE = "is it a classifier of images of this size? --image-size sets that of an image folder"
 BLANK = 3
 """Images to try a file on that takes any number. Few graphs are traced with so many and keep that as a constant."""
+LONGEST_REASON = 200
+"""Characters of what ONNX Runtime says."""
+
+_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_SOURCE = re.compile(r"/onnxruntime_src/\S+:\d+ (?:[^()]*\((?:[^()]|\([^()]*\))*\) )?")
+"""A file of its source, a line, and often the signature of the function there."""
 
 
 class Runtime:
@@ -56,18 +62,15 @@ class Runtime:
         return np.asarray(answer).reshape(len(fed), -1)
 
     def _run(self, fed: NDArray[Any], outputs: list[str]) -> list[Any]:
+        given = fed if self.image.has_batch_axis else fed[0]
         try:
-            answers: list[Any] = self.session.run(outputs, {self.image.name: self._given(fed)})
+            answers: list[Any] = self.session.run(outputs, {self.image.name: given})
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class
             raise UserError(
                 f"'{self.where}' does not run on images of shape {self.image.shape}: {runtime_reason(error)}",
                 hint=OTHER_SIZE,
             ) from None
         return answers
-
-    def _given(self, fed: NDArray[Any]) -> NDArray[Any]:
-        """A batch as the file takes it: without its axis where the file has none."""
-        return fed if self.image.has_batch_axis else fed[0]
 
 
 def tried(
@@ -109,3 +112,12 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
             f"ONNX Runtime cannot load '{path}': {runtime_reason(error, path)}",
             hint=f"export it again, with operators that ONNX Runtime {onnxruntime.__version__} has",
         ) from None
+
+
+def runtime_reason(error: Exception, path: Path | None = None) -> str:
+    """What ONNX Runtime says, in one line: without its code, places in its source, and `path`, which it repeats."""
+    text = " ".join(str(error).split())
+    if path is not None:
+        text = text.replace(str(path), "it")
+    text = _SOURCE.sub("", _CODE.sub("", text)).strip()
+    return (text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…") or type(error).__name__

@@ -5,6 +5,8 @@ from onnx import ModelProto, TypeProto, helper
 from onnx.defs import SchemaError, get_schema
 from onnx.shape_inference import InferenceError, infer_node_outputs, infer_shapes
 
+from exporters.onnx_parts import own_domain
+
 Types = dict[str, TypeProto]
 
 
@@ -23,13 +25,13 @@ def inferred_types(model: ModelProto) -> Types:
 
 def _by_node(model: ModelProto) -> Types:
     """The same, node by node, in the order of the graph; without what stands inside functions."""
-    opsets = {_domain(entry.domain): entry.version for entry in model.opset_import}
+    opsets = {own_domain(entry.domain): entry.version for entry in model.opset_import}
     known: Types = {value.name: value.type for value in model.graph.input}
     data = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, tensor in data.items():
         known.setdefault(name, helper.make_tensor_type_proto(tensor.data_type, tensor.dims))
     for node in model.graph.node:
-        domain = _domain(node.domain)
+        domain = own_domain(node.domain)
         if not all(name in known for name in node.input if name):
             continue
         try:
@@ -42,7 +44,3 @@ def _by_node(model: ModelProto) -> Types:
         if node.op_type == "Constant" and not domain:
             data.update((node.output[0], item.t) for item in node.attribute if item.name == "value")
     return known
-
-
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain

@@ -1,14 +1,14 @@
 """The 8-bit input of a quantised file: what its numbers mean, and how pixels become such numbers.
 
-TFLite, QNN and Vitis give a graph integers and leave it to the first operator to say what they stand for: real value =
-scale * (number - zero point). What that operator says is read. Pixels become numbers in one of two ways. As grey
-levels, 0 to 255 moved to the type's range, which is what such a file is given as a rule; or normalised first, as
-`--mean`, `--std` and `--input-range` say, and then quantised.
+TFLite, QNN and Vitis give a graph integers. The first operator says what they stand for: real value =
+scale * (number - zero point). Pixels become numbers in one of two ways:
+
+- as grey levels, 0 to 255 moved to the type's range. As a rule such a file is given these;
+- normalised first, as `--mean`, `--std` and `--input-range` say, and then quantised.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor
 
 from dgad_tk.interface import Interface
+from exporters.onnx_parts import MOVING, constants
+from exporters.onnx_twin.operators.quantised import rounded
 
-MOVING = {"Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
-"""Operators that only move numbers, such as those that bring channels to the front."""
 WITHOUT_SCALE = {"ConvInteger": {0: 2}, "MatMulInteger": {0: 2, 1: 3}}
 """Which input is the zero point of which; the scale comes later, multiplied with others."""
 NEAR = 0.02
@@ -26,7 +26,7 @@ NEAR = 0.02
 CLIPPED = 0.05
 """Share of the pixels' range that may lie beyond what the numbers can stand for."""
 FEW = 16
-"""Numbers, of 256, that all pixels would become: no quantised network sees images so coarse."""
+"""Where all pixels become fewer numbers than this, of 256, something is wrong: no network sees images so coarse."""
 
 
 @dataclass(frozen=True)
@@ -61,30 +61,15 @@ class Levels:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """The numbers, as floats; gradients pass through the rounding, where nothing is clipped."""
-        numbers: Tensor = _Quantise.apply(pixels, self)
-        return numbers
-
-
-class _Quantise(torch.autograd.Function):
-    """Rounding has a gradient of zero almost everywhere; this one has that of the division."""
-
-    @staticmethod
-    def forward(ctx: Any, pixels: Tensor, levels: Levels) -> Tensor:
-        ctx.scale = levels.scale
-        divided = pixels if levels.scale == 1 else pixels / levels.scale
-        numbers = divided.round() + levels.zero_point
-        ctx.save_for_backward((numbers >= levels.low) & (numbers <= levels.high))
-        return numbers.clamp(levels.low, levels.high)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (inside,) = ctx.saved_tensors
-        return gradient * inside / ctx.scale, None
+        steps = pixels if self.scale == 1 else pixels / self.scale
+        numbers = rounded(steps) + self.zero_point
+        clipped = numbers.detach().clamp(self.low, self.high)
+        return torch.where(numbers == clipped, numbers, clipped)
 
 
 def find_quantiser(graph: GraphProto, name: str) -> Quantiser | None:
     """What the first DequantizeLinear or QLinear operator that takes the input `name` says of its numbers."""
-    constants = _constants(graph)
+    found = constants(graph)
     same = {name}
     for node in graph.node:
         for slot, taken in enumerate(node.input):
@@ -93,16 +78,16 @@ def find_quantiser(graph: GraphProto, name: str) -> Quantiser | None:
             if node.op_type in MOVING and slot == 0:
                 same.update(node.output)
             elif node.op_type in ("DequantizeLinear", "QGemm") or node.op_type.startswith("QLinear"):
-                return _quantiser(node, constants, slot + 1, slot + 2)
+                return _quantiser(node, found, slot + 1, slot + 2)
             elif slot in WITHOUT_SCALE.get(node.op_type, {}):
-                return _quantiser(node, constants, None, WITHOUT_SCALE[node.op_type][slot])
+                return _quantiser(node, found, None, WITHOUT_SCALE[node.op_type][slot])
     return None
 
 
 def _quantiser(node: NodeProto, constants: Mapping[str, TensorProto], scale: int | None, zero_point: int) -> Quantiser:
     zeros, found = _single(node, constants, zero_point), None if scale is None else _single(node, constants, scale)
     if zeros is None and zero_point < len(node.input) and node.input[zero_point]:
-        return Quantiser(None, None)  # one a channel, or computed
+        return Quantiser(None, None)  # one per channel, or computed
     usable = found is not None and np.isfinite(found) and found > 0
     return Quantiser(found if usable else None, int(zeros or 0))
 
@@ -112,14 +97,6 @@ def _single(node: NodeProto, constants: Mapping[str, TensorProto], slot: int) ->
     proto = constants.get(node.input[slot]) if slot < len(node.input) else None
     values = np.unique(numpy_helper.to_array(proto).astype(np.float64)) if proto is not None else np.empty(0)
     return float(values[0]) if len(values) == 1 else None
-
-
-def _constants(graph: GraphProto) -> dict[str, TensorProto]:
-    found = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            found.update((node.output[0], item.t) for item in node.attribute if item.name == "value")
-    return found
 
 
 def means_grey_levels(quantiser: Quantiser, low: int) -> bool:
@@ -146,9 +123,9 @@ def doubt_of_levels(quantiser: Quantiser, low: int) -> str:
 
 def doubt_of_range(levels: Levels, interface: Interface) -> str:
     """What to say where normalised pixels do not fit what the numbers can stand for; empty where they do."""
-    means, stds = interface.mean or (0.0,), interface.std or (1.0,)
-    ends = [_normalised(end, means, stds) for end in interface.input_range]
-    least, most = min(ends[0]), max(ends[1])
+    channels = max(len(interface.mean), len(interface.std), 1)
+    black_and_white = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1).expand(2, channels, 1, 1)
+    least, most = (float(end) for end in interface.preprocessing(channels)(black_and_white).aminmax())
     low, high = levels.holds
     clipped = max(low - least, most - high) > CLIPPED * (most - least)
     if not clipped and most - least >= FEW * levels.scale:
@@ -158,9 +135,3 @@ def doubt_of_range(levels: Levels, interface: Interface) -> str:
         f"(scale {levels.scale:g}, zero point {levels.zero_point}): "
         f"{'the rest is clipped' if clipped else 'few numbers are left'}; are --mean and --std right?"
     )
-
-
-def _normalised(pixel: float, means: Sequence[float], stds: Sequence[float]) -> list[float]:
-    """One pixel in every channel."""
-    channels = max(len(means), len(stds))
-    return [(pixel - means[at % len(means)]) / stds[at % len(stds)] for at in range(channels)]

@@ -1,7 +1,7 @@
 """INT8 ONNX files: onnxruntime's static quantisation, calibrated on training images, clean or adversarial.
 
-QDQ format, weights int8 with a scale a channel, activations uint8: what ONNX Runtime's CPU kernels are made for on x86
-with VNNI. Where a CPU has no VNNI its kernels add pairs of products in 16 bits and may saturate; `reduce_range`
+QDQ format, weights int8 with a scale per channel, activations uint8: what ONNX Runtime's CPU kernels are made for on
+x86 with VNNI. Where a CPU has no VNNI its kernels add pairs of products in 16 bits and may saturate; `reduce_range`
 quantises weights to 7 bits, which cannot.
 """
 
@@ -9,15 +9,15 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import save_tensors_data
 from onnxruntime.quantization.registry import QDQRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
@@ -26,10 +26,10 @@ from dgad_tk.artifact import Artifact
 from dgad_tk.common import UserError, lookup, nearest
 from dgad_tk.predictor import Images
 from exporters.adversarial import pgd_on
-from exporters.calibration import FILE_METHOD, METHODS, Method, ranges_file
-from exporters.exclusions import Exclusion, agreement, search
+from exporters.calibration import METHODS, calibrate
+from exporters.exclusions import compare, logits_of, search
 from exporters.float_logits import logits_are_clipped, unquantise_logits
-from exporters.to_onnx import DEFAULT_OPSET, save_onnx, write_onnx
+from exporters.to_onnx import DEFAULT_OPSET, Report, save_onnx, write_onnx
 
 IMAGES = {
     "clean": "clean images",
@@ -39,8 +39,44 @@ IMAGES = {
 """What can be calibrated on, in words."""
 
 MIN_SAMPLES = 16
-HELD_OUT = 512
-"""Images that agreement is measured on: enough to see 0.2 %."""
+JUDGED = 512
+"""Images on which agreement with fp32 is measured: enough to see 0.2 %."""
+HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+"""Operators that multiply. They can be left in float; the others follow their neighbours."""
+
+
+@dataclass(frozen=True)
+class Int8:
+    """How a network is quantised.
+
+    Attributes:
+        calibration_samples: number of images to calibrate on.
+        calibration_method: row of METHODS.
+        calibrate_on: clean, adversarial (PGD on the network, at the threat it was trained for), or both, half and half.
+        exclude: nodes to leave in float, by name or pattern (`node_conv2d*`).
+        search_exclusions: also look for the few nodes whose exclusion restores agreement with fp32 on adversarial
+            images.
+        reduce_range: 7-bit weights, for CPUs without VNNI.
+
+    Raises:
+        UserError: an option that there is not, or too few samples.
+    """
+
+    calibration_samples: int = 512
+    calibration_method: str = "minmax"
+    calibrate_on: str = "clean"
+    exclude: Sequence[str] = ()
+    search_exclusions: bool = False
+    reduce_range: bool = False
+
+    def __post_init__(self) -> None:
+        lookup(METHODS, self.calibration_method, "calibration method")
+        lookup(IMAGES, self.calibrate_on, "--calibrate-on")
+        if self.calibration_samples < MIN_SAMPLES:
+            raise UserError(
+                f"--calibration-samples must be at least {MIN_SAMPLES}, got {self.calibration_samples}",
+                hint="a few hundred are enough",
+            )
 
 
 def save_onnx_int8(
@@ -48,147 +84,116 @@ def save_onnx_int8(
     artifact: Artifact,
     path: Path,
     *,
-    images: Images | None,
-    held_out: Images | None = None,
+    images: Images,
+    int8: Int8 | None = None,
     opset: int = DEFAULT_OPSET,
-    samples: int = 512,
-    calibrate_on: str = "clean",
-    method: str = "minmax",
-    exclude: Sequence[str] = (),
-    search_exclusions: bool = False,
-    reduce_range: bool = False,
-) -> dict[str, Any]:
+) -> Report:
     """Write `model` (eval mode) as an INT8 ONNX file. Input and logits stay float32.
 
-    The ranges that calibration finds are kept in the cache folder, so that another choice of exclusions, or the same
-    command again, does not run the images a second time.
-
     Args:
-        images: training images `(N, C, H, W)` in [0, 1]; the first `samples` calibrate.
-        held_out: images that agreement with fp32 is measured on; None takes those of `images` behind the first
-            `samples`, and calibration's own where there are none.
-        samples: number of images to calibrate on.
-        calibrate_on: clean, adversarial (PGD on `model`, at the threat it was trained for), or both, half and half.
-        method: row of METHODS.
-        exclude: nodes to leave in float, by name or pattern (`node_conv2d*`).
-        search_exclusions: also look for the few nodes whose exclusion restores agreement with fp32 on adversarial
-            images.
-        reduce_range: 7-bit weights, for CPUs without VNNI.
+        images: training images `(N, C, H, W)` in [0, 1]. The first ones calibrate; agreement with fp32 is measured on
+            those behind them, or on the same ones where there are no more.
+        int8: how it is quantised; None for the defaults.
 
     Returns:
         What was done and what it cost: calibration, nodes left in float, agreement with the fp32 file.
 
     Raises:
-        UserError: no images, too few, an unknown option or node, or nothing left to quantise.
+        UserError: too few images, an unknown node, or nothing left to quantise.
     """
-    chosen = lookup(METHODS, method, "calibration method")
-    if calibrate_on not in IMAGES:
-        raise UserError(f"unknown --calibrate-on '{calibrate_on}'", hint=nearest(calibrate_on, IMAGES))
-    if images is None:
+    int8 = int8 or Int8()
+    samples = int8.calibration_samples
+    if len(images) < samples:
         raise UserError(
-            "INT8 needs training images to calibrate on, and the dataset is not at hand",
-            hint="put the dataset back where training found it",
-        )
-    if samples < MIN_SAMPLES or len(images) < samples:
-        raise UserError(
-            f"expected {MIN_SAMPLES} to {len(images)} calibration samples, got {samples}",
+            f"--calibration-samples must be {MIN_SAMPLES} to {len(images)}, got {samples}",
             hint="a few hundred are enough",
         )
     clean = images[:samples]
-    if held_out is None:
-        held_out = images[samples : samples + HELD_OUT] if len(images) > samples else clean
-    calibration = _calibration_images(model, artifact, clean, calibrate_on)
+    held_out = images[samples : samples + JUDGED] if len(images) > samples else clean
+    calibration = _calibration_images(model, artifact, clean, int8.calibrate_on)
     with tempfile.TemporaryDirectory() as folder, _quietly():
         plain, prepared = Path(folder) / "plain.onnx", Path(folder) / "prepared.onnx"
         save_onnx(model, artifact, plain, opset)
         quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
-        recipe = _Recipe(prepared, calibration, chosen, reduce_range)
-        left_out = _left_out(exclude, recipe.nodes)
+        fp32, fp32_size = onnx.load(str(plain)), plain.stat().st_size
+        nodes = _quantisable(onnx.load(str(prepared)).graph)
+        left_out = _left_out(int8.exclude, nodes)
+        quantiser = _Quantiser(prepared, calibration, int8)
         adversarial = pgd_on(model, held_out, artifact)
-        trials: list[Exclusion] = []
-        if search_exclusions:
-            trials = search(recipe.quantise, recipe.nodes, left_out, plain, adversarial)
-            left_out = list(trials[-1].nodes)
-        proto = recipe.quantise(left_out)
-        on_clean = agreement(plain, proto, held_out)
-        on_adversarial = agreement(plain, proto, adversarial)
-        plain_size = plain.stat().st_size
+        on_clean, on_adversarial = logits_of(fp32, held_out), logits_of(fp32, adversarial)
+        tried = []
+        if int8.search_exclusions:
+            tried = search(quantiser.quantise, nodes, left_out, on_adversarial, adversarial)
+            left_out = list(tried[-1].nodes)
+        proto = quantiser.quantise(left_out)
     record = artifact.model_copy(
         update={
             "precision": "int8",
             "calibration": {
-                "on": calibrate_on,
+                "on": int8.calibrate_on,
                 "samples": samples,
-                "method": method,
+                "method": int8.calibration_method,
                 "excluded": left_out,
-                "reduce_range": reduce_range,
+                "reduce_range": int8.reduce_range,
             },
         }
     )
-    write_onnx(proto, record, path)
-    return {
-        "calibration": f"{samples} {IMAGES[calibrate_on]}, {method}",
-        "size_bytes": path.stat().st_size,
-        "fp32_size_bytes": plain_size,
-        "excluded": left_out,
-        "quantised_nodes": len(recipe.nodes) - len(left_out),
-        "agreement": {"clean": on_clean.equal, "adversarial": on_adversarial.equal, "n": len(held_out)},
-        "search": [trial.as_dict() for trial in trials],
+    agreement = {
+        "clean": compare(on_clean, logits_of(proto, held_out)).agreement,
+        "adversarial": compare(on_adversarial, logits_of(proto, adversarial)).agreement,
+        "n": len(held_out),
     }
+    write_onnx(proto, record, path)
+    return Report(
+        {
+            "calibration": f"{samples} {IMAGES[int8.calibrate_on]}, {int8.calibration_method}",
+            "size_bytes": path.stat().st_size,
+            "fp32_size_bytes": fp32_size,
+            "excluded": left_out,
+            "quantised_nodes": len(nodes) - len(left_out),
+            "agreement": agreement,
+            "search": [{"excluded": list(each.nodes), "adversarial_agreement": each.agreement} for each in tried],
+        }
+    )
 
 
-class _Recipe:
-    """Everything about the quantisation but which nodes are left in float.
+class _Quantiser:
+    """Quantises one network, whichever nodes are left in float.
 
     Args:
-        prepared: the pre-processed fp32 file.
+        prepared: the pre-processed fp32 file. Ranges are kept beside it.
         calibration: images `(N, C, H, W)`.
-        method: how ranges are found.
-        reduce_range: 7-bit weights.
     """
 
-    def __init__(self, prepared: Path, calibration: Images, method: Method, reduce_range: bool) -> None:
-        self._prepared = prepared
-        self._calibration = calibration
-        self._method = method
-        self._reduce_range = reduce_range
-        graph = onnx.load(str(prepared)).graph
-        self.nodes = [node.name for node in graph.node if node.op_type in QDQRegistry and node.op_type in HEAVY]
-        """Nodes that can be left in float: those that multiply. The others follow their neighbours."""
-        self._clipped = logits_are_clipped(graph)
-
-    @cached_property
-    def _ranges(self) -> Path:
-        """Of every value, whatever is excluded."""
-        return ranges_file(self._prepared, self._calibration, self._method)
+    def __init__(self, prepared: Path, calibration: Images, int8: Int8) -> None:
+        self._prepared, self._reduce_range = prepared, int8.reduce_range
+        self._clipped = logits_are_clipped(onnx.load(str(prepared)).graph)
+        self._ranges = prepared.with_name("ranges.json")
+        save_tensors_data(calibrate(prepared, calibration, METHODS[int8.calibration_method]), self._ranges)
 
     def quantise(self, excluded: Sequence[str]) -> onnx.ModelProto:
         """The INT8 graph with the nodes `excluded` left in float."""
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "int8.onnx"
-            quantize_static(
-                str(self._prepared),
-                str(target),
-                None,
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                reduce_range=self._reduce_range,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=list(excluded),
-                calibrate_method=FILE_METHOD,
-                calibration_cache_path=self._ranges,
-            )
-            proto = onnx.load(str(target))
+        target = self._prepared.with_name("int8.onnx")
+        quantize_static(
+            str(self._prepared),
+            str(target),
+            None,
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=self._reduce_range,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(excluded),
+            calibrate_method=CalibrationMethod.MinMax,  # as the ranges say, whichever method found them
+            calibration_cache_path=self._ranges,
+        )
+        proto = onnx.load(str(target))
         if not self._clipped:
             unquantise_logits(proto.graph)
         used = {node.domain for node in proto.graph.node}
         for entry in [each for each in proto.opset_import if each.domain and each.domain not in used]:
             proto.opset_import.remove(entry)  # pre-processing leaves every domain that ONNX Runtime knows
         return proto
-
-
-HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 def _calibration_images(model: nn.Module, artifact: Artifact, clean: Images, calibrate_on: str) -> Images:
@@ -198,6 +203,11 @@ def _calibration_images(model: nn.Module, artifact: Artifact, clean: Images, cal
         return pgd_on(model, clean, artifact)
     half = len(clean) // 2
     return np.concatenate([clean[:half], pgd_on(model, clean[half:], artifact)])
+
+
+def _quantisable(graph: onnx.GraphProto) -> list[str]:
+    """Nodes that multiply, each of which is quantised or left in float."""
+    return [node.name for node in graph.node if node.op_type in QDQRegistry and node.op_type in HEAVY]
 
 
 def _left_out(patterns: Sequence[str], nodes: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from exporters.external_data import read_external
 from exporters.node_order import sort_nodes
 from exporters.onnx_bounds import check_bounds
 from exporters.onnx_parts import DAMAGED, Refused
-from exporters.protobuf_fields import ends_early, too_many_fields
+from exporters.protobuf_fields import ends_early
 from exporters.sparse_tensors import make_dense
 
 MAX_PROTOBUF = 2**31 - 1
@@ -74,8 +74,6 @@ def _decode(path: Path) -> onnx.ModelProto:
                 raise _invalid(
                     path, f"it is {archive}", hint="unpack it, or name it by what it is, such as .pt or .pt2"
                 )
-            if too_many_fields(content, onnx.ModelProto.DESCRIPTOR):
-                raise _invalid(path, "it has millions of parts", hint="no image classifier has so many")
             try:
                 proto = onnx.ModelProto()
                 proto.ParseFromString(content[:])

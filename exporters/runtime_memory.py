@@ -1,4 +1,4 @@
-"""A limit to what ONNX Runtime allocates for a graph, while it folds constants and while it runs."""
+"""Options of ONNX Runtime's sessions, and a limit to what a graph may allocate while it is folded and while it runs."""
 
 import os
 from functools import cache
@@ -7,6 +7,27 @@ import onnxruntime
 
 WITHOUT_KNOWLEDGE = 16 * 2**30
 """Bytes, where the system does not say how much memory it has."""
+
+FULL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+
+
+def session_options(
+    *, threads: int = 0, level: onnxruntime.GraphOptimizationLevel = FULL, bounded: bool = False
+) -> onnxruntime.SessionOptions:
+    """Options of a session that logs nothing: what goes wrong comes as an exception too.
+
+    Args:
+        threads: of the pool inside an operator; 0 is one for each core.
+        level: how far the graph is optimised.
+        bounded: as by `bound_memory`, for files from strangers.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.graph_optimization_level = level
+    options.log_severity_level = 4
+    if bounded:
+        bound_memory(options)
+    return options
 
 
 def bound_memory(options: onnxruntime.SessionOptions) -> None:
@@ -20,7 +41,7 @@ def bound_memory(options: onnxruntime.SessionOptions) -> None:
 
 @cache
 def _register_arena() -> None:
-    """Once a process: a second registration is an error."""
+    """Once in a process: a second registration is an error."""
     memory = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )

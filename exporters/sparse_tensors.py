@@ -50,7 +50,7 @@ def _dense_bytes(sparse: SparseTensorProto) -> int:
 
 
 def _dense(sparse: SparseTensorProto) -> TensorProto:
-    """Of indices that come twice the last counts, as for ONNX Runtime."""
+    """Where two values have the same index, the last one counts, as for ONNX Runtime."""
     name, shape = sparse.values.name, tuple(sparse.dims)
     try:
         values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
@@ -59,12 +59,12 @@ def _dense(sparse: SparseTensorProto) -> TensorProto:
     count = len(values) if values.ndim == 1 else -1
     if indices.dtype.kind != "i" or indices.shape not in ((count,), (count, len(shape) or 1)):
         raise _misfit(name, f"has {values.shape} values at {indices.shape} indices")
-    limits = np.array([math.prod(shape)] if indices.ndim == 1 else shape, dtype=np.int64)
-    rows = indices.astype(np.int64).reshape(count, len(limits))
-    if count and ((rows < 0) | (rows >= limits)).any():
-        raise _misfit(name, f"has an index outside of its shape {list(shape[:8])}")
-    places = rows[:, 0] if indices.ndim == 1 else np.ravel_multi_index(tuple(rows.T), shape) if count else rows[:, 0]
     dense = np.zeros(math.prod(shape), dtype=values.dtype)
+    try:
+        flat = indices.ndim == 1
+        places = np.ravel_multi_index((indices,) if flat else tuple(indices.T), dense.shape if flat else shape or (1,))
+    except ValueError:
+        raise _misfit(name, f"has an index outside of its shape {list(shape[:8])}") from None
     dense[places] = values
     return numpy_helper.from_array(dense.reshape(shape), name)
 

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -12,10 +11,7 @@ from torch import nn
 from dgad_tk.artifact import Artifact
 from dgad_tk.predictor import Images
 from exporters.half_range import LARGEST, activation_peaks, judge_range
-from exporters.to_onnx import DEFAULT_OPSET, to_onnx, write_onnx
-
-FAILURES, WARNINGS = "failures", "warnings"
-"""Keys of what `save` reports that an export fails of, and of what it warns of."""
+from exporters.to_onnx import DEFAULT_OPSET, Report, to_onnx, write_onnx
 
 
 def save_onnx_fp16(
@@ -24,7 +20,7 @@ def save_onnx_fp16(
     path: Path,
     opset: int = DEFAULT_OPSET,
     probes: Mapping[str, Images] | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Write `model` (eval mode) as an ONNX file that computes in float16. Input and logits stay float32.
 
     Weights too large for float16 are cut to its largest number; the comparison with the source tells whether that
@@ -35,7 +31,7 @@ def save_onnx_fp16(
         probes: images `(N, C, H, W)` by name, on which the float32 graph shows whether its values fit float16.
 
     Returns:
-        The largest value on `probes` and where it is; with FAILURES and WARNINGS, what to say of it.
+        The largest value on `probes`, where it is, and whether float16 has room for it.
 
     Raises:
         UserError: an opset that the exporter cannot write.
@@ -46,7 +42,7 @@ def save_onnx_fp16(
     failures, warnings = judge_range(peaks)
     write_onnx(to_float16(single), record, path)
     largest = max(peaks, key=lambda peak: peak.value, default=None)
-    return {"largest_activation": str(largest) if largest else "not measured", FAILURES: failures, WARNINGS: warnings}
+    return Report({"largest_activation": str(largest) if largest else "not measured"}, failures, warnings)
 
 
 def to_float16(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,7 +1,10 @@
 """ONNX files, written by torch's dynamo exporter."""
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -19,6 +22,21 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 """Key of a node's metadata: names of the modules it was called in, as a Python list, its own name last."""
 EXTERNAL_BYTES = 1_500_000_000
 """Weights above this stand in a file of their own: a protobuf ends at 2 GiB."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What there is to say of a file that a format wrote.
+
+    Attributes:
+        findings: for people and for JSON, such as how it was calibrated.
+        failures: why it is wrong, whatever a comparison with its source says.
+        warnings: what to doubt.
+    """
+
+    findings: Mapping[str, Any] = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def save_onnx(model: nn.Module, artifact: Artifact, path: Path, opset: int = DEFAULT_OPSET) -> None:
@@ -86,17 +104,9 @@ def write_onnx(proto: onnx.ModelProto, artifact: Artifact, path: Path) -> None:
         for tensor in weights:
             digest.update(tensor.raw_data)
         location = f"{path.stem}-{digest.hexdigest()[:8]}.data"
-        with written_aside(path.with_name(location)) as aside:
-            # Two steps of onnx's own `save_model`: weights, then the graph, each of them written aside.
-            onnx.external_data_helper.convert_model_to_external_data(proto, location=aside.name)
-            onnx.external_data_helper.write_external_data_tensors(proto, str(path.parent))
-        for tensor in weights:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = location
-        with written_aside(path) as aside:
-            aside.write_bytes(proto.SerializeToString())
-            onnx.checker.check_model(str(aside), full_check=True)
+        path.with_name(location).unlink(missing_ok=True)  # onnx would append to it
+        onnx.save_model(proto, str(path), save_as_external_data=True, location=location)
+        onnx.checker.check_model(str(path), full_check=True)
         return
     onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString()

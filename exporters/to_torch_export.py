@@ -11,8 +11,7 @@ from dgad_tk.artifact import Artifact
 from dgad_tk.common import UserError, reason_of, sha256_file, written_aside
 from dgad_tk.interface import AS_IS, Interface
 from dgad_tk.predictor import Predictor, predictor_of_module
-from exporters.read_archive import check_pt2
-from exporters.to_torchscript import EXTRA_FILE, read_archived_record
+from exporters.torch_archive import EXTRA_FILE, read_archived_record
 
 
 class ExportedModule(nn.Module):
@@ -58,16 +57,15 @@ def save_torch_export(model: nn.Module, artifact: Artifact, path: Path) -> None:
 def load_torch_export(
     path: Path, input_shape: tuple[int, int, int] | None = None, interface: Interface = AS_IS
 ) -> Predictor:
-    """Open a .pt2 file, once it is seen to hold nothing that opening would run.
+    """Open a .pt2 file, which can run its author's code.
 
     Args:
         input_shape: (C, H, W), where the program leaves its input's shape open.
         interface: what is done to images before a file from elsewhere takes them.
 
     Raises:
-        UserError: not a .pt2 file, damaged, unsafe, or not an image classifier.
+        UserError: damaged, or not an image classifier.
     """
-    check_pt2(path)
     try:
         program = torch.export.load(str(path))
     except Exception as error:  # noqa: BLE001 - torch raises whatever the damaged content leads it to

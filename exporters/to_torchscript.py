@@ -1,8 +1,6 @@
 """TorchScript files: a traced network and the metadata record. PyTorch calls the format deprecated; it still runs."""
 
 import warnings
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -11,13 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dgad_tk.artifact import KEY, Artifact
+from dgad_tk.artifact import Artifact
 from dgad_tk.common import UserError, reason_of, sha256_file, written_aside
 from dgad_tk.interface import AS_IS, Interface
 from dgad_tk.predictor import Predictor, predictor_of_module
-from exporters.read_archive import MAX_RECORD, check_torchscript
-
-EXTRA_FILE = f"{KEY}.json"
+from exporters.torch_archive import EXTRA_FILE, read_archived_record
 
 
 @contextmanager
@@ -40,32 +36,18 @@ def save_torchscript(model: nn.Module, artifact: Artifact, path: Path) -> None:
         aside.write_bytes(content.getbuffer())  # torch's own writer aborts the process when the disk is full
 
 
-def read_archived_record(path: Path) -> Artifact | None:
-    """The record in an archive of PyTorch (.pt, .pt2), read as text; None where there is none that can be read."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                readable = member.file_size <= MAX_RECORD and member.compress_type in (0, zipfile.ZIP_DEFLATED)
-                if readable and member.filename.endswith(f"/extra/{EXTRA_FILE}"):
-                    return Artifact.from_json(archive.read(member).decode(), str(path))
-    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, zlib.error):  # damaged, or encrypted
-        return None
-    return None
-
-
 def load_torchscript(
     path: Path, input_shape: tuple[int, int, int] | None = None, interface: Interface = AS_IS
 ) -> Predictor:
-    """Open a TorchScript file. It is code: open only files whose origin you trust.
+    """Open a TorchScript file, which runs its author's code.
 
     Args:
         input_shape: (C, H, W), for a file without a metadata record.
         interface: what is done to images before such a file takes them.
 
     Raises:
-        UserError: not TorchScript, cut short, not a classifier, or of unknown input shape.
+        UserError: damaged, not a classifier, or of unknown input shape.
     """
-    check_torchscript(path)
     try:
         with _deprecation_known():
             module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]

@@ -117,7 +117,7 @@ class Parity:
         allowed, found = self.tolerance, []
         for name, each in self.sets.items():
             if not np.isfinite(each.relative):
-                found.append(f"on {name} images it does not answer with a row of finite logits an image")
+                found.append(f"on {name} images it does not answer with one row of finite logits per image")
             elif name in self.judged and not each.told_apart:
                 found.append(
                     f"on {name} images the source's logits are too near each other for float32 to tell them apart"
@@ -233,7 +233,7 @@ def _in_batches(predict: Callable[[Images], Logits], images: Images) -> Logits:
 
 
 def _predictions(logits: Logits, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Predicted classes; -1, which is no class, where the answer is not one row of finite numbers an image."""
+    """Predicted classes; -1, which is no class, where the answer is not one row of finite numbers per image."""
     if logits.ndim != 2 or len(logits) != count:
         return np.full(count, -1)
     return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)

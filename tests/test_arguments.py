@@ -20,7 +20,7 @@ from evaluators.attacks.jsma import SaliencyMap
 from evaluators.attacks.pgd import ProjectedGradient
 from evaluators.attacks.spec import Budget
 from evaluators.estimators import OnnxClassifier
-from exporters import load
+from exporters.formats import load
 
 EPS, SHAPE = 8 / 255, (3, 6, 6)
 LEVELS = np.array([50, 60, 70, 84, 95, 105, 115, 150])

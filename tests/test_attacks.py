@@ -20,8 +20,8 @@ from evaluators import evaluate, plan, search
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.autoattack import ensemble
 from evaluators.ball import Norm, l1, l2, linf
-from exporters import load
-from exporters.quantize import save_onnx_int8
+from exporters.formats import load
+from exporters.quantize import Int8, save_onnx_int8
 
 SHAPE = (1, 6, 6)
 BAND = 1e-4
@@ -154,7 +154,7 @@ def as_int8(net: Linear, folder: Path) -> Predictor:
         threat={"norm": "linf", "eps": 0.15, "step_size": 0.0375, "steps": 4},
     )
     images = np.linspace(0, 1, 16 * int(np.prod(SHAPE)), dtype=np.float32).reshape(16, *SHAPE)
-    save_onnx_int8(net, record, folder / "victim.onnx", images=images, samples=16)
+    save_onnx_int8(net, record, folder / "victim.onnx", images=images, int8=Int8(16))
     return load(folder / "victim.onnx")
 
 

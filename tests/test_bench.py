@@ -53,7 +53,18 @@ def test_one_student_in_two_formats_with_robustness(dgad: Run, weights: Path, tm
     student_onnx(model, record, tmp_path / "student.onnx")
     save_torchscript(model, record, tmp_path / "student.pt")
     files, limit = ["student.onnx", "student.pt"], 16
-    options = ["--batch", "4,1", "--robust", "--limit", limit, "--output", "out/bench.json", "--json", "--quiet"]
+    options = [
+        "--trust",
+        "--batch",
+        "4,1",
+        "--robust",
+        "--limit",
+        limit,
+        "--output",
+        "out/bench.json",
+        "--json",
+        "--quiet",
+    ]
     code, out, err = dgad(*files, *options, *QUICK)
     assert code == 0, err
     document = json.loads(out)
@@ -110,7 +121,7 @@ def test_a_file_from_elsewhere_gets_its_pixels(dgad: Run, tmp_path: Path, victim
         torch.jit.trace(_Bytes(victim[0]), torch.zeros(2, 1, 8, 8)).save(str(tmp_path / "bytes.pt"))
     clean = {}
     for given in ([], ["--input-range", "0-255"]):
-        options = ["--dataset", "digits", "--robust", "--limit", 64, "--batch", "1", "--json", "--quiet"]
+        options = ["--trust", "--dataset", "digits", "--robust", "--limit", 64, "--batch", "1", "--json", "--quiet"]
         code, out, err = dgad("bytes.pt", *options, *given, *QUICK)
         assert code == 0, err
         clean[len(given)] = json.loads(out)["files"][0]["robust"]["clean_accuracy"]

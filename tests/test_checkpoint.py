@@ -28,7 +28,7 @@ def test_weights_read_back_with_their_record(tmp_path: Path) -> None:
 def test_damaged_weights(tmp_path: Path, weights: Path) -> None:
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(UserError, match="it is cut short: its header has"):
+    with pytest.raises(UserError, match="it is cut short"):
         load_model(cut)
     with pytest.raises(UserError, match="no such file"):
         load_model(tmp_path / "missing.safetensors")
@@ -76,5 +76,6 @@ def test_states_of_other_versions(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="of this version"):
         load_state(tmp_path / "new.ckpt")
     (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04 nonsense")
-    with pytest.raises(UserError, match="read safely"):
+    with pytest.raises(UserError, match="read safely") as caught:
         load_state(tmp_path / "cut.ckpt")
+    assert "start the run anew" in caught.value.hint

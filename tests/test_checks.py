@@ -3,7 +3,7 @@
 import importlib
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from evaluators import Evaluation, Surrogate, evaluate, plan
 from evaluators.checks import Verdict, check
 from evaluators.estimators import Counted
 from evaluators.judge import images_of
-from evaluators.probes import probe
+from evaluators.probes import Probes, probe
 
 engine: Any = importlib.import_module("evaluators.evaluate")  # the package names its function the same
 EPS = 0.1
@@ -72,8 +72,19 @@ def run(model: nn.Module | Predictor, names: tuple[str, ...] = ("fgsm", "pgd"), 
 def doubts(evaluation: Evaluation) -> dict[str, Verdict]:
     names = {outcome.row.id for outcome in evaluation.outcomes}  # what attacks have to say is theirs
     return {
-        item.name: item.verdict for item in check(evaluation)[1] if item.verdict != "high" and item.name not in names
+        item.name: item.verdict for item in check(evaluation).items if item.verdict != "high" and item.name not in names
     }
+
+
+def numbers(found: Probes) -> dict[str, float]:
+    """Every number that was measured, under its path."""
+
+    def walk(name: str, value: Any) -> dict[str, float]:
+        if isinstance(value, dict):
+            return {path: each for key, part in value.items() for path, each in walk(f"{name}/{key}", part).items()}
+        return {} if value is None else {name: float(value)}
+
+    return walk("", asdict(found))
 
 
 class Around(nn.Module):
@@ -91,9 +102,9 @@ class Around(nn.Module):
 @pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("linf", 0.01), ("l2", 0.5)])
 def test_a_healthy_model_is_believed(robust: Small, norm: str, eps: float) -> None:
     evaluation = run(robust, norm=norm, eps=eps)
-    verdict, items = check(evaluation)
-    assert verdict == "high", items
-    assert {item.name for item in items} == {
+    checks = check(evaluation)
+    assert checks.verdict == "high", checks.items
+    assert {item.name for item in checks.items} == {
         *("random", "batch", "rounding", "logits", "gradients", "eps 1", "twin", "loss", "single step", "more steps"),
     }
     assert evaluation.worst_case(eps) > 0.3
@@ -118,7 +129,7 @@ def test_an_input_that_is_quantised(robust: Small, defence: Callable[[Tensor], T
     assert {name for name, verdict in found.items() if verdict == "unreliable"} == {
         *("gradients", "eps 1", "loss", "white-box"),
     }
-    assert check(evaluation)[0] == "unreliable"
+    assert check(evaluation).verdict == "unreliable"
 
 
 def test_activations_that_are_quantised(robust: Small) -> None:
@@ -132,7 +143,8 @@ def test_a_module_that_cuts_the_graph(robust: Small) -> None:
     predictor = as_torch(Around(robust, after=lambda logits: logits.detach()), DIGIT)
     split = load_dataset("digits").test.subset(20)
     found = probe(predictor, split, np.ones(20, np.bool_), norm="linf", eps=EPS, batch_size=20)
-    assert found["zero_gradients"] == found["zero_margin_gradients"] == 1
+    assert found.gradients is not None
+    assert found.gradients.zero == found.gradients.zero_margin == 1
 
 
 def test_gradients_that_are_not_finite(robust: Small) -> None:
@@ -142,8 +154,9 @@ def test_gradients_that_are_not_finite(robust: Small) -> None:
     predictor = as_torch(Around(robust, poisoned), DIGIT)
     split = load_dataset("digits").test.subset(20)
     found = probe(predictor, split, np.ones(20, np.bool_), norm="linf", eps=EPS, batch_size=20)
-    assert found["non_finite_gradients"] == 1
-    assert all(np.isfinite(value) for value in found.values())
+    assert found.gradients is not None
+    assert found.gradients.non_finite == 1
+    assert np.isfinite(list(numbers(found).values())).all()
     assert doubts(replace(run(robust, n=20), probes=found)).items() >= {"gradients": "unreliable"}.items()
 
 
@@ -176,9 +189,9 @@ def shifted(x: Tensor) -> Tensor:
 def test_answers_at_random(robust: Small, defence: Callable[[Tensor], Tensor]) -> None:
     random.seed(0)
     evaluation = run(Around(robust, defence))
-    assert check(evaluation)[0] == "unreliable"
+    assert check(evaluation).verdict == "unreliable"
     assert doubts(evaluation)["random"] == "unreliable"
-    item = next(item for item in check(evaluation)[1] if item.name == "random")
+    item = next(item for item in check(evaluation).items if item.name == "random")
     assert "version rand" in item.detail
     averaged = [
         replace(outcome, row=replace(outcome.row, params={"version": "rand"})) for outcome in evaluation.outcomes
@@ -196,7 +209,7 @@ def test_answers_that_are_sometimes_no_numbers(robust: Small) -> None:
     spoilt = replace(predictor, predict=lambda x: predictor.predict(x) * np.float32(np.nan if next(calls) % 3 else 1))
     split = load_dataset("digits").test.subset(20)
     found = probe(spoilt, split, np.ones(20, np.bool_), norm="linf", eps=EPS, batch_size=20)
-    assert all(np.isfinite(value) for value in found.values())
+    assert np.isfinite(list(numbers(found).values())).all()
     assert doubts(replace(run(robust, n=20), probes=found))["random"] == "unreliable"
 
 
@@ -221,7 +234,7 @@ def test_labels_that_mean_something_else(robust: Small) -> None:
     split = load_dataset("digits").test.subset(40)
     evaluation = run(robust, split=replace(split, labels=(split.labels + 1) % 10))
     assert doubts(evaluation)["clean"] == "unreliable"
-    assert "no more than by guessing" in check(evaluation)[1][0].detail
+    assert "no more than by guessing" in check(evaluation).items[0].detail
 
 
 def test_a_runtime_that_undoes_the_attack(robust: Small) -> None:
@@ -234,7 +247,8 @@ def test_a_runtime_that_undoes_the_attack(robust: Small) -> None:
         return predictor.predict(clean[nearest])
 
     evaluation = run(replace(predictor, predict=undoes))
-    assert evaluation.twin["argmax_agreement"] == 1
+    assert evaluation.twin is not None
+    assert evaluation.twin.argmax_agreement == 1
     assert doubts(evaluation)["twin"] == "unreliable"
 
 
@@ -242,14 +256,18 @@ def test_gradients_that_are_shattered(robust: Small) -> None:
     """Ripples too small to matter for the answer, and too steep for a gradient to see past them."""
     evaluation = run(Around(robust, lambda x: x + 0.02 * torch.sin(300 * x)))
     found = doubts(evaluation)
-    assert check(evaluation)[0] != "high", found
+    assert check(evaluation).verdict != "high", found
 
 
 def test_a_single_step_that_is_stronger(robust: Small) -> None:
     evaluation = run(robust, n=20)
+    before = evaluation.probes.gradients
+    assert before is not None
+    assert before.ascent is not None
     for one, loss, expected in ((0.56, 1.3, "warn"), (0.4, 3.0, "unreliable")):
-        stronger = {"left_fgsm": one, "left_pgd": 0.6, "loss_fgsm": loss * evaluation.probes["loss_at_20"]}
-        found = doubts(replace(evaluation, probes={**evaluation.probes, **stronger, "images": 64.0}))
+        ascent = replace(before.ascent, left_fgsm=one, left_pgd=0.6, loss_fgsm=loss * before.ascent.losses[20])
+        probes = replace(evaluation.probes, images=64, gradients=replace(before, ascent=ascent))
+        found = doubts(replace(evaluation, probes=probes))
         assert found == {"single step": expected, "loss": expected}
 
 
@@ -323,10 +341,8 @@ def test_what_was_not_tried(robust: Small) -> None:
     assert doubts(run(quantised, ("pgd",), n=20)) == {"white-box": "warn"}
     assert doubts(run(quantised, ("pgd", "square"), n=20)) == {}
     found = probe(box, load_dataset("digits").test, np.ones(20, np.bool_), norm="linf", eps=EPS, batch_size=20)
-    assert set(found) == {
-        *("images", "random_logits", "random_predictions", "batch_logits", "batch_predictions"),
-        *("grain", "looks_like_probabilities"),
-    }
+    assert found.answers is not None
+    assert found.gradients is None
     assert doubts(replace(run(robust, n=20), predictor=box, probes=found)) == {"gradients": "warn"}
 
 
@@ -339,32 +355,37 @@ def test_the_numbers_of_a_linear_model() -> None:
     right = np.ones(len(x), np.bool_)
     for norm, length, eps in (("linf", np.abs(w).sum(), 0.02), ("l2", np.linalg.norm(w), 0.15)):
         found = probe(as_torch(model), split, right, norm=norm, eps=eps, batch_size=16)  # type: ignore[arg-type]
+        assert found.gradients is not None
+        assert found.gradients.ascent is not None
+        ascent = found.gradients.ascent
         for step in (0, 1, 5, 10, 20):
             expected = np.log1p(np.exp(-2 * (s - min(step / 4, 1) * eps * length))).mean()
-            assert found[f"loss_at_{step}"] == pytest.approx(expected, rel=1e-4)
-        assert found["loss_fgsm"] == pytest.approx(found["loss_at_20"], rel=1e-4)
-        assert found["left_fgsm"] == found["left_pgd"] == pytest.approx((s > eps * length).mean())
-        assert 0 < found["left_pgd"] < 1  # or it would tell nothing
-        assert found["left_at_eps_1"] == 0
-        assert found["images"] == len(x)
+            assert ascent.losses[step] == pytest.approx(expected, rel=1e-4)
+        assert ascent.loss_fgsm == pytest.approx(ascent.losses[20], rel=1e-4)
+        assert ascent.left_fgsm == ascent.left_pgd == pytest.approx((s > eps * length).mean())
+        assert 0 < ascent.left_pgd < 1  # or it would tell nothing
+        assert found.gradients.left_at_eps_1 == 0
+        assert found.images == len(x)
 
 
 def test_what_a_probe_costs_and_leaves(robust: Small) -> None:
     counted = Counted(robust)
     split, before = load_dataset("digits").test, torch.get_rng_state()
     right = np.arange(len(split)) % 2 == 0
-    first = probe(as_torch(counted, DIGIT), split, right, norm="l2", eps=0.5, batch_size=50)
-    assert first["images"] == 64
+    watched = replace(as_torch(counted, DIGIT), module=counted)
+    first = probe(watched, split, right, norm="l2", eps=0.5, batch_size=50)
+    assert first.images == 64
     assert torch.equal(torch.get_rng_state(), before)
     again = probe(as_torch(robust, DIGIT), split, right, norm="l2", eps=0.5, batch_size=50)
-    assert again == pytest.approx(first, rel=1e-5)  # counting keeps it from being folded
+    assert numbers(again) == pytest.approx(numbers(first), rel=1e-5)  # counting keeps it from being folded
     assert 40 * 64 < counted.forwards < 70 * 64
     assert counted.backwards < 45 * 64
     # The L1 ball is looked at by the L2 ball inside it: eps over the root of the number of pixels.
     inside = probe(as_torch(robust, DIGIT), split, right, norm="l1", eps=4.0, batch_size=50)
     assert inside == again
     nothing = probe(as_torch(robust, DIGIT), split, right & False, norm="linf", eps=EPS, batch_size=50)
-    assert nothing == {"images": 0}
+    assert nothing == Probes(images=0)
     without = probe(as_torch(robust, DIGIT), split, right, norm="linf", eps=0.0, batch_size=50)
-    assert "loss_at_0" not in without
-    assert without["left_at_eps_1"] == 0
+    assert without.gradients is not None
+    assert without.gradients.ascent is None
+    assert without.gradients.left_at_eps_1 == 0

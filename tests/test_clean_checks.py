@@ -13,7 +13,7 @@ from dgad_tk.common import UserError
 from dgad_tk.data import Split
 from evaluators import Evaluation, evaluate, plan
 from evaluators.checks import check
-from evaluators.report import results
+from evaluators.report.files import results
 
 STEP = 20
 """Grey levels between two classes."""
@@ -49,8 +49,7 @@ def run(model: nn.Module, split: Split, classes: Sequence[str] = (), **options: 
 
 
 def doubts(evaluation: Evaluation) -> dict[str, str]:
-    _, items = check(evaluation)
-    return {item.name: item.detail for item in items if item.verdict != "high"}
+    return {item.name: item.detail for item in check(evaluation).items if item.verdict != "high"}
 
 
 NAMES = ["ant", "bee", "cat", "dog"]
@@ -154,7 +153,7 @@ def test_guessing_is_told_by_an_interval(right: int, n: int, classes: int, verdi
 
     evaluation = run(Table(), split)
     assert int(evaluation.clean_right.sum()) == right
-    items = {item.name: item for item in check(evaluation)[1]}
+    items = {item.name: item for item in check(evaluation).items}
     assert (items["clean"].verdict if "clean" in items else "high") == verdict
 
 
@@ -167,8 +166,8 @@ def test_an_image_without_a_number_for_an_answer_is_wrong_and_no_more(batch_size
     assert not evaluation.clean_right[[0, 17]].any()
     assert "2 of 40 clean images are answered with logits that are not finite" in doubts(evaluation)["finite"]
     document = results(evaluation, command="", dataset="", split="test")
-    assert document["clean"]["non_finite"] == 2
-    assert document["attacks"][0]["n"] == 40
+    assert document.clean.non_finite == 2
+    assert document.attacks[0].n == 40
 
 
 def test_a_model_that_answers_no_image_with_numbers_is_refused() -> None:
@@ -188,17 +187,17 @@ def test_results_tell_each_class() -> None:
     split.base[np.flatnonzero(split.labels == 1)[:8]] = 10
     evaluation = run(Level(range(4)), split, NAMES)
     document = results(evaluation, command="", dataset="", split="test")
-    assert document["clean"]["classes"] == [
+    assert document.to_dict()["clean"]["classes"] == [
         {"class": "ant", "n": 10, "correct": 10},
         {"class": "bee", "n": 20, "correct": 12},
         {"class": "dog", "n": 5, "correct": 5},
     ]
-    assert [(row["class"], row["n"]) for row in document["worst_case"][0]["classes"]] == [
+    assert [(row.class_, row.n) for row in document.worst_case[0].classes] == [
         ("ant", 10),
         ("bee", 20),
         ("dog", 5),
     ]
-    assert sum(row["robust"] for row in document["worst_case"][0]["classes"]) == document["worst_case"][0]["robust"]
+    assert sum(row.right for row in document.worst_case[0].classes) == document.worst_case[0].robust
 
 
 @pytest.mark.parametrize("label", [-1, 4])

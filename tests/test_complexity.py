@@ -130,14 +130,41 @@ def test_fused_attention_counts_too() -> None:
     assert module_complexity(layer, (tokens, width)).multiply_adds == products
 
 
-def test_what_cannot_be_counted_has_no_count() -> None:
+def test_a_graph_without_a_twin_has_no_count() -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node("RNN", ["steps", "w", "r"], ["y"], hidden_size=3),
+    ]
+    proto = graph(nodes, {"w": normal(1, 3, 6), "r": normal(1, 3, 3)}, [5, 6])
+    assert onnx_complexity(proto, np.zeros((1, 5, 6), np.float32)) == Complexity(27, "float32", None)
+
+
+def test_the_branch_that_is_taken_counts() -> None:
+    """The weights of both are stored."""
+
     def branch(name: str) -> GraphProto:
-        node = helper.make_node("MatMul", ["x", "w"], [name])
-        return helper.make_graph([node], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
+        node = helper.make_node("MatMul", ["x", name], [f"x_{name}"])
+        info = helper.make_tensor_value_info(f"x_{name}", TensorProto.FLOAT, None)
+        return helper.make_graph([node], name, [], [info])
 
     node = helper.make_node("If", ["yes"], ["y"], then_branch=branch("a"), else_branch=branch("b"))
-    proto = graph([node], {"w": normal(6, 3), "yes": np.array(True)}, [6])
-    assert onnx_complexity(proto, np.zeros((1, 6), np.float32)) == Complexity(18, "float32", None)
+    proto = graph([node], {"a": normal(6, 3), "b": normal(6, 4), "yes": np.array(True)}, [6])
+    assert onnx_complexity(proto, np.zeros((1, 6), np.float32)) == Complexity(18 + 24, "float32", 18)
+
+
+def test_only_what_the_network_multiplies_counts() -> None:
+    """Sums over windows, interpolation and products of constants cost the twin something, and are no multiply-adds."""
+    nodes = [
+        helper.make_node("AveragePool", ["x"], ["a"], kernel_shape=[2, 2], pads=[0, 0, 1, 1]),
+        helper.make_node("Resize", ["a", "", "", "to"], ["b"], mode="cubic", antialias=1),
+        helper.make_node("Flatten", ["b"], ["c"]),
+        helper.make_node("MatMul", ["w1", "w2"], ["w"]),
+        helper.make_node("MatMul", ["c", "w"], ["d"]),
+        helper.make_node("MatMul", ["d", "v"], ["y"]),
+    ]
+    weights = {"to": np.array([1, 3, 5, 5]), "w1": normal(75, 4), "w2": normal(4, 6), "v": normal(6)}
+    counts = onnx_complexity(graph(nodes, weights, [3, 8, 8]), np.zeros((1, 3, 8, 8), np.float32))
+    assert counts.multiply_adds == 75 * 6 + 6
 
 
 class _Images(CalibrationDataReader):

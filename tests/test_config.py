@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from dgad_tk.common import UserError, format_fraction, lookup, parse_fraction, written_aside
-from dgad_tk.config import ThreatModel, TrainConfig, validated
+from dgad_tk.config import ThreatModel, TrainConfig
+from dgad_tk.parsing import read_yaml, validated
 from dgad_tk.settings import from_environment, parse_settings
-from dgad_tk.strict_yaml import read_yaml
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,7 @@ def all_rows(dataset: Dataset) -> list[bytes]:
     return sorted(image.tobytes() for split in (dataset.train, dataset.val) for image in split.take(slice(None)))
 
 
-def test_table_rows_carry_their_own_name() -> None:
-    assert [spec.name for spec in DATASETS.values()] == list(DATASETS)
+def test_every_dataset_has_radii() -> None:
     assert all(spec.eps.keys() >= {"linf", "l2"} for spec in DATASETS.values())
 
 
@@ -389,6 +388,8 @@ def spoil(root: Path, how: str) -> None:
             (cat / "0.png").write_text("hello")
         case "16 bits":
             Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(cat / "0.png")
+        case "loop":
+            (cat / "7.png").symlink_to("7.png")
         case "dead link":
             (cat / "7.png").symlink_to(root / "nowhere.png")
         case "empty class":
@@ -420,6 +421,7 @@ def spoil(root: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
+        ("loop", r"cannot read .*7\.png"),
         ("cut", r"cat.0\.png cannot be read as an image"),
         ("empty file", r"cat.0\.png cannot be read as an image"),
         ("no image", r"cat.0\.png cannot be read as an image"),

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dgad_tk.common import UserError
-from dgad_tk.data import Dataset, cache, decoding, fingerprint, load_dataset
+from dgad_tk.data import Dataset, cache, decoding, load_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def test_arrays_are_plain_npy_files(tree: Path, cache_folder: Path) -> None:
 def test_second_load_reads_no_image(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(tree)
     forbid(monkeypatch, decoding, "decode")
-    forbid(monkeypatch, fingerprint, "sha256_file")
+    forbid(monkeypatch, cache, "sha256_file")
     second = load(tree)
     assert (second.sha256, second.classes, second.options) == (first.sha256, first.classes, first.options)
 
@@ -117,6 +117,22 @@ def test_a_damaged_entry_is_rebuilt(tree: Path, cache_folder: Path, name: str, d
     np.testing.assert_array_equal(again.train.base, pixels)
     assert path.read_bytes() == whole
     assert not list(cache_folder.glob(".building-*"))
+
+
+def test_whatever_byte_of_a_header_is_damaged_the_entry_is_rebuilt(tree: Path, cache_folder: Path) -> None:
+    expected = load(tree).sha256
+    (entry,) = entries(cache_folder)
+    path = entry / "train-labels.npy"
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, 128, 3):
+            damaged[at] = rng.choice(list(b"(){}[]'\\\"#\0 x9\xff"))
+        path.write_bytes(bytes(damaged))
+        found = cache._open(entry)
+        assert found is None or found.parts["train"].labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert load(tree).sha256 == expected
 
 
 @pytest.mark.parametrize(
@@ -190,7 +206,7 @@ def test_the_loser_takes_the_winners_entry(tree: Path, cache_folder: Path, monke
 
 def test_an_interrupted_build_leaves_nothing(tree: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_content_sha256", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(cache, "content_sha256", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             load(tree)
     assert [path.name for path in cache_folder.iterdir()] == ["index"]
@@ -200,7 +216,7 @@ def test_an_interrupted_build_leaves_nothing(tree: Path, cache_folder: Path, mon
 def test_a_killed_build_is_harmless(tree: Path, cache_folder: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from dgad_tk.data import cache, load_dataset; "
-        "cache._content_sha256 = lambda *_: os._exit(9); "
+        "cache.content_sha256 = lambda *_: os._exit(9); "
         "load_dataset('imagefolder', data_dir=Path(sys.argv[1]), image_size=8)"
     )
     run = subprocess.run([sys.executable, "-c", code, str(tree)], cwd=Path(__file__).parents[1])
@@ -232,7 +248,7 @@ def test_a_full_disk(tree: Path, cache_folder: Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match="No space left on device") as error:
             load(tree)
     assert "DGAD_CACHE" in error.value.hint

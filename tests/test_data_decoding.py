@@ -130,6 +130,6 @@ def test_counting_ends_some_way_behind_the_first_bad_image(root: Path, monkeypat
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_decode_all", lambda *_: 1 / 0)
+    monkeypatch.setattr(decoding, "_decode_all", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         load_dataset("imagefolder", data_dir=root, image_size=8)

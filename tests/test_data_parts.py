@@ -13,7 +13,7 @@ from PIL import Image, features
 from dgad_tk.common import UserError
 from dgad_tk.data import Dataset, load_dataset
 from dgad_tk.data.endings import readable_endings
-from dgad_tk.data.parts import part_of
+from dgad_tk.data.tree import part_of
 
 
 @pytest.fixture(autouse=True)

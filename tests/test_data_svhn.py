@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.io import savemat
 
 from dgad_tk.common import UserError
-from dgad_tk.data import load_dataset, svhn
+from dgad_tk.data import cache, load_dataset, svhn
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -42,7 +42,7 @@ def test_equals_torchvisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pa
     class Unchecked(SVHN):  # type: ignore[misc]
         split_list = {part: [name, name, None] for part, name in svhn.FILES.items()}  # noqa: RUF012
 
-    monkeypatch.setattr(svhn, "BLOCK", 16)
+    monkeypatch.setattr(cache, "BLOCK", 16)
     write(tmp_path, packed=packed, n=n + 1)
     dataset = load_dataset("svhn", data_dir=tmp_path)
     train, test = (Unchecked(tmp_path, split=part) for part in ("train", "test"))
@@ -85,14 +85,17 @@ def test_variables_in_another_order(tmp_path: Path) -> None:
         ({"y": np.full((41, 1), 11, np.uint8)}, "labels are not all from 1 to 10"),
         ({"y": np.full((41, 1), np.nan)}, "labels are not all from 1 to 10"),
         ({"y": np.full((40, 1), 1, np.uint8)}, r"\(40, 1\) labels for 41 images"),
-        ({"y": "text"}, "y is no array of numbers"),
-        ({"X": np.zeros((32, 32, 3, 41)) + 0.5}, "X is f8"),
-        ({"X": np.zeros((32, 32, 1, 41), np.uint8)}, "not bytes"),
-        ({"X": np.zeros((41, 3, 32, 32), np.uint8)}, "not bytes"),
-        ({"X": np.zeros((32, 32, 3, 41), np.uint16)}, "not bytes"),
+        ({"y": "text"}, "no array of numbers y"),
+        ({"X": np.array([[1], [np.zeros((2, 2))]], dtype=object)}, "no array of numbers X"),
+        ({"X": {"a": {"b": 1}}}, "not uint8"),
+        ({"X": np.zeros((32, 32, 3, 41)) + 0.5}, "X is float64"),
+        ({"X": np.zeros((32, 32, 3, 41)) + 1j}, "X is float64"),
+        ({"X": np.zeros((32, 32, 1, 41), np.uint8)}, "not uint8"),
+        ({"X": np.zeros((41, 3, 32, 32), np.uint8)}, "not uint8"),
+        ({"X": np.zeros((32, 32, 3, 41), np.uint16)}, "not uint8"),
         ({"X": np.zeros((32, 32, 3, 0), np.uint8), "y": np.zeros((0, 1))}, "labels for 0 images"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 @pytest.mark.parametrize("packed", [True, False])
 def test_other_content_is_named(tmp_path: Path, changed: Arrays, message: str, packed: bool) -> None:
@@ -149,8 +152,16 @@ def test_random_damage_is_a_user_error_or_none(tmp_path: Path) -> None:
             damaged[byte] = rng.integers(0, 256)
         path.write_bytes(bytes(damaged))
         with suppress(UserError):
-            for block in svhn._source(path).blocks():
-                assert block.shape[1:] == (3, 32, 32)
+            for piece in svhn._read(path):
+                assert piece.images.shape == (len(piece.labels), 3, 32, 32)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(svhn, "LARGEST", 2**20)
+    write(tmp_path, n=1000, X=np.zeros((32, 32, 3, 1000), np.uint8))
+    assert (tmp_path / "train_32x32.mat").stat().st_size < 2**14
+    with pytest.raises(UserError, match="train_32x32.mat cannot be read as SVHN"):
+        load_dataset("svhn", data_dir=tmp_path)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

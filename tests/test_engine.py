@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from victims import as_torch
 from dgad_tk.checkpoint import save_weights
 from dgad_tk.data import load_dataset
 from dgad_tk.predictor import Predictor
-from evaluators import Evaluation, Surrogate, evaluate, plan
+from evaluators import Evaluation, Surrogate, evaluate, plan, work
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.autoattack.square import Square
-from evaluators.report import results, samples
+from evaluators.report.files import results, samples
 from evaluators.report.matrix import matrix
 
 engine: Any = importlib.import_module("evaluators.evaluate")
@@ -50,13 +50,13 @@ def trained(victim: Victim, tmp_path: Path) -> Path:
 def searched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How many images each row has searched on."""
     found: Counter[str] = Counter()
-    original = engine.search
+    original = work.search
 
     def counted(source: Any, row: Any, chunk: Any, **options: Any) -> Any:
         found[row.id] += len(chunk.labels)
         return original(source, row, chunk, **options)
 
-    monkeypatch.setattr(engine, "search", counted)
+    monkeypatch.setattr(work, "search", counted)
     return found
 
 
@@ -71,7 +71,7 @@ def assert_same_record(first: Evaluation, second: Evaluation) -> None:
     assert ours.keys() == theirs.keys()
     for name, values in ours.items():
         assert np.array_equal(values, theirs[name], equal_nan=values.dtype.kind == "f"), name
-    documents = [results(each, command="", dataset="digits", split="test") for each in (first, second)]
+    documents = [results(each, command="", dataset="digits", split="test").to_dict() for each in (first, second)]
     assert timeless(documents[0]) == timeless(documents[1])
 
 
@@ -96,9 +96,9 @@ def test_what_breaks_at_a_small_radius_is_not_attacked_at_a_larger_one(
     assert searched["pgd@0.2"] == right - found["pgd@0.1"].sum()
     # One step of full size is what FGSM is at each radius, whatever a shorter one did.
     assert searched["fgsm@0.1"] == right
-    entries = {each["id"]: each for each in results(evaluation, command="", dataset="", split="")["attacks"]}
-    assert entries["pgd@0.2"]["reused"] == found["pgd@0.1"].sum()
-    assert entries["fgsm@0.2"]["reused"] == 0
+    rows = {each.id: each for each in results(evaluation, command="", dataset="", split="").attacks}
+    assert rows["pgd@0.2"].reused == found["pgd@0.1"].sum()
+    assert rows["fgsm@0.2"].reused == 0
     for eps in radii:
         expected = evaluation.clean_right.copy()
         for other in (each for each in radii if each <= eps):
@@ -116,10 +116,10 @@ def test_a_row_of_few_images_says_nothing_of_the_others(predictor: Predictor, mo
     assert unit is not None
     assert len(unit.broken) == 20
     document = results(evaluation, command="", dataset="digits", split="test")
-    assert [each["n"] for each in document["attacks"]] == [48, 20]
+    assert [each.n for each in document.attacks] == [48, 20]
     fgsm = evaluation.outcomes[0].unit
     assert fgsm is not None
-    assert document["worst_case"][0]["robust"] == (evaluation.clean_right & ~fgsm.broken).sum()
+    assert document.worst_case[0].robust == (evaluation.clean_right & ~fgsm.broken).sum()
 
 
 def test_examples_are_made_once_for_all_targets(
@@ -138,11 +138,11 @@ def test_examples_are_made_once_for_all_targets(
     assert_same_record(evaluations[0], alone)
     documents = [results(each, command="", dataset="digits", split="test") for each in evaluations]
     table = matrix(documents, {"first": "0", "weak": "1"})
-    by_attack = {each["attack"]: each for each in table["tables"]}
-    assert by_attack["pgd"]["robust_accuracy"][1] == [None, None]
-    expected = documents[0]["attacks"][0]["robust_accuracy"]
-    assert by_attack["pgd"]["robust_accuracy"][0] == [expected, expected]
-    json.dumps(table, allow_nan=False)
+    by_attack = {each.attack: each for each in table.tables}
+    assert by_attack["pgd"].robust_accuracy[1] == [None, None]
+    expected = documents[0].attacks[0].robust_accuracy
+    assert by_attack["pgd"].robust_accuracy[0] == [expected, expected]
+    json.dumps(asdict(table), allow_nan=False)
 
 
 class Killed(Exception):
@@ -269,7 +269,7 @@ import torch
 from dgad_tk.data import Split
 from dgad_tk.predictor import predictor_of_module
 from evaluators import evaluate, plan
-from evaluators.report import results, write
+from evaluators.report.files import results, write
 
 
 def anonymous():

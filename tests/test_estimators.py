@@ -15,7 +15,8 @@ from dgad_tk.checkpoint import load_model
 from dgad_tk.common import UserError
 from dgad_tk.predictor import Predictor
 from evaluators.estimators import Counted, OnnxClassifier, to_estimator
-from exporters import export, load
+from exporters.export import export
+from exporters.formats import load
 
 
 @pytest.fixture
@@ -84,9 +85,21 @@ def test_arts_own_attacks_run_on_the_file(victim: Victim, tmp_path: Path) -> Non
 
 def test_formats_and_their_estimators(predictor: Predictor) -> None:
     assert type(to_estimator(predictor)) is OnnxClassifier
-    assert type(to_estimator(replace(predictor, format="torchscript"))).__name__ == "PredictorClassifier"
+    assert type(to_estimator(replace(predictor, network=predictor.module))).__name__ == "PredictorClassifier"
     with pytest.raises(UserError, match="no differentiable module"):
         OnnxClassifier(replace(predictor, module=None))
+
+
+def test_a_torch_file_is_judged_as_it_is_and_searched_folded(weights: Path, digit_images: np.ndarray) -> None:
+    predictor, x = load(weights), torch.from_numpy(digit_images)
+    assert predictor.network is not None
+    assert predictor.module is not None
+    assert any(isinstance(each, torch.nn.BatchNorm2d) for each in predictor.network.modules())
+    assert not any(isinstance(each, torch.nn.BatchNorm2d) for each in predictor.module.modules())
+    with torch.no_grad():
+        np.testing.assert_array_equal(predictor.predict(digit_images), predictor.network(x).numpy())
+        np.testing.assert_allclose(predictor.module(x).numpy(), predictor.predict(digit_images), rtol=1e-4, atol=1e-4)
+    assert to_estimator(predictor).model is predictor.module
 
 
 def test_passes_are_counted() -> None:

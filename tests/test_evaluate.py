@@ -17,11 +17,13 @@ from victims import TwoClassLinear, as_torch, linear_split
 from dgad_tk.common import UserError
 from dgad_tk.data import load_dataset
 from dgad_tk.predictor import Predictor
-from evaluators import SUITES, Evaluation, Surrogate, evaluate, expand, plan
+from evaluators import SUITES, Evaluation, Surrogate, evaluate, expand, plan, work
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.halfway import NOWHERE
 from evaluators.attacks.result import SearchResult
-from evaluators.report import results, write
+from evaluators.judge import judge
+from evaluators.report.files import results, write
+from evaluators.results import read_results
 from evaluators.search import Chunk, search, verdict
 
 engine: Any = importlib.import_module("evaluators.evaluate")  # the package names its function the same
@@ -45,11 +47,12 @@ def test_results_follow_the_schema(predictor: Predictor, tmp_path: Path) -> None
     document = results(evaluation, command="dgad attack", dataset="digits", split="test")
     write(evaluation, document, tmp_path)
     read = json.loads((tmp_path / "results.json").read_text())
-    assert read == json.loads(json.dumps(document))
+    assert read == json.loads(json.dumps(document.to_dict()))
+    assert read_results(tmp_path) == document
     assert read["schema"] == "dgad/results/1"
     assert set(read) == {
         *("schema", "created", "command", "model", "dataset", "threat", "seed", "clean"),
-        *("attacks", "worst_case", "twin", "checks", "environment"),
+        *("attacks", "worst_case", "twin", "checks", "environment", "gates", "uncompared"),
     }
     assert [row["id"] for row in read["attacks"]] == ["fgsm@0.02", "fgsm@0.05", "pgd@0.02", "pgd@0.05", "cw2"]
     for row in read["attacks"]:
@@ -100,8 +103,8 @@ def test_the_runtime_judges_not_the_module(predictor: Predictor) -> None:
     honest = run(predictor, ["pgd"], split=split, eps=[0.2])
     assert honest.outcomes[0].unit is not None
     assert honest.outcomes[0].unit.broken.any()
-    judge = engine.judge(replace(predictor, predict=stubborn), clean, 8)[0]
-    assert np.array_equal(judge, calm.argmax(1))
+    answers = judge(replace(predictor, predict=stubborn), clean, 8)
+    assert np.array_equal(answers.predicted, calm.argmax(1))
     row, right = honest.outcomes[0].row, honest.clean_right
     chunk, target = Chunk(clean, split.labels, split.index), replace(predictor, predict=stubborn)
     found = search(target, row, chunk, seed=0, batch_size=8, halfway=NOWHERE)
@@ -126,13 +129,13 @@ def test_an_evaluation_goes_on_where_it_stopped(
 ) -> None:
     monkeypatch.setattr(engine, "CHUNK", 16)
     runs: list[str] = []
-    original, order = engine.search, load_dataset("digits").test.index.tolist()
+    original, order = work.search, load_dataset("digits").test.index.tolist()
 
     def counted(source: Any, row: Any, chunk: Any, **options: Any) -> Any:
         runs.append(f"{row.id}@{order.index(chunk.index[0]) // 16 * 16}")
         return original(source, row, chunk, **options)
 
-    monkeypatch.setattr(engine, "search", counted)
+    monkeypatch.setattr(work, "search", counted)
     whole = run(predictor, n=48)
     assert len(runs) == 6
 
@@ -193,8 +196,8 @@ def test_transfer_examples_are_made_on_the_surrogate(predictor: Predictor) -> No
     assert np.array_equal(white.unit.broken, same.unit.broken)
     assert missing.unit is None
     document = results(evaluation, command="", dataset="digits", split="test")
-    assert document["attacks"][2]["status"] == "skipped"
-    assert document["attacks"][2]["reason"] == "there was no training split"
+    assert document.attacks[2].status == "skipped"
+    assert document.attacks[2].reason == "there was no training split"
 
 
 def test_a_chunk_without_a_right_image(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,5 +299,5 @@ def test_suites_name_attacks_that_exist() -> None:
 
 def test_numbers_in_json_are_finite(predictor: Predictor) -> None:
     document = results(run(predictor, ["cw2"]), command="", dataset="digits", split="test")
-    json.dumps(document, allow_nan=False)
-    assert math.isfinite(document["clean"]["accuracy"])
+    json.dumps(document.to_dict(), allow_nan=False)
+    assert math.isfinite(document.clean.accuracy)

@@ -13,8 +13,8 @@ from onnx import TensorProto
 from small_graphs import images, linear, runs, weights
 
 from dgad_tk.common import UserError
-from exporters import load
 from exporters.describe import describe
+from exporters.formats import load
 from exporters.read_onnx import read_onnx
 
 

@@ -18,7 +18,7 @@ from evaluators import Evaluation, evaluate, plan
 from evaluators.attacks.result import SearchResult
 from evaluators.checks import check
 from evaluators.gate import thresholds
-from evaluators.report import results, write
+from evaluators.report.files import results, write
 from evaluators.report.junit import write_junit
 from evaluators.rows import Row
 
@@ -79,16 +79,16 @@ def test_a_row_that_raises_fails_alone(ends_with: Any, said: str, predictor: Pre
     evaluation = run(predictor, with_raising(ends_with))
     alone = run(predictor, plan(["pgd"], norm="linf", eps=EPS))
     document = results(evaluation, command="", dataset="digits", split="test")
-    entries = {entry["id"]: entry for entry in document["attacks"]}
+    entries = {entry.id: entry for entry in document.attacks}
     for eps in ("0.02", "0.05"):
         entry = entries[f"art:pgd@{eps}"]
-        assert (entry["status"], entry["robust"], entry["n"]) == ("failed", None, 40)
-        assert re.search(said, entry["reason"])
-        assert entries[f"pgd@{eps}"]["status"] == "done"
+        assert (entry.status, entry.robust, entry.n) == ("failed", None, 40)
+        assert re.search(said, entry.reason)
+        assert entries[f"pgd@{eps}"].status == "done"
     assert [evaluation.worst_case(eps) for eps in EPS] == [alone.worst_case(eps) for eps in EPS]
-    verdict, items = check(evaluation)
-    assert verdict != "high"
-    assert sum("art:pgd@0.02 failed" in item.detail and item.verdict == "warn" for item in items) == 1
+    checks = check(evaluation)
+    assert checks.verdict != "high"
+    assert sum("art:pgd@0.02 failed" in item.detail and item.verdict == "warn" for item in checks.items) == 1
 
 
 def test_our_own_attacks_keep_their_traceback(predictor: Predictor) -> None:
@@ -129,10 +129,10 @@ def test_gates_and_files_know_of_it(predictor: Predictor, tmp_path: Path) -> Non
     rows = with_raising(ValueError("no"))
     evaluation = run(predictor, rows)
     document = results(evaluation, command="", dataset="digits", split="test")
-    found = thresholds({"art:pgd": Fraction(1, 100), "worst-case": Fraction(0)}, rows, document)
+    found = thresholds({"art:pgd": Fraction(1, 100), "worst-case": Fraction(0)}, document)
     assert [gate.passed for gate in found] == [False] * 4
     assert {gate.got for gate in found} == {"failed"}
     write(evaluation, document, tmp_path)
-    write_junit([document | {"gates": []}], tmp_path / "junit.xml")
+    write_junit([document], tmp_path / "junit.xml")
     assert 'type="failed"' in (tmp_path / "junit.xml").read_text()
     assert "failed,ValueError: no" in (tmp_path / "results.csv").read_text()

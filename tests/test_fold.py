@@ -1,5 +1,7 @@
 """Folding against the module itself in eval mode: values, gradients, and what must not be folded."""
 
+import copy
+
 import pytest
 import torch
 from architectures import SMALLEST
@@ -28,6 +30,14 @@ def test_same_function_with_no_batch_norm_left_behind_a_convolution(name: str) -
     weights = torch.rand_like(expected)
     ours, theirs = (torch.autograd.grad((logits * weights).sum(), x)[0] for logits in (found, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_batch_norm_of_all_processes_is_folded_too() -> None:
+    net = randomise_batch_norm(build_model("resnet8", in_channels=1, classes=10)).double()
+    view = Folded(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net)))
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in view.modules())
+    x = torch.rand(3, 1, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(view(x), net.eval()(x), rtol=1e-10, atol=1e-10)
 
 
 def test_the_view_follows_the_weights_and_is_made_once() -> None:

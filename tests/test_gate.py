@@ -1,6 +1,9 @@
 """Thresholds, baselines and JUnit XML, on linear models whose robust accuracy is known in closed form."""
 
 import json
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -10,16 +13,25 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from conftest import Run, runner
+from pydantic import ValidationError
 from victims import TwoClassLinear, as_torch, linear_split
 
-from cli.gate import Demands, check_demands, conclude, demands_of, judge_demands, print_gates, rate_of
-from dgad_tk.common import GateError, UserError
+from cli.gate import rate_of
+from dgad_tk.common import UserError
 from dgad_tk.data import Split
 from evaluators import Evaluation, Row, Surrogate, evaluate, plan
-from evaluators.baseline import Recorded, check_comparable, compare, fingerprints, read, recorded, uncompared
-from evaluators.gate import GateResult, check_keys, thresholds
-from evaluators.report import results, samples, write
+from evaluators.attacks import ATTACKS
+from evaluators.baseline import Record, compare, read_record, uncompared
+from evaluators.gate import thresholds
+from evaluators.report.files import fingerprints, results, write
 from evaluators.report.junit import write_junit
+from evaluators.results import Attack, Checks, Gate, Item, Results, read_results
+
+
+@pytest.fixture
+def dgad(capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(capsys)
 
 
 def linear(shift: float = 0.0) -> TwoClassLinear:
@@ -47,7 +59,7 @@ def run(
     surrogates: tuple[Surrogate, ...] = (),
     settings: Any = None,
     norm: Any = "linf",
-) -> tuple[Evaluation, dict[str, Any]]:
+) -> tuple[Evaluation, Results]:
     """The linear model, its boundary moved by `shift`, on images of which it gets `wrong` wrong."""
     split = split or linear_split(N)
     labels = split.labels.copy()
@@ -57,13 +69,39 @@ def run(
     return evaluation, results(evaluation, command="dgad attack", dataset="linear", split="test")
 
 
-def rows_of(evaluation: Evaluation) -> list[Row]:
-    return [outcome.row for outcome in evaluation.outcomes]
+def written(folder: Path, *arguments: Any, **options: Any) -> Path:
+    """The folder of such an evaluation."""
+    write(*run(*arguments, **options), folder)
+    return folder
 
 
-def asked(evaluation: Evaluation, document: dict[str, Any], **least: str) -> list[GateResult]:
-    demands = {key.replace("worst", "worst-case"): rate_of(rate, key) for key, rate in least.items()}
-    return thresholds(demands, rows_of(evaluation), document)
+def failed(found: Results, reason: str) -> Results:
+    """The same, but its first row has failed."""
+    first = Attack(**{**dict(found.attacks[0]), "status": "failed", "reason": reason, "robust": None})
+    return found.model_copy(update={"attacks": [first, *found.attacks[1:]]})
+
+
+def asking(found: Results, rows: Sequence[Row], **status: Any) -> Results:
+    """The same, with rows of which nothing is known."""
+    attacks = [
+        Attack(
+            id=row.id,
+            name=row.attack,
+            kind=row.spec.kind,
+            source=row.source,
+            surrogate=row.surrogate.name if row.surrogate else None,
+            norm=row.norm,
+            eps=row.eps,
+            params=dict(row.params),
+            **{"n": N, "status": "skipped", "reason": "", **status},
+        )
+        for row in rows
+    ]
+    return found.model_copy(update={"attacks": attacks, "worst_case": []})
+
+
+def asked(found: Results, **least: str) -> list[Gate]:
+    return thresholds({key.replace("worst", "worst-case"): rate_of(rate, key) for key, rate in least.items()}, found)
 
 
 @pytest.mark.parametrize(
@@ -80,50 +118,51 @@ def test_no_rates(text: str) -> None:
     assert caught.value.hint
 
 
-def test_flags_that_contradict_themselves(tmp_path: Path) -> None:
+def test_flags_that_contradict_themselves(dgad: Run, tmp_path: Path) -> None:
     (tmp_path / "theirs.txt").write_text("a letter")
+    (tmp_path / "theirs").mkdir()
+    folder = written(tmp_path / "ours", ("pgd",))
     for arguments, message in [
-        ((["pgd"], None, None, None), "--fail-under needs KEY=RATE, got 'pgd'"),
-        ((["=45%"], None, None, None), "--fail-under needs KEY=RATE"),
-        ((["pgd=45"], None, None, None), "--fail-under pgd must be a rate such as 45% or 0.45, got '45'"),
-        ((["pgd=45%", "pgd=40%"], None, None, None), "--fail-under is given twice for 'pgd'"),
-        (([], None, "1%", None), "--max-drop is given, but no --baseline"),
-        (([], tmp_path / "none.json", None, None), "--baseline: no such file"),
-        (([], None, None, tmp_path), "is a folder"),
-        (([], None, None, tmp_path / "theirs.txt"), "exists and is no JUnit XML"),
+        (["--min", "pgd"], "--min needs KEY=RATE, got 'pgd'"),
+        (["--min", "=45%"], "--min needs KEY=RATE"),
+        (["--min", "pgd=45"], "--min pgd must be a rate such as 45% or 0.45, got '45'"),
+        (["--min", "pgd=45%", "--min", "pgd=40%"], "--min is given twice for 'pgd'"),
+        (["--max-drop", "1%"], "--max-drop is given, but no --baseline"),
+        (["--baseline", tmp_path / "none.json"], "no such file: "),
+        (["--baseline", tmp_path / "theirs"], "no such file: "),
+        (["--junit", tmp_path], "is a folder"),
+        (["--junit", tmp_path / "theirs.txt"], "exists and is no JUnit XML"),
+        (["--json"], "nothing is demanded"),
+        (["--min", "pdg=1%"], "is called 'pdg'"),
     ]:
-        with pytest.raises(UserError, match=message) as caught:
-            demands_of(*arguments)
-        assert caught.value.hint
-    assert demands_of(["transfer:a=b:pgd@4/255=45%"], None, None, None).least == {
-        "transfer:a=b:pgd@4/255": Fraction(9, 20)
-    }
+        code, out, err = dgad("gate", folder, *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 2), err
+        assert message in err
+        assert "hint: " in err
+    assert (tmp_path / "theirs.txt").read_text() == "a letter"
 
 
 def test_what_a_key_means() -> None:
-    twins = tuple(Surrogate(name, None, "") for name in ("resnet8", "odd@home"))
+    twins = tuple(Surrogate(name, None, "") for name in ("resnet8", "a=b", "odd@home"))
     rows = plan(["fgsm", "pgd", "cw2", "transfer:pgd"], norm="linf", eps=[4 / 255, 0.1], surrogates=twins)
-    document: dict[str, Any] = {
-        "checks": {"verdict": "high"},
-        "worst_case": [],
-        "attacks": [{"id": row.id, "status": "skipped", "reason": "", "source": row.source} for row in rows],
-    }
+    _, found = run(("fgsm",))
+    curve = asking(found, rows)
     for key, ids in {
+        "clean": "clean",
         "pgd": "pgd@4/255 pgd@0.1",
         "pgd@4/255": "pgd@4/255",
         "pgd@0.1000": "pgd@0.1",
-        "transfer:pgd": "transfer:resnet8:pgd@4/255 transfer:resnet8:pgd@0.1 "
-        "transfer:odd@home:pgd@4/255 transfer:odd@home:pgd@0.1",
+        "transfer:pgd": "transfer:resnet8:pgd@4/255 transfer:resnet8:pgd@0.1 transfer:a=b:pgd@4/255 "
+        "transfer:a=b:pgd@0.1 transfer:odd@home:pgd@4/255 transfer:odd@home:pgd@0.1",
         "transfer:odd@home:pgd": "transfer:odd@home:pgd@4/255 transfer:odd@home:pgd@0.1",
-        "transfer:pgd@0.1": "transfer:resnet8:pgd@0.1 transfer:odd@home:pgd@0.1",
+        "transfer:a=b:pgd@4/255": "transfer:a=b:pgd@4/255",
+        "transfer:pgd@0.1": "transfer:resnet8:pgd@0.1 transfer:a=b:pgd@0.1 transfer:odd@home:pgd@0.1",
         "worst-case": "worst-case@4/255 worst-case@0.1",
         "worst-case@0.1": "worst-case@0.1",
     }.items():
-        least = {key: Fraction(1, 2)}
-        check_keys(least, rows)
-        assert [result.name for result in thresholds(least, rows, document)] == ids.split(), key
-    check_keys({"clean": Fraction(1)}, rows)
-    check_keys({"pgd@8/255": Fraction(1)}, plan(["pgd"], norm="linf", eps=[8 / 255]))  # there, the id is plain `pgd`
+        assert [gate.name for gate in thresholds({key: Fraction(1, 2)}, curve)] == ids.split(), key
+    single = asking(found, plan(["pgd"], norm="linf", eps=[8 / 255]))
+    assert [gate.name for gate in thresholds({"pgd@8/255": Fraction(1)}, single)] == ["pgd"]  # there, the id is `pgd`
     for key, hint in {
         "pdg": "did you mean 'pgd'",
         "pgd@8/255": "did you mean 'pgd@4/255'",
@@ -132,67 +171,66 @@ def test_what_a_key_means() -> None:
         "transfer:resnet20:pgd": "did you mean 'transfer:resnet8:pgd'",
         "transfer:fgsm": "did you mean 'transfer:pgd'",
     }.items():
-        with pytest.raises(UserError, match=f"no row is called '{key}'") as caught:
-            check_keys({key: Fraction(1)}, rows)
+        with pytest.raises(UserError, match=f"no row of .* is called '{key}'") as caught:
+            thresholds({key: Fraction(1)}, curve)
         assert hint in caught.value.hint
     with pytest.raises(UserError, match="'cw2': cw2 looks for the nearest adversarial image"):
-        check_keys({"cw2": Fraction(1)}, rows)
-    with pytest.raises(UserError, match="no row is called 'worst-case'"):
-        check_keys({"worst-case": Fraction(1)}, plan(["cw2"], norm="linf", eps=[0.1]))
+        thresholds({"cw2": Fraction(1)}, curve)
+    with pytest.raises(UserError, match="is called 'worst-case'"):
+        thresholds({"worst-case": Fraction(1)}, asking(found, plan(["cw2"], norm="linf", eps=[0.1])))
 
 
 def test_thresholds_are_met_to_the_image() -> None:
     """Half of the images are broken; three are wrong from the start, of which some would have been broken."""
-    evaluation, document = run(wrong=3)
+    _, found = run(wrong=3)
     robust = int((MARGINS[3:] > EPS).sum())
     exact = f"{robust / N:.3f}"
     assert rate_of(exact, "") == Fraction(robust, N)
-    for result in asked(evaluation, document, clean="92.5%", pgd=exact, worst=exact):
-        assert result.passed, result
-    assert asked(evaluation, document, clean="92.5%")[0].got == "92.5% (37 of 40)"
-    for result in asked(evaluation, document, clean="92.500001%", pgd=f"{exact}0001", worst=f"{exact}0001"):
-        assert not result.passed
-    (result,) = asked(evaluation, document, pgd="0.9")
-    low, high = document["attacks"][1]["ci95"]
-    assert result.required == "at least 90%"
-    assert result.detail == f"95 % interval {low:.1%} to {high:.1%}"
-    (result,) = asked(evaluation, document, pgd="0.45")
-    assert result.detail.endswith("; too few images to be sure")
-    document["checks"]["verdict"] = "unreliable"
-    assert asked(evaluation, document, clean="1%")[0].detail == "the evaluation is unreliable"
+    for gate in asked(found, clean="92.5%", pgd=exact, worst=exact):
+        assert gate.passed, gate
+    assert asked(found, clean="92.5%")[0].got == "92.5% (37 of 40)"
+    for gate in asked(found, clean="92.500001%", pgd=f"{exact}0001", worst=f"{exact}0001"):
+        assert not gate.passed
+    (gate,) = asked(found, pgd="0.9")
+    assert found.attacks[1].ci95 is not None
+    low, high = found.attacks[1].ci95
+    assert gate.required == "at least 90%"
+    assert gate.detail == f"95 % interval {low:.1%} to {high:.1%}"
+    (gate,) = asked(found, pgd="0.45")
+    assert gate.detail.endswith("; too few images to be sure")
+    doubted = found.model_copy(update={"checks": Checks(verdict="unreliable", items=[])})
+    assert asked(doubted, clean="1%")[0].detail == "the evaluation is unreliable"
 
 
 def test_what_did_not_run_fails() -> None:
-    evaluation, document = run(("fgsm", "transfer:fgsm"), surrogates=(NONE,))
-    demands = {"transfer:fgsm": Fraction(0), "worst-case": Fraction(0)}
-    skipped, worst = thresholds(demands, rows_of(evaluation), document)
+    _, found = run(("fgsm", "transfer:fgsm"), surrogates=(NONE,))
+    skipped, worst = thresholds({"transfer:fgsm": Fraction(0), "worst-case": Fraction(0)}, found)
     assert (skipped.passed, skipped.got, skipped.detail) == (False, "skipped", "there is none")
     # No surrogate fits: that is no fault of the model, and the worst case of the others stands.
     assert worst.passed
     assert "without transfer:absent:fgsm" in worst.detail
-    document["attacks"][0] |= {"status": "interrupted", "reason": "stopped at image 12"}
-    fgsm, worst = thresholds({"fgsm": Fraction(0), "worst-case": Fraction(0)}, rows_of(evaluation), document)
-    assert (fgsm.passed, fgsm.got, fgsm.detail) == (False, "interrupted", "stopped at image 12")
+    cut = failed(found, "stopped at image 12")
+    fgsm, worst = thresholds({"fgsm": Fraction(0), "worst-case": Fraction(0)}, cut)
+    assert (fgsm.passed, fgsm.got, fgsm.detail) == (False, "failed", "stopped at image 12")
     assert (worst.passed, worst.detail) == (False, "fgsm: stopped at image 12")
-    evaluation, document = run(("transfer:fgsm",), surrogates=(NONE,))
-    (worst,) = thresholds({"worst-case": Fraction(0)}, rows_of(evaluation), document)
+    _, found = run(("transfer:fgsm",), surrogates=(NONE,))
+    (worst,) = thresholds({"worst-case": Fraction(0)}, found)
     assert (worst.passed, worst.got, worst.detail) == (False, "skipped", "transfer:absent:fgsm: there is none")
 
 
-def record(answers: np.ndarray, *, start: int = 0, clean: np.ndarray | None = None, **entry: Any) -> Recorded:
-    """Of an evaluation with one row, pgd."""
-    n = len(answers)
-    index = np.arange(start, start + n)
-    right = np.ones(n, dtype=bool) if clean is None else clean
-    row = {"id": "pgd", "name": "pgd", "surrogate": None, "norm": "linf", "eps": 0.1, "params": {"steps": 10}, "n": n}
-    row |= {"status": "done", "reason": "", **entry}
-    document = {"dataset": {"name": "linear", "split": "test"}, "attacks": [row]}
-    zeros = np.zeros(n, dtype=np.int64)
-    image = index.astype(np.uint64)
-    clean_pred = np.where(right, 0, 1)
-    return recorded(
-        document, {"index": index, "image": image, "label": zeros, "clean_pred": clean_pred, "robust/pgd": answers}
-    )
+@pytest.fixture(scope="module")
+def template() -> Results:
+    return run(("pgd",))[1]
+
+
+def record(template: Results, answers: np.ndarray, **entry: Any) -> Record:
+    """Of an evaluation with one row, pgd, all of whose clean predictions are right."""
+    n = entry.get("n", len(answers))
+    done = {"status": "done", "n": n, **entry}
+    found = asking(template, plan(["pgd"], norm="linf", eps=[0.1]), **done)
+    index = np.arange(len(answers))
+    robust = {"pgd": answers[:n]} if done["status"] == "done" else {}
+    return Record(found, index, index.astype(np.uint64), np.ones(len(answers), dtype=bool), robust)
 
 
 def outcomes(n: int, lost: int, won: int) -> tuple[np.ndarray, np.ndarray]:
@@ -220,11 +258,11 @@ def outcomes(n: int, lost: int, won: int) -> tuple[np.ndarray, np.ndarray]:
         (1, 1, "0", True, 1.0),
     ],
 )
-def test_a_drop(lost: int, won: int, max_drop: str | None, passed: bool, p: float) -> None:
+def test_a_drop(template: Results, lost: int, won: int, max_drop: str | None, passed: bool, p: float) -> None:
     """The exact test by hand: k of one kind among m discordant images is a coin thrown m times."""
     now, before = outcomes(1000, lost, won)
     allowed = None if max_drop is None else rate_of(max_drop, "")
-    clean, found = compare(record(now), record(before), allowed)
+    clean, found = compare(record(template, now), record(template, before), allowed)
     assert (clean.name, clean.passed, clean.got) == ("baseline:clean", True, "100.0% after 100.0%, no change")
     assert (found.name, found.passed) == ("baseline:pgd", passed)
     assert f"lost {lost} and won {won} of 1,000 images, McNemar p = {p:.2g};" in found.detail
@@ -235,62 +273,56 @@ def test_a_drop(lost: int, won: int, max_drop: str | None, passed: bool, p: floa
         assert f"a rise of {(won - lost) / 1000:.2%}" in found.got
 
 
-def test_only_images_that_both_saw_are_compared() -> None:
+def test_only_images_that_both_saw_are_compared(template: Results) -> None:
     now, before = outcomes(100, 4, 0)
-    shorter = compare(record(now[:50]), record(before), None)[1]
+    shorter = compare(record(template, now[:50]), record(template, before), None)[1]
     assert "lost 4 and won 0 of 50 images" in shorter.detail
     shuffled = np.random.default_rng(0).permutation(100)
-    old = record(before)
+    old = record(template, before)
     mixed = replace(
         old,
         index=old.index[shuffled],
         image=old.image[shuffled],
         clean=old.clean[shuffled],
-        answers={
-            key: replace(each, robust=each.robust[shuffled])
-            for key, each in old.answers.items()
-            if each.robust is not None
-        },
+        robust={key: robust[shuffled] for key, robust in old.robust.items()},
     )
-    assert compare(record(now), mixed, None) == compare(record(now), old, None)
+    assert compare(record(template, now), mixed, None) == compare(record(template, now), old, None)
     # A row that was cut to its first 20 images says nothing about the others.
-    assert "of 20 images" in compare(record(now, n=20), old, None)[1].detail
+    assert "of 20 images" in compare(record(template, now, n=20), old, None)[1].detail
 
-    def two(each: Recorded, asked: int) -> Recorded:
+    def two(each: Record, asked: int) -> Record:
         """A second row of the same outcome."""
-        (answer,) = each.answers.values()
-        second = {("square", None, "linf", 0.1): replace(answer, id="square", asked=asked)}
-        return replace(each, answers={**each.answers, **second})
+        (pgd,) = each.results.attacks
+        square = pgd.model_copy(update={"id": "square", "name": "square", "n": asked})
+        both = each.results.model_copy(update={"attacks": [pgd, square]})
+        return replace(each, results=both, robust={**each.robust, "square": each.robust["pgd"][:asked]})
 
-    assert compare(two(record(now), 100), two(old, 100), None)[-1].name == "baseline:worst-case"
-    assert compare(two(record(now), 20), two(old, 100), None)[-1].name == "baseline:square"
-    with pytest.raises(ValueError, match="the same images"):
-        compare(record(now), replace(old, image=old.image + np.uint64(1)), None)
+    assert compare(two(record(template, now), 100), two(old, 100), None)[-1].name == "baseline:worst-case"
+    assert compare(two(record(template, now), 20), two(old, 100), None)[-1].name == "baseline:square"
+    with pytest.raises(UserError, match="saw other images or labels"):
+        compare(record(template, now), replace(old, image=old.image + np.uint64(1)), None)
 
 
-def test_rows_without_an_answer() -> None:
+def test_rows_without_an_answer(template: Results) -> None:
     now, before = outcomes(100, 0, 0)
-    gone = record(now, status="skipped", reason="no memory")
-    result = compare(gone, record(before), Fraction(1))[1]
+    gone = record(template, now, status="skipped", reason="no memory")
+    result = compare(gone, record(template, before), Fraction(1))[1]
     assert (result.passed, result.got, result.detail) == (False, "no answer", "skipped: no memory")
-    assert [each.name for each in compare(record(now), gone, None)] == ["baseline:clean"]
-    assert uncompared(record(now), gone) == ["pgd"]
-    assert uncompared(gone, record(now)) == []
+    assert [each.name for each in compare(record(template, now), gone, None)] == ["baseline:clean"]
+    assert uncompared(record(template, now), gone) == ["pgd"]
+    assert uncompared(gone, record(template, now)) == []
 
 
 def test_baseline_from_its_files(tmp_path: Path) -> None:
     """The model and its neighbour with another bias; both robust accuracies in closed form."""
-    evaluation, document = run()
-    write(evaluation, document, tmp_path)
-    old = read(tmp_path / "results.json")
-    assert read(tmp_path).dataset == ("linear", "test")
-    new, changed = run(split=linear_split(N), shift=0.4)
-    check_comparable(old, rows_of(new), "linear", "test", new.split)
+    old = read_record(written(tmp_path / "old") / "results.json")
+    new = read_record(written(tmp_path / "new", shift=0.4))
+    assert (old.results.dataset.name, old.results.dataset.split) == ("linear", "test")
     moved = linear(0.4)
     margins = moved.margins(IMAGES, "linf")
     right = moved(torch.from_numpy(IMAGES)).argmax(1).numpy() == linear_split(N).labels
     now, before = right & (margins > EPS), MARGINS > EPS
-    found = compare(recorded(changed, samples(new)), old, Fraction(0))
+    found = compare(new, old, Fraction(0))
     assert [each.name for each in found] == ["baseline:clean", "baseline:fgsm", "baseline:pgd", "baseline:worst-case"]
     lost, won = int((before & ~now).sum()), int((now & ~before).sum())
     assert lost + won > 3
@@ -299,39 +331,51 @@ def test_baseline_from_its_files(tmp_path: Path) -> None:
         assert result.passed == (lost <= won)
 
 
+def test_a_row_of_the_first_images_has_a_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = replace(ATTACKS["pgd"], params={**ATTACKS["pgd"].params, "samples": 20})
+    monkeypatch.setitem(ATTACKS, "few", few)
+    record = read_record(written(tmp_path, ("fgsm", "few")))
+    assert record.robust["few"].shape == (20,)
+    assert "of 20 images" in compare(record, record, None)[-1].detail
+
+
 def test_baseline_of_something_else(tmp_path: Path) -> None:
-    evaluation, document = run()
-    write(evaluation, document, tmp_path)
-    old, split = read(tmp_path), linear_split(N)
-    pgd = plan(["pgd"], norm="linf", eps=[EPS])
-    check_comparable(old, pgd, "linear", "test", split.subset(10))
-    check_comparable(old, pgd, "linear", "test", replace(split, index=split.index[::-1], labels=split.labels[::-1]))
+    old, split = read_record(written(tmp_path)), linear_split(N)
+
+    def asked(*names: str, norm: Any = "linf", eps: float = EPS, settings: Any = None) -> Record:
+        """The same images, asked something else."""
+        rows = plan(names, norm=norm, eps=[eps], settings=settings)
+        return replace(old, results=asking(old.results, rows), robust={})
+
+    def seen(images: Split) -> Record:
+        return replace(old, index=images.index, image=fingerprints(images))
+
+    at, elsewhere = f"{EPS:.4g}", old.results.dataset.model_copy(update={"name": "digits"})
+    few = split.subset(10)
+    compare(replace(old, index=few.index, image=fingerprints(few)), old, None)
     other = replace(split, base=255 - split.base)
-    stubborn = plan(["pgd"], norm="linf", eps=[EPS], settings={"pgd": {"steps": 50}})
-    for rows, dataset, images, message in [
-        (pgd, "digits", split, "--baseline is of linear test, this evaluation of digits test"),
-        (plan(["pgd"], norm="l2", eps=[EPS]), "linear", split, "--baseline has norm linf, this evaluation l2"),
-        (plan(["pgd"], norm="linf", eps=[0.5]), "linear", split, "has eps .*, this evaluation 0.5"),
-        (plan(["square"], norm="linf", eps=[EPS]), "linear", split, "has attack fgsm, pgd, this evaluation square"),
-        (plan(["cw2"], norm="linf", eps=[EPS]), "linear", split, "this evaluation none"),
-        (stubborn, "linear", split, "--baseline ran pgd with steps 10, this evaluation with 50"),
-        (pgd, "linear", other, "saw other images or labels"),
-        (pgd, "linear", replace(split, labels=1 - split.labels), "saw other images or labels"),
+    beyond = Split(np.tile(split.base, (2, 1, 1, 1)), split.index + N, split.labels)
+    for new, message in [
         (
-            pgd,
-            "linear",
-            Split(np.tile(split.base, (2, 1, 1, 1)), split.index + N, split.labels),
-            "saw none of these images",
+            replace(old, results=old.results.model_copy(update={"dataset": elsewhere})),
+            "--baseline is of linear test, this evaluation of digits test",
         ),
+        (asked("pgd", norm="l2"), f"--baseline has fgsm linf {at}, pgd linf {at}, this evaluation pgd l2 {at}: no row"),
+        (asked("pgd", eps=0.5), f"pgd linf {at}, this evaluation pgd linf 0.5: no row"),
+        (asked("square"), f"has fgsm linf {at}, pgd linf {at}, this evaluation square linf {at}: no row"),
+        (asked("cw2"), "this evaluation none: no row"),
+        (asked("pgd", settings={"pgd": {"steps": 50}}), "--baseline ran pgd with steps 10, this evaluation with 50"),
+        (seen(other), "saw other images or labels"),
+        (seen(replace(split, labels=1 - split.labels)), "saw other images or labels"),
+        (seen(beyond), "saw none of these images"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
-            check_comparable(old, rows, dataset, "test", images)
+            compare(new, old, None)
         assert caught.value.hint
 
 
-def test_baseline_files_that_are_none(tmp_path: Path) -> None:
-    evaluation, document = run()
-    write(evaluation, document, tmp_path)
+def test_files_that_are_no_results(tmp_path: Path) -> None:
+    written(tmp_path)
     whole = {name: (tmp_path / name).read_bytes() for name in ("results.json", "samples.npz")}
 
     def refused(name: str, content: bytes | None, message: str) -> None:
@@ -342,16 +386,23 @@ def test_baseline_files_that_are_none(tmp_path: Path) -> None:
         else:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=message) as caught:
-            read(tmp_path / "results.json")
+            read_record(tmp_path / "results.json")
+        assert "\n" not in str(caught.value)
         assert caught.value.hint
 
     refused("results.json", None, "no such file")
     refused("samples.npz", None, "no such file")
-    for content in (b"", b"\xff\xfe", b"[]", b"{}", b'{"schema": "dgad/bench/1"}', b"null"):
+    for content in (b"", b"\xff\xfe", b"[]", b"{}", b'{"schema": "dgad/bench/1"}', b"null", b"[" * 10**5):
         refused("results.json", content, "was not written by `dgad attack`")
     refused("samples.npz", b"", "are damaged")
     refused("samples.npz", whole["samples.npz"][:-300], "are damaged")
-    refused("results.json", b'{"schema": "dgad/results/1"}', "are damaged")
+    refused("results.json", b'{"schema": "dgad/results/1"}', "is damaged: created: Field required")
+    refused(
+        "results.json", b'{"schema": "dgad/results/2"}', "follows the schema dgad/results/2, expected dgad/results/1"
+    )
+    edited = json.loads(whole["results.json"])
+    edited["attacks"][0]["robust_accuracy"] = "many"
+    refused("results.json", json.dumps(edited).encode(), r"is damaged: attacks\.0\.robust_accuracy: ")
     edited = json.loads(whole["results.json"])
     edited["attacks"][0]["id"] = "other"
     refused("results.json", json.dumps(edited).encode(), "are damaged")
@@ -359,6 +410,30 @@ def test_baseline_files_that_are_none(tmp_path: Path) -> None:
         short = {name: values[:7] if name == "image" else values for name, values in arrays.items()}
     np.savez(tmp_path / "short.npz", **short)
     refused("samples.npz", (tmp_path / "short.npz").read_bytes(), "expected one value for each of 40 images")
+
+
+def test_results_of_an_older_and_of_a_newer_dgad(tmp_path: Path) -> None:
+    """What was added since is not there, what will be added is not known; a key that we misspell is an error."""
+    folder = written(tmp_path)
+    document, found = json.loads((folder / "results.json").read_text()), read_results(folder)
+    assert found.to_dict() == document
+    for key in ("gates", "uncompared"):
+        del document[key]
+    for key in ("non_finite", "classes"):
+        del document["clean"][key]
+    for row in document["attacks"]:
+        for key in ("accuracy", "reused", "stages"):
+            del row[key]
+    del document["worst_case"][0]["classes"]
+    document["unheard"] = document["attacks"][0]["of"] = document["checks"]["items"][0]["yet"] = {"a": 1}
+    (folder / "results.json").write_text(json.dumps(document))
+    old = read_results(folder)
+    assert (old.clean.correct, old.clean.classes) == (found.clean.correct, [])
+    assert [(row.robust, row.reused) for row in old.attacks] == [(row.robust, 0) for row in found.attacks]
+    assert "unheard" not in old.to_dict()
+    for part in (found.clean, found.attacks[0], found.checks.items[0]):
+        with pytest.raises(ValidationError, match="rouge"):
+            type(part)(**{**vars(part), "rouge": 1})
 
 
 def test_fingerprints_see_every_pixel_and_label() -> None:
@@ -374,31 +449,65 @@ def test_fingerprints_see_every_pixel_and_label() -> None:
     assert np.flatnonzero(fingerprints(replace(split, labels=labels)) != whole).tolist() == [5]
 
 
-def test_as_the_command_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Flags to exit code: everything is written before a gate fails."""
-    evaluation, document = run()
-    write(evaluation, document, tmp_path / "old")
-    junit = tmp_path / "ci" / "junit.xml"
-
-    def judged(*flags: str, max_drop: str | None = None) -> dict[str, Any]:
-        demands = demands_of(flags, tmp_path / "old/results.json", max_drop, junit)
-        old = check_demands(demands, rows_of(evaluation), "linear", "test", evaluation.split)
-        found = document | {"gates": judge_demands(demands, old, evaluation, document)}
-        print_gates([found])
-        conclude(demands, [found])
-        return found
-
-    found = judged("clean=100%", "pgd=0.5", max_drop="0%")
-    assert json.loads(json.dumps(found["gates"])) == found["gates"]
-    assert [gate["name"] for gate in found["gates"]][:2] == ["clean", "pgd"]
-    assert "gate clean passed: 100.0% (40 of 40), required is at least 100%" in capsys.readouterr().out
+def test_flags_to_exit_code(dgad: Run, tmp_path: Path) -> None:
+    """Everything is written before a gate fails, and the results stay as they are."""
+    folder, junit = written(tmp_path / "old"), tmp_path / "ci" / "junit.xml"
+    before = (folder / "results.json").read_bytes()
+    common = ["gate", folder, "--baseline", folder, "--junit", junit]
+    code, out, err = dgad(*common, "--min", "clean=100%", "--min", "pgd=0.5", "--max-drop", "0%")
+    assert (code, err) == (0, "")
+    assert "gate clean passed: 100.0% (40 of 40), required is at least 100%" in out
+    assert "gate baseline:worst-case passed: " in out
     junit.unlink()
-    with pytest.raises(GateError, match=r"failed the gate pgd: 50.0% \(20 of 40\), required is at least 51%; so did 1"):
-        judged("pgd=51%", "worst-case=51%")
-    assert "gate pgd FAILED" in capsys.readouterr().out
+    code, out, err = dgad(*common, "--min", "pgd=51%", "--min", "worst-case=51%")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "failed the gate pgd: 50.0% (20 of 40), required is at least 51%; so did 1" in err
+    assert "gate pgd FAILED" in out
     assert len(ElementTree.parse(junit).findall(".//failure")) == 2
-    judged("pgd=50%")  # JUnit XML may be written over
-    conclude(Demands({}), [document | {"gates": []}])
+    code, out, _ = dgad(*common, "--min", "pgd=50%", "--json")  # JUnit XML may be written over
+    assert code == 0
+    document = json.loads(out)
+    assert [gate["name"] for gate in document["gates"]] == [
+        *("pgd", "baseline:clean", "baseline:fgsm", "baseline:pgd", "baseline:worst-case")
+    ]
+    assert dgad("gate", folder, "--junit", junit)[0] == 0  # nothing is demanded, and the rows are shown
+    assert (folder / "results.json").read_bytes() == before
+
+
+def test_several_results_at_once(dgad: Run, tmp_path: Path) -> None:
+    """Each has to pass; the second is on images of which it gets three wrong."""
+    folders = [written(tmp_path / "one"), written(tmp_path / "two", wrong=3)]
+    code, out, err = dgad("gate", *folders, "--min", "clean=95%")
+    assert code == 1
+    assert [line.split(" (")[0].split(": ", 1)[1] for line in out.splitlines()] == [
+        "gate clean passed: 100.0%",
+        "gate clean FAILED: 92.5%",
+    ]
+    assert "so did" not in err
+    code, out, _ = dgad("gate", *folders, "--min", "clean=90%", "--json")
+    assert (code, [len(each["gates"]) for each in json.loads(out)]) == (0, [1, 1])
+
+
+def test_a_gate_needs_no_torch(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    code = (
+        f"import sys; from cli.app import run; folder = {str(folder)!r}; "
+        "code = run(['gate', folder, '--min', 'pgd=1%', '--baseline', folder, '--junit', folder + '/junit.xml']); "
+        "print([code, *(name for name in ('torch', 'art', 'onnx', 'onnxruntime') if name in sys.modules)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "[0]"
+
+
+def test_the_schema_is_printed(dgad: Run, tmp_path: Path) -> None:
+    code, out, _ = dgad("list", "schema")
+    schema = json.loads(out)
+    document = json.loads((written(tmp_path) / "results.json").read_text())
+    assert code == 0
+    assert schema["properties"].keys() == document.keys()
+    assert schema["$defs"]["CleanClass"]["properties"].keys() == {"class", "n", "correct"}
+    assert schema["$defs"]["Attack"]["properties"].keys() == document["attacks"][0].keys()
+    assert "Wilson" in schema["$defs"]["Attack"]["properties"]["ci95"]["description"]
 
 
 SCHEMA: dict[str, tuple[set[str], set[str], set[str]]] = {
@@ -424,17 +533,17 @@ SCHEMA: dict[str, tuple[set[str], set[str], set[str]]] = {
 
 
 def test_junit_follows_the_schema(tmp_path: Path) -> None:
-    _, document = run(("fgsm", "pgd", "cw2", "transfer:fgsm"), surrogates=(NONE,))
-    document["gates"] = [
-        vars(GateResult("clean", True, "at least 90%", "100%")),
-        vars(GateResult("pgd", False, "at least 60%", "50%", "95 % interval 40% to 60%")),
+    _, found = run(("fgsm", "pgd", "cw2", "transfer:fgsm"), surrogates=(NONE,))
+    gates = [
+        Gate("clean", True, "at least 90%", "100%"),
+        Gate("pgd", False, "at least 60%", "50%", "95 % interval 40% to 60%"),
     ]
-    other = json.loads(json.dumps(document))
-    other["model"]["path"] = "a<b>&\"\x00\x1b\ud800\uffff'.onnx"
-    other["attacks"][0] |= {"status": "interrupted", "reason": "killed ]]> \x07"}
-    other["checks"] = {"verdict": "unreliable", "items": [{"name": "logits", "verdict": "warn", "detail": "<odd>"}]}
+    found = found.model_copy(update={"gates": gates})
+    odd = {"model": found.model.model_copy(update={"path": "a<b>&\"\x00\x1b\ud800\uffff'.onnx"})}
+    doubted = {"checks": Checks(verdict="unreliable", items=[Item("logits", "warn", "<odd>")])}
+    other = failed(found, "killed ]]> \x07").model_copy(update=odd | doubted)
     path = tmp_path / "junit.xml"
-    write_junit([document, other], path)
+    write_junit([found, other], path)
 
     root = ElementTree.parse(path).getroot()
     assert root.tag == "testsuites"
@@ -446,7 +555,7 @@ def test_junit_follows_the_schema(tmp_path: Path) -> None:
             assert float(element.attrib["time"]) >= 0
             assert element.attrib["time"].replace(".", "", 1).isdigit()
     first, second = root
-    assert first.attrib["timestamp"] == document["created"].removesuffix("+00:00")
+    assert first.attrib["timestamp"] == found.created.removesuffix("+00:00")
     for suite, tests, failures, errors in ((first, 7, 1, 0), (second, 7, 2, 1)):
         assert [len(suite.findall(f"testcase/{tag}")) for tag in ("failure", "error", "skipped")] == [
             failures,

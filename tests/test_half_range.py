@@ -14,7 +14,8 @@ from small_graphs import FLAT, graph, images, weights
 from cli import app
 from cli.export_table import print_export
 from dgad_tk.checkpoint import save_weights
-from exporters import EXPORTERS, ParityError, export
+from exporters.export import ParityError, Source, export
+from exporters.formats import EXPORTERS
 from exporters.half_range import LARGEST, activation_peaks, judge_range
 
 
@@ -72,7 +73,7 @@ def weights_file(victim: Victim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_export_says_what_was_not_judged(
     weights_file: Path, victim: Victim, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written = export(weights_file, "onnx-fp16", Path("s.onnx"), held_out=victim[1])
+    written = export(Source(weights_file, victim[1]), "onnx-fp16", Path("s.onnx"))
     assert written.parity.passed
     assert "this CPU does in float32" in written.parity.not_judged
     assert written.warnings == ()
@@ -115,5 +116,5 @@ def test_a_network_whose_values_outgrow_float16_is_not_exported(weights_file: Pa
     with pytest.raises(
         ParityError, match=r"float16 ends at 65,504, and in float32 there is [\d,]+ at net\.\S+ \(.*images"
     ):
-        export(weights_file, "onnx-fp16", Path("s.onnx"), held_out=victim[1])
+        export(Source(weights_file, victim[1]), "onnx-fp16", Path("s.onnx"))
     assert Path("s.onnx.failed").exists()

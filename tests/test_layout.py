@@ -36,6 +36,12 @@ def test_imports_point_one_way(package: str) -> None:
     assert found > 5
 
 
+def test_a_format_is_imported_from_where_it_stands() -> None:
+    """The process that times an ONNX file imports `exporters` and has to stay without torch."""
+    body = ast.parse((ROOT / "exporters" / "__init__.py").read_text(encoding="utf-8")).body
+    assert [type(each) for each in body] == [ast.Expr]
+
+
 def test_only_the_command_line_prints() -> None:
     for package in ("dgad_tk", "exporters", "evaluators"):
         for path in (ROOT / package).rglob("*.py"):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dgad_tk import epoch as looping
 from dgad_tk import fit as fitting
+from dgad_tk import snapshot
 from dgad_tk.batches import draw_noise, learning_rate
 from dgad_tk.checkpoint import load_model, load_state
 from dgad_tk.common import UserError
@@ -267,7 +268,7 @@ def test_a_run_ends_when_it_gets_no_better(
 
 def test_a_run_whose_time_is_up_has_judged_its_last_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the limit passes while the epoch is being saved."""
-    real = fitting.save_state
+    real = snapshot.save_state
 
     def slow(*arguments: Any) -> None:
         real(*arguments)
@@ -275,7 +276,7 @@ def test_a_run_whose_time_is_up_has_judged_its_last_epoch(tmp_path: Path, monkey
 
     clock = [0.0]
     monkeypatch.setattr(fitting._Run, "_elapsed", lambda self: clock[0])
-    monkeypatch.setattr(fitting, "save_state", slow)
+    monkeypatch.setattr(snapshot, "save_state", slow)
     folder = train(quick(max_seconds=15, select_every=50, epochs=50, limit_train=32), out=tmp_path / "run")
     assert folder.finished()
     assert folder.records()[-1] == {"event": "end", "epochs": 50, "epoch": 3, "best_epoch": 2, "seconds": 30.0}

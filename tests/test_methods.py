@@ -59,6 +59,18 @@ def test_small_batches_and_one_sided_teachers(name: str, n: int, right: bool) ->
         assert step.terms["teacher_wrong"] == (not right)
 
 
+@pytest.mark.parametrize(("norm", "order"), [("l2", 2), ("l1", 1)])
+def test_training_in_the_other_norms(norm: Any, order: int) -> None:
+    batch, threat = batch_of(4), ThreatModel(norm=norm, eps=0.5, step_size=0.3, steps=3)
+    x_adv = build_method("trades", {"init": "uniform"}).step(student(), None, batch, threat).x_adv
+    assert x_adv is not None
+    size = (x_adv - batch.x).flatten(1).norm(p=order, dim=1)
+    assert (size <= 0.5 + 1e-5).all()
+    assert (size > 0.1).all()
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+
+
 def test_teacher_wrong_everywhere_is_clean_distillation_of_the_swapped_teacher() -> None:
     batch = batch_of(4)
     teacher = Fixed((batch.y + 1) % 10).eval()

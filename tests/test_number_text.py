@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cli.interface import numbers
+from cli.flags import numbers
 from dgad_tk.common import UserError, parse_fraction
 from dgad_tk.number_text import NotANumberError, exact, real, whole
 

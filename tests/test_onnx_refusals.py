@@ -14,8 +14,8 @@ from small_graphs import FLAT, POOLED, SHAPE, graph, images, linear, runs, saved
 
 from cli import app
 from dgad_tk.common import UserError
-from exporters import load
 from exporters.describe import describe
+from exporters.formats import load
 from exporters.onnx_bounds import check_bounds
 from exporters.onnx_parts import Refused
 from exporters.onnx_types import inferred_types

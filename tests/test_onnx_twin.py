@@ -357,12 +357,27 @@ def test_shapes_are_followed() -> None:
     names = [
         str(getattr(node.target, "__name__", node.target)) for node in twin.graph.nodes if node.op.startswith("call_")
     ]
-    assert names == ["size", "size", "_divide", "reshape"]
+    assert names == ["size", "size", "_number", "reshape"]
     assert list(twin.buffers()) == []
     for n, c in ((1, 4), (3, 4), (5, 6)):
         x = torch.rand(n, c)
         torch.testing.assert_close(twin(x), x.reshape(n, 2, c // 2), rtol=0, atol=0)
         torch.testing.assert_close(twin(x), runtime(model, x), rtol=0, atol=0)
+
+
+def test_sizes_move_like_other_numbers() -> None:
+    """Split, which no arithmetic knows, is the twin's own; nothing of it is left in the graph."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Split", ["shape"], ["n", "c", "w"], axis=0),
+        helper.make_node("Mul", ["c", "w"], ["cw"]),
+        helper.make_node("Concat", ["cw", "n"], ["target"], axis=0),
+        helper.make_node("Reshape", ["x", "target"], ["y"]),
+    ]
+    twin = to_torch(model_of(nodes, shape=("n", "c", "w")))
+    names = [node.target.__name__ for node in twin.graph.nodes if node.op == "call_function"]
+    assert names == ["_number", "reshape"]
+    assert twin(torch.zeros(2, 3, 5)).shape == (15, 2)
 
 
 def test_an_input_without_a_shape() -> None:

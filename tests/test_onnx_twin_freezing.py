@@ -51,6 +51,11 @@ def convolutions(twin: fx.GraphModule) -> list[FrozenConv2d]:
     return [module for module in twin.modules() if isinstance(module, FrozenConv2d)]
 
 
+def in_place(twin: fx.GraphModule) -> int:
+    """How many ReLUs write over what they read."""
+    return sum(node.kwargs.get("inplace", False) for node in twin.graph.nodes)
+
+
 def images() -> Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -93,8 +98,9 @@ def every_kind() -> fx.GraphModule:
 def test_logits_and_gradients() -> None:
     twin = every_kind()
     changed = frozen(twin)
-    assert [each.relu for each in convolutions(changed)] == [True, True, False, True, False, True]
-    assert not any(node.target in (F.conv2d, F.relu) for node in changed.graph.nodes)
+    assert len(convolutions(changed)) == 6
+    assert not any(node.target is F.conv2d for node in changed.graph.nodes)
+    assert in_place(changed) == 4
     assert_same(changed, twin)
 
 
@@ -107,7 +113,7 @@ def test_a_convolution_with_a_second_reader(reader: str) -> None:
         nodes[-1] = helper.make_node("Concat", ["b", "c", "a"], ["y"], axis=1)
     twin = twin_of(nodes, w=(4, 4, 1, 1))
     changed = frozen(twin)
-    assert not any(each.relu for each in convolutions(changed))
+    assert in_place(changed) == 0
     assert_same(changed, twin)
 
 
@@ -128,7 +134,7 @@ def test_what_the_relu_gives_may_have_many_readers() -> None:
     nodes = [conv("x", "a", "w"), relu("a", "b"), helper.make_node("Exp", ["b"], ["c"])]
     twin = twin_of([*nodes, helper.make_node("Mul", ["b", "c"], ["y"])], w=(4, 4, 1, 1))
     changed = frozen(twin)
-    assert [each.relu for each in convolutions(changed)] == [True]
+    assert in_place(changed) == 1
     assert_same(changed, twin)
 
 

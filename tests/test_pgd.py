@@ -9,12 +9,12 @@ import torch
 from art.attacks.evasion import MomentumIterativeMethod, ProjectedGradientDescent
 from art.estimators.classification import PyTorchClassifier
 from conftest import Victim
-from victims import TwoClassLinear, as_torch, linear_split
+from victims import SHAPE, TwoClassLinear, as_torch, linear_split
 
 from dgad_tk.common import UserError
 from dgad_tk.fold import folded
 from dgad_tk.losses import kl
-from evaluators.attacks.pgd import ProjectedGradient, with_momentum
+from evaluators.attacks.pgd import ProjectedGradient
 from evaluators.estimators import PredictorClassifier, to_estimator
 
 pytestmark = pytest.mark.portable
@@ -97,14 +97,49 @@ def test_mim_is_foolboxs_where_norms_agree() -> None:
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
 
 
-def test_momentum_accumulates_unit_gradients() -> None:
-    """Written out for two steps of gradients (3, 1) and (0, -2): g = (3, 1)/4, then m g + (0, -1)."""
-    slopes = iter([torch.tensor([3.0, 1.0]), torch.tensor([0.0, -2.0])])
-    objective = with_momentum(lambda x: (x.flatten(1) * next(slopes)).sum(dim=1), 0.5)
-    for expected in ([0.75, 0.25], [0.375, 0.125 - 1.0]):
-        x = torch.zeros(1, 1, 1, 2, requires_grad=True)
-        (gradient,) = torch.autograd.grad(objective(x).sum(), x)
-        np.testing.assert_allclose(gradient.flatten().numpy(), expected)
+def test_l1_equals_foolboxs_sparse_descent() -> None:
+    """Inside the ball, some pixels at 0 and 1: of the way back into it, see `l1_correction`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        net = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(432, 32), torch.nn.Tanh(), torch.nn.Linear(32, 10)
+        )
+    x = np.random.default_rng(2).uniform(0, 1, (48, 3, 12, 12)).astype(np.float32)
+    estimator = to_estimator(as_torch(net.eval(), (3, 12, 12)))
+    y = estimator.predict(x).argmax(1)
+    found = ProjectedGradient(estimator, norm="l1", eps=9.0, step_size=1.0, steps=8, init="none").generate(x, y)
+    attack = foolbox.attacks.SparseL1DescentAttack(abs_stepsize=1.0, steps=8)
+    theirs = foolbox.PyTorchModel(net, bounds=(0, 1))
+    expected, _, _ = attack(theirs, torch.from_numpy(x), torch.from_numpy(y), epsilons=9.0)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+    changed = (found != x).sum(axis=(1, 2, 3))
+    assert 5 < changed.min() <= changed.max() <= 40
+
+
+@pytest.mark.parametrize("momentum", [0.0, 1.0])
+@pytest.mark.parametrize("room", [0.5, 0.02])
+def test_l1_breaks_a_linear_model_beyond_its_margin(momentum: float, room: float) -> None:
+    """The nearest image of the other class changes the heaviest pixels, each as far as 0 and 1 let it.
+
+    A fixed step goes to and fro about the best image, at a distance that is a share of the step.
+    """
+    module = TwoClassLinear()
+    w = module.w.detach().double().numpy()
+    target = np.where(w > 0, room, 1 - room).astype(np.float32)  # a step against s moves each by at most `room`
+    x = target.reshape(1, *SHAPE)
+    order = np.argsort(-np.abs(w))
+    with torch.no_grad():
+        module.b.copy_(torch.tensor(0.3 - float(target @ w)))
+    gains = np.cumsum(np.abs(w)[order] * room)
+    full = int(np.searchsorted(gains, 0.3))
+    margin = full * room + (0.3 - (gains[full - 1] if full else 0.0)) / abs(w[order[full]])
+    estimator = to_estimator(as_torch(module))
+    y = estimator.predict(x).argmax(1)
+    for share, broken in ((0.999, False), (1.02, True)):
+        settings: Any = {"eps": margin * share, "step_size": margin / 200, "steps": 400, "init": "none"}
+        found = ProjectedGradient(estimator, norm="l1", momentum=momentum, **settings).generate(x, y)
+        assert np.abs(found.astype(np.float64) - x).sum() <= margin * share * (1 + 1e-6)
+        assert (estimator.predict(found).argmax(1) != y).all() == broken
 
 
 @pytest.mark.parametrize("loss", ["ce", "dlr", "cw", "kl"])
@@ -134,15 +169,15 @@ def test_one_step_follows_the_losses_own_gradient(victim: Victim, loss: Any) -> 
 
 
 @pytest.mark.parametrize("loss", ["ce", "dlr", "cw", "kl"])
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.15), ("l2", 0.8)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.15), ("l2", 0.8), ("l1", 4.0)])
 def test_every_loss_breaks_images_in_the_ball(victim: Victim, loss: Any, norm: Any, eps: float) -> None:
     net, x, y = victim
     estimator = to_estimator(as_torch(net, (1, 8, 8)))
     before = (estimator.predict(x).argmax(1) != y).mean()
     found = ProjectedGradient(estimator, norm=norm, eps=eps, step_size=eps / 4, loss=loss).generate(x, y)
     gap = (found.astype(np.float64) - x).reshape(len(x), -1)
-    size = np.abs(gap).max(1) if norm == "linf" else np.linalg.norm(gap, axis=1)
-    assert (size <= eps + 1e-6).all()
+    size = np.linalg.norm(gap, ord={"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
+    assert (size <= eps + 1e-6 * max(eps, 1)).all()
     assert found.min() >= 0
     assert found.max() <= 1
     assert (estimator.predict(found).argmax(1) != y).mean() >= before + 0.25
@@ -194,7 +229,7 @@ def test_bad_settings(victim: Victim) -> None:
         ({"restarts": 0}, "expected restarts >= 1, got 0"),
         ({"steps": 0}, "steps"),
         ({"step_size": 0.0}, "step_size"),
-        ({"norm": "l1"}, "norm"),
+        ({"norm": "l3"}, "norm"),
         ({"loss": "kl", "init": "none"}, "at the clean image its gradient is 0"),
         ({"loss": "kl", "targeted": True}, "knows no target"),
     ]

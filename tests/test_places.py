@@ -164,7 +164,7 @@ def test_a_name_of_a_teacher_is_a_place_too(dgad: Run, weights: Path) -> None:
     """An ONNX file without a record is called what its file is called."""
     import onnx
 
-    from exporters import export
+    from exporters.export import export
 
     export(weights, "onnx", Path("a.onnx"))
     model = onnx.load("a.onnx")

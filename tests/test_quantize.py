@@ -1,6 +1,7 @@
 """INT8 export, judged by ONNX Runtime."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -8,16 +9,17 @@ import onnxruntime
 import pytest
 import torch
 from conftest import randomise_batch_norm
+from onnxruntime.quantization.calibrate import TensorsData
 from torch import nn
 
 from dgad_tk.artifact import Artifact
 from dgad_tk.common import UserError
 from dgad_tk.losses import cross_entropy
 from dgad_tk.models import build_model
-from exporters import calibration, exclusions, quantize
+from exporters import exclusions, quantize
 from exporters.adversarial import pgd_on
-from exporters.calibration import METHODS, ranges_file
-from exporters.quantize import save_onnx_int8
+from exporters.calibration import METHODS, Method, calibrate
+from exporters.quantize import Int8, save_onnx_int8
 from exporters.to_onnx import to_onnx, write_onnx
 
 Graphs = dict[int, tuple[nn.Module, bytes]]
@@ -30,11 +32,6 @@ RECORD = Artifact(
     dataset="digits",
     threat={"norm": "linf", "eps": 0.15, "step_size": 0.0375, "steps": 4},
 )
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DGAD_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +70,7 @@ def test_the_file_multiplies_integers_and_leaves_logits_float(
     model: nn.Module, images: np.ndarray, tmp_path: Path
 ) -> None:
     path = tmp_path / "student.int8.onnx"
-    found = save_onnx_int8(model, RECORD, path, images=images, samples=64)
+    found = save_onnx_int8(model, RECORD, path, images=images, int8=Int8(64)).findings
     proto = onnx.load(str(path))
     convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
     makers = {output: node.op_type for node in proto.graph.node for output in node.output}
@@ -109,33 +106,11 @@ def test_every_calibration_method_and_images(
 ) -> None:
     path = tmp_path / "student.int8.onnx"
     on = {"minmax": "both", "percentile": "adversarial", "entropy": "clean"}[method]
-    save_onnx_int8(model, RECORD, path, images=images, samples=32, method=method, calibrate_on=on)
+    save_onnx_int8(model, RECORD, path, images=images, int8=Int8(32, calibration_method=method, calibrate_on=on))
     with torch.no_grad():
         expected = model(torch.from_numpy(images)).numpy()
     assert np.mean(logits(path, images).argmax(1) == expected.argmax(1)) > 0.8
     assert capsys.readouterr().out == ""  # it is the caller's
-
-
-def test_ranges_are_kept(model: nn.Module, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, again = tmp_path / "first.onnx", tmp_path / "again.onnx"
-    save_onnx_int8(model, RECORD, first, images=images, samples=32)
-    kept = list((tmp_path / "cache" / "calibration").iterdir())
-    assert len(kept) == 1
-    with monkeypatch.context() as patch:
-        patch.setattr(calibration, "_calibrate", lambda *_: pytest.fail("the images were run again"))
-        save_onnx_int8(model, RECORD, again, images=images, samples=32)
-    assert first.read_bytes() == again.read_bytes()
-    whole = kept[0].read_bytes()
-    upside_down = (
-        whole.replace(b'"lowest"', b'"swap"').replace(b'"highest"', b'"lowest"').replace(b'"swap"', b'"highest"')
-    )
-    for damaged in (b"", whole[:-40], b"[]", b"{}", b"\xff", upside_down):
-        kept[0].write_bytes(damaged)
-        save_onnx_int8(model, RECORD, again, images=images, samples=32)
-        assert first.read_bytes() == again.read_bytes()
-        assert kept[0].read_bytes() == whole
-    save_onnx_int8(model, RECORD, again, images=images[::-1].copy(), samples=32)
-    assert len(list((tmp_path / "cache" / "calibration").iterdir())) == 2
 
 
 class _Endings(nn.Module):
@@ -161,7 +136,7 @@ class _Endings(nn.Module):
 def test_logits_are_float_however_they_are_made(ending: str, images: np.ndarray, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, path = _Endings(ending).eval(), tmp_path / "x.onnx"
-    save_onnx_int8(net, RECORD, path, images=images, samples=32)
+    save_onnx_int8(net, RECORD, path, images=images, int8=Int8(32))
     found = logits(path, images)
     with torch.no_grad():
         expected = net(torch.from_numpy(images)).numpy()
@@ -182,7 +157,7 @@ def test_ranges_by_every_method(tmp_path: Path) -> None:
     x[7, 0, 0, 0] = 9
     ends = {}
     for name, method in METHODS.items():
-        data = calibration.load_tensors_data(ranges_file(path, x, method))["input"]
+        data = calibrate(path, x, method)["input"]
         ends[name] = (data.lowest.item(), data.highest.item())
     assert ends["minmax"] == pytest.approx((-0.25, 9), abs=1e-4)
     assert ends["percentile"] == pytest.approx((-0.25, 1), abs=0.02)
@@ -194,7 +169,7 @@ def test_a_network_that_overflows_has_no_ranges(images: np.ndarray, tmp_path: Pa
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     nn.init.constant_(net[1].bias, float("inf"))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="INT8 has no range for '.*': on training images it is not finite"):
-        save_onnx_int8(net, RECORD, tmp_path / "x.onnx", images=images, samples=32)
+        save_onnx_int8(net, RECORD, tmp_path / "x.onnx", images=images, int8=Int8(32))
 
 
 class _Nothing(nn.Module):
@@ -204,24 +179,23 @@ class _Nothing(nn.Module):
 
 def test_nothing_to_quantise(model: nn.Module, images: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="INT8 has nothing to quantise"):
-        save_onnx_int8(_Nothing(), RECORD, tmp_path / "x.onnx", images=images, samples=32)
+        save_onnx_int8(_Nothing(), RECORD, tmp_path / "x.onnx", images=images, int8=Int8(32))
     with pytest.raises(UserError, match="--exclude leaves no node to quantise"):
-        save_onnx_int8(model, RECORD, tmp_path / "x.onnx", images=images, samples=32, exclude=["*"])
+        save_onnx_int8(model, RECORD, tmp_path / "x.onnx", images=images, int8=Int8(32, exclude=["*"]))
 
 
 def test_adversarial_calibration_sees_adversarial_images(
     model: nn.Module, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[np.ndarray] = []
-    plain = quantize._Recipe.__init__
 
-    def spy(self: object, prepared: Path, calibration: np.ndarray, *rest: object) -> None:
+    def spy(prepared: Path, calibration: np.ndarray, method: Method) -> TensorsData:
         seen.append(calibration)
-        plain(self, prepared, calibration, *rest)  # type: ignore[arg-type]
+        return calibrate(prepared, calibration, method)
 
-    monkeypatch.setattr(quantize._Recipe, "__init__", spy)
+    monkeypatch.setattr(quantize, "calibrate", spy)
     for on in ("clean", "adversarial", "both"):
-        save_onnx_int8(model, RECORD, tmp_path / "x.onnx", images=images, samples=32, calibrate_on=on)
+        save_onnx_int8(model, RECORD, tmp_path / "x.onnx", images=images, int8=Int8(32, calibrate_on=on))
     clean, adversarial, both = seen
     np.testing.assert_array_equal(clean, images[:32])
     assert np.abs(adversarial - clean).max() == pytest.approx(0.15, abs=1e-6)
@@ -231,7 +205,7 @@ def test_adversarial_calibration_sees_adversarial_images(
 
 def test_excluded_nodes_stay_float(model: nn.Module, images: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "student.int8.onnx"
-    found = save_onnx_int8(model, RECORD, path, images=images, samples=32, exclude=["node_linear*"])
+    found = save_onnx_int8(model, RECORD, path, images=images, int8=Int8(32, exclude=["node_linear*"])).findings
     assert len(found["excluded"]) == 1
     (gemm,) = (node for node in onnx.load(str(path)).graph.node if node.op_type == "Gemm")
     floats = {tensor.name for tensor in onnx.load(str(path)).graph.initializer if tensor.data_type == 1}
@@ -250,9 +224,9 @@ def test_search_finds_the_layer_that_was_broken(images: np.ndarray, tmp_path: Pa
         last.weight *= 20
         last.weight[:, 0] = 20000
     path = tmp_path / "x.onnx"
-    broken = save_onnx_int8(net, RECORD, path, images=images, samples=32)
+    broken = save_onnx_int8(net, RECORD, path, images=images, int8=Int8(32)).findings
     assert broken["agreement"]["adversarial"] < 0.7
-    mended = save_onnx_int8(net, RECORD, path, images=images, samples=32, search_exclusions=True)
+    mended = save_onnx_int8(net, RECORD, path, images=images, int8=Int8(32, search_exclusions=True)).findings
     assert mended["excluded"][0].startswith("node_linear")
     assert len(mended["search"]) == 1 + len(mended["excluded"])
     assert mended["search"][0]["excluded"] == []
@@ -266,29 +240,27 @@ def test_search_is_content_with_the_best() -> None:
     answers = {0: [0, 0, 0, 0], 1: [1, 1, 1, 0], 2: [1, 1, 1, 0], 3: [1, 1, 0, 0]}  # right: 1 everywhere
 
     def fake(model: object, images: np.ndarray) -> np.ndarray:
-        if model == "reference":
-            return np.eye(2, dtype=np.float32)[[1, 1, 1, 1]]
         assert isinstance(model, list)
         return np.eye(2, dtype=np.float32)[answers[min(3, len(model))]]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exclusions, "_logits", fake)
-        tried = exclusions.search(list, ["a", "b", "c"], [], "reference", x)  # type: ignore[arg-type]
+        patch.setattr(exclusions, "logits_of", fake)
+        tried = exclusions.search(list, ["a", "b", "c"], [], np.eye(2, dtype=np.float32)[[1, 1, 1, 1]], x)  # type: ignore[arg-type]
     assert [each.agreement for each in tried] == [0.0, 0.75, 0.5, 0.75]
     assert len(tried[-1].nodes) == 1
 
 
 def test_bad_input(model: nn.Module, images: np.ndarray, tmp_path: Path) -> None:
+    options: dict[str, Any]
     for options, message in [
-        ({"images": None}, "INT8 needs training images"),
-        ({"images": images, "samples": 97}, "expected 16 to 96 calibration samples, got 97"),
-        ({"images": images, "samples": 3}, "expected 16 to 96 calibration samples, got 3"),
-        ({"images": images, "samples": 32, "method": "minmx"}, "unknown calibration method 'minmx'"),
-        ({"images": images, "samples": 32, "calibrate_on": "dirty"}, "unknown --calibrate-on 'dirty'"),
-        ({"images": images, "samples": 32, "exclude": ["nope"]}, "--exclude 'nope' names no node"),
+        ({"calibration_samples": 97}, "--calibration-samples must be 16 to 96, got 97"),
+        ({"calibration_samples": 3}, "--calibration-samples must be at least 16, got 3"),
+        ({"calibration_method": "minmx"}, "unknown calibration method 'minmx'"),
+        ({"calibrate_on": "dirty"}, "unknown --calibrate-on 'dirty'"),
+        ({"exclude": ["nope"], "calibration_samples": 32}, "--exclude 'nope' names no node"),
     ]:
         with pytest.raises(UserError, match=message):
-            save_onnx_int8(model, RECORD, tmp_path / "x.onnx", **options)  # type: ignore[arg-type]
+            save_onnx_int8(model, RECORD, tmp_path / "x.onnx", images=images, int8=Int8(**options))
     assert not (tmp_path / "x.onnx").exists()
 
 

@@ -11,7 +11,7 @@ from dgad_tk.models import MODELS
 from dgad_tk.recipe import recipe_names
 from evaluators.attacks import ATTACKS
 from evaluators.suites import SUITES
-from exporters import EXPORTERS
+from exporters.formats import EXPORTERS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,9 +57,9 @@ def test_tables_are_the_codes(row: str, table: dict[str, object]) -> None:
 
 
 def test_the_three_commands_are_the_quickstarts() -> None:
-    from cli.quickstart import COMMANDS
+    from cli.app import QUICKSTART
 
-    for command in COMMANDS:
+    for command in QUICKSTART:
         assert f"\ndgad {' '.join(command)}\n" in README
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from dgad_tk.common import UserError
-from dgad_tk.config import TrainConfig, validated
+from dgad_tk.config import TrainConfig
 from dgad_tk.methods import Method, build_method
 from dgad_tk.models import find_model
+from dgad_tk.parsing import validated
 from dgad_tk.recipe import (
     RECIPES,
     Recipe,

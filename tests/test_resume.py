@@ -15,6 +15,7 @@ import torch
 from processes import Child
 
 from dgad_tk import fit as fitting
+from dgad_tk import snapshot
 from dgad_tk import train as training
 from dgad_tk.checkpoint import load_state, save_state
 from dgad_tk.common import UserError
@@ -248,7 +249,7 @@ def test_a_crash_between_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """best.safetensors without its line, and the line without its checkpoint."""
     whole = train(quick(method="standard"), out=tmp_path / "whole")
     cut = RunFolder(tmp_path / "cut")
-    owner: Any = RunFolder if what == "append" else fitting
+    owner: Any = RunFolder if what == "append" else snapshot
     real, calls = getattr(owner, what), iter(range(99))
 
     def crashing(*arguments: Any) -> None:

@@ -7,11 +7,11 @@ import pytest
 from conftest import Run, runner
 
 from dgad_tk.common import UserError
-from dgad_tk.config import TrainConfig, validated
+from dgad_tk.config import TrainConfig
 from dgad_tk.methods import build_method, typed_options
+from dgad_tk.parsing import read_yaml, validated
 from dgad_tk.recipe import load_recipe
 from dgad_tk.settings import from_environment, parse_settings
-from dgad_tk.strict_yaml import read_yaml
 from evaluators.attacks import ATTACKS
 
 TRICKY = ["photos #2", "2024-05-01", "2024", "010", "1e5", "yes", "12:30", "a: b", "[x]", "null", "None", "~x", "'q'"]
@@ -124,9 +124,13 @@ def test_a_flag_may_be_written_as_a_power_of_ten(dgad: Run) -> None:
 FILES = [
     ("epochs: 3\n".encode("utf-16"), "is in UTF-16", "UTF-8"),
     ("epochs: 3\n".encode("utf-16-le"), "is in UTF-16", "UTF-8"),
-    ("epochs: 3\n".encode("utf-32"), "is in UTF-32", "UTF-8"),
+    ("epochs: 3\n".encode("utf-32"), "is in UTF-16 or UTF-32", "UTF-8"),
     ("# Größe\n".encode("latin-1"), "is not in UTF-8: line 1", "UTF-8"),
     (b"epochs: 1\nclip_grad: None\n", "line 2: None is text to YAML", "write null"),
+    (b"clip_grad: none\n", "clip_grad: none is text to YAML", "write null"),
+    (b"early_stop: None # never\n", "line 1: None is text to YAML", "write null"),
+    (b"student: None\n", "line 1: None is text to YAML", "'None' in quotes"),
+    (b"student: ~\n", "student: Input should be a valid string, got None", "help"),
     (b"data_dir: 2024-05-01\n", "YAML takes 2024-05-01 for a date", "quotes: '2024-05-01'"),
     (b"data_dir: 2024-05-01 10:00:00\n", "for a date", "quotes"),
     (b"data_dir: 2024-13-45\n", "for a date", "quotes"),
@@ -140,17 +144,28 @@ FILES = [
     (b"max_seconds: 1:30\n", "for a number to base 60", "plain number"),
     (b"max_seconds: 1:30.5\n", "for a number to base 60", "plain number"),
     (b"epochs: 010\n", "YAML takes 010 for 8", "write 10 or 8"),
+    (b"method_options: {pcr_weight: 010}\n", "YAML takes 010 for 8", "write 10 or 8"),
+    (b"data_dir: 010\n", "YAML takes 010 for 8", "in quotes: '010'"),
     (b"epochs: 08\n", "epochs must be a whole number, got '08'", "leave out the zero"),
     (b"epochs: yes\n", "epochs must be a number, got true", "number"),
+    (b"lr: .nan\n", "lr: Input should be a finite number", "help"),
+    (b"milestones: [0.5, on]\n", "milestones must be a number, got true", "number"),
+    (b"normalize: no\n", "normalize must be text, and YAML takes false for true or false", "quotes"),
     (b"threat: {steps: yes}\n", "steps must be a number, got true", "number"),
     (b"method_options: {pcr_weight: 1:30}\n", "base 60", "plain number"),
     (b"epochs: 1\nlr: 0.1\nepochs: 2\n", "line 3: the key 'epochs' is given twice", "once"),
     (b"threat: {steps: 1, steps: 2}\n", "the key 'steps' is given twice", "once"),
     (b"yes: 1\n", "the key yes is no text", "quotes"),
     (b"1: 1\n", "the key 1 is no text", "quotes"),
+    (b"~: 1\n", "the key ~ is no text", "quotes"),
+    (b"? [a]\n: 1\n", "the key a list is no text", "quotes"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer, not a config", "git lfs"),
     (b"[" * 5000, "not YAML", "key: value"),
     (b"epochs: " + b"9" * 5000 + b"\n", "not YAML", "key: value"),
+    (b"epochs: !!int abc\n", "not YAML", "key: value"),
+    (b"paper: &a {row: [*a]}\n", "not YAML", "key: value"),
+    (b"&a {paper: *a}\n", "not YAML", "key: value"),
+    (b"epochs: !!python/object/apply:os.getcwd []\n", "not YAML", "key: value"),
     (b"", "must hold keys and values", "epochs: 30"),
 ]
 
@@ -168,6 +183,22 @@ def test_files_say_what_to_write(tmp_path: Path, content: bytes, message: str | 
     assert hint is not None
     assert hint in caught.value.hint
     assert "\n" not in caught.value.message
+    assert len(caught.value.message) < 400 + len(str(path))
+
+
+def test_options_in_a_file_are_read_when_the_method_is_known(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("method_options: {pcr_weight: 1e1, map: no, label_mode: mix}\n")
+    config = validated(TrainConfig, load_recipe(str(tmp_path / "c.yaml")).values, "config")
+    assert typed_options("dgad", config.method_options) == {"pcr_weight": 10.0, "map": False, "label_mode": "mix"}
+    (tmp_path / "c.yaml").write_text("method_options: {pcr_weight: true}\n")
+    config = validated(TrainConfig, load_recipe(str(tmp_path / "c.yaml")).values, "config")
+    with pytest.raises(UserError, match=r"pcr_weight must be a number, got true"):
+        build_method("dgad", config.method_options)
+
+
+def test_what_a_mapping_takes_over_from_another_may_be_given_anew(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("paper: &a {row: x, table: 4}\nmethod_options: {<<: *a, table: 5}\n")
+    assert read_yaml(tmp_path / "c.yaml")["method_options"] == {"row": "x", "table": 5}
 
 
 def test_files_keep_the_forms_that_mean_one_thing(tmp_path: Path) -> None:

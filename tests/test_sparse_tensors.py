@@ -11,8 +11,8 @@ from onnx import SparseTensorProto, helper, numpy_helper
 from small_graphs import FLAT, graph, images, runs, saved
 
 from dgad_tk.common import UserError
-from exporters import load
 from exporters.describe import describe
+from exporters.formats import load
 from exporters.read_onnx import read_onnx
 
 

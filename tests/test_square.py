@@ -1,5 +1,6 @@
 """Square against its authors' package, on margins that are known, and on models that only predict."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -240,7 +241,7 @@ def test_counts_of_queries() -> None:
     shape = (3, 16, 16)
     x, y = some_images(shape), np.zeros(8, dtype=np.int64)
     counted = Counted(steadfast(shape))
-    estimator = to_estimator(as_torch(counted, shape))
+    estimator = to_estimator(replace(as_torch(counted, shape), module=counted))
 
     def passes(labels: np.ndarray, **settings: Any) -> int:
         counted.forwards = 0

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ def test_a_write_that_fails_names_what_was_to_be_written(
     path = tmp_path / "f.txt"
     path.write_text("old")
     if name == "open":
-        monkeypatch.setattr(tempfile, "mkstemp", refusing(number, str(tmp_path / ".f-abc.txt")))
+        monkeypatch.setattr(Path, "touch", lambda aside, **_: refusing(number, str(aside))())
     else:
         monkeypatch.setattr(os, name, refusing(number))
     with pytest.raises(OSError, match="f.txt") as caught, written_aside(path) as aside:

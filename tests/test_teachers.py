@@ -121,12 +121,14 @@ def test_the_network_is_told_from_the_weights(digits: Dataset, tmp_path: Path, m
 
 
 def test_every_row_is_told_from_every_other() -> None:
-    from dgad_tk.recognition import recognise
+    from dgad_tk.recognition import recognised
 
     for model in MODELS:
         with torch.device("meta"):
             net = build_model(model, in_channels=4, classes=7).get_submodule("net")
-        assert recognise(net.state_dict()) == model
+        found = recognised(net.state_dict())
+        assert found is not None
+        assert (found.model, found.unexpected) == (model, ())
 
 
 def test_half_precision_is_widened(digits: Dataset, tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_normalisation_as_given(digits: Dataset, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mean", "std", "message"),
     [
-        ((0.3, 0.3, 0.3), (0.2, 0.2, 0.2), "--teacher-mean takes 1 values here, one a channel, got 3"),
+        ((0.3, 0.3, 0.3), (0.2, 0.2, 0.2), "--teacher-mean takes 1 values here, one per channel, got 3"),
         ((0.3,), (), "--teacher-mean takes 1 values .*give both"),
         ((125.0,), (50.0,), "--teacher-mean is of pixels in .0, 1., got 125 .divide by 255"),
         ((0.3,), (0.0,), "--teacher-std is of pixels"),
@@ -297,7 +299,7 @@ def test_other_objects_are_named(digits: Dataset, tmp_path: Path) -> None:
 
 
 def test_a_torchscript_file_is_not_run(digits: Dataset, tmp_path: Path) -> None:
-    from exporters import export
+    from exporters.export import export
 
     save_weights(tmp_path / "w.safetensors", network(), artifact())
     export(tmp_path / "w.safetensors", "torchscript", tmp_path / "t.pt")

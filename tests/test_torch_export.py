@@ -16,7 +16,8 @@ from dgad_tk.checkpoint import load_model, save_weights
 from dgad_tk.common import UserError
 from dgad_tk.fold import folded
 from evaluators.estimators import to_estimator
-from exporters import EXPORTERS, export, load
+from exporters.export import export
+from exporters.formats import EXPORTERS, load
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def file(victim: Victim, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def module_of(file: Path) -> nn.Module:
-    module = load(file).module
+    module = load(file, trust=True).network
     assert module is not None
     return module
 
@@ -54,7 +55,7 @@ def test_it_can_be_copied_pickled_traced_and_moved(victim: Victim, file: Path) -
 def test_art_attacks_it(victim: Victim, file: Path) -> None:
     """As ART does the source's own PyTorchClassifier."""
     net, images, labels = victim
-    estimator = to_estimator(load(file))
+    estimator = to_estimator(load(file, trust=True))
     attack = ProjectedGradientDescent(estimator, eps=0.15, eps_step=0.03, max_iter=10, verbose=False)
     adversarial = attack.generate(images, np.eye(10, dtype=np.float32)[labels])
     assert np.abs(adversarial - images).max() <= 0.15 + 1e-6
@@ -93,17 +94,18 @@ def save_program(path: Path, module: nn.Module, shape: tuple[int, ...], *dynamic
 def test_files_from_elsewhere(tmp_path: Path) -> None:
     """Their graph says what they take."""
     plain = save_program(tmp_path / "plain.pt2", Pooled(), (2, 3, 4, 4), 0)
-    assert (load(plain).input_shape, load(plain).classes, load(plain).artifact) == ((3, 4, 4), 3, None)
+    found = load(plain, trust=True)
+    assert (found.input_shape, found.classes, found.artifact) == ((3, 4, 4), 3, None)
     fixed = save_program(tmp_path / "fixed.pt2", Pooled(), (4, 3, 4, 4))
     with pytest.raises(UserError, match=r"takes batches of exactly 4: .4, 3, 4, 4."):
-        load(fixed)
+        load(fixed, trust=True)
     flat = save_program(tmp_path / "flat.pt2", nn.Linear(4, 3), (2, 4), 0)
     with pytest.raises(UserError, match="not an image classifier: it takes "):
-        load(flat)
+        load(flat, trust=True)
     sizes = save_program(tmp_path / "sizes.pt2", Pooled(), (2, 3, 4, 4), 0, 2, 3)
     with pytest.raises(UserError, match="leaves its input's shape open"):
-        load(sizes)
-    assert load(sizes, (3, 6, 6)).input_shape == (3, 6, 6)
+        load(sizes, trust=True)
+    assert load(sizes, (3, 6, 6), trust=True).input_shape == (3, 6, 6)
 
 
 def test_broken_files(file: Path, tmp_path: Path) -> None:
@@ -111,7 +113,7 @@ def test_broken_files(file: Path, tmp_path: Path) -> None:
     for share in (0.0, 0.3, 0.99):
         (tmp_path / "cut.pt2").write_bytes(content[: int(share * len(content))])
         with pytest.raises(UserError, match=r"cut\.pt2"):
-            load(tmp_path / "cut.pt2")
+            load(tmp_path / "cut.pt2", trust=True)
         assert EXPORTERS["torch-export"].record(tmp_path / "cut.pt2") is None
 
 

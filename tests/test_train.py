@@ -26,7 +26,6 @@ from dgad_tk.draws import Draws
 from dgad_tk.epoch import Progress
 from dgad_tk.runs import RunFolder, new_run_folder, newest_run, weights_of
 from dgad_tk.selection import accuracies
-from dgad_tk.strict_yaml import read_yaml
 from dgad_tk.train import train
 
 QUICK: dict[str, Any] = {
@@ -56,7 +55,7 @@ def test_a_run_leaves_what_the_design_says(tmp_path: Path) -> None:
     records = folder.records()
     assert [record["event"] for record in records] == ["epoch", "epoch", "end"]
     assert {"loss", "accuracy", "l_st", "l_at", "pcr", "val_clean", "val_robust", "lr"} <= set(records[0])
-    assert read_yaml(folder.config)["epochs"] == 2
+    assert folder.read_config().epochs == 2
     assert load_state(folder.last)["best_sha256"] == sha256_file(folder.best)
 
     model, artifact = load_model(folder.best)

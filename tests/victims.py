@@ -9,7 +9,7 @@ from trained import IMAGES, trained_on_digits
 
 from dgad_tk.data import Split
 from dgad_tk.predictor import Predictor, predictor_of_module
-from exporters import load
+from exporters.formats import load
 
 SHAPE = (1, 6, 6)
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from dgad_tk.common import UserError, lookup
 from dgad_tk.data import cifar, digits, fashion_mnist, imagefolder, svhn, tiny_imagenet
+from dgad_tk.data.download import downloads
+from dgad_tk.data.reading import NotThereError
 from dgad_tk.data.spec import Augmentation, Dataset, DatasetSpec, Split
 from dgad_tk.data.splits import make_splits, shares_images
 from dgad_tk.names import check_utf8, is_utf8
@@ -14,7 +16,6 @@ __all__ = ["DATASETS", "Augmentation", "Dataset", "DatasetSpec", "Split", "load_
 
 DATASETS: dict[str, DatasetSpec] = {
     "digits": DatasetSpec(
-        name="digits",
         description="scikit-learn's handwritten digits, 1x8x8, 1,797 images; comes with the installation",
         load=digits.load,
         augmentation=Augmentation(padding=1, flip=False),
@@ -32,53 +33,38 @@ DATASETS: dict[str, DatasetSpec] = {
         },
     ),
     "fashion-mnist": DatasetSpec(
-        name="fashion-mnist",
         description="Fashion-MNIST, 1x28x28, 60,000 + 10,000 images; --data-dir, --download or Debian's package",
         load=fashion_mnist.load,
         augmentation=Augmentation(padding=2, flip=True),
         # L2: among the first 5,000 test images, the nearest of another class is 2 * 1.0 away.
         eps={"linf": 0.1, "l2": 1.0},
         training={"epochs": 40, "schedule": "cosine"},
-        download=fashion_mnist.download,
+        fetch=fashion_mnist.fetch,
     ),
     "cifar10": DatasetSpec(
-        name="cifar10",
         description="CIFAR-10, 3x32x32, 50,000 + 10,000 images; --data-dir or --download",
         load=partial(cifar.load, cifar.CIFAR10),
-        augmentation=Augmentation(padding=4, flip=True),
-        eps={"linf": 8 / 255, "l2": 0.5, "l1": 12.0},
-        download=partial(cifar.download, cifar.CIFAR10),
+        fetch=partial(cifar.fetch, cifar.CIFAR10),
     ),
     "cifar100": DatasetSpec(
-        name="cifar100",
         description="CIFAR-100, its 100 fine classes, 3x32x32, 50,000 + 10,000 images; --data-dir or --download",
         load=partial(cifar.load, cifar.CIFAR100),
-        augmentation=Augmentation(padding=4, flip=True),
-        eps={"linf": 8 / 255, "l2": 0.5, "l1": 12.0},
-        download=partial(cifar.download, cifar.CIFAR100),
+        fetch=partial(cifar.fetch, cifar.CIFAR100),
     ),
     "svhn": DatasetSpec(
-        name="svhn",
         description="SVHN's cropped digits, 3x32x32, 73,257 + 26,032 images; --data-dir or --download",
         load=svhn.load,
         augmentation=Augmentation(padding=4, flip=False),  # a mirrored digit is another one, or none
-        eps={"linf": 8 / 255, "l2": 0.5, "l1": 12.0},
-        download=svhn.download,
+        fetch=svhn.fetch,
     ),
     "tiny-imagenet": DatasetSpec(
-        name="tiny-imagenet",
         description="Tiny ImageNet, 200 classes, 3x64x64, 100,000 + 10,000 images (its val/); --data-dir",
         load=tiny_imagenet.load,
-        augmentation=Augmentation(padding=4, flip=True),
-        eps={"linf": 8 / 255, "l2": 0.5, "l1": 12.0},
-        download=tiny_imagenet.download,
+        fetch=tiny_imagenet.fetch,
     ),
     "imagefolder": DatasetSpec(
-        name="imagefolder",
         description="your own images: train/CLASS/* and test/CLASS/* in --data-dir, as RGB of --image-size",
         load=imagefolder.load,
-        augmentation=Augmentation(padding=4, flip=True),
-        eps={"linf": 8 / 255, "l2": 0.5, "l1": 12.0},
         resizable=True,
     ),
 }
@@ -106,13 +92,20 @@ def load_dataset(
             f"dataset '{name}' has images of one size and takes no --image-size",
             hint="only imagefolder resizes; leave the option out",
         )
+    if download and spec.fetch is None:
+        raise UserError(f"dataset '{name}' takes no --download", hint="there is nothing to fetch; leave it out")
     folder = data_dir and Path(os.path.expanduser(data_dir))
     place = _place(folder) if folder is not None else None
-    if download:
-        if spec.download is None:
-            raise UserError(f"dataset '{name}' takes no --download", hint="there is nothing to fetch; leave it out")
-        spec.download(folder)
-    decoded = spec.load(folder, image_size)
+    try:
+        decoded = spec.load(folder, image_size)
+    except NotThereError as error:
+        if download and spec.fetch is not None:
+            spec.fetch(folder or downloads(name))
+            decoded = spec.load(folder, image_size)
+        elif folder is not None and not os.path.isdir(folder):
+            raise UserError(f"--data-dir {folder} is not a folder", hint=error.hint) from None
+        else:
+            raise
 
     options: dict[str, str | int] = {}
     if place is not None:

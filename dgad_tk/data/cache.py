@@ -8,58 +8,68 @@ many processes build it at once and wherever one is killed.
 """
 
 import hashlib
-import io
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from tokenize import TokenError
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.lib.format import open_memmap, write_array_header_1_0
 
-from dgad_tk.common import UserError, cache_dir, synced
-from dgad_tk.data.fingerprint import SourceFile, changed, content_key
-from dgad_tk.data.spec import Decoded, Images, Labels, Part, Source
+from dgad_tk.common import UserError, cache_dir, sha256_file, written_aside
+from dgad_tk.data.reading import accessible
+from dgad_tk.data.spec import Decoded, Labels, Part
 
 FORMAT = 1
 """Raise it when the same files would decode to other arrays."""
+BLOCK = 1024
+"""Images that are written at once."""
 
-Build = Callable[[], tuple[list[str], Mapping[str, Source]]]
-"""Class names and the parts to decode."""
+Build = Callable[[], tuple[list[str], Mapping[str, Iterable[Part]]]]
+"""Class names, and for each part its images, some at a time."""
 
 _IMAGES, _LABELS = np.dtype("|u1"), np.dtype("<i8")
 _STALE_SECONDS = 24 * 3600
 _log = logging.getLogger(__name__)
 
 
-def cached(name: str, root: Path, files: Sequence[SourceFile], salt: str, build: Build) -> Decoded:
+def cached(name: str, root: Path, files: Sequence[str], build: Build, salt: str = "") -> Decoded:
     """The decoded arrays of `files`, mapped read-only from the cache, which is filled first if need be.
 
     Args:
         name: of the dataset.
         root: the folder that `files` are in.
         files: all that `build` reads.
-        salt: the options that `build` depends on.
         build: called only when the cache has no sound entry. Raises nothing but UserError.
+        salt: the options that `build` depends on.
 
     Raises:
         UserError: a file is damaged or changes meanwhile, or the cache cannot be written.
     """
-    key = content_key(root, files, f"{name} format {FORMAT} {salt}")
+    stats = _stats(root, files)
+    key = _content_key(root, stats, f"{name} format {FORMAT} {salt}")
     entry = cache_dir() / "datasets" / f"{name}-{key[:24]}"
-    # Once is enough, but for a process that replaces a damaged entry at the very moment we look for ours.
+    # Once is enough, unless another process replaces a damaged entry at the very moment we look for ours.
     for _ in range(3):
         if (decoded := _open(entry)) is not None:
             return decoded
         _log.info("%s: decoding %d files from %s, once", name, len(files), root)
         try:
-            _build(entry, build, root, files)
+            with _aside(entry) as built:
+                _write(built, *build())
+                if changed := [file for file, stat in _stats(root, files).items() if stat != stats[file]]:
+                    raise UserError(  # under its key, the entry would hold something else for ever
+                        f"{root / changed[0]} was changed while it was being read",
+                        hint="wait until the files are complete",
+                    )
         except OSError as error:
             raise UserError(
                 f"cannot write the dataset cache {entry.parent}: {error.strerror or error}",
@@ -68,26 +78,62 @@ def cached(name: str, root: Path, files: Sequence[SourceFile], salt: str, build:
     raise UserError(f"the dataset cache entry {entry} cannot be read back", hint="delete it and try again")
 
 
-def in_memory(classes: list[str], parts: Mapping[str, Part]) -> Decoded:
-    """Arrays too small to be worth a cache."""
-    digests = {name: hashlib.sha256(part.images.tobytes()).hexdigest() for name, part in parts.items()}
-    shapes = {name: part.images.shape for name, part in parts.items()}
-    labels = {name: part.labels for name, part in parts.items()}
-    return Decoded(classes, parts, _content_sha256(classes, shapes, labels, digests))
+def _stats(root: Path, files: Sequence[str]) -> dict[str, str]:
+    """For each file its size in bytes, and when its content and its inode were last changed, in nanoseconds.
+
+    The inode tells new content of the same size whose time was set back.
+    """
+    found = {}
+    with accessible(root):
+        for file in files:
+            status = os.stat(root / file)
+            found[file] = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    return found
 
 
-def _build(entry: Path, build: Build, root: Path, files: Sequence[SourceFile]) -> None:
+def _content_key(root: Path, stats: Mapping[str, str], salt: str) -> str:
+    """A SHA-256 of the files' names and bytes and of `salt`. A folder that was moved or copied has the same key.
+
+    Reading all bytes takes seconds to minutes. So an index is kept, from what `stat` says to the key.
+    """
+    # With the folder: two unpacked archives may agree in every name, size and time, and differ in content.
+    seen = _sha256([str(root.resolve()), salt, *map("\0".join, stats.items())])
+    index = cache_dir() / "datasets" / "index" / seen
+    with suppress(OSError, UnicodeDecodeError):
+        known = index.read_text(encoding="ascii")
+        if re.fullmatch("[0-9a-f]{64}", known):
+            return known
+
+    lines = [salt]
+    for file in stats:
+        with accessible(root / file):
+            lines.append(f"{file}\0{sha256_file(root / file)}")
+    key = _sha256(lines)
+    # A cache that cannot be written to may still hold the entry; whoever has to write one complains then.
+    with suppress(OSError), written_aside(index) as aside:
+        aside.write_text(key, encoding="ascii")
+    return key
+
+
+def _sha256(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))  # a file name may hold any bytes
+    return digest.hexdigest()
+
+
+@contextmanager
+def _aside(entry: Path) -> Iterator[Path]:
+    """A folder to build an entry in, which takes its place when the block ends well."""
     entry.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(entry.parent)
+    for leftover in entry.parent.glob(".building-*"):
+        with suppress(OSError):  # of a process that was killed, if it is old enough
+            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=entry.parent, ignore_cleanup_errors=True) as aside:
         built = Path(aside) / "entry"
         built.mkdir()
-        _write(built, *build())
-        if (name := changed(root, files)) is not None:
-            # Under its key, the entry would hold something else for ever.
-            raise UserError(
-                f"{root / name} was changed while it was being read", hint="wait until the files are complete"
-            )
+        yield built
         if _open(entry) is not None:
             return  # another process was faster
         with suppress(OSError):
@@ -99,51 +145,54 @@ def _build(entry: Path, build: Build, root: Path, files: Sequence[SourceFile]) -
                 raise
 
 
-def _remove_stale(folder: Path) -> None:
-    """Clear away what killed processes left behind long ago."""
-    for leftover in folder.glob(".building-*"):
-        with suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(leftover, ignore_errors=True)
+class Content(NamedTuple):
+    """What the digest of a dataset needs to know of a part: shape and SHA-256 of its images, and its labels."""
+
+    shape: tuple[int, ...]
+    sha256: str
+    labels: Labels
 
 
-def _write(folder: Path, classes: list[str], sources: Mapping[str, Source]) -> None:
-    shapes = {name: (len(source.labels), *source.shape) for name, source in sources.items()}
-    digests = {}
-    for name, source in sources.items():
-        with (folder / f"{name}-labels.npy").open("wb") as file:
-            file.write(_header(_LABELS, (len(source.labels),)) + source.labels.astype(_LABELS).tobytes())
-            _flush(file)
-        # Written, not mapped: on a full disk a write fails with an error, a mapped page kills the process.
-        with (folder / f"{name}-images.npy").open("wb") as file:
-            file.write(_header(_IMAGES, shapes[name]))
-            digests[name] = _write_blocks(file, source.blocks(), shapes[name])
-            _flush(file)
-    labels = {name: source.labels for name, source in sources.items()}
+def _write(folder: Path, classes: list[str], parts: Mapping[str, Iterable[Part]]) -> None:
+    contents = {}
+    for name, pieces in parts.items():
+        contents[name] = _write_images(folder / f"{name}-images.npy", pieces)
+        with written_aside(folder / f"{name}-labels.npy") as aside:
+            np.save(aside, contents[name].labels.astype(_LABELS))
     record = {
         "format": FORMAT,
         "classes": classes,
-        "shapes": shapes,
-        "sha256": _content_sha256(classes, shapes, labels, digests),
+        "shapes": {name: content.shape for name, content in contents.items()},
+        "sha256": content_sha256(classes, contents),
     }
-    with (folder / "meta.json").open("wb") as file:
-        file.write(json.dumps(record, indent=1).encode())
-        _flush(file)
+    with written_aside(folder / "meta.json") as aside:
+        aside.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def _write_blocks(file: BinaryIO, blocks: Iterable[Images], shape: tuple[int, ...]) -> str:
-    digest, count = hashlib.sha256(), 0
-    for block in blocks:
-        assert (block.dtype, *block.shape[1:]) == (_IMAGES, *shape[1:]), f"{block.dtype} {block.shape} in {shape}"
-        digest.update(block.tobytes())
-        file.write(block.tobytes())
-        count += len(block)
-    assert count == shape[0], f"{count} images decoded, {shape[0]} announced"
-    return digest.hexdigest()
+def _write_images(path: Path, pieces: Iterable[Part]) -> Content:
+    digest = hashlib.sha256()
+    labels: list[Labels] = []
+    shape: tuple[int, ...] = ()
+    # Written, not mapped: on a full disk a write fails with an error, a mapped page kills the process.
+    with written_aside(path) as aside, aside.open("wb") as file:
+        for piece in pieces:
+            if not labels:
+                shape = piece.images.shape[1:]
+                _write_header(file, (0, *shape))  # as long as that of any other number of images
+            assert (piece.images.dtype, *piece.images.shape) == (_IMAGES, len(piece.labels), *shape), f"{piece}"
+            for start in range(0, len(piece.labels), BLOCK):
+                block = piece.images[start : start + BLOCK].tobytes()
+                digest.update(block)
+                file.write(block)
+            labels.append(piece.labels)
+        found = np.concatenate(labels)
+        file.seek(0)
+        _write_header(file, (len(found), *shape))
+    return Content((len(found), *shape), digest.hexdigest(), found)
 
 
-def _flush(file: BinaryIO) -> None:
-    synced(file)  # else a rename may reach the disk before the data do
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    write_array_header_1_0(file, {"descr": _IMAGES.str, "fortran_order": False, "shape": shape})
 
 
 def _open(entry: Path) -> Decoded | None:
@@ -153,44 +202,26 @@ def _open(entry: Path) -> Decoded | None:
         if record["format"] != FORMAT:
             return None
         parts = {}
-        for name, (n, channels, height, width) in record["shapes"].items():
-            images = _map(entry / f"{name}-images.npy", _IMAGES, (n, channels, height, width))
-            labels: Labels = np.array(_map(entry / f"{name}-labels.npy", _LABELS, (n,)), dtype=np.int64)
-            parts[name] = Part(images, labels)
+        for name, shape in record["shapes"].items():
+            images = _map(entry / f"{name}-images.npy", _IMAGES, tuple(shape))
+            labels = _map(entry / f"{name}-labels.npy", _LABELS, tuple(shape[:1]))
+            parts[name] = Part(images, np.array(labels, dtype=np.int64))
         return Decoded([str(label) for label in record["classes"]], parts, str(record["sha256"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, TokenError):  # the last of a damaged .npy header
         return None
 
 
-def _map(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
-    """A .npy file written here, mapped read-only.
-
-    Raises:
-        ValueError: its size or header is not what was written.
-    """
-    header = _header(dtype, shape)
-    expected = len(header) + np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size != expected or file.read(len(header)) != header:
-            raise ValueError(f"{path} is damaged")
-        return np.memmap(file, dtype=dtype, mode="r", offset=len(header), shape=shape)
+def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap:
+    found = open_memmap(path, mode="r")
+    if (found.dtype, found.shape, found.offset + found.nbytes) != (dtype, shape, path.stat().st_size):
+        raise ValueError(f"{path} is damaged")
+    return found
 
 
-def _header(dtype: DTypeLike, shape: tuple[int, ...]) -> bytes:
-    buffer = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
-    np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": tuple(shape)})
-    return buffer.getvalue()
-
-
-def _content_sha256(
-    classes: list[str],
-    shapes: Mapping[str, tuple[int, ...]],
-    labels: Mapping[str, Labels],
-    digests: Mapping[str, str],
-) -> str:
-    content = hashlib.sha256(json.dumps(classes).encode())
-    for name in sorted(shapes):
-        content.update(f"\n{name} {list(shapes[name])} {digests[name]}\n".encode())
-        content.update(labels[name].astype(_LABELS).tobytes())
-    return content.hexdigest()
+def content_sha256(classes: list[str], contents: Mapping[str, Content]) -> str:
+    """A digest of class names, labels and pixels. The same images in another container have the same digest."""
+    digest = hashlib.sha256(json.dumps(classes).encode())
+    for name, content in sorted(contents.items()):
+        digest.update(f"\n{name} {list(content.shape)} {content.sha256}\n".encode())
+        digest.update(content.labels.astype(_LABELS).tobytes())
+    return digest.hexdigest()

@@ -1,27 +1,28 @@
-"""From image files to arrays of one size; of files that are no images, how many there are and what they are instead."""
+"""From image files to arrays of one size. Files that are no sound images are counted and named by what they are."""
 
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from dgad_tk.common import UserError
-from dgad_tk.data.fingerprint import SourceFile
-from dgad_tk.data.spec import Images
+from dgad_tk.common import UserError, reason_of
+from dgad_tk.data.endings import first_names
+from dgad_tk.data.spec import Pixels
 from dgad_tk.first_bytes import archive_of, beginning, placeholder_of
 from dgad_tk.names import shown
 
 BLOCK_BYTES = 2**22
 THREADS_FROM_BYTES = 4096
-"""Mean file size from which threads pay. Two are 2.0 times as fast as one at 90 KB a file, 1.4 times at 7 KB,
+"""File size from which threads pay off. Two are 2.0 times as fast as one at 90 KB per file, 1.4 times at 7 KB,
 but 0.7 times at CIFAR's 1 KB, where most of the work needs the interpreter's lock."""
 COUNTED = 10_000
-"""How many images more are looked at when one is bad: a user learns of all of them and does not wait for ever."""
-NAMED = 3
+"""How many more images are looked at after a bad one: a user learns of the others and does not wait for ever."""
 
 _AGAIN = "copy it again, or take it out of the folder"
 _CONVERT = "convert it to .png or .jpg"
@@ -29,111 +30,108 @@ _BRANDS = {b"heic": "a HEIC image", b"heix": "a HEIC image", b"mif1": "a HEIF im
 _BRANDS |= {b"hevc": "a HEIC image", b"avif": "an AVIF image", b"avis": "an AVIF image"}
 
 
-class Flaw(Exception):
-    """One file that cannot be used.
+@dataclass(frozen=True)
+class Flaw:
+    """Why a file cannot be used.
 
-    Args:
+    Attributes:
         kind: what it is, the same for all files with this flaw: "a Git LFS pointer".
         message: what is wrong with the file, after its name.
         hint: what to do about it.
     """
 
-    def __init__(self, kind: str, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.kind, self.message, self.hint = kind, message, hint
+    kind: str
+    message: str
+    hint: str
 
 
-class _Flawed(NamedTuple):
-    name: str
-    flaw: Flaw
+_Block = tuple[Pixels, dict[str, Flaw]]
+"""The images of some files, and by file name what is wrong with those that cannot be used."""
 
 
-def blocks(root: Path, files: Sequence[SourceFile], size: int, exact: bool) -> Iterator[Images]:
+def blocks(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterator[Pixels]:
     """The images, uint8 `(n, 3, size, size)` at a time, in the order of `files`.
 
     Args:
         exact: refuse an image of another size instead of squeezing it.
 
     Raises:
-        UserError: some files are no sound images; says how many, and names the first ones.
+        UserError: some files are no sound images. The message says how many and names the first ones.
     """
-    n = max(1, BLOCK_BYTES // (3 * size * size))
-    pieces = [files[start : start + n] for start in range(0, len(files), n)]
-    flawed: list[_Flawed] = []
+    flawed: dict[str, Flaw] = {}
     seen = until = 0
-    for piece, (block, found) in zip(pieces, _decoded(root, pieces, size, exact), strict=False):
-        seen += len(piece)
+    for block, found in _decoded(root, files, size, exact):
+        seen += len(block)
         if found and not flawed:
             until = seen + COUNTED
-        flawed += found
+        flawed |= found
         if not flawed:
             yield block
         elif seen >= until:
             break
     if flawed:
-        raise _refusal(root, flawed, seen, len(files))
+        raise _refusal(root, flawed, f"{seen:,}" if seen == len(files) else f"the first {seen:,} (of {len(files):,})")
 
 
-Decoded = tuple[Images, list[_Flawed]]
-
-
-def _decoded(root: Path, pieces: list[Sequence[SourceFile]], size: int, exact: bool) -> Iterator[Decoded]:
-    files, total = sum(map(len, pieces)), sum(file.size for piece in pieces for file in piece)
-    if total < THREADS_FROM_BYTES * files:
-        yield from (_decode_all(root, piece, size, exact) for piece in pieces)
+def _decoded(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterator[_Block]:
+    n = max(1, BLOCK_BYTES // (3 * size * size))
+    decode_some = partial(_decode_all, root, size=size, exact=exact)
+    pieces = (files[start : start + n] for start in range(0, len(files), n))
+    if (threads := _threads(root, files)) == 1:
+        yield from map(decode_some, pieces)
         return
-    threads = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         # Only so many ahead: results must not pile up in memory when the disk is slower than the decoding.
-        ahead: deque[Future[Decoded]] = deque()
+        ahead: deque[Future[_Block]] = deque()
         for piece in pieces:
-            ahead.append(pool.submit(_decode_all, root, piece, size, exact))
+            ahead.append(pool.submit(decode_some, piece))
             if len(ahead) > 2 * threads:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
-def _decode_all(root: Path, files: Sequence[SourceFile], size: int, exact: bool) -> Decoded:
+def _threads(root: Path, files: Sequence[str]) -> int:
+    """How many threads pay off, judged by the file in the middle of the list."""
+    with suppress(OSError):  # the decoder says what is wrong with it
+        if (root / files[len(files) // 2]).stat().st_size >= THREADS_FROM_BYTES:
+            return min(8, os.cpu_count() or 1)
+    return 1
+
+
+def _decode_all(root: Path, files: Sequence[str], size: int, exact: bool) -> _Block:
     block = np.zeros((len(files), 3, size, size), dtype=np.uint8)
-    flawed = []
-    for row, file in enumerate(files):
-        try:
-            block[row] = decode(root / file.name, size, exact=exact).transpose(2, 0, 1)
-        except Flaw as flaw:
-            flawed.append(_Flawed(file.name, flaw))
+    flawed = {}
+    for row, name in enumerate(files):
+        found = decode(root / name, size, exact=exact)
+        if isinstance(found, Flaw):
+            flawed[name] = found
+        else:
+            block[row] = found.transpose(2, 0, 1)
     return block, flawed
 
 
-def decode(path: Path, size: int, *, exact: bool = False) -> Images:
+def decode(path: Path, size: int, *, exact: bool = False) -> Pixels | Flaw:
     """One image file as uint8 `(size, size, 3)`.
 
-    Raises:
-        Flaw: it is damaged, or something else, or has more than 8 bits a channel, or another size where that is to be
-            `exact`.
+    Returns:
+        A Flaw where the file is damaged, is no image, has more than 8 bits per channel, or, with `exact`, has another
+        size.
     """
     from PIL import Image  # not needed to know the names of the datasets
 
-    flaw = None
     try:
         with Image.open(path) as file:
-            if (flaw := _unfit(file.mode, file.size, size if exact else None)) is None:
-                # Straight from a palette with transparency to RGB, the colours are the same, but Pillow warns.
-                image = file.convert("RGBA") if file.mode == "P" and "transparency" in file.info else file
-                return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+            if file.mode[0] in "IF":  # Pillow would clip to 255, which makes most of such an image white
+                message = f"has 16-bit or float pixels (mode {file.mode})"
+                return Flaw("a 16-bit or float image", message, "convert it to 8 bits")
+            if exact and file.size != (size, size):
+                return Flaw("of another size", f"is {file.width}x{file.height}, not {size}x{size}", _AGAIN)
+            # Straight from a palette with transparency to RGB, the colours are the same, but Pillow warns.
+            image = file.convert("RGBA") if file.mode == "P" and "transparency" in file.info else file
+            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
     except Exception as error:  # noqa: BLE001 - Pillow's many decoders raise whatever damaged bytes lead them to
-        flaw = _found_instead(path, error)
-    raise flaw
-
-
-def _unfit(mode: str, found: tuple[int, int], size: int | None) -> Flaw | None:
-    if mode[0] in "IF":
-        # Pillow would clip to 255, which makes most of such an image white.
-        return Flaw("a 16-bit or float image", f"has 16-bit or float pixels (mode {mode})", "convert it to 8 bits")
-    if size is not None and found != (size, size):
-        width, height = found
-        return Flaw("of another size", f"is {width}x{height}, not {size}x{size}", _AGAIN)
-    return None
+        return _found_instead(path, error)
 
 
 def _found_instead(path: Path, error: Exception) -> Flaw:
@@ -143,14 +141,15 @@ def _found_instead(path: Path, error: Exception) -> Flaw:
     except OSError as unreadable:
         reason = f"cannot be read: {unreadable.strerror or unreadable}"
         return Flaw("a file that cannot be read", reason, "check it and its permissions")
+    cannot = "cannot be read as an image: "
     if found := placeholder_of(head):
-        return Flaw(found[0], f"cannot be read as an image: it is {found[0]}", found[1])
+        return Flaw(found[0], f"{cannot}it is {found[0]}", found[1])
     if name := _other_image(head):
-        return Flaw(name, f"cannot be read as an image: it is {name}, whatever its name says", _CONVERT)
+        return Flaw(name, f"{cannot}it is {name}, whatever its name says", _CONVERT)
     if name := archive_of(head):
-        return Flaw(name, f"cannot be read as an image: it is {name}", "unpack it")
-    reason = " ".join(str(error).split()).replace(f"'{path}'", "").strip() or type(error).__name__
-    return Flaw("a damaged image", f"cannot be read as an image: {reason[:200]}", _AGAIN)
+        return Flaw(name, f"{cannot}it is {name}", "unpack it")
+    reason = reason_of(error).replace(f"'{path}'", "").strip()
+    return Flaw("a damaged image", cannot + (reason or type(error).__name__), _AGAIN)
 
 
 def _other_image(head: bytes) -> str:
@@ -162,23 +161,21 @@ def _other_image(head: bytes) -> str:
     return "an SVG drawing" if b"<svg" in head.lower() else ""
 
 
-def _refusal(root: Path, flawed: list[_Flawed], seen: int, total: int) -> UserError:
-    first = flawed[0]
+def _refusal(root: Path, flawed: dict[str, Flaw], looked_at: str) -> UserError:
+    """One error for all flawed images, with the hint for the most frequent flaw."""
+    first, flaw = next(iter(flawed.items()))
     if len(flawed) == 1:
-        return UserError(f"{root / shown(first.name)} {first.flaw.message}", hint=first.flaw.hint)
-    kinds: dict[str, list[_Flawed]] = {}
-    for each in flawed:
-        kinds.setdefault(each.flaw.kind, []).append(each)
+        return UserError(f"{root / shown(first)} {flaw.message}", hint=flaw.hint)
+    kinds: dict[str, list[str]] = {}
+    for name, each in flawed.items():
+        kinds.setdefault(each.kind, []).append(name)
     most = max(kinds.values(), key=len)
-    part = root / first.name.partition("/")[0]
-    looked_at = f"{seen:,}" if seen == total else f"the first {seen:,} (of {total:,})"
-    which = "; ".join(_group(kind, found) for kind, found in kinds.items())
-    reason = f"; the first: {first.flaw.message}" if first.flaw.kind == "a damaged image" else ""
-    return UserError(
-        f"{len(flawed):,} of {looked_at} images below {part} cannot be used: {which}{reason}", hint=most[0].flaw.hint
+    which = "; ".join(
+        f"{len(names):,} times {kind} ({first_names(name.partition('/')[2] for name in names)})"
+        for kind, names in kinds.items()
     )
-
-
-def _group(kind: str, flawed: list[_Flawed]) -> str:
-    names = ", ".join(shown(each.name.partition("/")[2]) for each in flawed[:NAMED])
-    return f"{len(flawed):,} times {kind} ({names}{', ...' if len(flawed) > NAMED else ''})"
+    reason = f"; the first: {flaw.message}" if flaw.kind == "a damaged image" else ""
+    return UserError(
+        f"{len(flawed):,} of {looked_at} images below {root / first.partition('/')[0]} cannot be used: {which}{reason}",
+        hint=flawed[most[0]].hint,
+    )

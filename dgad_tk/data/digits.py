@@ -1,13 +1,14 @@
 """The embedded default: scikit-learn's handwritten digits, 1,797 grey images of 8x8 pixels."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from dgad_tk.common import UserError
-from dgad_tk.data.cache import in_memory
-from dgad_tk.data.spec import Decoded, Images, Labels, Part
-from dgad_tk.data.splits import cut
+from dgad_tk.data.cache import Content, content_sha256
+from dgad_tk.data.spec import Decoded, Labels, Part, Pixels
+from dgad_tk.data.splits import stratified_order
 
 TEST_IMAGES = 360
 
@@ -27,7 +28,14 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
 
     grey, digit = load_digits(return_X_y=True)
     # Inks 0 to 16 become 0 to 255.
-    images: Images = np.round(grey * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    images: Pixels = np.round(grey * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     labels: Labels = digit.astype(np.int64)
-    test, train = cut(Part(images, labels), "digits test", TEST_IMAGES)
-    return in_memory([str(label) for label in range(10)], {"train": train, "test": test})
+    order = stratified_order(labels, "digits test")
+    rows = {"train": np.sort(order[TEST_IMAGES:]), "test": np.sort(order[:TEST_IMAGES])}
+    parts = {part: Part(images[index], labels[index]) for part, index in rows.items()}
+    classes = [str(label) for label in range(10)]
+    return Decoded(classes, parts, content_sha256(classes, {part: _content(parts[part]) for part in parts}))
+
+
+def _content(part: Part) -> Content:
+    return Content(part.images.shape, hashlib.sha256(part.images.tobytes()).hexdigest(), part.labels)

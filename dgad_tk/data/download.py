@@ -7,22 +7,15 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import NamedTuple
 
 from dgad_tk.common import UserError, cache_dir, reason_of
 
 
-@dataclass(frozen=True)
-class Remote:
-    """A file somewhere else.
-
-    Attributes:
-        url: its address.
-        name: what it is called here.
-        md5: of its content, 32 hex digits.
-    """
+class Remote(NamedTuple):
+    """A file somewhere else: its address, what it is called here, the MD5 of its content in hex digits."""
 
     url: str
     name: str

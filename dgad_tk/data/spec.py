@@ -1,6 +1,6 @@
 """What a dataset is: its row in the table, its decoded arrays, its three splits."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dgad_tk.common import UserError
 
-Images = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Shape = tuple[int, int, int]
 
@@ -24,7 +24,7 @@ class Augmentation:
     """Random crop and flip of training images.
 
     Args:
-        padding: zero pixels put around the image before a crop of its own size; it moves by at most as many.
+        padding: zero pixels put around the image before it is cropped to its own size; it moves by at most as many.
         flip: mirror half of the images left to right.
     """
 
@@ -34,30 +34,15 @@ class Augmentation:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One decoded folder of a dataset, in the order of its files.
+    """Decoded images of a dataset in the order of its files: of a whole folder, or of some files in it.
 
     Attributes:
         images: uint8 `(N, C, H, W)`, memory-mapped where they come from the cache.
         labels: int64 `(N,)`.
     """
 
-    images: Images
+    images: Pixels
     labels: Labels
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A part before it is decoded: how many images of what shape, and a way to get at them piece by piece.
-
-    Attributes:
-        shape: (C, H, W).
-        labels: int64 `(N,)`.
-        blocks: uint8 `(n, C, H, W)` each, N images in all, in the order of `labels`.
-    """
-
-    shape: Shape
-    labels: Labels
-    blocks: Callable[[], Iterable[Images]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +52,10 @@ class Decoded:
     Attributes:
         classes: class names in the order of the labels.
         parts: "train", "test" and, where the data come with one of their own, "val".
-        sha256: of class names, labels and pixels; the same images in another container have the same one.
+        sha256: `cache.content_sha256` of them.
         image_size: the size the images were brought to, None where the data have one size of their own.
-        notes: what was found and not used, a sentence each. The cache keeps none: they are of the files as they are.
+        notes: a sentence for each kind of thing that was found and not used. They are about the files as they are now,
+            so the cache keeps none.
     """
 
     classes: list[str]
@@ -91,14 +77,14 @@ class Split:
         labels: int64 `(N,)`, of the rows in `index`.
     """
 
-    base: Images = field(repr=False)
+    base: Pixels = field(repr=False)
     index: NDArray[np.int64] = field(repr=False)
     labels: Labels = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def take(self, positions: NDArray[np.int64] | Sequence[int] | slice) -> Images:
+    def take(self, positions: NDArray[np.int64] | Sequence[int] | slice) -> Pixels:
         """A copy of the images at these positions, uint8 `(n, C, H, W)`, contiguous."""
         return np.ascontiguousarray(self.base[self.index[positions]])
 
@@ -115,26 +101,26 @@ class Split:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A row of the DATASETS table.
+    """A row of the DATASETS table; augmentation and radii are those of CIFAR unless it says otherwise.
 
     Attributes:
-        name: what `--dataset` takes.
         description: one line for `dgad list datasets`.
-        load: (data_dir, image_size) to decoded arrays; either is None when the user gave none.
+        load: (data_dir, image_size) to decoded arrays; either is None when the user gave none. Raises UserError where
+            the files are damaged or hold something else, NotThereError where they are not there.
         augmentation: of training images.
         eps: norm ("linf", "l2") to the default radius, as a fraction of 1.
         training: settings of a TrainConfig that differ from the paper's for CIFAR, by name.
-        download: fetches the files to a data_dir, or below the cache, unless they are there; None where there are none.
+        fetch: puts the files that are not there into a folder; None where there is nothing to fetch. Raises UserError
+            where there is no network, or something else comes.
         resizable: `--image-size` applies; otherwise the data have one size of their own.
     """
 
-    name: str
     description: str
     load: Callable[[Path | None, int | None], Decoded]
-    augmentation: Augmentation
-    eps: Mapping[str, float]
+    augmentation: Augmentation = Augmentation(padding=4, flip=True)
+    eps: Mapping[str, float] = field(default_factory=lambda: {"linf": 8 / 255, "l2": 0.5, "l1": 12.0})
     training: Mapping[str, Any] = field(default_factory=dict)
-    download: Callable[[Path | None], None] | None = None
+    fetch: Callable[[Path], None] | None = None
     resizable: bool = False
 
 

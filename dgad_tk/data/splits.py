@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from dgad_tk.data.spec import Labels, Part, Split
 
 VALIDATION_SHARE = 10
-"""One training image in so many is held out for validation ..."""
+"""One in this many training images is held out for validation ..."""
 VALIDATION_MOST = 1000
-"""... but no more: enough to tell checkpoints apart by some points, few enough to attack every epoch."""
+"""... but at most this many: enough to tell checkpoints apart by some points, few enough to attack every epoch."""
 NAMED = 10
-"""Classes that a message names at most."""
+"""How many classes a message names at most."""
 
 
 def stratified_order(labels: Labels, purpose: str) -> NDArray[np.int64]:
@@ -39,13 +39,6 @@ def stratified_order(labels: Labels, purpose: str) -> NDArray[np.int64]:
     return np.lexsort((between, (rank + 0.5) / sizes[classes])).astype(np.int64)
 
 
-def cut(part: Part, purpose: str, n: int) -> tuple[Part, Part]:
-    """The first `n` of a stratified order and the rest, copied in file order: for small data in memory."""
-    order = stratified_order(part.labels, purpose)
-    first, rest = np.sort(order[:n]), np.sort(order[n:])
-    return Part(part.images[first], part.labels[first]), Part(part.images[rest], part.labels[rest])
-
-
 def make_splits(parts: Mapping[str, Part]) -> tuple[Split, Split, Split]:
     """Train, validation and test; validation is held out of train where the data have none of their own.
 
@@ -64,18 +57,18 @@ def make_splits(parts: Mapping[str, Part]) -> tuple[Split, Split, Split]:
 
 
 def _to_spare(labels: Labels) -> NDArray[np.int64]:
-    """The positions, ascending, of all but each class's last image."""
+    """The positions of all images but the last one of each class, ascending."""
     _, last = np.unique(labels[::-1], return_index=True)
     return np.setdiff1d(np.arange(len(labels)), len(labels) - 1 - last)
 
 
 def shares_images(train: Split, val: Split) -> bool:
-    """Whether validation is on images that are trained on, for want of others."""
+    """Whether validation uses images that are trained on, because there are no others."""
     return val.base is train.base and bool(np.isin(val.index, train.index).any())
 
 
 def without_images(split: Split, classes: Sequence[str]) -> str:
-    """A sentence on the classes that have no image in a split; empty if there is none."""
+    """A sentence about the classes that have no image in a split; empty if every class has one."""
     lost = sorted(set(range(len(classes))) - set(np.unique(split.labels).tolist()))
     if not lost:
         return ""

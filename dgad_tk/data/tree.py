@@ -1,117 +1,177 @@
-"""The class folders of one part: which files they hold, by class."""
+"""Folders of images: which one plays which part of a dataset, and which files its classes hold."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from dgad_tk.common import UserError, nearest
-from dgad_tk.data.endings import LeftOut, by_ending, readable_endings
-from dgad_tk.data.fingerprint import SourceFile, source_file
-from dgad_tk.data.parts import LAYOUT
-from dgad_tk.names import check_class_name, composed
+from dgad_tk.data.endings import by_ending, counted, ending_of, first_names, is_image, notes_on, readable_endings
+from dgad_tk.data.reading import accessible
+from dgad_tk.names import check_class_name, composed, shown
 
+LAYOUT = "the folder must hold train/CLASS/image files, and test/CLASS/ or val/CLASS/ likewise"
+
+_PART_OF = {  # as Hugging Face's datasets knows them
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+_FILLERS = {"", "set", "data", "dataset", "split", "images", "imgs", "img", "image"}
 _HIDDEN = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 
-Tree = dict[str, list[SourceFile]]
-"""Class name, composed, to its files, both sorted. The files keep the names that they have on disk."""
+Tree = dict[str, list[str]]
+"""Class name, composed, to its files, both sorted. The files are paths below the dataset's folder, as on disk."""
 
 
-def tree_of(data_dir: Path, folder: str, left_out: LeftOut) -> Tree:
-    """The files of every class below `data_dir/folder`.
+def part_of(name: str) -> str | None:
+    """The part that a folder's name says it is: "val" for `Validation`, `dev_set` or `val2017`; else None."""
+    words = [word for word in re.split(r"[\W_\d]+", name.lower()) if word not in _FILLERS]
+    if len(words) != 1:
+        return None
+    return _PART_OF.get(words[0]) or _PART_OF.get(re.sub("(set|data|images)$", "", words[0]))
+
+
+def parts_in(root: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Part to the folder in `root` that plays it, and notes on what plays none.
+
+    With a folder of training, one of validation and one of test images, each is itself; where there are only two, the
+    second is the test part.
+
+    Raises:
+        UserError: there is none to train or to test on, or two folders claim one part.
+    """
+    found: dict[str, list[str]] = {}
+    loose = []
+    for entry in sorted(_entries(root), key=lambda entry: entry.name):
+        if _is_dir(entry):
+            found.setdefault(part_of(entry.name) or "", []).append(entry.name)
+        elif is_image(entry.name):
+            loose.append(entry.name)
+    others = found.pop("", [])
+    for part, claims in found.items():
+        if len(claims) > 1:
+            raise UserError(
+                f"{root}: both '{claims[0]}' and '{claims[1]}' could be the {part} images",
+                hint="move one of them away, or put them into one folder",
+            )
+    if "train" not in found or len(found) == 1:
+        missing = "train/" if "train" not in found else "test/ or val/"
+        there = f", only {_listed(others)}" if others and not found else ""
+        raise UserError(f"{root} has no {missing}{there}", hint=LAYOUT)
+    notes = []
+    if others:
+        what = "a folder that is no split" if len(others) == 1 else f"{len(others)} folders that are no split"
+        notes.append(f"{root}: passed over {what} (train, val or test): {_listed(others)}")
+    if loose:
+        what = counted(len(loose), "image file")
+        notes.append(f"{root}: {what} passed over beside the splits ({first_names(loose)})")
+    parts: dict[str, str] = {part: found[part][0] for part in ("train", "val", "test") if part in found}
+    if "test" not in parts:
+        parts["test"] = parts.pop("val")
+    return parts, tuple(notes)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(f"'{shown(name)}'" for name in names[:5]) + more
+
+
+def tree_of(root: Path, folder: str, usual: Set[str] = frozenset()) -> tuple[Tree, tuple[str, ...]]:
+    """The files of every class below `root/folder`, and notes on the files that are not used.
 
     Args:
-        left_out: told of the files that are not used.
+        usual: endings of files that belong there and that no note mentions.
 
     Raises:
         UserError: a folder cannot be read, a class is empty, or a name cannot be a class's.
     """
-    folders: dict[str, str] = {}
-    for entry in sorted(entries(data_dir / folder), key=lambda entry: entry.name):
-        if not is_dir(entry):
-            left_out.add_beside(entry.name)
+    on_disk: dict[str, str] = {}
+    beside = []
+    for entry in sorted(_entries(root / folder), key=lambda entry: entry.name):
+        if not _is_dir(entry):
+            if ending_of(entry.name) not in usual:
+                beside.append(entry.name)
             continue
-        check_class_name(entry.name, str(data_dir / folder))
+        check_class_name(entry.name, str(root / folder))
         name = composed(entry.name)
-        if name in folders:
+        if name in on_disk:
             raise UserError(
-                f"{data_dir / folder}: two class folders are called '{name}', in different Unicode forms "
-                f"({folders[name]!a} and {entry.name!a}; one is NFC, composed)",
+                f"{root / folder}: two class folders are called '{name}', in different Unicode forms "
+                f"({on_disk[name]!a} and {entry.name!a}; one is NFC, composed)",
                 hint="move the files of one into the other",
             )
-        folders[name] = entry.name
-    return {name: _files_of(data_dir, folder, name, folders[name], left_out) for name in sorted(folders)}
+        on_disk[name] = entry.name
+    images, others = {}, {}
+    for name in sorted(on_disk):
+        images[name], others[name] = images_below(root, f"{folder}/{on_disk[name]}", usual)
+        if not images[name]:
+            only = f", only {by_ending(others[name])}" if others[name] else ""
+            raise UserError(
+                f"class folder {root / folder / name} has no image that can be read{only}",
+                hint=f"fill it or take it away; images end in {' '.join(readable_endings())}",
+            )
+    return images, notes_on(root / folder, others, beside)
 
 
-def _files_of(data_dir: Path, folder: str, name: str, on_disk: str, left_out: LeftOut) -> list[SourceFile]:
-    found = sorted(images_below(data_dir, f"{folder}/{on_disk}", left_out, name), key=lambda file: file.name)
-    if not found:
-        others = f", only {by_ending(left_out.inside[name])}" if name in left_out.inside else ""
-        raise UserError(
-            f"class folder {data_dir / folder / name} has no image that can be read{others}",
-            hint=f"fill it or take it away; images end in {' '.join(readable_endings())}",
-        )
-    return found
+def images_below(root: Path, folder: str, usual: Set[str] = frozenset()) -> tuple[list[str], list[str]]:
+    """The image files in and below a folder, sorted, and the other files but those with a `usual` ending."""
+    images, others = [], []
+    for name, entry in _files_below(root, folder):
+        if name.lower().endswith(readable_endings()) and not _is_device(entry):
+            images.append(name)
+        elif ending_of(name) not in usual:
+            others.append(name)
+    return sorted(images), others
 
 
-def images_below(
-    root: Path, folder: str, left_out: LeftOut, group: str, ancestors: tuple[Path, ...] = ()
-) -> Iterator[SourceFile]:
-    """The image files in a folder and in those below it, in no order.
-
-    Args:
-        left_out: told of the other files.
-        group: under which class it counts them.
-    """
+def _files_below(root: Path, folder: str, ancestors: tuple[Path, ...] = ()) -> Iterator[tuple[str, os.DirEntry[str]]]:
     real = (root / folder).resolve()
     if real in ancestors:
         return  # a link that leads back up
-    for entry in entries(root / folder):
-        if is_dir(entry):
-            yield from images_below(root, f"{folder}/{entry.name}", left_out, group, (*ancestors, real))
-        elif entry.name.lower().endswith(readable_endings()) and not _is_device(entry):
-            yield source_file(root, f"{folder}/{entry.name}")
+    for entry in _entries(root / folder):
+        name = f"{folder}/{entry.name}"
+        if _is_dir(entry):
+            yield from _files_below(root, name, (*ancestors, real))
         else:
-            left_out.add(group, entry.name)
+            yield name, entry
 
 
 def _is_device(entry: os.DirEntry[str]) -> bool:
     """Whether it is a pipe or a socket, which to open would mean to wait for ever. A dead link is none."""
-    return not entry.is_file() and os.path.exists(entry)
+    return not entry.is_file(follow_symlinks=False) and os.path.exists(entry) and not os.path.isfile(entry)
 
 
-def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, without what systems hide there (`.DS_Store`, `._copy.jpg`, `Thumbs.db`)."""
-    try:
-        with os.scandir(folder) as found:
-            return [entry for entry in found if not entry.name.startswith(".") and entry.name not in _HIDDEN]
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror or error}", hint="check its permissions") from None
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, in no order, without what systems hide there (`.DS_Store`, `._copy.jpg`, `Thumbs.db`)."""
+    with accessible(folder), os.scandir(folder) as found:
+        return [entry for entry in found if not entry.name.startswith(".") and entry.name not in _HIDDEN]
 
 
-def is_dir(entry: os.DirEntry[str]) -> bool:
+def _is_dir(entry: os.DirEntry[str]) -> bool:
     """Whether it is a folder, or a link to one."""
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))
 
 
-def check_classes(data_dir: Path, part: str, classes: list[str], tree: Tree) -> None:
-    """Two classes at least, and the same in every part.
+def check_classes(root: Path, trees: dict[str, Tree]) -> list[str]:
+    """The classes of "train": two at least, and the same in every part.
 
     Raises:
         UserError: they are not.
     """
-    if len(tree) < 2:
-        found = f"only '{next(iter(tree))}'" if tree else "none"
-        raise UserError(f"{data_dir}: at least 2 class folders are needed for {part}, found {found}", hint=LAYOUT)
-    if extra := sorted(tree.keys() - set(classes)):
-        raise UserError(
-            f"{data_dir}: train lacks class '{extra[0]}' of {part} (and {len(extra) - 1} more)",
-            hint=nearest(extra[0], classes) if len(classes) <= 20 else LAYOUT,
-        )
-    if missing := sorted(set(classes) - tree.keys()):
-        raise UserError(
-            f"{data_dir}: {part} lacks class '{missing[0]}' of train (and {len(missing) - 1} more)",
-            hint="both must have the same class folders",
-        )
+    classes = list(trees["train"])
+    for part, tree in trees.items():
+        if len(tree) < 2:
+            found = f"only '{next(iter(tree))}'" if tree else "none"
+            raise UserError(f"{root}: at least 2 class folders are needed for {part}, found {found}", hint=LAYOUT)
+        if extra := sorted(tree.keys() - set(classes)):
+            raise UserError(
+                f"{root}: train lacks class '{extra[0]}' of {part} (and {len(extra) - 1} more)",
+                hint=nearest(extra[0], classes) if len(classes) <= 20 else LAYOUT,
+            )
+        if missing := sorted(set(classes) - tree.keys()):
+            raise UserError(
+                f"{root}: {part} lacks class '{missing[0]}' of train (and {len(missing) - 1} more)",
+                hint="both must have the same class folders",
+            )
+    return classes

@@ -22,7 +22,7 @@ from dgad_tk.methods.rslad import Rslad
 from dgad_tk.methods.score import Score
 from dgad_tk.methods.standard import Standard
 from dgad_tk.methods.trades import Trades
-from dgad_tk.typed import fitted, hints_of
+from dgad_tk.parsing import fitted, hints_of
 
 METHODS: dict[str, type[Method]] = {
     "standard": Standard,
@@ -89,14 +89,14 @@ def typed_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the method `name` with each text read by the type of its field: `10` is a number, or stays a text.
 
     Raises:
-        UserError: unknown method, or a text that is no value of its field. An unknown option stays as it is.
+        UserError: as `build_method`.
     """
-    rows: dict[str, type[Method]] = {name.partition("+")[0]: find_method(name), **ADDONS}
-    found = dict(options)
-    for part, option, key in _owned(name, options):
-        if (hint := hints_of(rows[part]).get(option)) is not None:
-            found[key] = fitted(hint, options[key], f"{part}.{option}")
-    return found
+    method = build_method(name, options)
+    base = name.partition("+")[0]
+    return {
+        key: getattr(method.base if isinstance(method, Igdm) and part == base else method, option)
+        for part, option, key in _owned(name, options)
+    }
 
 
 def _owned(name: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -6,10 +6,9 @@ import torch
 from torch import nn
 
 from dgad_tk.config import ThreatModel, When, epoch_of
-from dgad_tk.losses import cross_entropy, kl
-from dgad_tk.methods.base import Batch, Distillation, Step, require
+from dgad_tk.losses import cross_entropy
+from dgad_tk.methods.base import Batch, Distillation, Step, discrepancy, require
 from dgad_tk.methods.iad import reliability
-from dgad_tk.methods.objectives import discrepancy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +24,9 @@ class AdaAd(Distillation):
 
     Attributes:
         alpha: weight of the adversarial term.
-        clean_forward: at alpha 1, run the clean forward nevertheless.
     """
 
     alpha: float = 1.0
-    clean_forward: bool = True
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         teacher = require(teacher)
@@ -40,23 +37,22 @@ class AdaAd(Distillation):
         if self.alpha < 1:
             with torch.no_grad():
                 target_clean = teacher(batch.x)
-            logits_clean = student(batch.x)
-            divergence = kl(target_clean, logits_clean)
-            terms["kl_clean"] = batch.mean(self.reduced(divergence, logits_clean.shape[1]))
-        elif self.clean_forward:
+            terms["kl_clean"] = batch.mean(self.kl(target_clean, student(batch.x)))
+        else:
             with torch.no_grad():
                 student(batch.x)
         logits_adv = student(x_adv)
-        terms["kl_adv"] = batch.mean(self.reduced(kl(target_adv, logits_adv), logits_adv.shape[1]))
+        terms["kl_adv"] = batch.mean(self.kl(target_adv, logits_adv))
         loss = self.alpha * terms["kl_adv"]
         if self.alpha < 1:
             loss = loss + (1 - self.alpha) * terms["kl_clean"]
-        return Step(loss, {name: term.detach() for name, term in terms.items()}, x_adv, logits_adv)
+        return Step(loss, terms, x_adv, logits_adv)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaIad(Distillation):
-    """AdaIAD: AdaAD's attack with IAD's introspection (section 3.4 of the AdaAD paper).
+    """AdaIAD: AdaAD's attack with IAD's introspection. Huang et al., CVPR 2023, section 3.4,
+    https://openaccess.thecvf.com/CVPR2023.
 
         L = alpha tau^2 KL(T_tau(x')‖S_tau(x')) + alpha mean_i (1 - a_i) KL(S(x_i)‖S(x'_i)) + (1 - alpha) CE(s(x), y)
 
@@ -68,31 +64,26 @@ class AdaIad(Distillation):
         temperature: tau of the teacher's term.
         beta: exponent of the teacher's reliability.
         begin: when introspection begins; below 1 a share of the epochs (60 of 200 as released), else an epoch.
-        unused_forward: run the released code's first clean forward.
     """
 
     alpha: float = 1.0
     temperature: float = 30.0
     beta: float = 0.1
     begin: When = 0.3
-    unused_forward: bool = True
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         teacher = require(teacher)
         x_adv = self.attack(student, batch, threat, discrepancy(teacher))
-        if self.unused_forward:
-            with torch.no_grad():
-                student(batch.x)
-        logits_adv = student(x_adv)
         with torch.no_grad():
+            student(batch.x)
             target = teacher(x_adv)
             trust = reliability(target, batch.y, self.beta)
-        classes = logits_adv.shape[1]
-        distill = batch.mean(self.reduced(kl(target, logits_adv, self.temperature), classes))
-        introspection = torch.zeros_like(distill)
+        logits_adv = student(x_adv)
+        own = torch.zeros_like(trust)
         if batch.epoch >= epoch_of(self.begin, batch.epochs):
-            introspection = batch.mean(self.reduced((1 - trust) * kl(student(batch.x), logits_adv), classes))
+            own = (1 - trust) * self.kl(student(batch.x), logits_adv)
+        distill, introspection = batch.mean(self.kl(target, logits_adv, self.temperature)), batch.mean(own)
         ce_clean = batch.mean(cross_entropy(student(batch.x), batch.y))
         loss = self.alpha * (self.temperature**2 * distill + introspection) + (1 - self.alpha) * ce_clean
         terms = {"distill": distill, "introspection": introspection, "ce_clean": ce_clean}
-        return Step(loss, {name: term.detach() for name, term in terms.items()}, x_adv, logits_adv)
+        return Step(loss, terms, x_adv, logits_adv)

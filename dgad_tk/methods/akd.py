@@ -9,8 +9,7 @@ from torch import nn
 
 from dgad_tk.config import ThreatModel
 from dgad_tk.losses import soft_label
-from dgad_tk.methods.base import AdversarialMethod, Batch, Step, require
-from dgad_tk.methods.objectives import label_loss
+from dgad_tk.methods.base import AdversarialMethod, Batch, Step, label_loss, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,4 +46,4 @@ class Akd(AdversarialMethod):
             target = soft_label(answer / self.temperature, batch.y, of_logits=self.lam).exp()
         logits = student(x_adv)
         loss = batch.mean(-(target * F.log_softmax(logits, dim=1)).sum(dim=1))
-        return Step(loss, {"ce_soft": loss.detach()}, x_adv, logits)
+        return Step(loss, {"ce_soft": loss}, x_adv, logits)

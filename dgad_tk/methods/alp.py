@@ -6,8 +6,7 @@ from torch import nn
 
 from dgad_tk.config import ThreatModel
 from dgad_tk.losses import cross_entropy
-from dgad_tk.methods.base import AdversarialMethod, Batch, Step
-from dgad_tk.methods.objectives import label_loss
+from dgad_tk.methods.base import AdversarialMethod, Batch, Step, label_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,5 +36,4 @@ class Alp(AdversarialMethod):
         ce_adv = batch.mean(cross_entropy(logits_adv, batch.y, self.label_smoothing))
         pairing = batch.mean((logits_clean - logits_adv).square().mean(dim=1))
         loss = 0.5 * ce_clean + 0.5 * ce_adv + self.weight * pairing
-        terms = {"ce_clean": ce_clean.detach(), "ce_adv": ce_adv.detach(), "pairing": pairing.detach()}
-        return Step(loss, terms, x_adv, logits_adv)
+        return Step(loss, {"ce_clean": ce_clean, "ce_adv": ce_adv, "pairing": pairing}, x_adv, logits_adv)

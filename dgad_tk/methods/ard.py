@@ -7,9 +7,8 @@ from torch import nn
 
 from dgad_tk.config import ThreatModel
 from dgad_tk.inner_max import Init
-from dgad_tk.losses import cross_entropy, kl
-from dgad_tk.methods.base import Batch, BatchNormMode, Distillation, Step, require
-from dgad_tk.methods.objectives import label_loss
+from dgad_tk.losses import cross_entropy
+from dgad_tk.methods.base import Batch, BatchNormMode, Distillation, Step, label_loss, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +36,7 @@ class Ard(Distillation):
         with torch.no_grad():
             target = require(teacher)(batch.x)
         logits_adv = student(x_adv)
-        logits_clean = student(batch.x)
-        classes = logits_adv.shape[1]
-        divergence = batch.mean(self.reduced(kl(target, logits_adv, self.temperature), classes))
-        ce_clean = batch.mean(cross_entropy(logits_clean, batch.y))
+        divergence = batch.mean(self.kl(target, logits_adv, self.temperature))
+        ce_clean = batch.mean(cross_entropy(student(batch.x), batch.y))
         loss = self.alpha * self.temperature**2 * divergence + (1 - self.alpha) * ce_clean
-        return Step(loss, {"kl": divergence.detach(), "ce_clean": ce_clean.detach()}, x_adv, logits_adv)
+        return Step(loss, {"kl": divergence, "ce_clean": ce_clean}, x_adv, logits_adv)

@@ -9,19 +9,22 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from dgad_tk.balls import Noise
 from dgad_tk.config import ThreatModel
 from dgad_tk.distributed import Trained, bare
 from dgad_tk.fold import Inner
-from dgad_tk.inner_max import Init, Noise, Objective, in_train_mode, inner_max, kept_statistics, start_point
+from dgad_tk.inner_max import Init, Objective, in_train_mode, inner_max, kept_statistics, start_point
+from dgad_tk.losses import cross_entropy, kl
 
 BatchNormMode = Literal["eval", "train", "batch"]
-"""Running statistics; the batch's own, and the running ones move; the batch's own, and the running ones stay."""
+"""What BatchNorm normalises with: `eval` the running statistics; `train` the batch's own, and the running ones move;
+`batch` the batch's own, and the running ones stay."""
 
 KlReduction = Literal["batchmean", "elementmean"]
 """Sum over classes and mean over the batch; or mean over both, which is 1/K of it."""
 
 ObjectiveOn = Callable[[nn.Module], Objective]
-"""Of a student: what its attack maximises."""
+"""A student under attack to what the attack maximises."""
 
 
 def _alone(value: Tensor) -> Tensor:
@@ -79,7 +82,7 @@ class Step:
 
     Attributes:
         loss: the scalar to call backward on.
-        terms: its parts before weighting, by the names of the paper, and shares worth watching. Detached scalars.
+        terms: its parts before weighting, by the names of the paper, and shares worth watching. Scalars, detached here.
         x_adv: the adversarial batch, None for methods without one.
         logits: the student's on the images it is judged by (adversarial where there are any), with their graph.
     """
@@ -88,6 +91,9 @@ class Step:
     terms: dict[str, Tensor]
     x_adv: Tensor | None
     logits: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", {name: term.detach() for name, term in self.terms.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +145,16 @@ class AdversarialMethod(Method):
                 return inner_max(objective_on(Trained(student)), batch.x, start, threat)
 
 
+def label_loss(y: Tensor) -> ObjectiveOn:
+    """CE(s(x'), y) for labels `(N,)` (Madry et al., ICLR 2018, eq. 2.1)."""
+    return lambda net: lambda images: cross_entropy(net(images), y)
+
+
+def discrepancy(teacher: nn.Module) -> ObjectiveOn:
+    """KL(T(x')‖S(x')), with a gradient through both networks (AdaAD, CVPR 2023, eq. 5)."""
+    return lambda net: lambda images: kl(teacher(images), net(images))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Distillation(AdversarialMethod):
     """A method with a teacher.
@@ -152,8 +168,12 @@ class Distillation(AdversarialMethod):
 
     kl_reduction: KlReduction = "batchmean"
 
+    def kl(self, p_logits: Tensor, q_logits: Tensor, temperature: float = 1.0) -> Tensor:
+        """KL(P‖Q) per sample under `kl_reduction`, `(N,)`; its mean over the batch is the term."""
+        return self.reduced(kl(p_logits, q_logits, temperature), q_logits.shape[1])
+
     def reduced(self, divergence: Tensor, classes: int) -> Tensor:
-        """A divergence a sample `(N,)` under `kl_reduction`, `(N,)`; its mean over the batch is the term."""
+        """A divergence per sample under `kl_reduction`, `(N,)` and `(N,)`."""
         return divergence / classes if self.kl_reduction == "elementmean" else divergence
 
 

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from dgad_tk.config import ThreatModel
-from dgad_tk.losses import kl, margin, predicted_wrong, soft_label, squared_gap, swap_label
-from dgad_tk.methods.base import Batch, Distillation, Step, require
-from dgad_tk.methods.objectives import discrepancy
+from dgad_tk.losses import margin, predicted_wrong, soft_label, squared_gap, swap_label
+from dgad_tk.methods.base import Batch, Distillation, Step, discrepancy, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dgad(Distillation):
-    """Park & Min, ECCV 2024, https://arxiv.org/abs/2409.01627.
+    """DGAD. Park & Min, ECCV 2024, https://arxiv.org/abs/2409.01627.
 
     MAP (section 4.1) sends the samples whose clean image the teacher gets wrong, m_i = 1, to standard training ST, the
     rest to adversarial training AT. ELS (4.2) swaps the teacher's label logit with its largest one where it is wrong:
@@ -100,9 +99,8 @@ class Dgad(Distillation):
             if self.els_adv:
                 target_adv = self._corrected(target_adv, y, margin(target_adv, y) < 0)
 
-        classes = logits_clean.shape[1]
-        l_st = batch.mean_where(self.reduced(kl(target_clean, logits_clean), classes), wrong)
-        l_at = batch.mean_where(self.reduced(kl(target_adv, logits_adv), classes), ~wrong)
+        l_st = batch.mean_where(self.kl(target_clean, logits_clean), wrong)
+        l_at = batch.mean_where(self.kl(target_adv, logits_adv), ~wrong)
         # Not left an integer: divided by one, it would be float32 in a float64 step.
         n_m = batch.across(wrong.sum()).to(l_at.dtype)
         loss = self._combine(l_st, l_at, n_m, batch)
@@ -110,7 +108,7 @@ class Dgad(Distillation):
         if self.pcr_weight > 0:
             terms["pcr"] = batch.mean(self._consistency(logits_clean, logits_adv))
             loss = loss + self.pcr_weight * terms["pcr"]
-        return Step(loss, {name: term.detach() for name, term in terms.items()}, x_adv, logits_adv)
+        return Step(loss, terms, x_adv, logits_adv)
 
     def _corrected(self, target: Tensor, y: Tensor, where: Tensor) -> Tensor:
         """The teacher's logits `(N, K)`, with the label put right in the rows `where`."""

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from dgad_tk.config import ThreatModel, When, epoch_of
 from dgad_tk.inner_max import Init
-from dgad_tk.losses import cross_entropy, kl
-from dgad_tk.methods.base import Batch, BatchNormMode, Distillation, Step, require
-from dgad_tk.methods.objectives import label_loss
+from dgad_tk.losses import cross_entropy
+from dgad_tk.methods.base import Batch, BatchNormMode, Distillation, Step, label_loss, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,6 @@ class Iad(Distillation):
         begin: when introspection begins; below 1 a share of the epochs (60 of 200 as released), else an epoch.
         teacher_weighted: multiply the teacher's term by a_i too, as the paper does.
         introspection_detach: no gradient through S(x).
-        unused_forward: run the released code's second adversarial forward.
     """
 
     init: Init = "uniform"
@@ -45,7 +43,6 @@ class Iad(Distillation):
     begin: When = 0.3
     teacher_weighted: bool = False
     introspection_detach: bool = False
-    unused_forward: bool = True
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         teacher = require(teacher)
@@ -54,22 +51,18 @@ class Iad(Distillation):
             target = teacher(batch.x)
             trust = reliability(teacher(x_adv), batch.y, self.beta)
         logits_adv = student(x_adv)
-        if self.unused_forward:
-            with torch.no_grad():
-                student(x_adv)
-        divergence = kl(target, logits_adv, self.temperature)
-        own = torch.zeros_like(divergence)
+        with torch.no_grad():
+            student(x_adv)
+        divergence, own = self.kl(target, logits_adv, self.temperature), torch.zeros_like(trust)
         if batch.epoch >= epoch_of(self.begin, batch.epochs):
             divergence = divergence * trust if self.teacher_weighted else divergence
             of_self = student(batch.x)
-            own = (1 - trust) * kl(of_self.detach() if self.introspection_detach else of_self, logits_adv)
+            own = (1 - trust) * self.kl(of_self.detach() if self.introspection_detach else of_self, logits_adv)
+        distill, introspection = batch.mean(divergence), batch.mean(own)
         ce_clean = batch.mean(cross_entropy(student(batch.x), batch.y))
-        classes = logits_adv.shape[1]
-        distill = batch.mean(self.reduced(divergence, classes))
-        introspection = batch.mean(self.reduced(own, classes))
         loss = self.alpha * (self.temperature**2 * distill + introspection) + (1 - self.alpha) * ce_clean
         terms = {"distill": distill, "introspection": introspection, "ce_clean": ce_clean}
-        return Step(loss, {name: term.detach() for name, term in terms.items()}, x_adv, logits_adv)
+        return Step(loss, terms, x_adv, logits_adv)
 
 
 def reliability(teacher_logits: Tensor, y: Tensor, beta: float) -> Tensor:

@@ -46,4 +46,4 @@ class Igdm(Method):
             slope = teacher(step.x_adv) - teacher(mirrored)
         gap = batch.mean(kl(slope, step.logits - student(mirrored)))
         loss = step.loss + self.weight * batch.epoch / batch.epochs * gap
-        return replace(step, loss=loss, terms={**step.terms, "igdm": gap.detach()})
+        return replace(step, loss=loss, terms={**step.terms, "igdm": gap})

@@ -42,4 +42,4 @@ class Kd(Method):
         divergence = batch.mean(kl(target, logits, self.temperature))
         ce_clean = batch.mean(cross_entropy(logits, batch.y))
         loss = self.alpha * self.temperature**2 * divergence + (1 - self.alpha) * ce_clean
-        return Step(loss, {"kl": divergence.detach(), "ce_clean": ce_clean.detach()}, None, logits)
+        return Step(loss, {"kl": divergence, "ce_clean": ce_clean}, None, logits)

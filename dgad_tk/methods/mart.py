@@ -1,4 +1,4 @@
-"""MART."""
+"""Misclassification-aware adversarial training."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,12 @@ from torch import nn
 
 from dgad_tk.config import ThreatModel
 from dgad_tk.losses import cross_entropy, runner_up
-from dgad_tk.methods.base import AdversarialMethod, Batch, Step
-from dgad_tk.methods.objectives import label_loss
+from dgad_tk.methods.base import AdversarialMethod, Batch, Step, label_loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mart(AdversarialMethod):
-    """Misclassification-aware training. Wang et al., ICLR 2020, eq. 11, https://openreview.net/forum?id=rklOg6EFwS.
+    """MART. Wang et al., ICLR 2020, eq. 11, https://openreview.net/forum?id=rklOg6EFwS.
 
     y2 is the likeliest wrong class on x', and x' maximises CE(s(x'), y):
 
@@ -42,4 +41,4 @@ class Mart(AdversarialMethod):
         of_label = clean.gather(1, batch.y[:, None])[:, 0]
         divergence = (clean * (log_clean - torch.log(adv + 1e-12))).sum(dim=1)
         bce, robust = batch.mean(boosted), batch.mean(divergence * (1.0000001 - of_label))
-        return Step(bce + self.beta * robust, {"bce": bce.detach(), "robust": robust.detach()}, x_adv, logits_adv)
+        return Step(bce + self.beta * robust, {"bce": bce, "robust": robust}, x_adv, logits_adv)

@@ -7,33 +7,26 @@ from torch import nn
 
 from dgad_tk.config import ThreatModel
 from dgad_tk.losses import cross_entropy
-from dgad_tk.methods.base import AdversarialMethod, Batch, Step
-from dgad_tk.methods.objectives import label_loss
+from dgad_tk.methods.base import AdversarialMethod, Batch, Step, label_loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class PgdAt(AdversarialMethod):
-    """min CE(s(x'), y), x' maximises CE(s(x'), y). Madry et al., ICLR 2018, eq. 2.1, https://arxiv.org/abs/1706.06083.
+    """PGD-AT. Madry et al., ICLR 2018, eq. 2.1, https://arxiv.org/abs/1706.06083.
 
-    As in the baseline of the paper's tables (`Plain_Madry` of the AdaAD code), which departs from Madry's own: a
-    Gaussian start cut to [0, 1], BatchNorm in eval mode inside the attack, and a clean forward after the adversarial
-    one that has no gradient but moves the running statistics.
+        L = CE(s(x'), y)
 
-    Attributes:
-        clean_forward: run that forward. Off, the running statistics are of adversarial images only.
-        label_smoothing: of the loss, not of the attack; the released code has none.
+    x' maximises the same. As in the baseline of the paper's tables (`Plain_Madry` of the AdaAD code), which departs
+    from Madry's own: a Gaussian start cut to [0, 1], BatchNorm in eval mode inside the attack, and a clean forward
+    after the adversarial one that has no gradient but moves the running statistics.
     """
 
     clip_start: bool = True
-    clean_forward: bool = True
-    label_smoothing: float = 0.0
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         x_adv = self.attack(student, batch, threat, label_loss(batch.y))
         logits = student(x_adv)
-        loss = batch.mean(cross_entropy(logits, batch.y, self.label_smoothing))
-        terms = {"ce_adv": loss.detach()}
-        if self.clean_forward:
-            with torch.no_grad():
-                terms["ce_clean"] = batch.mean(cross_entropy(student(batch.x), batch.y))
-        return Step(loss, terms, x_adv, logits)
+        loss = batch.mean(cross_entropy(logits, batch.y))
+        with torch.no_grad():
+            ce_clean = batch.mean(cross_entropy(student(batch.x), batch.y))
+        return Step(loss, {"ce_adv": loss, "ce_clean": ce_clean}, x_adv, logits)

@@ -12,19 +12,14 @@ from dgad_tk.methods.base import Batch, Method, Step
 
 @dataclass(frozen=True, kw_only=True)
 class Standard(Method):
-    """L = CE(s(x), y).
+    """Plain training: L = CE(s(x), y).
 
     The best epoch is chosen by clean accuracy: under attack every epoch of it is near zero.
-
-    Attributes:
-        label_smoothing: mass of the label that all classes share.
     """
 
     selected_by: ClassVar[Literal["robust", "clean"]] = "clean"
 
-    label_smoothing: float = 0.0
-
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         logits = student(batch.x)
-        loss = batch.mean(cross_entropy(logits, batch.y, self.label_smoothing))
-        return Step(loss, {"ce_clean": loss.detach()}, None, logits)
+        loss = batch.mean(cross_entropy(logits, batch.y))
+        return Step(loss, {"ce_clean": loss}, None, logits)

@@ -1,4 +1,4 @@
-"""TRADES."""
+"""Accuracy traded for robustness by a divergence."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,9 @@ from dgad_tk.methods.base import AdversarialMethod, Batch, Step
 
 @dataclass(frozen=True, kw_only=True)
 class Trades(AdversarialMethod):
-    """L = CE(s(x), y) + beta KL(S(x)‖S(x')). Zhang et al., ICML 2019, eq. 5, https://arxiv.org/abs/1901.08573.
+    """TRADES. Zhang et al., ICML 2019, eq. 5, https://arxiv.org/abs/1901.08573.
+
+        L = CE(s(x), y) + beta KL(S(x)‖S(x'))
 
     x' maximises the same divergence. The gradient flows through both of its arguments. As released, the clean target
     comes from a second clean forward: the value is the same, but the running statistics see the clean batch twice.
@@ -21,11 +23,9 @@ class Trades(AdversarialMethod):
 
     Attributes:
         beta: weight of the divergence.
-        label_smoothing: of the cross-entropy; the released code has none.
     """
 
     beta: float = 6.0
-    label_smoothing: float = 0.0
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         def objective_on(net: nn.Module) -> Objective:
@@ -34,8 +34,8 @@ class Trades(AdversarialMethod):
             return lambda images: kl(target, net(images))
 
         x_adv = self.attack(student, batch, threat, objective_on)
-        ce_clean = batch.mean(cross_entropy(student(batch.x), batch.y, self.label_smoothing))
+        ce_clean = batch.mean(cross_entropy(student(batch.x), batch.y))
         logits_adv = student(x_adv)
         divergence = batch.mean(kl(student(batch.x), logits_adv))
         loss = ce_clean + self.beta * divergence
-        return Step(loss, {"ce_clean": ce_clean.detach(), "kl": divergence.detach()}, x_adv, logits_adv)
+        return Step(loss, {"ce_clean": ce_clean, "kl": divergence}, x_adv, logits_adv)

@@ -41,7 +41,7 @@ FAMILIES: dict[str, Callable[[str], Builder | None]] = {"wrn-D-K": wide_resnet_b
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std a channel, inside the model, so that eps means the same thing everywhere outside."""
+    """(x - mean) / std per channel, inside the model, so that eps means the same thing everywhere outside."""
 
     mean: Tensor
     std: Tensor
@@ -77,7 +77,7 @@ def build_model(
 
     Args:
         name: row of MODELS, `wrn-D-K`, `torchvision:NAME` or `timm:NAME`.
-        mean, std: a value a channel, applied inside the model; empty for no normalisation, as in the paper's code.
+        mean, std: one value per channel, applied inside the model; empty for no normalisation, as in the paper's code.
 
     Raises:
         UserError: unknown model, or one that cannot take that many channels.
@@ -88,5 +88,5 @@ def build_model(
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable scalars."""
+    """Number of scalars in all parameters, trainable or frozen; buffers such as running statistics do not count."""
     return sum(parameter.numel() for parameter in model.parameters())

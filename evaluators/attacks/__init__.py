@@ -68,7 +68,7 @@ ATTACKS: dict[str, AttackSpec] = {
     ),
     "pgd": AttackSpec(
         kind="budget",
-        norms=("linf", "l2"),
+        norms=ALL_NORMS,
         build=_pgd,
         description="10 steps of eps/4 on the cross-entropy from a uniform start (Madry et al., 2018)",
         params={"steps": 10, "relative_step": 0.25, "restarts": 1, "loss": "ce"},
@@ -76,7 +76,7 @@ ATTACKS: dict[str, AttackSpec] = {
     ),
     "mim": AttackSpec(
         kind="budget",
-        norms=("linf", "l2"),
+        norms=ALL_NORMS,
         build=_mim,
         description="10 steps of eps/10 with momentum 1, made to transfer (Dong et al., 2018)",
         params={"steps": 10, "relative_step": 0.1, "momentum": 1.0, "loss": "ce"},

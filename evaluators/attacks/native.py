@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dgad_tk.draws import Draws
-from dgad_tk.fold import Folded, folded
+from dgad_tk.fold import folded
 from evaluators.attacks.arguments import at_least, check_eps
 from evaluators.attacks.halfway import Halfway
 from evaluators.attacks.result import SearchingAttack, SearchResult
 from evaluators.ball import Norm
-from evaluators.estimators import Counted, PredictorClassifier
+from evaluators.estimators import Counted, PredictorBlackBox, PredictorClassifier
 
 
 class Victim:
@@ -36,21 +36,27 @@ class Victim:
 
     Args:
         estimator: any classifier of ART. `logits` needs one with a torch module.
+
+    Attributes:
+        by_module: torch is the deployed runtime, so that `logits` answers as it does.
+        quantised: the runtime's logits come in steps, so that small gains do not show.
     """
 
     def __init__(self, estimator: ClassifierMixin) -> None:
         self.estimator = estimator
         self.device = getattr(estimator, "device", torch.device("cpu"))
         self.module: nn.Module | None = None
-        self.by_module = False
+        self.by_module = self.quantised = False
         # ART standardises by mean 0 and deviation 1 where nothing is asked for, which costs a small net a tenth.
         self._preprocessed = not all(map(_changes_nothing, estimator.preprocessing_operations))
-        if isinstance(estimator, PyTorchClassifier):
-            model, ours = estimator.model, isinstance(estimator, PredictorClassifier)
-            self.by_module = estimator.runs_in_torch if ours else type(estimator).predict is PyTorchClassifier.predict
-            # A twin is made folded, and the evaluation counts passes around a module that is folded already.
-            prepared = isinstance(model, (Counted, Folded)) or (ours and not self.by_module)
-            self.module = model if prepared else folded(model)
+        if isinstance(estimator, PredictorClassifier | PredictorBlackBox):
+            self.quantised = estimator.predictor.precision == "int8"
+        if isinstance(estimator, PredictorClassifier):  # whose module is folded already
+            self.module, self.by_module = estimator.model, estimator.predictor.network is not None
+        elif isinstance(estimator, PyTorchClassifier):
+            # Folded behind a counter, the copy would be counted in its place.
+            self.module = estimator.model if isinstance(estimator.model, Counted) else folded(estimator.model)
+            self.by_module = type(estimator).predict is PyTorchClassifier.predict
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits `(N, K)` of images `(N, C, H, W)`, with a graph if `x` asks for one."""

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dgad_tk.common import UserError
 from dgad_tk.config import ThreatModel
-from dgad_tk.directions import finite
 from dgad_tk.inner_max import Init, Objective, inner_max, start_point
 from dgad_tk.losses import cross_entropy, kl, margin
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, dlr
@@ -39,7 +38,7 @@ class ProjectedGradient(NativeAttack):
 
     Args:
         estimator: with a torch module.
-        norm: "linf" or "l2".
+        norm: "linf", "l2", or "l1", where its steps are sparse (`dgad_tk.balls.L1Ball`).
         eps: radius, a fraction of 1.
         step_size: of each step, in the norm.
         steps: number of steps.
@@ -135,8 +134,7 @@ class ProjectedGradient(NativeAttack):
 
         threat = self._threat()
         start = start_point(x, threat, self.init, noise, clip=True)
-        objective = self._objective(x, y)
-        return inner_max(with_momentum(objective, self.momentum) if self.momentum else objective, x, start, threat)
+        return inner_max(self._objective(x, y), x, start, threat, momentum=self.momentum)
 
     def _objective(self, x: Tensor, y: Tensor) -> Objective:
         if self.loss == "kl":
@@ -158,26 +156,3 @@ class ProjectedGradient(NativeAttack):
 
     def _threat(self) -> ThreatModel:
         return ThreatModel(norm=self.norm, eps=self.eps, step_size=self.step_size, steps=self.steps)
-
-
-def with_momentum(objective: Objective, momentum: float) -> Objective:
-    """`objective` whose gradient is the accumulated one of MIM: g_k = momentum g_{k-1} + gradient_k / |gradient_k|_1.
-
-    For one ascent, since it remembers. The value stays what it was, so that the loop of `inner_max` serves.
-    """
-    memory: Tensor | None = None
-
-    def accumulate(gradient: Tensor) -> Tensor:
-        nonlocal memory
-        gradient = finite(gradient)
-        size = gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
-        unit = gradient / size.clamp(min=torch.finfo(gradient.dtype).tiny)
-        memory = unit if memory is None else momentum * memory + unit
-        return memory
-
-    def with_memory(x: Tensor) -> Tensor:
-        seen = x.view_as(x)
-        seen.register_hook(accumulate)  # type: ignore[no-untyped-call]
-        return objective(seen)
-
-    return with_memory

@@ -1,60 +1,79 @@
 """matrix.json: every surrogate's examples on every target. The diagonal, a model's examples on itself, is white-box."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dgad_tk.common import write_json
+from evaluators.results import Results
 
 SCHEMA = "dgad/matrix/1"
 
+Shares = list[list[float | None]]
+"""A row per surrogate, a column per target; None where it was skipped."""
 
-def matrix(documents: list[dict[str, Any]], surrogates: dict[str, str]) -> dict[str, Any]:
-    """Transfer rows of several results as one table an attack.
+
+@dataclass(frozen=True)
+class Target:
+    """A model that was attacked, and its clean accuracy."""
+
+    path: str
+    sha256: str
+    clean: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """A surrogate."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """One attack at one radius.
+
+    Attributes:
+        success: shares of the images a target gets right that the examples broke.
+    """
+
+    attack: str
+    norm: str
+    eps: float | None
+    robust_accuracy: Shares
+    success: Shares
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The document, in the order of its keys."""
+
+    schema: str
+    targets: list[Target]
+    surrogates: list[Source]
+    tables: list[Table]
+
+
+def matrix(results: Sequence[Results], surrogates: Mapping[str, str]) -> Matrix:
+    """The transfer rows of several results, one per target, as one table per attack and radius.
 
     Args:
-        documents: of `results`, one a target.
         surrogates: name to SHA-256.
-
-    Returns:
-        `{"schema", "targets": [{"path", "sha256", "clean"}], "surrogates": [{"name", "sha256"}], "tables": [{"attack",
-        "norm", "eps", "robust_accuracy", "success"}]}`; of the last two a row for each surrogate and a column for each
-        target. `success` is the share of the images a target gets right that the examples broke; null where a row was
-        skipped.
     """
-    rows = [{entry["id"]: entry for entry in document["attacks"]} for document in documents]
-    transfers = [entry for entry in documents[0]["attacks"] if entry["source"] == "transfer"]
-    tables: list[dict[str, Any]] = []
-    for name, norm, eps in dict.fromkeys((entry["name"], entry["norm"], entry["eps"]) for entry in transfers):
-        ids = {entry["surrogate"]: entry["id"] for entry in transfers if (entry["name"], entry["eps"]) == (name, eps)}
-
-        def column(key: str, ids: dict[str, str] = ids) -> list[list[float | None]]:
-            return [[found[ids[surrogate]][key] for found in rows] for surrogate in surrogates]
-
-        tables.append(
-            {
-                "attack": name,
-                "norm": norm,
-                "eps": eps,
-                "robust_accuracy": column("robust_accuracy"),
-                "success": column("success"),
-            }
-        )
-    return {
-        "schema": SCHEMA,
-        "targets": [
-            {
-                "path": document["model"]["path"],
-                "sha256": document["model"]["sha256"],
-                "clean": document["clean"]["accuracy"],
-            }
-            for document in documents
-        ],
-        "surrogates": [{"name": name, "sha256": sha256} for name, sha256 in surrogates.items()],
-        "tables": tables,
-    }
+    rows = [{row.id: row for row in each.attacks} for each in results]
+    transfers = [row for row in results[0].attacks if row.source == "transfer"]
+    tables: list[Table] = []
+    for name, norm, eps in dict.fromkeys((row.name, row.norm, row.eps) for row in transfers):
+        ids = {row.surrogate: row.id for row in transfers if (row.name, row.eps) == (name, eps)}
+        lines = [[found[ids[surrogate]] for found in rows] for surrogate in surrogates]
+        robust = [[row.robust_accuracy for row in line] for line in lines]
+        tables.append(Table(name, norm, eps, robust, [[row.success for row in line] for line in lines]))
+    targets = [Target(each.model.path, each.model.sha256, each.clean.accuracy) for each in results]
+    return Matrix(SCHEMA, targets, [Source(*each) for each in surrogates.items()], tables)
 
 
-def write_matrix(document: dict[str, Any], path: Path) -> None:
+def write_matrix(found: Matrix, path: Path) -> None:
     """Write it aside and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, document)
+    write_json(path, asdict(found))

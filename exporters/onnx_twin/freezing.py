@@ -5,12 +5,11 @@ import itertools
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from dgad_tk.frozen_conv import FrozenConv2d
-from dgad_tk.frozen_graph import RELUS, join
+from dgad_tk.frozen_conv import FrozenConv2d, rectify_in_place
 
 
 def freeze_convolutions(twin: fx.GraphModule) -> None:
-    """Put a FrozenConv2d in the place of each two-dimensional convolution, and with it the ReLU that alone reads it.
+    """Put a FrozenConv2d in the place of each two-dimensional convolution.
 
     Args:
         twin: changed in place, once and for all: it is in eval mode, and its weights stay as they are.
@@ -22,18 +21,14 @@ def freeze_convolutions(twin: fx.GraphModule) -> None:
         kernel, shift = _constant(twin, weight), _constant(twin, bias)
         if kernel is None or not kernel.is_floating_point() or (shift is None and bias is not None):
             continue
-        reader = next(iter(node.users)) if len(node.users) == 1 else None
-        relu = reader is not None and reader.op == "call_function" and reader.target in RELUS
         name = _unused_name(twin)
-        twin.add_submodule(name, FrozenConv2d(_conv(kernel, shift, strides, padding, dilations, groups), relu=relu))
+        twin.add_submodule(name, FrozenConv2d(_conv(kernel, shift, strides, padding, dilations, groups)))
         with twin.graph.inserting_before(node):
             frozen = twin.graph.call_module(name, (x,))
-        for replaced in (reader, node) if relu else (node,):
-            assert replaced is not None
-            replaced.replace_all_uses_with(frozen)
-            twin.graph.erase_node(replaced)
+        node.replace_all_uses_with(frozen)
+        twin.graph.erase_node(node)
     twin.graph.eliminate_dead_code()
-    join(twin)
+    rectify_in_place(twin)
     twin.graph.lint()
     twin.recompile()
     twin.delete_all_unused_submodules()

@@ -1,6 +1,6 @@
 """The walk over an ONNX graph: from its nodes to an `fx.GraphModule`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,24 +10,28 @@ from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 from torch import Tensor, fx
 
 from dgad_tk.common import UserError
-from exporters.model_functions import inlined
 from exporters.node_order import names_read
+from exporters.onnx_parts import inlined, own_domain
 from exporters.onnx_twin.declarations import as_declared, check_tensor, examples, image_of
 from exporters.onnx_twin.folding import fold_batch_norm
-from exporters.onnx_twin.limits import converting
+from exporters.onnx_twin.limits import limited
 from exporters.onnx_twin.node import HINT, NodeView, describe
 from exporters.onnx_twin.operators import OPERATORS, TAKE_SIZES
-from exporters.onnx_twin.size_operators import SIZE_OPERATORS
-from exporters.onnx_twin.sizes import Sizes, as_sizes, as_tensor, simplify
+from exporters.onnx_twin.size_operators import on_sizes
+from exporters.onnx_twin.sizes import Sizes, as_tensor
 from exporters.onnx_twin.tensors import from_proto
 from exporters.onnx_twin.tracing import Recorder, call
 
+Rewriting = Callable[[Iterable[NodeProto], Mapping[str, Any]], Iterable[NodeProto]]
+"""The nodes to run in the place of others, in turn, with what those before gave."""
 
-def to_torch(model: ModelProto) -> fx.GraphModule:
+
+def to_torch(model: ModelProto, rewriting: Rewriting | None = None) -> fx.GraphModule:
     """The twin of an ONNX image classifier.
 
     Args:
         model: with its tensors inside. It is not changed.
+        rewriting: changes nodes on the way.
 
     Returns:
         A module in eval mode that takes the graph's input, for images `(N, C, H, W)`, and returns its first
@@ -40,53 +44,41 @@ def to_torch(model: ModelProto) -> fx.GraphModule:
     """
     model = inlined(model)
     graph = model.graph
-    opsets = {_domain(entry.domain): entry.version for entry in model.opset_import}
+    opsets = {own_domain(entry.domain): entry.version for entry in model.opset_import}
     if not graph.output:
         raise UserError("the ONNX graph has no output", hint="is it an image classifier?")
     check_tensor(graph.output[0], "output")
     wanted = graph.output[0].name
     nodes = _live(graph, [wanted])
     _check_operators(nodes, opsets)
-
     image = image_of(graph)
-    walk = _Walk(opsets)
-    values: dict[str, Any] = {image.name: walk.placeholder(image)}
-    with converting():
-        walk.run(graph, nodes, values)
+    walk = _Walk(opsets, image)
+    recorder, values = walk.recorder, {image.name: walk.image}
+    with limited():
+        walk.run(graph, nodes if rewriting is None else rewriting(nodes, values), values)
         result = as_declared(walk.tensor(_value(values, wanted, "the graph's output")), graph.output[0])
-    walk.recorder.graph.output(walk.recorder.create_arg(result))
-    return _finish(walk.recorder)
-
-
-def _finish(recorder: Recorder) -> fx.GraphModule:
-    """A module from what was recorded."""
-    fold_batch_norm(recorder.graph, recorder.constants)
+    recorder.graph.output(recorder.create_arg(result))
+    fold_batch_norm(recorder)
     recorder.graph.eliminate_dead_code()
     for node in recorder.graph.nodes:
         node.meta.clear()  # the examples were guesses
     constants = {name: tensor.detach() for name, tensor in recorder.constants.items()}
-    twin = fx.GraphModule(constants, recorder.graph, "OnnxTwin")
-    return twin.eval()
+    return fx.GraphModule(constants, recorder.graph, "OnnxTwin").eval()
 
 
 class _Walk:
     """Runs nodes in order. `tracing` says what the values between them are, and `sizes` what else they may be."""
 
-    def __init__(self, opsets: Mapping[str, int]) -> None:
+    def __init__(self, opsets: Mapping[str, int], image: ValueInfoProto) -> None:
         self.recorder = Recorder(fx.Graph())
+        self.image: Any = self.recorder.placeholder(image.name, examples(image))
         self._opsets = opsets
-        self._image: fx.Proxy | None = None
         self._device: Any = None
-
-    def placeholder(self, image: ValueInfoProto) -> fx.Proxy:
-        """The graph's input, with examples."""
-        self._image = self.recorder.placeholder(image.name, examples(image))
-        return self._image
 
     def device(self) -> torch.device:
         """The device that the twin runs on, as a value of the graph."""
         if self._device is None:
-            self._device = call(getattr, self._image, "device")
+            self._device = call(getattr, self.image, "device")
         return self._device  # type: ignore[no-any-return]
 
     def tensor(self, value: Any) -> Any:
@@ -110,8 +102,8 @@ class _Walk:
                 if name in initializers and name not in values:
                     values[name] = from_proto(initializers[name])
                     self.recorder.suggest(values[name], name)
-            domain = _domain(proto.domain)
-            node = NodeView(proto, self._opsets.get(domain, 0), self.device, partial(self._branch, values))
+            opset = self._opsets.get(own_domain(proto.domain), 0)
+            node = NodeView(proto, opset, self.device, partial(self._branch, values))
             inputs = [_value(values, name, str(node)) if name else None for name in proto.input]
             results = self._outputs(node, inputs)
             for index, name in enumerate(proto.output):
@@ -130,7 +122,7 @@ class _Walk:
         return tuple(_value(inner, name, f"the end of '{graph.name}'") for name in wanted)
 
     def _outputs(self, node: NodeView, inputs: list[Any]) -> tuple[Any, ...]:
-        """What `node` computes, one value an output; those it cannot compute are left out."""
+        """What `node` computes, one value per output; those that it cannot compute are left out."""
         try:
             result = self._result(node, inputs)
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError, ArithmeticError) as error:
@@ -142,23 +134,17 @@ class _Walk:
     def _result(self, node: NodeView, inputs: list[Any]) -> Any:
         key = operator_key(node.domain, node.op_type)
         if any(isinstance(value, Sizes) for value in inputs):
-            entries = [as_sizes(value) for value in inputs if value is not None]
-            if key in SIZE_OPERATORS and len(entries) == len(inputs) and all(array is not None for array in entries):
-                result = SIZE_OPERATORS[key](node, *entries)
-                if result is not None:
-                    return simplify(result)
-            if key not in TAKE_SIZES:
-                inputs = [self.tensor(value) for value in inputs]
+            result = on_sizes(node, inputs)
+            if result is not None:
+                return result
+            kept = TAKE_SIZES.get(key, len(inputs))
+            inputs = [*(self.tensor(value) for value in inputs[:kept]), *inputs[kept:]]
         return OPERATORS[key](node, *inputs)
 
 
 def operator_key(domain: str, op_type: str) -> str:
     """The name of an operator in the table: `Relu`, `com.microsoft.QLinearAdd`."""
     return f"{domain}.{op_type}" if domain else op_type
-
-
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
 
 
 @dataclass(frozen=True)
@@ -198,7 +184,7 @@ def _check_operators(nodes: Iterable[NodeProto], opsets: Mapping[str, int]) -> N
     """
     unknown: dict[str, str] = {}
     for node in nodes:
-        domain = _domain(node.domain)
+        domain = own_domain(node.domain)
         key = operator_key(domain, node.op_type)
         if key not in OPERATORS:
             unknown.setdefault(key, describe(node.op_type, domain, opsets.get(domain, 0), node.name))

@@ -20,25 +20,17 @@ _left: int | None = None
 
 
 @contextmanager
-def converting() -> Iterator[None]:
-    """While this is open, what `fold` computes is limited."""
+def limited(total: int | None = TOTAL) -> Iterator[None]:
+    """While this is open, what `fold` computes is limited to so many bytes.
+
+    None is for what takes no memory, on the meta device, and for what was counted already.
+    """
     global _left
-    _left = TOTAL
+    before, _left = _left, total
     try:
         yield
     finally:
-        _left = None
-
-
-@contextmanager
-def unlimited() -> Iterator[None]:
-    """While this is open there is no limit: examples are on the meta device, where nothing takes memory."""
-    global _left
-    left, _left = _left, None
-    try:
-        yield
-    finally:
-        _left = left
+        _left = before
 
 
 def fold(function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
@@ -56,7 +48,7 @@ def fold(function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
     args_of_shape, kwargs_of_shape = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
     left = _left
     try:
-        with torch.device("meta"), torch.no_grad():
+        with limited(None), torch.device("meta"), torch.no_grad():
             found = function(*args_of_shape, **kwargs_of_shape)
     except (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError):
         found = None
@@ -68,4 +60,5 @@ def fold(function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
             hint="no classifier needs that; the file may be damaged or hostile",
         )
     _left = left - size
-    return function(*args, **kwargs)
+    with limited(None):
+        return function(*args, **kwargs)

@@ -9,7 +9,7 @@ from onnx import AttributeProto, GraphProto, NodeProto
 from torch import Tensor
 
 from dgad_tk.common import UserError
-from exporters.onnx_twin.tensors import from_proto
+from exporters.onnx_twin.tensors import dtype_of, from_proto
 
 T = TypeVar("T")
 
@@ -19,8 +19,8 @@ HINT = "without it there are no gradients through this file; please report it, o
 class NodeView:
     """A node's attributes, opset and outputs.
 
-    Every attribute has to be read or ignored by name: one that nobody asked for would change the result
-    unnoticed.
+    An operator has to read or ignore every attribute by name. The others are refused, since they would change the
+    result unnoticed.
 
     Args:
         node: the node.
@@ -47,7 +47,9 @@ class NodeView:
         self._unread = set(self._attributes)
 
     def attribute(self, name: str, default: T) -> T:
-        """The attribute `name` as a Python value (tensors as torch's), or `default` where the node has none.
+        """The attribute `name` as a Python value (a tensor as torch's), or `default` where the node has none.
+
+        ONNX writes truth values as integers. Where `default` is a bool, they are read as one.
 
         Raises:
             UserError: it is of another type than the default.
@@ -56,6 +58,8 @@ class NodeView:
         if name not in self._attributes:
             return default
         value = _decode(self._attributes[name])
+        if isinstance(default, bool) and isinstance(value, int):
+            value = bool(value)
         if default is not None and not isinstance(value, type(default)):
             self.refuse(f"attribute '{name}' should be of type {type(default).__name__}, got {value!r}")
         return value  # type: ignore[no-any-return]
@@ -71,8 +75,43 @@ class NodeView:
             self.refuse(f"attribute '{name}' should be of type {type_.__name__}, got {value!r}")
         return value
 
+    def choice(self, name: str, *words: str) -> str:
+        """The attribute `name`, one of `words`; the first of them where the node has none.
+
+        Raises:
+            UserError: it is another word.
+        """
+        value = self.attribute(name, words[0])
+        if value not in words:
+            self.refuse(f"attribute '{name}' should be one of {', '.join(words)}, got '{value}'")
+        return value
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """The element type that the attribute `name` asks for, or None where the node asks for none.
+
+        Raises:
+            UserError: torch has no such type.
+        """
+        number = self.attribute(name, 0)
+        return dtype_of(number, str(self)) if number else None
+
+    def only(self, name: str, value: int) -> None:
+        """Accept no other `value` of the attribute `name`, which is also its default.
+
+        Raises:
+            UserError: it has another one.
+        """
+        if self.attribute(name, value) != value:
+            self.refuse(f"attribute '{name}' should be {value}")
+
+    def read(self, name: str, kind: Any) -> Any:
+        """The attribute `name` as a row of the table asks for it: by a default, a type or a tuple of words."""
+        if isinstance(kind, type):
+            return self.required(name, kind)
+        return self.choice(name, *kind) if isinstance(kind, tuple) else self.attribute(name, kind)
+
     def ignore(self, *names: str) -> None:
-        """These attributes do not matter to inference."""
+        """Accept these attributes whatever they say: they do not matter to inference."""
         self._unread.difference_update(names)
 
     def has(self, name: str) -> bool:

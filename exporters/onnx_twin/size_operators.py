@@ -1,29 +1,89 @@
-"""The table of what shape arithmetic consists of."""
+"""Operators on `Sizes`: they move entries to other places, or compute with them as Python does with numbers."""
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, fx
 
+from exporters.onnx_parts import MOVING
 from exporters.onnx_twin.node import NodeView
-from exporters.onnx_twin.sizes import OTHER_FLOATS, Entries, Size, apply, scalar
+from exporters.onnx_twin.operators import OPERATORS
+from exporters.onnx_twin.sizes import OTHER_FLOATS, Size, array_of, as_sizes, simplify
 from exporters.onnx_twin.tensors import dtype_of
 from exporters.onnx_twin.tracing import deferred
 
 
-def _each(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of numbers, entry by entry."""
+def on_sizes(node: NodeView, inputs: Sequence[Any]) -> Any:
+    """What an operator gives for inputs of which some are `Sizes`; None where it has to be given tensors."""
+    if node.op_type in MOVING and not node.domain:
+        return _moved(node, inputs)
+    arrays = [as_sizes(value) for value in inputs]
+    name = _in_python(node)
+    if name not in NUMBERS or any(array is None for array in arrays):
+        return None
+    if node.op_type != "ReduceProd":
+        return simplify(np.frompyfunc(partial(_apply, name), len(arrays), 1)(*arrays))
+    node.ignore("noop_with_empty_axes", "axes")
+    data, keep = arrays[0], node.attribute("keepdims", 1)
+    if data is None or data.ndim > 1:
+        return None
+    product = reduce(partial(_apply, name), data.ravel(), 1)
+    return simplify(array_of([product]).reshape((1,) * data.ndim if keep else ()))
 
-    def entrywise(node: NodeView, *inputs: Entries) -> Any:
-        return np.frompyfunc(lambda *entries: apply(function, *entries), len(inputs), 1)(*inputs)
 
-    return entrywise
+def _moved(node: NodeView, inputs: Sequence[Any]) -> Any:
+    """The entries at the places where the operator puts their numbers: it is given 0 for the first, and so on."""
+    entries: list[Any] = []
+    numbered: list[Tensor | None] = []
+    for place, value in enumerate(inputs):
+        if place == 0 or node.op_type == "Concat":
+            array = as_sizes(value)
+            if array is None:
+                return None
+            first = len(entries)
+            entries.extend(array.ravel())
+            numbered.append(torch.arange(first, len(entries)).reshape(array.shape))
+        elif isinstance(value, Tensor | None):
+            numbered.append(value)
+        else:
+            return None
+    pool = array_of(entries)
+    places = OPERATORS[node.op_type](node, *numbered)
+    if isinstance(places, tuple):
+        return tuple(simplify(pool[each.numpy()]) for each in places)
+    return simplify(pool[places.numpy()])
+
+
+def _in_python(node: NodeView) -> str:
+    """The row of `NUMBERS` that an operator is; empty for none."""
+    if node.op_type == "Cast":
+        dtype = dtype_of(node.required("to", int), str(node))
+        node.ignore("saturate", "round_mode")
+        if dtype in OTHER_FLOATS:
+            return ""
+        return "bool" if dtype is torch.bool else "float" if dtype.is_floating_point else "int"
+    fmod = node.op_type == "Mod" and node.attribute("fmod", 0)  # the sign is the dividend's then
+    return "" if node.domain or fmod else node.op_type
+
+
+def _apply(name: str, *entries: Any) -> Any:
+    """A row of `NUMBERS`, now or when the twin runs."""
+    result: Any = _number(name, *(entry.proxy if isinstance(entry, Size) else entry for entry in entries))
+    return Size(result) if isinstance(result, fx.Proxy) else result
 
 
 @deferred
+def _number(name: str, *numbers: Any) -> Any:
+    """As float32, in which files calculate: 0.7 is a little less there, and seven tenths of 10 are 7 nevertheless."""
+    result = NUMBERS[name](*numbers)
+    return float(np.float32(result)) if isinstance(result, float) else result
+
+
 def _divide(a: Any, b: Any) -> Any:
     """ONNX rounds a quotient of integers towards zero."""
     if isinstance(a, float) or isinstance(b, float):
@@ -32,138 +92,26 @@ def _divide(a: Any, b: Any) -> Any:
     return quotient if (a < 0) == (b < 0) else -quotient
 
 
-@deferred
-def _choose(condition: Any, a: Any, b: Any) -> Any:
-    return a if condition else b
-
-
-# Python's own functions of numbers, as functions that can be deferred.
-
-
-@deferred
-def _bool(a: Any) -> bool:
-    return bool(a)
-
-
-@deferred
-def _int(a: Any) -> int:
-    return int(a)
-
-
-@deferred
-def _float(a: Any) -> float:
-    return float(a)
-
-
-@deferred
-def _floor(a: Any) -> Any:
-    return float(math.floor(a))
-
-
-@deferred
-def _ceil(a: Any) -> Any:
-    return float(math.ceil(a))
-
-
-@deferred
-def _maximum(*values: Any) -> Any:
-    return max(values)
-
-
-@deferred
-def _minimum(*values: Any) -> Any:
-    return min(values)
-
-
-def _gather(node: NodeView, data: Entries, indices: Entries) -> Any:
-    return np.take(data, indices.astype(np.int64), axis=node.attribute("axis", 0))
-
-
-def _concat(node: NodeView, *inputs: Entries) -> Any:
-    return np.concatenate(inputs, axis=node.required("axis", int))
-
-
-def _slice(node: NodeView, data: Entries, *bounds: Entries) -> Any:
-    if node.opset < 10:
-        starts, ends = node.required("starts", list), node.required("ends", list)
-        axes, steps = node.attribute("axes", list(range(len(starts)))), [1] * len(starts)
-    else:
-        starts, ends = list(bounds[0]), list(bounds[1])
-        axes = list(bounds[2]) if len(bounds) > 2 else list(range(len(starts)))
-        steps = list(bounds[3]) if len(bounds) > 3 else [1] * len(starts)
-    index = [slice(None)] * data.ndim
-    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        if any(isinstance(bound, Size) for bound in (axis, start, end, step)):
-            return None
-        index[axis] = slice(start, end, step)
-    return data[tuple(index)]
-
-
-def _squeeze(node: NodeView, data: Entries, axes: Entries | None = None) -> Any:
-    chosen = node.attribute("axes", None) if axes is None else axes.tolist()
-    return np.squeeze(data, axis=None if chosen is None else tuple(chosen))
-
-
-def _unsqueeze(node: NodeView, data: Entries, axes: Entries | None = None) -> Any:
-    return np.expand_dims(data, tuple(node.required("axes", list) if axes is None else axes.tolist()))
-
-
-def _reshape(node: NodeView, data: Entries, shape: Entries) -> Any:
-    node.ignore("allowzero")  # a 0 is left to tensors
-    if any(isinstance(size, Size) or size == 0 for size in shape):
-        return None
-    return data.reshape(tuple(shape))
-
-
-def _cast(node: NodeView, data: Entries) -> Any:
-    dtype = dtype_of(node.required("to", int), str(node))
-    node.ignore("saturate", "round_mode")
-    if dtype in OTHER_FLOATS:
-        return None
-    function = _bool if dtype is torch.bool else _float if dtype.is_floating_point else _int
-    return _each(function)(node, data)
-
-
-def _modulo(node: NodeView, a: Entries, b: Entries) -> Any:
-    """The sign is the divisor's, as in Python; with `fmod` it is not."""
-    return None if node.attribute("fmod", 0) else _each(operator.mod)(node, a, b)
-
-
-def _reduce_prod(node: NodeView, data: Entries, axes: Entries | None = None) -> Any:
-    node.ignore("noop_with_empty_axes", "axes")
-    product = math.prod(data.ravel(), start=1)
-    shape = (1,) * data.ndim if node.attribute("keepdims", 1) else ()
-    return scalar(product).reshape(shape) if data.ndim < 2 else None
-
-
-SIZE_OPERATORS: dict[str, Callable[..., Any]] = {
-    "Add": _each(operator.add),
-    "Cast": _cast,
-    "Ceil": _each(_ceil),
-    "Concat": _concat,
-    "Div": _each(_divide),
-    "Equal": _each(operator.eq),
-    "Floor": _each(_floor),
-    "Gather": _gather,
-    "Greater": _each(operator.gt),
-    "GreaterOrEqual": _each(operator.ge),
-    "Identity": lambda node, data: data,
-    "Less": _each(operator.lt),
-    "LessOrEqual": _each(operator.le),
-    "Max": _each(_maximum),
-    "Min": _each(_minimum),
-    "Mod": _modulo,
-    "Mul": _each(operator.mul),
-    "Neg": _each(operator.neg),
-    "ReduceProd": _reduce_prod,
-    "Reshape": _reshape,
-    "Slice": _slice,
-    "Squeeze": _squeeze,
-    "Sub": _each(operator.sub),
-    "Unsqueeze": _unsqueeze,
-    "Where": _each(_choose),
+NUMBERS: dict[str, Callable[..., Any]] = {
+    "Add": operator.add,
+    "Ceil": lambda a: float(math.ceil(a)),
+    "Div": _divide,
+    "Equal": operator.eq,
+    "Floor": lambda a: float(math.floor(a)),
+    "Greater": operator.gt,
+    "GreaterOrEqual": operator.ge,
+    "Less": operator.lt,
+    "LessOrEqual": operator.le,
+    "Max": lambda *values: max(values),
+    "Min": lambda *values: min(values),
+    "Mod": operator.mod,
+    "Mul": operator.mul,
+    "Neg": operator.neg,
+    "ReduceProd": operator.mul,
+    "Sub": operator.sub,
+    "Where": lambda condition, a, b: a if condition else b,
+    "bool": bool,
+    "float": float,
+    "int": int,
 }
-"""What shape arithmetic consists of: operators on arrays of numbers, each input an array.
-
-None for what is beyond that, and is left to tensors.
-"""
+"""Operators as functions of Python's numbers, and the types that Cast knows."""

@@ -1,13 +1,11 @@
 """Shape arithmetic: `Shape -> Gather -> Mul -> Concat -> Reshape` without a tensor in between.
 
-A small integer tensor that is computed from the shape of a running tensor is held as an array whose entries
-are numbers or `Size`s, a number that is known when the twin runs. Gathering, slicing and joining then
-happen at conversion, and what is left in the graph is `x.size(0)` and arithmetic on Python ints, which
-neither waits for a GPU nor breaks a compiled graph. An operator that is not in `size_operators` gets such an
-array as a tensor.
+A small tensor that is computed from the shape of a running tensor is held as an array. Its entries are numbers and
+`Size`s. Gathering, slicing and joining them happens at conversion. What is left in the graph is `x.size(0)` and
+arithmetic on Python numbers, which neither waits for a GPU nor breaks a compiled graph. Operators that
+`size_operators` does not know get such an array as a tensor.
 """
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from exporters.onnx_twin.node import NodeView
-from exporters.onnx_twin.tracing import call, deferred, example_number, fixed_sizes
+from exporters.onnx_twin.tracing import deferred, fixed_sizes
 
 LARGEST = 64
 """Shapes are short: a constant with more entries than this is no part of one."""
@@ -27,31 +24,11 @@ OTHER_FLOATS = (torch.float16, torch.bfloat16, torch.float64)
 """They do not take part in shape arithmetic, whose fractions are float32."""
 
 
+@dataclass(frozen=True, eq=False)
 class Size:
-    """A number that is known when the twin runs. To NumPy it is an object that does its own arithmetic."""
+    """A number that is known when the twin runs. NumPy takes it for an object like any other."""
 
-    __slots__ = ("proxy",)
-
-    def __init__(self, proxy: Any) -> None:
-        self.proxy = proxy
-
-    def __add__(self, other: Any) -> Any:
-        return apply(operator.add, self, other)
-
-    def __radd__(self, other: Any) -> Any:
-        return apply(operator.add, other, self)
-
-    def __sub__(self, other: Any) -> Any:
-        return apply(operator.sub, self, other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return apply(operator.sub, other, self)
-
-    def __mul__(self, other: Any) -> Any:
-        return apply(operator.mul, self, other)
-
-    def __rmul__(self, other: Any) -> Any:
-        return apply(operator.mul, other, self)
+    proxy: fx.Proxy
 
 
 Entries = NDArray[np.object_]
@@ -70,7 +47,7 @@ def shape_of(x: Tensor, start: int, end: int | None) -> Sizes | Tensor:
     if isinstance(x, Tensor) or sizes is None:
         return _shape_tensor(x, start, end)
     axes = range(len(sizes))[start:end]
-    return simplify(_array([Size(x.size(axis)) if sizes[axis] is None else sizes[axis] for axis in axes]))
+    return simplify(array_of([Size(x.size(axis)) if sizes[axis] is None else sizes[axis] for axis in axes]))
 
 
 def as_numbers(value: Sizes | Tensor) -> Any:
@@ -85,11 +62,6 @@ def as_tensor(value: Sizes, device: Callable[[], torch.device]) -> Tensor:
     return _tensor(as_numbers(value), list(value.entries.shape), device())
 
 
-def data_of(node: NodeView, value: Sizes | Tensor) -> Tensor:
-    """An operator's main input, as a tensor."""
-    return as_tensor(value, node.device) if isinstance(value, Sizes) else value
-
-
 def as_sizes(value: Sizes | Tensor) -> Entries | None:
     """The entries of `value` if it can take part in shape arithmetic."""
     if isinstance(value, Sizes):
@@ -102,7 +74,7 @@ def as_sizes(value: Sizes | Tensor) -> Entries | None:
 def simplify(entries: Any) -> Sizes | Tensor:
     """A result of shape arithmetic, as a constant if nothing in it depends on the run."""
     if not isinstance(entries, np.ndarray):  # NumPy unpacks an array without axes
-        entries = scalar(entries)
+        entries = array_of([entries]).reshape(())
     flat = list(entries.ravel())
     if any(isinstance(entry, Size) for entry in flat):
         return Sizes(entries)
@@ -110,31 +82,12 @@ def simplify(entries: Any) -> Sizes | Tensor:
     return torch.tensor(flat, dtype=torch.int64 if integers else None).reshape(entries.shape)
 
 
-def scalar(entry: Any) -> Entries:
-    array = np.empty((), dtype=object)
-    array[()] = entry
-    return array
-
-
-def _array(entries: list[Any]) -> Entries:
+def array_of(entries: list[Any]) -> Entries:
+    """Objects in an array of one axis; NumPy looks into none of them."""
     array = np.empty(len(entries), dtype=object)
     for index, entry in enumerate(entries):
         array[index] = entry
     return array
-
-
-def apply(function: Callable[..., Any], *entries: Any) -> Any:
-    """`function` of numbers, now or when the twin runs."""
-    result = call(function, *(entry.proxy if isinstance(entry, Size) else entry for entry in entries))
-    if isinstance(result, fx.Proxy):
-        return Size(_single(result) if isinstance(example_number(result), float) else result)
-    return _single(result) if isinstance(result, float) else result
-
-
-@deferred
-def _single(number: Any) -> float:
-    """As float32, in which files calculate: 0.7 is a little less there, and seven tenths of 10 are 7 nevertheless."""
-    return float(np.float32(number))
 
 
 @deferred

@@ -9,15 +9,16 @@ one.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import Argument, Target, map_arg
+from torch.fx.node import Argument, map_arg
+from torch.utils._pytree import tree_leaves
 
-from exporters.onnx_twin.limits import fold, unlimited
+from exporters.onnx_twin.limits import fold, limited
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,26 +57,18 @@ class Recorder(fx.proxy.GraphAppendingTracer):
         return fx.Proxy(node, self)
 
     def create_arg(self, a: Any) -> Argument:
-        return self._buffer(a) if isinstance(a, Tensor) else super().create_arg(a)
+        return self.buffer(a) if isinstance(a, Tensor) else super().create_arg(a)
 
-    def create_proxy(
-        self,
-        kind: str,
-        target: Target,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        name: str | None = None,
-        type_expr: Any = None,
-        proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
-    ) -> fx.Proxy:
-        proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
-        proxy.node.meta[EXAMPLES] = _example(proxy.node, 0), _example(proxy.node, 1)
-        return proxy
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta[EXAMPLES] = _example(node, 0), _example(node, 1)
+        return node
 
-    def _buffer(self, tensor: Tensor) -> fx.Node:
+    def buffer(self, tensor: Tensor, name: str = "constant") -> fx.Node:
+        """The node of a known tensor; `name` is for the buffer that it becomes, if none was suggested."""
+        self.suggest(tensor, name)
         if id(tensor) not in self._nodes:
-            self._kept.append(tensor)
-            stem = name = _identifier(self._names.get(id(tensor), "constant"))
+            stem = name = _identifier(self._names[id(tensor)])
             count = 1
             while name in self.constants:
                 count += 1
@@ -89,7 +82,7 @@ class Recorder(fx.proxy.GraphAppendingTracer):
 
 def call(function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
     """`function(*args, **kwargs)`, now if every argument is known, else as one node of the graph."""
-    proxy = _proxy_in((*args, *kwargs.values()))
+    proxy = _proxy_in((args, kwargs))
     if proxy is None:
         return fold(function, *args, **kwargs)
     return cast(R, proxy.tracer.create_proxy("call_function", function, args, kwargs))
@@ -104,22 +97,15 @@ def deferred(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
-        proxy = _proxy_in((*args, *kwargs.values()))
-        if proxy is None:
-            return fold(function, *args, **kwargs)
-        return cast(R, proxy.tracer.create_proxy("call_function", recorded, args, kwargs))
+        known = _proxy_in((args, kwargs)) is None
+        return fold(function, *args, **kwargs) if known else call(recorded, *args, **kwargs)
 
     return recorded
 
 
-def _proxy_in(values: Iterable[object]) -> fx.Proxy | None:
-    """The first proxy among `values`, or in a list or tuple among them."""
-    for value in values:
-        if isinstance(value, fx.Proxy):
-            return value
-        if isinstance(value, list | tuple) and (found := _proxy_in(value)) is not None:
-            return found
-    return None
+def _proxy_in(values: Any) -> fx.Proxy | None:
+    """The first proxy among `values`, or in a list, tuple or dict among them."""
+    return next((leaf for leaf in tree_leaves(values) if isinstance(leaf, fx.Proxy)), None)
 
 
 def example(value: Tensor) -> Tensor | None:
@@ -143,11 +129,6 @@ def fixed_sizes(value: Tensor) -> list[int | None] | None:
     return [size if size == other else None for size, other in zip(first.shape, second.shape, strict=True)]
 
 
-def example_number(value: fx.Proxy) -> Any:
-    """What a number may be when the twin runs, which tells its type; None if that is unknown."""
-    return value.node.meta[EXAMPLES][0]
-
-
 def _example_of(value: Tensor, which: int) -> Tensor | None:
     if isinstance(value, fx.Proxy):
         found = value.node.meta[EXAMPLES][which]
@@ -162,7 +143,7 @@ def _example(node: fx.Node, which: int) -> Any:
     args = map_arg(node.args, lambda argument: argument.meta[EXAMPLES][which])
     kwargs = map_arg(node.kwargs, lambda argument: argument.meta[EXAMPLES][which])
     try:
-        with torch.no_grad(), unlimited():
+        with torch.no_grad(), limited(None):
             if isinstance(node.target, str):
                 return getattr(args[0], node.target)(*args[1:], **kwargs)
             return node.target(*args, **kwargs)

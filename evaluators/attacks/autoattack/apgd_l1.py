@@ -10,8 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from dgad_tk.l1_projection import l1_correction
 from evaluators.attacks.autoattack.apgd_state import Ascents
-from evaluators.attacks.autoattack.l1_projection import l1_correction
 
 _WIDER = ((3.0, 0.3), (2.0, 0.3))
 """Radii before the true one (section 3.3): multiples of eps, and the share of the steps in each."""

@@ -15,7 +15,6 @@ from evaluators.attacks.autoattack.square_layout import Layout
 from evaluators.attacks.autoattack.square_moves import TILES, WALKS, Walk
 from evaluators.attacks.native import NativeAttack, wrong
 from evaluators.ball import Norm
-from evaluators.estimators import is_quantised
 
 _FIRST_SHARE = 0.8
 """Share of the image that the first square covers."""
@@ -79,7 +78,7 @@ class Square(NativeAttack):
             raise ValueError(f"expected norm in {sorted(WALKS)}, got {norm!r}")
         at_least(0, queries=queries)
         self.queries, self.rescale = queries, rescale
-        self.accept_equal = is_quantised(estimator) if accept_equal is None else accept_equal
+        self.accept_equal = self.victim.quantised if accept_equal is None else accept_equal
 
     @torch.no_grad()
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:

@@ -1,31 +1,23 @@
 """The table of operators.
 
-An operator is a function of a node and its inputs, `None` for one that is left out, to its output or a
-tuple of them. Its name is its ONNX name, with the domain in front where that is not the default one
-(`com.microsoft.QLinearAdd`). What it may do:
+An operator is a function of a node and its inputs to its output, or to a tuple of its outputs. An input that is left
+out is None. The operator's name is ONNX's, with the domain in front where that is not the default one
+(`com.microsoft.QLinearAdd`). Most operators are one torch function, and `row` writes these in a line. Others may:
 
-- compute with torch functions through `tracing.call`, or through a function marked `deferred` where it
-  needs the sizes, rank or dtype of what it gets; then known inputs give known outputs and everything else
-  becomes nodes of the twin. Arguments are what an fx node can hold: tensors, numbers, strings, dtypes, and
-  lists of them;
-- read attributes through the node, every one of them, since one that is left unread is refused;
-- `node.refuse(...)` what it does not implement. Correct or refused, never nearly right.
+- compute with torch functions through `tracing.call`, or through a function marked `deferred` where it needs the
+  sizes, rank or dtype of what it gets. Known inputs give known outputs, and everything else becomes nodes of the twin.
+  Arguments are what an fx node can hold: tensors, numbers, strings, dtypes, and lists of them;
+- read attributes through the node. Every one has to be read: one that is left unread is refused;
+- refuse what they do not implement, by `node.refuse(...)`. Correct or refused, never nearly right.
 
-The families below each have a literal table; a new family is one more line here.
+Each family below has a table, `OPERATORS`. A new family is one more line here.
 """
-
-from collections.abc import Callable, Mapping
-from typing import Any
 
 from exporters.onnx_twin.operators import (
     activations,
     attention,
-    bits,
     constants,
     contrib,
-    control,
-    convolutions,
-    cumulative,
     elementwise,
     fusions,
     indexing,
@@ -36,50 +28,32 @@ from exporters.onnx_twin.operators import (
     quantised,
     reductions,
     resampling,
-    resizing,
     shapes,
 )
+from exporters.onnx_twin.operators.row import Operator
 
-Operator = Callable[..., Any]
-
-
-def _merged(*tables: Mapping[str, Operator]) -> dict[str, Operator]:
-    """All rows of all tables.
-
-    Raises:
-        ValueError: two tables have the same operator.
-    """
-    merged: dict[str, Operator] = {}
-    for table in tables:
-        for name, operator in table.items():
-            if name in merged:
-                raise ValueError(f"operator '{name}' is in two tables")
-            merged[name] = operator
-    return merged
-
-
-OPERATORS = _merged(
-    activations.OPERATORS,
-    attention.OPERATORS,
-    bits.OPERATORS,
-    constants.OPERATORS,
-    contrib.OPERATORS,
-    control.OPERATORS,
-    convolutions.OPERATORS,
-    cumulative.OPERATORS,
-    elementwise.OPERATORS,
-    fusions.OPERATORS,
-    indexing.OPERATORS,
-    layout.OPERATORS,
-    normalisation.OPERATORS,
-    pooling.OPERATORS,
-    products.OPERATORS,
-    quantised.OPERATORS,
-    reductions.OPERATORS,
-    resampling.OPERATORS,
-    resizing.OPERATORS,
-    shapes.OPERATORS,
+_FAMILIES = (
+    *(activations, attention, constants, contrib, elementwise, fusions, indexing, layout),
+    *(normalisation, pooling, products, quantised, reductions, resampling, shapes),
 )
 
-TAKE_SIZES = frozenset((*shapes.OPERATORS, *resizing.OPERATORS, *resampling.OPERATORS))
-"""Operators that take sizes as they are; every other one gets them as a tensor."""
+OPERATORS: dict[str, Operator] = {}
+for _family in _FAMILIES:
+    if _twice := OPERATORS.keys() & _family.OPERATORS.keys():
+        raise ValueError(f"operators in two tables: {_twice}")
+    OPERATORS |= _family.OPERATORS
+
+TAKE_SIZES = {
+    "AffineGrid": 1,
+    "ConstantOfShape": 0,
+    "Expand": 1,
+    "Pad": 1,
+    "Range": 0,
+    "Reshape": 1,
+    "Resize": 1,
+    "Slice": 1,
+    "Split": 1,
+    "Tile": 1,
+    "Upsample": 1,
+}
+"""Operators that take `Sizes` as they are, and from which input on; all other inputs come as tensors."""

@@ -2,42 +2,26 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
-from exporters.onnx_twin.operators.elementwise import Operator, same
+from exporters.onnx_twin.operators.row import Operator, row
 from exporters.onnx_twin.tracing import call, deferred, rank
 
 
-def _with(function: Callable[..., Any], **defaults: float) -> Operator:
-    """An activation whose attributes are the keyword arguments of torch's."""
-    return lambda node, x: call(function, x, **{name: node.attribute(name, value) for name, value in defaults.items()})
+@deferred
+def _selu(x: Tensor, alpha: float, gamma: float) -> Tensor:
+    return F.elu(x, alpha) * gamma
 
 
-def gelu(node: NodeView, x: Tensor) -> Tensor:
-    approximate = node.attribute("approximate", "none")
-    if approximate not in ("none", "tanh"):
-        node.refuse(f"attribute 'approximate' should be none or tanh, got '{approximate}'")
-    return call(F.gelu, x, approximate=approximate)
-
-
-def selu(node: NodeView, x: Tensor) -> Tensor:
-    alpha, gamma = (
-        node.attribute("alpha", 1.67326319217681884765625),
-        node.attribute("gamma", 1.05070102214813232421875),
-    )
-    return call(torch.mul, call(F.elu, x, alpha=alpha), gamma)
-
-
-def hard_sigmoid(node: NodeView, x: Tensor) -> Tensor:
-    alpha, beta = node.attribute("alpha", 0.2), node.attribute("beta", 0.5)
+@deferred
+def hard_sigmoid(x: Tensor, alpha: float, beta: float) -> Tensor:
     if math.isclose(alpha, 1 / 6, rel_tol=1e-6) and beta == 0.5:
-        return call(F.hardsigmoid, x)
-    return call(torch.clamp, call(torch.add, call(torch.mul, x, alpha), beta), 0.0, 1.0)
+        return F.hardsigmoid(x)
+    return (x * alpha + beta).clamp(0.0, 1.0)
 
 
 @deferred
@@ -47,87 +31,61 @@ def _p_relu(x: Tensor, slope: Tensor) -> Tensor:
 
 def p_relu(node: NodeView, x: Tensor, slope: Tensor) -> Tensor:
     if node.opset < 7 and isinstance(slope, Tensor) and slope.numel() > 1:
-        return call(F.prelu, x, slope)  # one slope a channel
+        return call(F.prelu, x, slope)  # one slope per channel
     return _p_relu(x, slope)
 
 
 @deferred
-def _shrink(x: Tensor, edge: float, bias: float) -> Tensor:
-    """Towards zero by `bias`, and zero between the edges."""
-    return torch.where(x < -edge, x + bias, torch.where(x > edge, x - bias, torch.zeros_like(x)))
-
-
-def shrink(node: NodeView, x: Tensor) -> Tensor:
-    return _shrink(x, node.attribute("lambd", 0.5), node.attribute("bias", 0.0))
-
-
-def swish(node: NodeView, x: Tensor) -> Tensor:
-    alpha = node.attribute("alpha", 1.0)
-    if alpha == 1:
-        return call(F.silu, x)
-    return call(torch.mul, x, call(torch.sigmoid, call(torch.mul, x, alpha)))
+def _shrink(x: Tensor, lambd: float, bias: float) -> Tensor:
+    """Towards zero by `bias`, and zero between -lambd and lambd."""
+    return torch.where(x < -lambd, x + bias, torch.where(x > lambd, x - bias, torch.zeros_like(x)))
 
 
 @deferred
-def _hardmax(x: Tensor, axis: int) -> Tensor:
+def swish(x: Tensor, alpha: float) -> Tensor:
+    return F.silu(x) if alpha == 1 else x * torch.sigmoid(alpha * x)
+
+
+@deferred
+def _hardmax(x: Tensor, dim: int) -> Tensor:
     """One at the first of the largest entries."""
-    return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1)
+    return torch.zeros_like(x).scatter(dim, x.argmax(dim, keepdim=True), 1)
 
 
-@deferred
-def _hardmax_from(x: Tensor, axis: int) -> Tensor:
-    """Over all axes from `axis` on, taken for one."""
-    flat = x.flatten(axis)
-    return torch.zeros_like(flat).scatter(-1, flat.argmax(-1, keepdim=True), 1).reshape(x.shape)
-
-
-def hardmax(node: NodeView, x: Tensor) -> Tensor:
-    if node.opset >= 13:
-        return _hardmax(x, node.attribute("axis", -1))
-    return _hardmax_from(x, node.attribute("axis", 1))
-
-
-@deferred
-def _from_axis(x: Tensor, axis: int, logarithm: bool) -> Tensor:
-    """Softmax over all axes from `axis` on, taken for one."""
-    flat = x.flatten(axis)
-    return (F.log_softmax(flat, dim=-1) if logarithm else F.softmax(flat, dim=-1)).reshape(x.shape)
-
-
-def _softmax(logarithm: bool) -> Operator:
-    function = F.log_softmax if logarithm else F.softmax
+def _normalised(function: Callable[..., Tensor]) -> Operator:
+    """`function` along one axis; before opset 13 along all axes from that one on, joined to one."""
 
     def normalise(node: NodeView, x: Tensor) -> Tensor:
         if node.opset >= 13:
             return call(function, x, dim=node.attribute("axis", -1))
-        axis, dimensions = node.attribute("axis", 1), rank(x)
-        if axis == -1 or (dimensions is not None and axis == dimensions - 1):
+        axis = node.attribute("axis", 1)
+        if axis in (-1, (rank(x) or 0) - 1):
             return call(function, x, dim=-1)
-        return _from_axis(x, axis, logarithm)
+        return call(Tensor.reshape_as, call(function, call(torch.flatten, x, axis), dim=-1), x)
 
     return normalise
 
 
 OPERATORS: dict[str, Operator] = {
-    "Celu": _with(F.celu, alpha=1.0),
-    "Elu": _with(F.elu, alpha=1.0),
-    "Gelu": gelu,
-    "HardSigmoid": hard_sigmoid,
-    "HardSwish": same(F.hardswish),
-    "Hardmax": hardmax,
+    "Celu": row(F.celu, alpha=1.0),
+    "Elu": row(F.elu, alpha=1.0),
+    "Gelu": row(F.gelu, approximate=("none", "tanh")),
+    "HardSigmoid": row(hard_sigmoid, alpha=0.2, beta=0.5),
+    "HardSwish": row(F.hardswish),
+    "Hardmax": _normalised(_hardmax),
     "LeakyRelu": lambda node, x: call(F.leaky_relu, x, node.attribute("alpha", 0.01)),
-    "LogSoftmax": _softmax(logarithm=True),
-    "Mish": same(F.mish),
+    "LogSoftmax": _normalised(F.log_softmax),
+    "Mish": row(F.mish),
     "PRelu": p_relu,
-    "Relu": same(F.relu),
-    "Selu": selu,
-    "Shrink": shrink,
-    "Sigmoid": same(torch.sigmoid),
-    "Softmax": _softmax(logarithm=False),
-    "Softplus": same(F.softplus),
-    "Softsign": same(F.softsign),
-    "SwiGLU": lambda node, gate, x: call(torch.mul, swish(node, gate), x),
-    "Swish": swish,
-    "Tanh": same(torch.tanh),
+    "Relu": row(F.relu),
+    "Selu": row(_selu, alpha=1.67326319217681884765625, gamma=1.05070102214813232421875),
+    "Shrink": row(_shrink, lambd=0.5, bias=0.0),
+    "Sigmoid": row(torch.sigmoid),
+    "Softmax": _normalised(F.softmax),
+    "Softplus": row(F.softplus),
+    "Softsign": row(F.softsign),
+    "SwiGLU": lambda node, gate, x: call(torch.mul, swish(gate, node.attribute("alpha", 1.0)), x),
+    "Swish": row(swish, alpha=1.0),
+    "Tanh": row(torch.tanh),
     "ThresholdedRelu": lambda node, x: call(F.threshold, x, node.attribute("alpha", 1.0), 0.0),
 }

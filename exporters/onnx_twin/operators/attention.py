@@ -1,7 +1,6 @@
 """Scaled dot-product attention, and positions as rotations."""
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
-from exporters.onnx_twin.tensors import dtype_of
+from exporters.onnx_twin.operators.row import Operator, row
 from exporters.onnx_twin.tracing import call, deferred, example
 
 RAW, CAPPED, BIASED, PROBABILITIES = range(4)
@@ -17,44 +16,44 @@ RAW, CAPPED, BIASED, PROBABILITIES = range(4)
 
 
 class Style(NamedTuple):
-    """What becomes of the products of queries and keys; -1 for a window without an end."""
+    """What becomes of the products of queries and keys.
+
+    Attributes:
+        scale: the factor of the products; by default one over the root of the number of features.
+        left, right: how far a query sees in each direction; -1 is without an end.
+        precision: the type in which the softmax is calculated; by default that of the products.
+        shown: what the fourth output shows.
+    """
 
     scale: float | None
     causal: bool
-    softcap: float
-    left: int
-    right: int
-    precision: torch.dtype | None
-    shown: int
+    softcap: float = 0.0
+    left: int = -1
+    right: int = -1
+    precision: torch.dtype | None = None
+    shown: int = RAW
 
 
-def attention(
-    node: NodeView,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    past_key: Tensor | None = None,
-    past_value: Tensor | None = None,
-    lengths: Tensor | None = None,
-) -> Any:
+def attention(node: NodeView, query: Tensor, key: Tensor, value: Tensor, *others: Tensor | None) -> Any:
+    """`others` are the mask, the past keys, the past values, and the lengths of samples that are padded."""
+    mask = others[0] if others else None
     heads, kv_heads = node.attribute("q_num_heads", 0), node.attribute("kv_num_heads", 0)
     style = Style(
         node.attribute("scale", None),
-        bool(node.attribute("is_causal", 0)),
+        node.attribute("is_causal", False),
         node.attribute("softcap", 0.0),
         node.attribute("left_window_size", -1),
         node.attribute("right_window_size", -1),
-        dtype_of(node.required("softmax_precision", int), str(node)) if node.has("softmax_precision") else None,
+        node.dtype("softmax_precision"),
         node.attribute("qk_matmul_output_mode", RAW),
     )
     joined = heads > 0  # (N, L, heads x features) in place of (N, heads, L, features)
     if joined:
         query, key, value = _split(query, heads), _split(key, kv_heads), _split(value, kv_heads)
-    plain = style._replace(scale=None, causal=False) == Style(None, False, 0.0, -1, -1, None, RAW)
+    plain = style == Style(style.scale, style.causal) and all(other is None for other in others[1:])
     simple = mask is None or (not style.causal and _fits(mask, query, key))
-    if plain and simple and past_key is None and lengths is None and len(node.outputs) == 1:
-        shared = kv_heads != heads if joined else _shares_keys(query, key)
+    if plain and simple and len(node.outputs) == 1:
+        a, b = example(query), example(key)
         result = call(
             F.scaled_dot_product_attention,
             query,
@@ -63,12 +62,11 @@ def attention(
             attn_mask=mask,
             is_causal=style.causal,
             scale=style.scale,
-            enable_gqa=shared,
+            enable_gqa=a is None or b is None or a.shape[1] != b.shape[1],  # several heads of queries for one of keys
         )
         return _join(result) if joined else result
-    found = _attention(query, key, value, mask, past_key, past_value, lengths, style)
-    result = found[0]
-    return (_join(result) if joined else result), found[1], found[2], found[3]
+    found = _attention(query, key, value, [*others, None, None, None, None][:4], style)
+    return (_join(found[0]) if joined else found[0]), found[1], found[2], found[3]
 
 
 def _fits(mask: Tensor, query: Tensor, key: Tensor) -> bool:
@@ -79,32 +77,20 @@ def _fits(mask: Tensor, query: Tensor, key: Tensor) -> bool:
     return found.dtype in (torch.bool, a.dtype) and found.shape[-1] == b.shape[2]
 
 
-def _shares_keys(query: Tensor, key: Tensor) -> bool:
-    """Whether several heads of queries have, or may have, one of keys."""
-    a, b = example(query), example(key)
-    return a is None or b is None or a.shape[1] != b.shape[1]
-
-
 def _split(x: Tensor, heads: int) -> Tensor:
-    return call(torch.Tensor.transpose, call(torch.Tensor.unflatten, x, 2, [heads, -1]), 1, 2)
+    return call(Tensor.transpose, call(Tensor.unflatten, x, 2, [heads, -1]), 1, 2)
 
 
 def _join(x: Tensor) -> Tensor:
-    return call(torch.Tensor.flatten, call(torch.Tensor.transpose, x, 1, 2), 2)
+    return call(Tensor.flatten, call(Tensor.transpose, x, 1, 2), 2)
 
 
 @deferred
 def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    past_key: Tensor | None,
-    past_value: Tensor | None,
-    lengths: Tensor | None,
-    style: Style,
+    query: Tensor, key: Tensor, value: Tensor, others: list[Tensor | None], style: Style
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All of it: with a past, padding, windows and a cap. Gives the keys, values and scores as well."""
+    mask, past_key, past_value, lengths = others
     past = 0
     if past_key is not None and past_value is not None:
         past = past_key.shape[2]
@@ -151,15 +137,22 @@ def _visible(queries: int, keys: int, past: int, lengths: Tensor | None, style: 
 
 @deferred
 def _rotate(
-    x: Tensor, cosine: Tensor, sine: Tensor, positions: Tensor | None, width: int, heads: int, interleaved: bool
+    x: Tensor,
+    cosine: Tensor,
+    sine: Tensor,
+    positions: Tensor | None = None,
+    *,
+    rotary_embedding_dim: int,
+    num_heads: int,
+    interleaved: bool,
 ) -> Tensor:
-    """Pairs of the first `width` features of each head, turned by the angle of their position."""
+    """Pairs of the first features of each head, turned by the angle of their position."""
     joined = x.dim() == 3
-    per_head = torch.unflatten(x, 2, [heads, -1]) if joined else x.transpose(1, 2)  # (N, L, heads, features)
+    per_head = torch.unflatten(x, 2, [num_heads, -1]) if joined else x.transpose(1, 2)  # (N, L, heads, features)
     if positions is not None:
         cosine, sine = cosine[positions], sine[positions]
     cosine, sine = cosine[:, :, None], sine[:, :, None]
-    width = width or per_head.shape[-1]
+    width = rotary_embedding_dim or per_head.shape[-1]
     turned, rest = torch.split(per_head, [width, per_head.shape[-1] - width], -1)
     a, b = (turned[..., 0::2], turned[..., 1::2]) if interleaved else turned.chunk(2, -1)
     a, b = cosine * a - sine * b, sine * a + cosine * b
@@ -168,14 +161,7 @@ def _rotate(
     return result.flatten(2) if joined else result.transpose(1, 2)
 
 
-def rotary_embedding(
-    node: NodeView, x: Tensor, cosine: Tensor, sine: Tensor, positions: Tensor | None = None
-) -> Tensor:
-    width, heads = node.attribute("rotary_embedding_dim", 0), node.attribute("num_heads", 0)
-    return _rotate(x, cosine, sine, positions, width, heads, bool(node.attribute("interleaved", 0)))
-
-
-OPERATORS: dict[str, Callable[..., Any]] = {
+OPERATORS: dict[str, Operator] = {
     "Attention": attention,
-    "RotaryEmbedding": rotary_embedding,
+    "RotaryEmbedding": row(_rotate, rotary_embedding_dim=0, num_heads=0, interleaved=False),
 }

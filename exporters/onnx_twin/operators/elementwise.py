@@ -1,7 +1,5 @@
-"""Arithmetic and comparisons: every entry for itself, with broadcasting."""
+"""Arithmetic, comparisons and bits: every entry for itself, with broadcasting."""
 
-from collections.abc import Callable
-from functools import reduce
 from typing import Any
 
 import torch
@@ -9,38 +7,47 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
-from exporters.onnx_twin.operators.unsigned import widened
-from exporters.onnx_twin.tracing import call, deferred, example
+from exporters.onnx_twin.operators.row import Operator, folded, row
+from exporters.onnx_twin.tensors import dtype_of
+from exporters.onnx_twin.tracing import call, deferred, example, rank
 
-Operator = Callable[..., Tensor]
+WIDENED = (torch.uint16, torch.uint32)
+"""Types that torch stores and hardly calculates with. int64 holds all of their numbers."""
 
 
-def same(function: Callable[..., Any]) -> Operator:
-    """An operator without attributes that torch has as it is."""
-    return lambda node, *inputs: call(function, *inputs)
+def _widened(operator: Operator) -> Operator:
+    """`operator`, calculated in int64 where an input has a type of WIDENED; uint64 is refused."""
+
+    def calculate(node: NodeView, *inputs: Tensor) -> Tensor:
+        dtypes = [_dtype(x) for x in inputs]
+        if torch.uint64 in dtypes:
+            node.refuse("torch does not calculate with uint64")
+        if not any(dtype in WIDENED for dtype in dtypes):
+            return operator(node, *inputs)  # type: ignore[no-any-return]
+        pairs = zip(inputs, dtypes, strict=True)
+        wide = [call(Tensor.to, x, torch.int64) if dtype in WIDENED else x for x, dtype in pairs]
+        result = operator(node, *wide)
+        return call(Tensor.to, result, dtypes[0]) if _dtype(result) is torch.int64 else result
+
+    return calculate
 
 
 def _aligned(operator: Operator) -> Operator:
-    """An operator of two inputs; before opset 7 an attribute says at which axis of the first the second begins."""
+    """`operator` of two inputs; before opset 7 an attribute says at which axis of the first the second begins."""
 
     def align(node: NodeView, a: Tensor, b: Tensor) -> Tensor:
         if node.opset < 7:
             axis = node.attribute("axis", None)
-            if node.attribute("broadcast", 0) and axis is not None:
+            if node.attribute("broadcast", False) and axis is not None:
                 b = _from_axis_on(a, b, axis)
-        return operator(node, a, b)
+        return operator(node, a, b)  # type: ignore[no-any-return]
 
-    return align
+    return _widened(align)
 
 
 @deferred
 def _from_axis_on(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return b.reshape(*b.shape, *[1] * (a.dim() - axis % a.dim() - b.dim()))
-
-
-def _folded(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
-    """An operator of any number of inputs, from one of two."""
-    return lambda node, *inputs: reduce(lambda a, b: call(function, a, b), inputs)
 
 
 @deferred
@@ -54,12 +61,8 @@ def divide(node: NodeView, a: Tensor, b: Tensor) -> Tensor:
 
 
 @deferred
-def _modulo(a: Tensor, b: Tensor, truncated: bool) -> Tensor:
-    return torch.fmod(a, b) if truncated else torch.remainder(a, b)
-
-
-def modulo(node: NodeView, a: Tensor, b: Tensor) -> Tensor:
-    return _modulo(a, b, bool(node.attribute("fmod", 0)))
+def _modulo(a: Tensor, b: Tensor, fmod: bool) -> Tensor:
+    return torch.fmod(a, b) if fmod else torch.remainder(a, b)
 
 
 @deferred
@@ -69,21 +72,23 @@ def _power(base: Tensor, exponent: Tensor) -> Tensor:
 
 
 def power(node: NodeView, base: Tensor, exponent: Tensor) -> Tensor:
-    if isinstance(exponent, Tensor) and exponent.numel() == 1 and _is_float(base) and exponent.dim() <= _rank(base):
+    if (
+        isinstance(exponent, Tensor)
+        and exponent.numel() == 1
+        and _is_float(base)
+        and exponent.dim() <= (rank(base) or 0)
+    ):
         return call(torch.pow, base, exponent.item())  # squares and roots have kernels of their own
     return _power(base, exponent)
 
 
 def mean(node: NodeView, *inputs: Tensor) -> Tensor:
-    return call(torch.div, _folded(torch.add)(node, *inputs), len(inputs))
+    return call(torch.div, folded(torch.add)(node, *inputs), len(inputs))
 
 
 def clip(node: NodeView, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     if node.opset < 11:
-        if node.has("min"):
-            low = torch.tensor(node.required("min", float))
-        if node.has("max"):
-            high = torch.tensor(node.required("max", float))
+        low, high = (torch.tensor(node.required(name, float)) if node.has(name) else None for name in ("min", "max"))
     if isinstance(low, Tensor) and isinstance(high, Tensor) and _is_float(x) and low <= high:
         # ReLU6 and its like: no gradient on the bounds themselves, as in the modules exported as Clip.
         return call(F.hardtanh, x, low.item(), high.item())
@@ -95,69 +100,74 @@ def clip(node: NodeView, x: Tensor, low: Tensor | None = None, high: Tensor | No
 
 
 @deferred
-def _is_infinite(x: Tensor, negative: bool, positive: bool) -> Tensor:
-    return torch.isinf(x) & ((x < 0) & negative | (x > 0) & positive)
+def _is_infinite(x: Tensor, detect_negative: bool, detect_positive: bool) -> Tensor:
+    return torch.isinf(x) & ((x < 0) & detect_negative | (x > 0) & detect_positive)
 
 
-def is_infinite(node: NodeView, x: Tensor) -> Tensor:
-    return _is_infinite(x, bool(node.attribute("detect_negative", 1)), bool(node.attribute("detect_positive", 1)))
+@deferred
+def _shift(x: Tensor, by: Tensor, left: bool) -> Tensor:
+    """Shifted by a whole width or more, or by a negative number, only copies of the sign are left."""
+    width = torch.iinfo(x.dtype).bits
+    gone = (by < 0) | (by >= width)
+    by = torch.where(gone, 0, by)
+    if left:
+        return torch.where(gone, 0, torch.bitwise_left_shift(x, by)).to(x.dtype)
+    sign = torch.where(x < 0, -1, 0).to(x.dtype)
+    return torch.where(gone, sign, torch.bitwise_right_shift(x, by))
+
+
+def shift(node: NodeView, x: Tensor, by: Tensor) -> Tensor:
+    node.required("direction", str)
+    return _shift(x, by, node.choice("direction", "LEFT", "RIGHT") == "LEFT")
+
+
+def cast_bits(node: NodeView, x: Tensor) -> Tensor:
+    return call(Tensor.view, x, dtype_of(node.required("to", int), str(node)))
+
+
+def _dtype(x: Any) -> torch.dtype | None:
+    found = example(x)
+    return None if found is None else found.dtype
 
 
 def _is_float(x: Tensor) -> bool:
     """Whether `x` is known to hold floats."""
-    found = example(x)
-    return found is not None and found.is_floating_point()
+    dtype = _dtype(x)
+    return dtype is not None and dtype.is_floating_point
 
 
-def _rank(x: Tensor) -> int:
-    found = example(x)
-    return -1 if found is None else found.dim()
+NAMED_ALIKE = (
+    *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Erf", "Exp", "Floor", "IsNaN"),
+    *("Log", "Neg", "Reciprocal", "Round", "Sign", "Sin", "Sinh", "Sqrt", "Tan", "Where"),
+)
+"""Operators without attributes that torch has under the same name, in small letters."""
 
-
-OPERATORS: dict[str, Operator] = {
-    "Abs": same(torch.abs),
-    "Acos": same(torch.acos),
-    "Acosh": same(torch.acosh),
-    "Add": widened(_aligned(same(torch.add))),
-    "And": _aligned(same(torch.logical_and)),
-    "Asin": same(torch.asin),
-    "Asinh": same(torch.asinh),
-    "Atan": same(torch.atan),
-    "Atanh": same(torch.atanh),
-    "Ceil": same(torch.ceil),
+OPERATORS: dict[str, Operator] = {name: row(getattr(torch, name.lower())) for name in NAMED_ALIKE} | {
+    "Add": _aligned(row(torch.add)),
+    "And": _aligned(row(torch.logical_and)),
+    "BitCast": cast_bits,
+    "BitShift": _widened(shift),
+    "BitwiseAnd": row(torch.bitwise_and),
+    "BitwiseNot": _widened(row(torch.bitwise_not)),
+    "BitwiseOr": row(torch.bitwise_or),
+    "BitwiseXor": row(torch.bitwise_xor),
     "Clip": clip,
-    "Cos": same(torch.cos),
-    "Cosh": same(torch.cosh),
-    "Div": widened(_aligned(divide)),
-    "Equal": widened(_aligned(same(torch.eq))),
-    "Erf": same(torch.erf),
-    "Exp": same(torch.exp),
-    "Floor": same(torch.floor),
-    "Greater": widened(_aligned(same(torch.gt))),
-    "GreaterOrEqual": widened(same(torch.ge)),
-    "IsInf": is_infinite,
-    "IsNaN": same(torch.isnan),
-    "Less": widened(_aligned(same(torch.lt))),
-    "LessOrEqual": widened(same(torch.le)),
-    "Log": same(torch.log),
-    "Max": widened(_folded(torch.maximum)),
+    "Div": _aligned(divide),
+    "Equal": _aligned(row(torch.eq)),
+    "Greater": _aligned(row(torch.gt)),
+    "GreaterOrEqual": _widened(row(torch.ge)),
+    "IsInf": row(_is_infinite, detect_negative=True, detect_positive=True),
+    "Less": _aligned(row(torch.lt)),
+    "LessOrEqual": _widened(row(torch.le)),
+    "Max": _widened(folded(torch.maximum)),
     "Mean": mean,
-    "Min": widened(_folded(torch.minimum)),
-    "Mod": widened(modulo),
-    "Mul": widened(_aligned(same(torch.mul))),
-    "Neg": same(torch.neg),
-    "Not": same(torch.logical_not),
-    "Or": _aligned(same(torch.logical_or)),
-    "Pow": widened(_aligned(power)),
-    "Reciprocal": same(torch.reciprocal),
-    "Round": same(torch.round),
-    "Sign": same(torch.sign),
-    "Sin": same(torch.sin),
-    "Sinh": same(torch.sinh),
-    "Sqrt": same(torch.sqrt),
-    "Sub": widened(_aligned(same(torch.sub))),
-    "Sum": _folded(torch.add),
-    "Tan": same(torch.tan),
-    "Where": same(torch.where),
-    "Xor": _aligned(same(torch.logical_xor)),
+    "Min": _widened(folded(torch.minimum)),
+    "Mod": _widened(row(_modulo, fmod=False)),
+    "Mul": _aligned(row(torch.mul)),
+    "Not": row(torch.logical_not),
+    "Or": _aligned(row(torch.logical_or)),
+    "Pow": _aligned(power),
+    "Sub": _aligned(row(torch.sub)),
+    "Sum": folded(torch.add),
+    "Xor": _aligned(row(torch.logical_xor)),
 }

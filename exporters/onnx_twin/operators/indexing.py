@@ -1,12 +1,12 @@
 """Entries read from, or written to, positions that another tensor gives."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
+from exporters.onnx_twin.operators.row import Operator, row
 from exporters.onnx_twin.tracing import call, deferred
 
 REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
@@ -41,9 +41,9 @@ def _gather_elements(x: Tensor, indices: Tensor, axis: int) -> Tensor:
 
 
 @deferred
-def _gather_nd(x: Tensor, indices: Tensor, batch_axes: int) -> Tensor:
+def _gather_nd(x: Tensor, indices: Tensor, batch_dims: int) -> Tensor:
     index = list(indices.long().unbind(-1))
-    for axis in reversed(range(batch_axes)):
+    for axis in reversed(range(batch_dims)):
         counting = torch.arange(x.shape[axis], device=x.device)
         index.insert(0, counting.reshape(-1, *[1] * (indices.dim() - 2 - axis)))
     return x[tuple(index)]
@@ -73,21 +73,6 @@ def _scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, reduction: str) -> 
     return rows.scatter_reduce(0, positions, updates, REDUCTIONS[reduction]).reshape(x.shape)
 
 
-def _reduction(node: NodeView) -> str:
-    reduction = node.attribute("reduction", "none")
-    if reduction not in ("none", *REDUCTIONS):
-        node.refuse(f"attribute 'reduction' should be none, {', '.join(REDUCTIONS)}, got '{reduction}'")
-    return reduction
-
-
-def scatter_elements(node: NodeView, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
-    return _scatter_elements(x, indices, updates, node.attribute("axis", 0), _reduction(node))
-
-
-def scatter_nd(node: NodeView, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
-    return _scatter_nd(x, indices, updates, _reduction(node))
-
-
 @deferred
 def _one_hot(indices: Tensor, depth: Tensor | int, values: Tensor, axis: int) -> Tensor:
     count = int(depth)
@@ -98,8 +83,7 @@ def _one_hot(indices: Tensor, depth: Tensor | int, values: Tensor, axis: int) ->
 
 
 def one_hot(node: NodeView, indices: Tensor, depth: Tensor, values: Tensor) -> Tensor:
-    count = int(depth) if isinstance(depth, Tensor) else depth
-    return _one_hot(indices, count, values, node.attribute("axis", -1))
+    return _one_hot(indices, _number(depth), values, node.attribute("axis", -1))
 
 
 @deferred
@@ -111,11 +95,14 @@ def _top_k(x: Tensor, k: Tensor | int, axis: int, largest: bool) -> tuple[Tensor
 
 def top_k(node: NodeView, x: Tensor, k: Tensor | None = None) -> tuple[Tensor, Tensor]:
     node.ignore("sorted")  # sorted entries are allowed in any case
-    count: Any = node.required("k", int) if k is None else k
-    if isinstance(count, Tensor):
-        count = int(count)
-    found = _top_k(x, count, node.attribute("axis", -1), bool(node.attribute("largest", 1)))
+    count = node.required("k", int) if k is None else _number(k)
+    found = _top_k(x, count, node.attribute("axis", -1), node.attribute("largest", True))
     return found[0], found[1]
+
+
+def _number(value: Tensor) -> Any:
+    """A tensor of one entry as an int, where it is known already; a GPU would have to be waited for when it runs."""
+    return int(value) if isinstance(value, Tensor) else value
 
 
 @deferred
@@ -129,15 +116,38 @@ def _non_zero(x: Tensor) -> Tensor:
     return torch.nonzero(x).t() if x.dim() else torch.nonzero(x.reshape(1))[:, :0].t()
 
 
-OPERATORS: dict[str, Callable[..., Any]] = {
-    "Compress": lambda node, x, condition: _compress(x, condition, node.attribute("axis", None)),
+@deferred
+def _accumulate(x: Tensor, axis: Tensor | int, product: bool, exclusive: bool, backwards: bool) -> Tensor:
+    """Running sums or products. An exclusive one starts with the neutral element, and leaves out each entry itself."""
+    axis = int(axis)
+    if backwards:
+        x = x.flip(axis)
+    if exclusive:
+        first = torch.full_like(x.narrow(axis, 0, 1), 1 if product else 0)
+        x = torch.cat([first, x.narrow(axis, 0, x.shape[axis] - 1)], axis)
+    x = torch.cumprod(x, axis, dtype=x.dtype) if product else torch.cumsum(x, axis, dtype=x.dtype)
+    return x.flip(axis) if backwards else x
+
+
+def _cumulative(product: bool) -> Operator:
+    return lambda node, x, axis: _accumulate(
+        x, _number(axis), product, node.attribute("exclusive", False), node.attribute("reverse", False)
+    )
+
+
+SCATTER = row(_scatter_elements, axis=0, reduction=("none", *REDUCTIONS))
+
+OPERATORS: dict[str, Operator] = {
+    "Compress": row(_compress, axis=None),
+    "CumProd": _cumulative(product=True),
+    "CumSum": _cumulative(product=False),
     "Gather": gather,
-    "GatherElements": lambda node, x, indices: _gather_elements(x, indices, node.attribute("axis", 0)),
-    "GatherND": lambda node, x, indices: _gather_nd(x, indices, node.attribute("batch_dims", 0)),
-    "NonZero": lambda node, x: _non_zero(x),
+    "GatherElements": row(_gather_elements, axis=0),
+    "GatherND": row(_gather_nd, batch_dims=0),
+    "NonZero": row(_non_zero),
     "OneHot": one_hot,
-    "Scatter": scatter_elements,
-    "ScatterElements": scatter_elements,
-    "ScatterND": scatter_nd,
+    "Scatter": SCATTER,
+    "ScatterElements": SCATTER,
+    "ScatterND": row(_scatter_nd, reduction=("none", *REDUCTIONS)),
     "TopK": top_k,
 }

@@ -1,6 +1,5 @@
 """Normalisations, by statistics that are known or by those of the input."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
-from exporters.onnx_twin.tracing import call, deferred, fixed_sizes
+from exporters.onnx_twin.operators.row import Operator, row
+from exporters.onnx_twin.tracing import call, deferred
 
 
 def batch_normalization(
@@ -16,10 +16,9 @@ def batch_normalization(
 ) -> Tensor:
     node.ignore("momentum", "is_test")
     # Before opset 14 it is the number of outputs that says so.
-    if node.attribute("training_mode", 0) or (node.opset < 14 and any(node.outputs[1:])):
+    if node.attribute("training_mode", False) or (node.opset < 14 and any(node.outputs[1:])):
         node.refuse("training_mode is on")
-    if node.attribute("spatial", 1) != 1:
-        node.refuse("attribute 'spatial' should be 1")
+    node.only("spatial", 1)
     epsilon = node.attribute("epsilon", 1e-5)
     if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
         return _by_statistics(x, scale, shift, mean, variance, epsilon)
@@ -53,15 +52,9 @@ def _mean_and_scale(x: Tensor, axis: int, epsilon: float) -> tuple[Tensor, Tenso
 
 
 def layer_normalization(node: NodeView, x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Any:
-    if node.attribute("stash_type", 1) != 1:
-        node.refuse("attribute 'stash_type' should be 1")
+    node.only("stash_type", 1)
     axis, epsilon = node.attribute("axis", -1), node.attribute("epsilon", 1e-5)
-    sizes = fixed_sizes(x)
-    whole = None if sizes is None else sizes[axis % len(sizes) :]
-    if isinstance(scale, Tensor) and whole == [*scale.shape] and (shift is None or fixed_sizes(shift) == whole):
-        result = call(F.layer_norm, x, list(scale.shape), scale, shift, epsilon)
-    else:
-        result = _layer_norm(x, scale, shift, axis, epsilon)
+    result = _layer_norm(x, scale, shift, axis, epsilon)
     if len(node.outputs) == 1:
         return result
     statistics = _mean_and_scale(x, axis, epsilon)
@@ -75,25 +68,22 @@ def _rms_norm(x: Tensor, scale: Tensor, axis: int, epsilon: float) -> Tensor:
 
 
 def rms_normalization(node: NodeView, x: Tensor, scale: Tensor) -> Tensor:
-    if node.attribute("stash_type", 1) != 1:
-        node.refuse("attribute 'stash_type' should be 1")
+    node.only("stash_type", 1)
     return _rms_norm(x, scale, node.attribute("axis", -1), node.attribute("epsilon", 1e-5))
 
 
 @deferred
-def _each_group(x: Tensor, groups: int, scale: Tensor, shift: Tensor, epsilon: float) -> Tensor:
-    """With one scale and shift a group."""
-    channels = x.shape[1] // groups
-    return torch.group_norm(x, groups, scale.repeat_interleave(channels), shift.repeat_interleave(channels), epsilon)
+def _repeated(per_group: Tensor, groups: int, like: Tensor) -> Tensor:
+    """A value per group as a value per channel of `like`."""
+    return per_group.repeat_interleave(like.shape[1] // groups)
 
 
 def group_normalization(node: NodeView, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    if node.attribute("stash_type", 1) != 1:
-        node.refuse("attribute 'stash_type' should be 1")
-    groups, epsilon = node.required("num_groups", int), node.attribute("epsilon", 1e-5)
+    node.only("stash_type", 1)
+    groups = node.required("num_groups", int)
     if node.opset < 21:
-        return _each_group(x, groups, scale, shift, epsilon)
-    return call(torch.group_norm, x, groups, scale, shift, epsilon)
+        scale, shift = _repeated(scale, groups, x), _repeated(shift, groups, x)
+    return call(torch.group_norm, x, groups, scale, shift, node.attribute("epsilon", 1e-5))
 
 
 @deferred
@@ -104,15 +94,11 @@ def _unit(x: Tensor, p: int, axis: int) -> Tensor:
 
 
 @deferred
-def _even_local_response(x: Tensor, size: int, alpha: float, beta: float, bias: float) -> Tensor:
-    """torch's window reaches further down the channels where ONNX's reaches further up: count them backwards."""
+def _local_response(x: Tensor, size: int, alpha: float, beta: float, bias: float) -> Tensor:
+    """torch's even window reaches further down the channels, ONNX's further up: count them backwards."""
+    if size % 2:
+        return F.local_response_norm(x, size, alpha, beta, bias)
     return F.local_response_norm(x.flip(1), size, alpha, beta, bias).flip(1)
-
-
-def local_response_normalization(node: NodeView, x: Tensor) -> Tensor:
-    size = node.required("size", int)
-    alpha, beta, bias = node.attribute("alpha", 1e-4), node.attribute("beta", 0.75), node.attribute("bias", 1.0)
-    return call(F.local_response_norm if size % 2 else _even_local_response, x, size, alpha, beta, bias)
 
 
 @deferred
@@ -121,13 +107,13 @@ def _standardised(x: Tensor, axes: list[int]) -> Tensor:
     return (x - mean) / (variance.sqrt() + 1e-9)
 
 
-OPERATORS: dict[str, Callable[..., Any]] = {
+OPERATORS: dict[str, Operator] = {
     "BatchNormalization": batch_normalization,
     "GroupNormalization": group_normalization,
     "InstanceNormalization": instance_normalization,
-    "LRN": local_response_normalization,
+    "LRN": row(_local_response, size=int, alpha=1e-4, beta=0.75, bias=1.0),
     "LayerNormalization": layer_normalization,
-    "LpNormalization": lambda node, x: _unit(x, node.attribute("p", 2), node.attribute("axis", -1)),
-    "MeanVarianceNormalization": lambda node, x: _standardised(x, node.attribute("axes", [0, 2, 3])),
+    "LpNormalization": row(_unit, p=2, axis=-1),
+    "MeanVarianceNormalization": row(_standardised, axes=[0, 2, 3]),
     "RMSNormalization": rms_normalization,
 }

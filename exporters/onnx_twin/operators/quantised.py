@@ -15,58 +15,73 @@ quantiser hides gradients without making anything robust; hold it against a tran
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
-from exporters.onnx_twin.operators.convolutions import conv
-from exporters.onnx_twin.tensors import dtype_of
+from exporters.onnx_twin.operators.products import conv
+from exporters.onnx_twin.operators.row import Operator
 from exporters.onnx_twin.tracing import call, deferred, example, rank
 
 Number = Tensor | float
 """A scale or an offset: a float where it is one number and known, so that nothing is looked up when the twin runs."""
 
 
-class _Quantise(torch.autograd.Function):
-    """`x * factor`, clipped to [low, high] and rounded half to even; backwards there is no rounding."""
+class Scale(NamedTuple):
+    """What the integers of an output stand for."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: Number, low: Any, high: Any) -> Tensor:
-        scaled = isinstance(factor, Tensor) or factor != 1
-        clipped = torch.mul(x, factor).clamp_(low, high) if scaled else x.clamp(low, high)
-        ctx.save_for_backward(clipped)
-        ctx.scaled, ctx.factor, ctx.limits = scaled, factor, (low, high)
-        return clipped.round()
+    scale: Tensor
+    zero_point: Tensor | None = None
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (clipped,), (low, high) = ctx.saved_tensors, ctx.limits
-        if isinstance(low, Tensor):
-            gradient = gradients[0] * ((clipped > low) & (clipped < high))
-        else:
-            gradient = torch.ops.aten.hardtanh_backward(gradients[0], clipped, low, high)
-        return gradient.mul_(ctx.factor) if ctx.scaled else gradient, None, None, None
+
+class Quantised(NamedTuple):
+    """Integers, which stand for the real numbers `(integers - zero_point) * scale`."""
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+
+
+def between_integers(operator: Callable[..., Tensor]) -> Operator:
+    """An operator whose inputs are some integers, each with a scale and a zero point, and the Scale of its output."""
+
+    def run(node: NodeView, *inputs: Any) -> Tensor:
+        end = len(inputs) // 3 * 3
+        numbers = (Quantised(*inputs[start : start + 3]) for start in range(0, end, 3))
+        return operator(node, *numbers, Scale(*inputs[end:]))
+
+    return run
 
 
 class _Round(torch.autograd.Function):
-    """Half to even, by no more than to [low, high], and the identity backwards."""
+    """Half to even, by no more than to [low, high] where they are given, and the identity backwards."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        return x.round().clamp_(low, high)
+    def forward(ctx: Any, x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+        return x.round() if low is None else x.round().clamp_(low, high)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return gradients[0], None, None
 
 
+def rounded(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    """`x` as whole numbers, in [low, high]; its gradient passes straight through."""
+    whole: Tensor = _Round.apply(x, low, high)
+    return whole
+
+
 @deferred
 def saturate(x: Tensor, factor: Number, offset: Number, low: int, high: int) -> Tensor:
     """`x * factor` as integers: rounded, moved by `offset` and clipped to [low, high]."""
-    integers: Tensor = _Quantise.apply(x, factor, low - offset, high - offset)
-    return integers if isinstance(offset, float) and offset == 0 else integers + offset
+    scaled = x if isinstance(factor, float) and factor == 1 else x * factor
+    if isinstance(offset, Tensor):
+        return rounded(scaled.clamp(low - offset, high - offset)) + offset
+    whole = rounded(F.hardtanh(scaled, low - offset, high - offset, inplace=scaled is not x))
+    return whole + offset if offset else whole
 
 
 def as_float(x: Tensor) -> Tensor:
@@ -76,41 +91,30 @@ def as_float(x: Tensor) -> Tensor:
     return x if ready else call(torch.Tensor.to, x, torch.float32)
 
 
-def spread(node: NodeView, values: Tensor, like: Tensor, axis: int, block: int = 0) -> Number:
-    """`values`, one or several along `axis`, in a form that broadcasts with `like`.
-
-    Args:
-        block: each stands for so many entries along `axis`; 0 where they are one value or one an entry.
-    """
+def spread(node: NodeView, values: Tensor, like: Tensor, axis: int) -> Number:
+    """`values`, one or one per entry along `axis`, in a form that broadcasts with `like`."""
     values, dimensions = as_float(values), rank(like)
     found = example(values)
     if isinstance(values, Tensor) and values.numel() == 1:
         return float(values.item())
-    if found is not None and (found.numel() == 1 or (found.dim() > 1 and not block)):
+    if found is not None and (found.numel() == 1 or found.dim() > 1):
         return values
-    if block:
-        return _repeat(values, like, axis, block)
     if dimensions is None:
-        node.refuse("it has a scale an entry, of a tensor whose number of axes is not known")
+        node.refuse("it has a scale per entry, of a tensor whose number of axes is not known")
     return call(torch.reshape, values, [-1 if index == axis % dimensions else 1 for index in range(dimensions)])
 
 
-@deferred
-def _repeat(values: Tensor, like: Tensor, axis: int, block: int) -> Tensor:
-    return values.repeat_interleave(block, axis).narrow(axis, 0, like.shape[axis])
-
-
-def centred(node: NodeView, x: Tensor, zero_point: Tensor | None, axis: int = 0, block: int = 0) -> Tensor:
+def centred(node: NodeView, x: Tensor, zero_point: Tensor | None, axis: int = 0) -> Tensor:
     """`x` less its zero point."""
-    offset = offset_of(node, zero_point, x, axis, block)
+    offset = offset_of(node, zero_point, x, axis)
     return as_float(x) if isinstance(offset, float) and offset == 0 else call(torch.sub, as_float(x), offset)
 
 
-def offset_of(node: NodeView, zero_point: Tensor | None, like: Tensor, axis: int = 0, block: int = 0) -> Number:
+def offset_of(node: NodeView, zero_point: Tensor | None, like: Tensor, axis: int = 0) -> Number:
     """The zero point in a form that broadcasts with `like`; 0 where there is none, or all are 0."""
     if zero_point is None or (isinstance(zero_point, Tensor) and not as_float(zero_point).any()):
         return 0.0
-    return spread(node, zero_point, like, axis, block)
+    return spread(node, zero_point, like, axis)
 
 
 def type_of(node: NodeView, zero_point: Tensor | None) -> torch.dtype:
@@ -130,13 +134,12 @@ def stored(
     x: Tensor,
     factor: Number,
     zero_point: Tensor | None,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None = None,
     axis: int = 0,
-    block: int = 0,
 ) -> Tensor:
-    """`x * factor`, in steps from the zero point, as integers of type `dtype`."""
-    limits = torch.iinfo(dtype)
-    return saturate(x, factor, offset_of(node, zero_point, x, axis, block), limits.min, limits.max)
+    """`x * factor`, in steps from the zero point, as integers of type `dtype`, by default the zero point's."""
+    limits = torch.iinfo(dtype or type_of(node, zero_point))
+    return saturate(x, factor, offset_of(node, zero_point, x, axis), limits.min, limits.max)
 
 
 def ratio(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
@@ -145,31 +148,41 @@ def ratio(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     return product if c is None else call(torch.div, product, as_float(c))
 
 
+def _per_entry(node: NodeView, x: Tensor, axis: int, scale: Tensor, zero_point: Tensor | None) -> Scale:
+    """A scale and zero point per block of entries along `axis`, if the node has blocks, as one per entry."""
+    block = node.attribute("block_size", 0)
+    if not block:
+        return Scale(scale, zero_point)
+    return Scale(*(None if each is None else _repeat(each, x, axis, block) for each in (scale, zero_point)))  # type: ignore[arg-type]
+
+
+@deferred
+def _repeat(values: Tensor, like: Tensor, axis: int, block: int) -> Tensor:
+    return values.repeat_interleave(block, axis).narrow(axis, 0, like.shape[axis])
+
+
 def quantize_linear(node: NodeView, x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
     node.ignore("saturate")  # it is about 8-bit floats, which are refused
-    axis, block = node.attribute("axis", 1), node.attribute("block_size", 0)
-    wanted = node.attribute("output_dtype", 0)
+    axis, dtype = node.attribute("axis", 1), node.dtype("output_dtype")
     if node.attribute("precision", 0) not in (0, 1):
         node.refuse("attribute 'precision' should be float")
     if zero_point is not None:
         dtype = type_of(node, zero_point)
-    else:
-        dtype = dtype_of(wanted, str(node)) if wanted else torch.uint8
-    steps = call(torch.div, as_float(x), spread(node, scale, x, axis, block))
-    return stored(node, steps, 1.0, zero_point, dtype, axis, block)
+    scale, zero_point = _per_entry(node, x, axis, scale, zero_point)
+    steps = call(torch.div, as_float(x), spread(node, scale, x, axis))
+    return stored(node, steps, 1.0, zero_point, dtype or torch.uint8, axis)
 
 
 def dequantize_linear(node: NodeView, x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
-    axis, block = node.attribute("axis", 1), node.attribute("block_size", 0)
-    wanted, found = node.attribute("output_dtype", 0), example(scale)
-    dtype = dtype_of(wanted, str(node)) if wanted else torch.float32 if found is None else found.dtype
-    steps = centred(node, x, zero_point, axis, block)
-    product = call(torch.mul, steps, spread(node, scale, x, axis, block))
-    return product if dtype is torch.float32 else call(torch.Tensor.to, product, dtype)
+    axis, found = node.attribute("axis", 1), example(scale)
+    dtype = node.dtype("output_dtype") or (torch.float32 if found is None else found.dtype)
+    scale, zero_point = _per_entry(node, x, axis, scale, zero_point)
+    product = call(torch.mul, centred(node, x, zero_point, axis), spread(node, scale, x, axis))
+    return product if dtype is torch.float32 else call(Tensor.to, product, dtype)
 
 
 @deferred
-def dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`x` as integers in 0..255, their scale and their zero point, from the range of the whole of `x` and 0.
 
     Scale and zero point count as constants backwards. They depend on every image of a batch, here as in the runtime.
@@ -180,13 +193,13 @@ def dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)
         zero_point = (-low / scale).clamp(0, 255).round()
     # Nothing lies outside the range, so that nothing saturates.
-    integers: Tensor = _Round.apply(x / scale, -zero_point, 255 - zero_point)
-    return integers + zero_point, scale, zero_point.to(torch.uint8)
+    integers = rounded(x / scale, -zero_point, 255 - zero_point) + zero_point
+    return integers, scale, zero_point.to(torch.uint8)
 
 
-def dynamic_quantize_linear(node: NodeView, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    result = dynamic(x)
-    return result[0], result[1], result[2]
+def dynamic_quantize_linear(node: NodeView, x: Tensor) -> Quantised:
+    found = _dynamic(x)
+    return Quantised(found[0], found[1], found[2])
 
 
 def conv_integer(
@@ -195,56 +208,35 @@ def conv_integer(
     return conv(node, centred(node, x, x_zero_point), centred(node, w, w_zero_point))
 
 
-def q_linear_conv(
-    node: NodeView,
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero_point: Tensor,
-    w: Tensor,
-    w_scale: Tensor,
-    w_zero_point: Tensor,
-    y_scale: Tensor,
-    y_zero_point: Tensor,
-    bias: Tensor | None = None,
-) -> Tensor:
-    dtype = type_of(node, y_zero_point)
-    shift = None if bias is None else as_float(bias)
-    sums = conv(node, centred(node, x, x_zero_point), centred(node, w, w_zero_point), shift)
-    return stored(node, sums, spread(node, ratio(x_scale, w_scale, y_scale), w, 1), y_zero_point, dtype)
+def q_linear_conv(node: NodeView, *inputs: Any) -> Tensor:
+    """Images and weights, each with scale and zero point, those of the output, and perhaps a bias."""
+    x, w, to = Quantised(*inputs[:3]), Quantised(*inputs[3:6]), Scale(*inputs[6:8])
+    bias = as_float(inputs[8]) if inputs[8:] and inputs[8] is not None else None
+    sums = conv(node, centred(node, x.integers, x.zero_point), centred(node, w.integers, w.zero_point), bias)
+    return stored(node, sums, spread(node, ratio(x.scale, w.scale, to.scale), w.integers, 1), to.zero_point)
 
 
 def matmul_integer(
     node: NodeView, a: Tensor, b: Tensor, a_zero_point: Tensor | None = None, b_zero_point: Tensor | None = None
 ) -> Tensor:
-    """Zero points are one, one a row of `a` and one a column of `b`."""
+    """Zero points are one per tensor, one per row of `a` or one per column of `b`."""
     return call(torch.matmul, centred(node, a, a_zero_point, -2), centred(node, b, b_zero_point, -1))
 
 
-def q_linear_matmul(
-    node: NodeView,
-    a: Tensor,
-    a_scale: Tensor,
-    a_zero_point: Tensor,
-    b: Tensor,
-    b_scale: Tensor,
-    b_zero_point: Tensor,
-    y_scale: Tensor,
-    y_zero_point: Tensor,
-) -> Tensor:
-    dtype = type_of(node, y_zero_point)
-    sums = matmul_integer(node, a, b, a_zero_point, b_zero_point)
-    rows = example(a_scale)
+def _q_linear_matmul(node: NodeView, a: Quantised, b: Quantised, to: Scale) -> Tensor:
+    sums = matmul_integer(node, a.integers, b.integers, a.zero_point, b.zero_point)
+    rows = example(a.scale)
     if rows is None or rows.numel() != 1:
         node.refuse("input 'a_scale' should be one number")
-    return stored(node, sums, spread(node, ratio(a_scale, b_scale, y_scale), sums, -1), y_zero_point, dtype)
+    return stored(node, sums, spread(node, ratio(a.scale, b.scale, to.scale), sums, -1), to.zero_point)
 
 
-OPERATORS: dict[str, Callable[..., Any]] = {
+OPERATORS: dict[str, Operator] = {
     "ConvInteger": conv_integer,
     "DequantizeLinear": dequantize_linear,
     "DynamicQuantizeLinear": dynamic_quantize_linear,
     "MatMulInteger": matmul_integer,
     "QLinearConv": q_linear_conv,
-    "QLinearMatMul": q_linear_matmul,
+    "QLinearMatMul": between_integers(_q_linear_matmul),
     "QuantizeLinear": quantize_linear,
 }

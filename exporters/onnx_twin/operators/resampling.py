@@ -1,107 +1,261 @@
-"""Images at another resolution: Resize, Upsample and sampling on a grid."""
+"""Images at another resolution, as ONNX Runtime computes it: Resize, Upsample and sampling on a grid."""
 
-from collections.abc import Callable
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
-from exporters.onnx_twin.operators.interpolation import Style, resampled
-from exporters.onnx_twin.sizes import Sizes, as_numbers, data_of
+from exporters.onnx_twin.operators.row import Operator
+from exporters.onnx_twin.operators.shapes import Amounts
+from exporters.onnx_twin.sizes import as_numbers
 from exporters.onnx_twin.tracing import call, deferred, example
 
-CHOICES = {
-    "mode": ("nearest", "linear", "cubic"),
-    "coordinate_transformation_mode": (
-        "half_pixel",
-        "half_pixel_symmetric",
-        "pytorch_half_pixel",
-        "align_corners",
-        "asymmetric",
-        "tf_half_pixel_for_nn",
-        "tf_crop_and_resize",
-    ),
-    "nearest_mode": ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil"),
-    "keep_aspect_ratio_policy": ("stretch", "not_larger", "not_smaller"),
+INTERPOLATIONS = {
+    ("linear", 3): "linear",
+    ("linear", 4): "bilinear",
+    ("linear", 5): "trilinear",
+    ("cubic", 4): "bicubic",
 }
-GRID_MODES = {
-    "linear": "bilinear",
-    "bilinear": "bilinear",
-    "nearest": "nearest",
-    "cubic": "bicubic",
-    "bicubic": "bicubic",
-}
+HALF_WAY = 1e-6
+"""What ONNX Runtime takes for half way between two pixels."""
+
+
+class Style(NamedTuple):
+    """How a Resize samples; the names are ONNX's attributes, shortened."""
+
+    mode: str
+    coordinates: str
+    nearest: str
+    policy: str = "stretch"
+    cubic_a: float = -0.75
+    antialias: bool = False
+    exclude_outside: bool = False
+    extrapolation: float = 0.0
+
+
+class Axis(NamedTuple):
+    """One axis that is resized."""
+
+    axis: int
+    size: int
+    target: int
+    scale: float
+    begin: float = 0.0
+    end: float = 1.0
+
+
+@deferred
+def resampled(
+    x: Tensor,
+    roi: list[float] | None,
+    scales: list[float] | None,
+    sizes: list[int] | None,
+    axes: list[int] | None,
+    style: Style,
+) -> Tensor:
+    """`x` at another resolution.
+
+    Args:
+        x: any axes; it may hold integers where nothing is interpolated.
+        roi: for crops, the beginnings and then the ends of `axes`, as parts of them.
+        scales: the factor of each of `axes`.
+        sizes: in place of `scales`, the sizes of `axes` in the result.
+        axes: which are resized; all if None.
+    """
+    chosen = list(range(x.dim())) if axes is None else [axis % x.dim() for axis in axes]
+    count, old = len(chosen), [x.shape[axis] for axis in chosen]
+    begins, ends = (roi[:count], roi[count:]) if roi else ([0.0] * count, [1.0] * count)
+    if sizes is None:
+        scales = scales or [1.0] * count
+        new = [_scaled(size, scale) for size, scale in zip(old, scales, strict=True)]
+    else:
+        new, scales = list(sizes), [target / size for target, size in zip(sizes, old, strict=True)]
+        if style.policy != "stretch":
+            ratio = min(scales) if style.policy == "not_larger" else max(scales)
+            new, scales = [math.floor(ratio * size + 0.5) for size in old], [ratio] * count
+    plan = [Axis(*each) for each in zip(chosen, old, new, scales, begins, ends, strict=True)]
+    resized = [row for row in plan if row.target != row.size or row.scale != 1]  # ONNX Runtime does not crop the others
+    if _torch_can(x, resized, style):
+        return _interpolate(x, resized, style)
+    for row in resized:
+        x = _nearest(x, row, style) if style.mode == "nearest" else _filtered(x, row, style)
+    return x
+
+
+def _scaled(size: int, scale: float) -> int:
+    """In single precision, as ONNX Runtime: 0.7 is a little less, and seven tenths of 10 are 7 nevertheless."""
+    return size * int(scale) if scale == int(scale) else int(np.float32(size) * np.float32(scale))
+
+
+def _torch_can(x: Tensor, rows: list[Axis], style: Style) -> bool:
+    """Whether `F.interpolate` does the same, at once for all axes."""
+    if style.antialias or style.exclude_outside or style.coordinates == "tf_crop_and_resize":
+        return False
+    if not 3 <= x.dim() <= 5 or any(row.axis < 2 or row.target * row.size == 0 for row in rows):
+        return False
+    exact = all(row.target == row.size * row.scale for row in rows)
+    if style.mode == "nearest":
+        upwards = all(row.target >= row.size for row in rows)
+        floor = style.nearest == "floor" or (style.nearest == "simple" and upwards)
+        return exact and style.coordinates == "asymmetric" and floor
+    if (style.mode, x.dim()) not in INTERPOLATIONS or not x.is_floating_point():
+        return False
+    if style.mode == "cubic" and style.cubic_a != -0.75:
+        return False
+    several = all(row.target > 1 for row in rows)
+    half_pixel = style.coordinates == "half_pixel" or (style.coordinates == "pytorch_half_pixel" and several)
+    return style.coordinates == "align_corners" or (half_pixel and exact)
+
+
+def _interpolate(x: Tensor, rows: list[Axis], style: Style) -> Tensor:
+    size = list(x.shape[2:])
+    for row in rows:
+        size[row.axis - 2] = row.target
+    if style.mode == "nearest":
+        return F.interpolate(x, size, mode="nearest")
+    mode = INTERPOLATIONS[style.mode, x.dim()]
+    return F.interpolate(x, size, mode=mode, align_corners=style.coordinates == "align_corners")
+
+
+def _origins(row: Axis, style: Style) -> Tensor:
+    """Where in the input each position of the output lies, `(target,)`; in single precision, as runtimes have it.
+
+    Positions and weights are few: they are computed on the CPU, wherever the images are.
+    """
+    x, scale = torch.arange(row.target, dtype=torch.float32), torch.tensor(row.scale, dtype=torch.float32)
+    last, many = row.size - 1, row.target > 1
+    if style.coordinates == "align_corners":
+        return x * last / (row.target - 1) if many else torch.zeros_like(x)
+    if style.coordinates == "asymmetric":
+        return x / scale
+    if style.coordinates == "tf_half_pixel_for_nn":
+        return (x + 0.5) / scale
+    if style.coordinates == "tf_crop_and_resize":
+        if not many:
+            return torch.full_like(x, (row.begin + row.end) * last / 2)
+        return row.begin * last + x * (row.end - row.begin) * last / (row.target - 1)
+    if style.coordinates == "pytorch_half_pixel" and not many:
+        return torch.zeros_like(x)
+    origins = (x + 0.5) / scale
+    if style.coordinates == "half_pixel_symmetric":  # the centre stays the centre where the scale does not fit
+        origins = row.size / 2 * (1 - row.target / (scale * row.size)) + origins
+    return origins - 0.5
+
+
+def _nearest(x: Tensor, row: Axis, style: Style) -> Tensor:
+    origins = _origins(row, style)
+    below = torch.floor(origins)
+    if style.nearest == "round_prefer_floor":
+        index = below + (origins - below > 0.5 + HALF_WAY)
+    elif style.nearest == "round_prefer_ceil":
+        index = below + (origins - below >= 0.5 - HALF_WAY)
+    elif style.nearest == "ceil" or (style.nearest == "simple" and row.scale < 1):
+        index = torch.ceil(origins)
+    else:
+        index = below
+    taken = x.index_select(row.axis, index.long().clamp(0, row.size - 1).to(x.device))
+    return _extrapolated(taken, origins, row, style)
+
+
+def _filtered(x: Tensor, row: Axis, style: Style) -> Tensor:
+    """Weighted sums of the neighbours; a filter against aliasing is as much wider as the image becomes smaller."""
+    origins = _origins(row, style)
+    stretch = min(row.scale, 1.0) if style.antialias else 1.0
+    half = math.ceil((1 if style.mode == "linear" else 2) / stretch)
+    taps = torch.arange(1 - half, half + 1)
+    positions = torch.floor(origins)[:, None] + taps  # (target, taps)
+    distance = (positions - origins[:, None]) * stretch
+    weights = (1 - distance.abs()).clamp(min=0) if style.mode == "linear" else _cubic(distance, style.cubic_a)
+    if style.exclude_outside:
+        weights = weights * ((positions >= 0) & (positions < row.size))
+    if style.exclude_outside or style.antialias:
+        weights = weights / weights.sum(1, keepdim=True)
+    matrix = torch.zeros(row.target, row.size).scatter_add(1, positions.long().clamp(0, row.size - 1), weights)
+    resized = torch.matmul(x.movedim(row.axis, -1), matrix.t().to(x)).movedim(-1, row.axis)
+    return _extrapolated(resized, origins, row, style)
+
+
+def _cubic(distance: Tensor, a: float) -> Tensor:
+    """Keys' cubic convolution kernel (https://ieeexplore.ieee.org/document/1163711, equation 4)."""
+    d = distance.abs()
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((d - 5) * d + 8) * d * a - 4 * a
+    return torch.where(d <= 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
+
+
+def _extrapolated(x: Tensor, origins: Tensor, row: Axis, style: Style) -> Tensor:
+    """A crop that reaches over the edge has a fixed value there."""
+    if style.coordinates != "tf_crop_and_resize":
+        return x
+    outside = (origins < 0) | (origins > row.size - 1)
+    return x.masked_fill(outside.reshape(-1, *[1] * (x.dim() - 1 - row.axis)).to(x.device), style.extrapolation)
+
+
+COORDINATES = (
+    "half_pixel",
+    "half_pixel_symmetric",
+    "pytorch_half_pixel",
+    "align_corners",
+    "asymmetric",
+    "tf_half_pixel_for_nn",
+    "tf_crop_and_resize",
+)
 
 
 def resize(
-    node: NodeView,
-    x: Tensor | Sizes,
-    roi: Tensor | Sizes | None = None,
-    scales: Tensor | Sizes | None = None,
-    sizes: Tensor | Sizes | None = None,
+    node: NodeView, x: Tensor, roi: Amounts | None = None, scales: Amounts | None = None, sizes: Amounts | None = None
 ) -> Tensor:
-    data = data_of(node, x)
-    if node.opset < 11:  # the second input is the scales
-        return resampled(data, None, _numbers(roi), None, None, Style(_mode(node), "asymmetric", "simple"))
+    if node.opset < 11:
+        return upsample(node, x, roi)  # the second input is the scales
     style = Style(
         _mode(node),
-        _choice(node, "coordinate_transformation_mode", "half_pixel"),
-        _choice(node, "nearest_mode", "round_prefer_floor"),
-        _choice(node, "keep_aspect_ratio_policy", "stretch"),
+        node.choice("coordinate_transformation_mode", *COORDINATES),
+        node.choice("nearest_mode", "round_prefer_floor", "round_prefer_ceil", "floor", "ceil"),
+        node.choice("keep_aspect_ratio_policy", "stretch", "not_larger", "not_smaller"),
         node.attribute("cubic_coeff_a", -0.75),
-        bool(node.attribute("antialias", 0)),
-        bool(node.attribute("exclude_outside", 0)),
+        node.attribute("antialias", False),
+        node.attribute("exclude_outside", False),
         node.attribute("extrapolation_value", 0.0),
     )
-    found = example(data)
+    found = example(x)
     if style.mode != "nearest" and found is not None and not found.is_floating_point():
         node.refuse(f"mode '{style.mode}' of integers, whose rounding runtimes do not agree on")
     region = None if style.coordinates != "tf_crop_and_resize" else _numbers(roi)
-    return resampled(data, region, _numbers(scales), _numbers(sizes), node.attribute("axes", None), style)
+    return resampled(x, region, _numbers(scales), _numbers(sizes), node.attribute("axes", None), style)
 
 
-def upsample(node: NodeView, x: Tensor | Sizes, scales: Tensor | Sizes | None = None) -> Tensor:
+def upsample(node: NodeView, x: Tensor, scales: Amounts | None = None) -> Tensor:
     factors = node.required("scales", list) if scales is None else as_numbers(scales)
-    return resampled(data_of(node, x), None, factors, None, None, Style(_mode(node), "asymmetric", "simple"))
+    return resampled(x, None, factors, None, None, Style(_mode(node), "asymmetric", "simple"))
 
 
 def _mode(node: NodeView) -> str:
-    mode = node.attribute("mode", "nearest")
-    return "linear" if mode == "bilinear" else _choice(node, "mode", "nearest")
+    return node.choice("mode", "nearest", "linear", "bilinear", "cubic").replace("bilinear", "linear")
 
 
-def _choice(node: NodeView, name: str, default: str) -> str:
-    value = node.attribute(name, default)
-    if value not in CHOICES[name]:
-        node.refuse(f"attribute '{name}' should be one of {', '.join(CHOICES[name])}, got '{value}'")
-    return value
-
-
-def _numbers(value: Tensor | Sizes | None) -> Any:
+def _numbers(value: Amounts | None) -> Any:
     """A list of numbers; an empty tensor is as good as none."""
     return None if value is None or (isinstance(value, Tensor) and value.numel() == 0) else as_numbers(value)
 
 
 def grid_sample(node: NodeView, x: Tensor, grid: Tensor) -> Tensor:
-    mode, padding = node.attribute("mode", "linear"), node.attribute("padding_mode", "zeros")
-    if mode not in GRID_MODES or padding not in ("zeros", "border", "reflection"):
-        node.refuse(f"expected a known 'mode' and 'padding_mode', got '{mode}' and '{padding}'")
-    return call(F.grid_sample, x, grid, GRID_MODES[mode], padding, bool(node.attribute("align_corners", 0)))
+    mode = node.choice("mode", "linear", "bilinear", "nearest", "cubic", "bicubic")
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)  # before opset 20 they had torch's names
+    padding = node.choice("padding_mode", "zeros", "border", "reflection")
+    return call(F.grid_sample, x, grid, mode, padding, node.attribute("align_corners", False))
 
 
-@deferred
-def _affine_grid(theta: Tensor, size: list[int], align_corners: bool) -> Tensor:
-    return F.affine_grid(theta, size, align_corners)
+def affine_grid(node: NodeView, theta: Tensor, size: Amounts) -> Tensor:
+    return call(F.affine_grid, theta, as_numbers(size), node.attribute("align_corners", False))
 
 
-def affine_grid(node: NodeView, theta: Tensor | Sizes, size: Tensor | Sizes) -> Tensor:
-    return _affine_grid(data_of(node, theta), as_numbers(size), bool(node.attribute("align_corners", 0)))
-
-
-OPERATORS: dict[str, Callable[..., Any]] = {
+OPERATORS: dict[str, Operator] = {
     "AffineGrid": affine_grid,
-    "GridSample": lambda node, x, grid: grid_sample(node, data_of(node, x), data_of(node, grid)),
+    "GridSample": grid_sample,
     "Resize": resize,
     "Upsample": upsample,
 }

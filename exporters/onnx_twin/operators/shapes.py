@@ -1,28 +1,30 @@
 """Shapes: what reads them, and what is told a shape, a size or a position by another value.
 
-These operators take `Sizes` as they are.
+Where `operators.TAKE_SIZES` says so, inputs may be `Sizes`.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
-from exporters.onnx_twin.sizes import Sizes, as_numbers, data_of, shape_of
-from exporters.onnx_twin.tracing import call, deferred, rank
+from exporters.onnx_twin.operators.row import Operator
+from exporters.onnx_twin.sizes import Sizes, as_numbers, shape_of
+from exporters.onnx_twin.tracing import call, deferred, fixed_sizes, rank
+
+Amounts = Tensor | Sizes
+"""A tensor of sizes, positions or factors."""
 
 
-def shape(node: NodeView, x: Tensor | Sizes) -> Tensor | Sizes:
-    if isinstance(x, Sizes):  # how many sizes there are is known, whatever they are
-        x = torch.empty(x.entries.shape)
+def shape(node: NodeView, x: Tensor) -> Tensor | Sizes:
     return shape_of(x, node.attribute("start", 0), node.attribute("end", None))
 
 
-def size(node: NodeView, x: Tensor | Sizes) -> Tensor:
-    return _count(torch.empty(x.entries.shape) if isinstance(x, Sizes) else x)
+def size(node: NodeView, x: Tensor) -> Tensor:
+    sizes = fixed_sizes(x)
+    return _count(x) if sizes is None or None in sizes else torch.tensor(math.prod(size or 0 for size in sizes))
 
 
 @deferred
@@ -35,14 +37,13 @@ def _reshape(x: Tensor, sizes: list[int], copy_zeros: bool) -> Tensor:
     return x.reshape([x.shape[axis] if copy_zeros and not size else size for axis, size in enumerate(sizes)])
 
 
-def reshape(node: NodeView, x: Tensor | Sizes, sizes: Tensor | Sizes) -> Tensor:
-    data, target = data_of(node, x), as_numbers(sizes)
-    copy_zeros = not node.attribute("allowzero", 0)
+def reshape(node: NodeView, x: Tensor, sizes: Amounts) -> Tensor:
+    target, copy_zeros = as_numbers(sizes), not node.attribute("allowzero", False)
     if not isinstance(target, list):
-        return _reshape(data, target, copy_zeros)
+        return _reshape(x, target, copy_zeros)
     if copy_zeros:
-        target = [data.size(axis) if isinstance(size, int) and size == 0 else size for axis, size in enumerate(target)]
-    return call(torch.reshape, data, target)
+        target = [x.size(axis) if isinstance(size, int) and size == 0 else size for axis, size in enumerate(target)]
+    return call(torch.reshape, x, target)
 
 
 @deferred
@@ -51,9 +52,9 @@ def _flatten(x: Tensor, axis: int) -> Tensor:
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
-def flatten(node: NodeView, x: Tensor | Sizes) -> Tensor:
-    data, axis = data_of(node, x), node.attribute("axis", 1)
-    return call(torch.flatten, data, 1) if axis == 1 and (rank(data) or 0) > 1 else _flatten(data, axis)
+def flatten(node: NodeView, x: Tensor) -> Tensor:
+    axis = node.attribute("axis", 1)
+    return call(torch.flatten, x, 1) if axis == 1 and (rank(x) or 0) > 1 else _flatten(x, axis)
 
 
 @deferred
@@ -61,22 +62,14 @@ def _expand(x: Tensor, sizes: list[int]) -> Tensor:
     return x.expand(torch.broadcast_shapes(x.shape, tuple(sizes)))  # type: ignore[no-untyped-call]
 
 
-def expand(node: NodeView, x: Tensor | Sizes, sizes: Tensor | Sizes) -> Tensor:
-    return _expand(data_of(node, x), as_numbers(sizes))
-
-
 @deferred
 def _tile(x: Tensor, repeats: list[int]) -> Tensor:
     return x.repeat(repeats)
 
 
-def tile(node: NodeView, x: Tensor | Sizes, repeats: Tensor | Sizes) -> Tensor:
-    return _tile(data_of(node, x), as_numbers(repeats))
-
-
-def squeeze(node: NodeView, x: Tensor | Sizes, axes: Tensor | None = None) -> Tensor:
-    data, chosen = data_of(node, x), node.axes(axes, 13)
-    return call(torch.squeeze, data) if chosen is None else call(torch.squeeze, data, chosen)
+def squeeze(node: NodeView, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    chosen = node.axes(axes, 13)
+    return call(torch.squeeze, x) if chosen is None else call(torch.squeeze, x, chosen)
 
 
 @deferred
@@ -86,14 +79,14 @@ def _unsqueeze(x: Tensor, axes: list[int]) -> Tensor:
     return x
 
 
-def unsqueeze(node: NodeView, x: Tensor | Sizes, axes: Tensor | None = None) -> Tensor:
-    data, chosen = data_of(node, x), node.axes(axes, 13)
+def unsqueeze(node: NodeView, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    chosen = node.axes(axes, 13)
     if chosen is None:
         node.refuse("it has no axes")
-    return call(torch.unsqueeze, data, chosen[0]) if len(chosen) == 1 else _unsqueeze(data, chosen)
+    return call(torch.unsqueeze, x, chosen[0]) if len(chosen) == 1 else _unsqueeze(x, chosen)
 
 
-def constant_of_shape(node: NodeView, sizes: Tensor | Sizes) -> Tensor:
+def constant_of_shape(node: NodeView, sizes: Amounts) -> Tensor:
     value = node.attribute("value", torch.zeros(1))
     return _full(as_numbers(sizes), value.item(), value.dtype, None if isinstance(sizes, Tensor) else node.device())
 
@@ -103,13 +96,11 @@ def _full(sizes: list[int], value: float, dtype: torch.dtype, device: torch.devi
     return torch.full(sizes, value, dtype=dtype, device=device)
 
 
-def range_(node: NodeView, *bounds: Tensor | Sizes) -> Tensor:
+def range_(node: NodeView, *bounds: Amounts) -> Tensor:
     constant = all(isinstance(bound, Tensor) for bound in bounds)
     dtypes = [bound.dtype for bound in bounds if isinstance(bound, Tensor)]
-    start, end, step = (
-        [*as_numbers(bound)] if isinstance(bound, Tensor | Sizes) else [as_numbers(bound)[0]] for bound in bounds
-    )
-    return _range(start[0], end[0], step[0], dtypes[0] if dtypes else torch.int64, None if constant else node.device())
+    start, end, step = (as_numbers(bound)[0] for bound in bounds)
+    return _range(start, end, step, dtypes[0] if dtypes else torch.int64, None if constant else node.device())
 
 
 @deferred
@@ -119,15 +110,15 @@ def _range(start: Any, end: Any, step: Any, dtype: torch.dtype, device: torch.de
     return torch.add(torch.mul(steps, step), start).to(dtype)
 
 
-OPERATORS: dict[str, Callable[..., Any]] = {
+OPERATORS: dict[str, Operator] = {
     "ConstantOfShape": constant_of_shape,
-    "Expand": expand,
+    "Expand": lambda node, x, sizes: _expand(x, as_numbers(sizes)),
     "Flatten": flatten,
     "Range": range_,
     "Reshape": reshape,
     "Shape": shape,
     "Size": size,
     "Squeeze": squeeze,
-    "Tile": tile,
+    "Tile": lambda node, x, repeats: _tile(x, as_numbers(repeats)),
     "Unsqueeze": unsqueeze,
 }

@@ -1,0 +1,201 @@
+"""What an evaluation writes: results.json, results.csv, samples.npz, gallery.npz, all derived from the record."""
+
+import csv
+import hashlib
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgad_tk.answers import per_class, wilson
+from dgad_tk.artifact import tool_versions
+from dgad_tk.common import write_json, written_aside
+from dgad_tk.data import Split
+from evaluators.checks import check
+from evaluators.judge import images_of
+from evaluators.record import Evaluation, Outcome
+from evaluators.results import (
+    FILE,
+    Attack,
+    AttackedClass,
+    Clean,
+    CleanClass,
+    Dataset,
+    Model,
+    Results,
+    Stage,
+    Threat,
+    WorstCase,
+)
+
+GALLERY_LIMIT = 64
+PIECE = 500
+
+
+def results(evaluation: Evaluation, *, command: str, dataset: str, split: str) -> Results:
+    """The record in shares and counts; those are of all n images."""
+    predictor, n = evaluation.predictor, len(evaluation.labels)
+    correct = int(evaluation.clean_right.sum())
+    return Results(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        model=Model(
+            path=str(predictor.path),
+            sha256=predictor.sha256,
+            format=predictor.format,
+            metadata=predictor.artifact.to_dict() if predictor.artifact else None,
+            preprocessing=predictor.interface.to_dict(),
+            notes=list(predictor.notes),
+        ),
+        dataset=Dataset(name=dataset, split=split, n=n, sha256=evaluation.images_sha256),
+        threat=Threat(norm=evaluation.norm, eps=list(evaluation.eps)),
+        seed=evaluation.seed,
+        clean=Clean(
+            accuracy=correct / n,
+            correct=correct,
+            n=n,
+            non_finite=int((~evaluation.clean.finite).sum()),
+            classes=[CleanClass(**each) for each in _per_class(evaluation, evaluation.clean_right)],
+        ),
+        attacks=[_attack(outcome, n) for outcome in evaluation.outcomes],
+        worst_case=[_worst_case(evaluation, eps) for eps in evaluation.judged_eps],
+        twin=asdict(evaluation.twin) if evaluation.twin else {},
+        checks=check(evaluation),
+        environment={**tool_versions(), "runtime": predictor.runtime, "batch_size": evaluation.batch_size},
+    )
+
+
+def _attack(outcome: Outcome, n: int) -> Attack:
+    row, unit = outcome.row, outcome.unit
+    found: dict[str, Any] = {"n": n}
+    if unit is not None:
+        attacked, broken, n = int(unit.attacked.sum()), int(unit.broken.sum()), len(unit.attacked)
+        robust = attacked - broken
+        found = {
+            "n": n,
+            "success": broken / attacked if attacked else None,
+            "failed": robust / attacked if attacked else None,
+            "median_l2": float(np.median(unit.l2[unit.broken])) if broken else None,
+            "reused": unit.reused,
+            "stages": [
+                Stage(name=name, broken=int((unit.broken_by == number).sum()), seconds=round(seconds, 3))
+                for number, (name, seconds) in enumerate(zip_longest(unit.stages, unit.stage_seconds, fillvalue=0.0))
+            ],
+            "seconds": round(unit.seconds, 3),
+            "forward_passes": unit.forward_passes,
+            "backward_passes": unit.backward_passes,
+        }
+        if row.spec.kind == "budget":
+            found |= {"robust_accuracy": robust / n, "robust": robust, "ci95": wilson(robust, n)}
+        else:
+            found["accuracy"] = robust / n
+    return Attack(
+        id=row.id,
+        name=row.attack,
+        kind=row.spec.kind,
+        source=row.source,
+        surrogate=row.surrogate.name if row.surrogate else None,
+        norm=row.norm,
+        eps=row.eps,
+        params=row.settings,
+        status=outcome.status,
+        reason=outcome.reason,
+        flags=outcome.flags,
+        **found,
+    )
+
+
+def _worst_case(evaluation: Evaluation, eps: float) -> WorstCase:
+    held = evaluation.held(eps)
+    robust, n = int(held.sum()), len(held)
+    return WorstCase(
+        norm=evaluation.norm,
+        eps=eps,
+        robust_accuracy=robust / n,
+        robust=robust,
+        n=n,
+        ci95=wilson(robust, n),
+        classes=[AttackedClass(**each) for each in _per_class(evaluation, held)],
+    )
+
+
+def _per_class(evaluation: Evaluation, right: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """For every class that has images, how many of them are right."""
+    counts, rights = per_class(evaluation.labels, right, len(evaluation.classes))
+    classes = zip(evaluation.classes, counts.tolist(), rights.tolist(), strict=True)
+    return [{"class_": name, "n": n, "right": of_n} for name, n, of_n in classes if n]
+
+
+def write(evaluation: Evaluation, found: Results, folder: Path) -> None:
+    """Write all files of one evaluated model into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).unlink(missing_ok=True)  # it comes back last: a folder that has one is complete
+    for name, arrays in (("samples", samples(evaluation)), ("gallery", _gallery(evaluation))):
+        with written_aside(folder / f"{name}.npz") as aside:
+            np.savez_compressed(aside, **arrays)
+    _write_table(found, folder / "results.csv")
+    write_json(folder / FILE, found.to_dict())
+
+
+def _write_table(found: Results, path: Path) -> None:
+    """Attacks as CSV, one per line."""
+    keys = [key for key in Attack.model_fields if key not in ("params", "ci95", "stages", "flags")]
+    with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["model", "clean_accuracy", *keys, "ci95_low", "ci95_high", "params", "flags"])
+        for attack in found.attacks:
+            values = [found.model.path, found.clean.accuracy, *(getattr(attack, key) for key in keys)]
+            interval = attack.ci95 or (None, None)
+            writer.writerow([*values, *interval, json.dumps(attack.params), "; ".join(attack.flags)])
+
+
+def samples(evaluation: Evaluation) -> dict[str, Any]:
+    """Per image `index`, `label`, `clean_pred` and its fingerprint `image`; for each row `robust/<id>`,
+    `adv_pred/<id>`, `l2/<id>`, `linf/<id>`, and of an ensemble `broken_by/<id>`."""
+    arrays: dict[str, Any] = {
+        "index": evaluation.index,
+        "label": evaluation.labels,
+        "clean_pred": evaluation.clean.predicted,
+        "image": fingerprints(evaluation.split),
+    }
+    for outcome in evaluation.outcomes:
+        if unit := outcome.unit:
+            name = outcome.row.id
+            arrays[f"robust/{name}"] = unit.attacked & ~unit.broken
+            for key in ("adv_pred", "l2", "linf", *(["broken_by"] if unit.stages else [])):
+                arrays[f"{key}/{name}"] = getattr(unit, key)
+    return arrays
+
+
+def fingerprints(split: Split) -> NDArray[np.uint64]:
+    """64 bits of BLAKE2b of each image's pixels and label, `(n,)`: do two evaluations speak of the same images?"""
+    found = np.empty(len(split), dtype=np.uint64)
+    for start in range(0, len(split), PIECE):
+        part = slice(start, start + PIECE)
+        for at, (pixels, label) in enumerate(zip(split.take(part), split.labels[part], strict=True), start):
+            digest = hashlib.blake2b(pixels.tobytes() + int(label).to_bytes(8, "little"), digest_size=8).digest()
+            found[at] = int.from_bytes(digest, "little")
+    return found
+
+
+def _gallery(evaluation: Evaluation) -> dict[str, Any]:
+    """At most 64 adversarial images that broke, with the clean ones: `clean`, `adversarial` `(G, C, H, W)`, `row`,
+    `position` in the evaluated order, `label`, `adv_pred`."""
+    units = [(outcome.row.id, outcome.unit) for outcome in evaluation.outcomes if outcome.unit]
+    shown = [(name, unit, at) for name, unit in units for at in range(len(unit.gallery))][:GALLERY_LIMIT]
+    places = np.array([unit.gallery_at[at] for _, unit, at in shown], dtype=np.int64)
+    images = [unit.gallery[at] for _, unit, at in shown]
+    predicted = [unit.adv_pred[place] for (_, unit, _), place in zip(shown, places, strict=True)]
+    return {
+        "clean": images_of(evaluation.split, places),
+        "adversarial": np.array(images, np.float32).reshape(len(shown), *evaluation.predictor.input_shape),
+        "row": np.array([name for name, _, _ in shown], dtype=str),
+        "position": places,
+        "label": evaluation.labels[places],
+        "adv_pred": np.array(predicted, dtype=np.int64),
+    }

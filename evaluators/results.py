@@ -1,0 +1,265 @@
+"""results.json, schema `dgad/results/1`: what one evaluation of one model found.
+
+Everything that shows or judges results reads this model. It needs no torch, so that `dgad gate` starts at once.
+"""
+
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from dgad_tk.common import UserError
+
+SCHEMA: Final = "dgad/results/1"
+FILE = "results.json"
+HINT = "name the results.json of a `dgad attack`, or its folder"
+
+Interval = tuple[float, float]
+Verdict = Literal["high", "warn", "unreliable"]
+
+
+_CONFIG = ConfigDict(
+    extra="forbid",  # what we write; `read_results` tells of keys that a newer version wrote
+    frozen=True,
+    allow_inf_nan=False,
+    alias_generator=lambda name: name.rstrip("_"),  # `schema` and `class` are no names for a field
+    populate_by_name=True,
+    use_attribute_docstrings=True,
+)
+
+
+class _Part(BaseModel):
+    model_config = _CONFIG
+
+
+class Model(_Part):
+    """The file that was attacked."""
+
+    path: str
+    sha256: str
+    format: str
+    metadata: dict[str, Any] | None
+    """The record that the file carries, where it carries one."""
+    preprocessing: dict[str, Any] = {}
+    """What is done to pixels in [0, 1] before the file takes them."""
+    notes: list[str] = []
+
+
+class Dataset(_Part):
+    """The images."""
+
+    name: str
+    split: str
+    n: int
+    sha256: str
+    """Of all images, labels and places in the dataset."""
+
+
+class Threat(_Part):
+    """Norm and radii, in fractions of 1."""
+
+    norm: str
+    eps: list[float]
+
+
+class ClassShare(_Part):
+    """How many images of a class are right. Classes without images are left out."""
+
+    class_: str
+    n: int
+    right: int
+
+
+class CleanClass(ClassShare):
+    """Of the clean images."""
+
+    right: int = Field(alias="correct")
+
+
+class AttackedClass(ClassShare):
+    """Under the worst of all attacks at one radius."""
+
+    right: int = Field(alias="robust")
+
+
+class Clean(_Part):
+    """Answers to the clean images."""
+
+    accuracy: float
+    correct: int
+    n: int
+    non_finite: int = 0
+    """Images with a logit that is NaN or infinite. They count as wrong."""
+    classes: list[CleanClass] = []
+
+
+class Stage(_Part):
+    """A stage of an ensemble of attacks."""
+
+    name: str
+    broken: int
+    seconds: float
+
+
+class Attack(_Part):
+    """A row: one attack at one radius. Shares are fractions of all `n` images."""
+
+    id: str
+    """Unique: `pgd`, `pgd@4/255`, `transfer:resnet20:fgsm`."""
+    name: str
+    """Row of the ATTACKS table."""
+    kind: str
+    """`budget`: looks inside a ball. `min-norm`: looks for the nearest adversarial image."""
+    source: str
+    """`white-box`, `black-box` or `transfer`."""
+    surrogate: str | None
+    norm: str
+    eps: float | None
+    params: dict[str, Any]
+    robust_accuracy: float | None = None
+    """Share of images that are right when clean and withstand; null for `min-norm`."""
+    robust: int | None = None
+    n: int
+    """Images that were looked at, from the first; a slow attack may see only some."""
+    ci95: Interval | None = None
+    """95 % Wilson interval of `robust_accuracy`."""
+    success: float | None = None
+    """Share of the attacked images that broke."""
+    failed: float | None = None
+    median_l2: float | None = None
+    """Of the images that broke."""
+    accuracy: float | None = None
+    """Of `min-norm`: share that is left right, which says as much about the search as about the model."""
+    reused: int = 0
+    """Broken images that a smaller radius had broken already."""
+    stages: list[Stage] = []
+    seconds: float = 0.0
+    forward_passes: int = 0
+    """Images through a network."""
+    backward_passes: int = 0
+    status: Literal["done", "skipped", "failed"]
+    reason: str
+    """Why there is no result."""
+    flags: list[str] = []
+
+    @property
+    def names(self) -> list[str]:
+        """What the row is called besides its id, without eps; the exact name first."""
+        if self.surrogate is None:
+            return [self.name]
+        return [f"{self.source}:{self.surrogate}:{self.name}", f"{self.source}:{self.name}"]
+
+
+class WorstCase(_Part):
+    """Images that withstand every budget attack at one radius."""
+
+    norm: str
+    eps: float
+    robust_accuracy: float
+    robust: int
+    n: int
+    ci95: Interval
+    classes: list[AttackedClass] = []
+
+
+@dataclass(config=_CONFIG)
+class Item:
+    """One check of whether the evaluation is believable; `high` is nothing found."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+
+
+class Checks(_Part):
+    """All checks, and the worst verdict."""
+
+    verdict: Verdict
+    items: list[Item]
+
+
+@dataclass(config=_CONFIG)
+class Gate:
+    """One demand of `dgad gate`, and whether it was met."""
+
+    name: str
+    """What was looked at: a row, `clean` or `worst-case`; `baseline:` before it where two results were compared."""
+    passed: bool
+    required: str
+    got: str
+    detail: str = ""
+    """How sure that is, or why there is nothing to compare."""
+
+
+class Results(_Part):
+    """The record of one evaluated model, in shares and counts; `samples.npz` beside it has every image's outcome."""
+
+    schema_: Literal["dgad/results/1"] = SCHEMA
+    created: str
+    """ISO 8601."""
+    command: str
+    model: Model
+    dataset: Dataset
+    threat: Threat
+    seed: int
+    clean: Clean
+    attacks: list[Attack]
+    worst_case: list[WorstCase]
+    twin: dict[str, float]
+    """`max_abs_diff` and `argmax_agreement` of the module that gives gradients and the runtime; empty without one."""
+    checks: Checks
+    environment: dict[str, str | int]
+    """Versions, runtime and batch size."""
+    gates: list[Gate] = []
+    """Filled by `dgad gate --json`."""
+    uncompared: list[str] = []
+    """Ids of the rows that the baseline of `dgad gate` had no answer to."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class _Named(BaseModel):
+    schema_: str = Field(alias="schema", pattern="^dgad/results/")
+
+
+def results_file(path: Path) -> Path:
+    """The file itself, where its folder may be named too.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"no such file: '{path}'", hint=HINT)
+    return path
+
+
+def read_results(path: Path) -> Results:
+    """Read `results.json`, or the one in a folder.
+
+    What was added to the schema since the file was written takes its default. Keys that are not known here are those of
+    a newer dgad, and are left out: what changes the meaning of a key changes the schema's number.
+
+    Raises:
+        UserError: there is none, it is not ours, it follows another version of the schema, or it is damaged.
+    """
+    path = results_file(path)
+    text = path.read_bytes()
+    try:
+        schema = _Named.model_validate_json(text).schema_
+    except ValidationError:
+        raise UserError(f"'{path}' was not written by `dgad attack`", hint=HINT) from None
+    if schema != SCHEMA:
+        raise UserError(f"'{path}' follows the schema {schema}, expected {SCHEMA}", hint="attack the model again")
+    try:
+        return Results.model_validate_json(text, extra="ignore")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"'{path}' is damaged: {where}: {first['msg']}",
+            hint="run the evaluation again: the same command goes on from what is stored",
+        ) from None

@@ -1,0 +1,105 @@
+"""Units of work: made when they are not in the store, under the question that they answer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dgad_tk.artifact import tool_versions
+from dgad_tk.data import Split
+from dgad_tk.predictor import Predictor
+from evaluators.attacks.halfway import read_arrays, write_arrays
+from evaluators.judge import images_of
+from evaluators.rows import Row
+from evaluators.search import Candidates, Chunk, search, verdict, with_smaller
+from evaluators.units import Unit, UnitStore
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the units of an evaluation have in common.
+
+    Attributes:
+        chunks: places of the images of each unit.
+        hashes: SHA-256 of each chunk.
+        right: bool `(n,)`, clean predictions that are right.
+        units, examples: where units and transfer examples are kept.
+    """
+
+    predictor: Predictor
+    split: Split
+    chunks: Sequence[slice]
+    hashes: Sequence[str]
+    right: NDArray[np.bool_]
+    seed: int
+    batch_size: int
+    units: UnitStore
+    examples: UnitStore
+
+    def unit(self, row: Row, number: int, smaller: Unit | None) -> Unit:
+        """The outcome of a row on chunk `number`, of which `smaller` is known already."""
+        search_question = self._question(row, number)
+        question = {
+            **search_question,
+            "model": self.predictor.sha256,
+            "interface": self.predictor.interface.to_dict(),
+            "runtime": self.predictor.runtime,
+            "smaller": list(row.smaller) if smaller is not None else [],
+        }
+        if (stored := self.units.get(question)) is not None:
+            return stored
+        chunk = self._chunk(row, number)
+        right = self.right[self.chunks[number]][: len(chunk.labels)]
+        todo = right if smaller is None else right & ~smaller.broken
+        common = {"seed": self.seed, "batch_size": self.batch_size}
+        if row.surrogate is None:
+            halfway = self.units.halfway(question)
+            found = search(self.predictor, row, chunk.only(todo), halfway=halfway, **common)
+        else:
+            found = self._made_on(row, chunk, search_question).only(todo)
+        unit = verdict(self.predictor, row, chunk, right, todo, found, batch_size=self.batch_size, gallery=number == 0)
+        if smaller is not None:
+            unit = with_smaller(unit, smaller)
+        self.units.put(question, unit)
+        return unit
+
+    def _chunk(self, row: Row, number: int) -> Chunk:
+        place = self.chunks[number]
+        if row.limit is not None:
+            place = slice(place.start, min(place.stop, row.limit))
+        return Chunk(images_of(self.split, place), self.split.labels[place], self.split.index[place])
+
+    def _made_on(self, row: Row, chunk: Chunk, question: Mapping[str, Any]) -> Candidates:
+        """Examples of the whole chunk, whatever the target gets right: so they serve every target."""
+        assert row.surrogate is not None
+        source = row.surrogate.predictor
+        assert source is not None
+        path = self.examples.path(question)
+        if (kept := read_arrays(path)) is not None:
+            return Candidates(**{**kept, "seconds": 0.0, "forwards": 0, "backwards": 0})
+        halfway = self.units.halfway(question)
+        found = search(source, row, chunk, seed=self.seed, batch_size=self.batch_size, halfway=halfway)
+        halfway.forget()
+        write_arrays(path, vars(found))
+        return found
+
+    def _question(self, row: Row, number: int) -> dict[str, Any]:
+        """Whatever could change what a search finds."""
+        surrogate = row.surrogate.predictor if row.surrogate else None
+        return {
+            "attack": row.attack,
+            "params": row.settings,
+            "norm": row.norm,
+            "eps": row.eps,
+            "surrogate": surrogate.sha256 if surrogate else None,
+            "surrogate_interface": surrogate.interface.to_dict() if surrogate else None,
+            "images": self.hashes[number],
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "threads": torch.get_num_threads(),
+            "versions": tool_versions(),
+            "gpu": torch.cuda.is_available(),
+        }

@@ -1,0 +1,138 @@
+"""Model files, out and in. A new format is a file with save and load, and a row in EXPORTERS."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dgad_tk.artifact import Artifact
+from dgad_tk.checkpoint import read_weights
+from dgad_tk.common import UserError
+from dgad_tk.interface import AS_IS, Interface
+from dgad_tk.predictor import Predictor, load_safetensors
+from exporters.divergence import Layers, onnx_layers, program_layers, script_layers
+from exporters.from_onnx import load_onnx
+from exporters.quantize import save_onnx_int8
+from exporters.read_onnx import read_onnx_record
+from exporters.to_fp16 import save_onnx_fp16
+from exporters.to_onnx import Report, save_onnx
+from exporters.to_torch_export import load_torch_export, save_torch_export
+from exporters.to_torchscript import load_torchscript, save_torchscript
+from exporters.torch_archive import PROGRAMS, check_program, read_archived_record
+from exporters.verify import EXACT, HALF, QUANTISED, Tolerance
+
+Load = Callable[[Path, tuple[int, int, int] | None, Interface], Predictor]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to write a model.
+
+    Attributes:
+        filename: that its files get unless told otherwise; its last suffix is how they are opened.
+        save: (model in eval mode, record, path, **options); returns what there is to report, or None.
+        record: the record in a file of this format, read without running anything; None where there is none.
+        tolerance: that its files are held to.
+        layers: how its files are run layer by layer, to find the one that fails.
+        options: names of the options that `save` takes. `probes` is what exports are compared on: `export` fills it in.
+        note: said when a file is written.
+        not_judged: what a comparison on a CPU says nothing of.
+    """
+
+    filename: str
+    save: Callable[..., Report | None]
+    record: Callable[[Path], Artifact | None]
+    tolerance: Tolerance
+    layers: Layers
+    options: tuple[str, ...] = ()
+    note: str = ""
+    not_judged: str = ""
+
+    @property
+    def suffix(self) -> str:
+        return Path(self.filename).suffix
+
+
+EXPORTERS: dict[str, Format] = {
+    "onnx": Format("student.onnx", save_onnx, read_onnx_record, EXACT, onnx_layers, ("opset",)),
+    "onnx-fp16": Format(
+        "student.fp16.onnx",
+        save_onnx_fp16,
+        read_onnx_record,
+        HALF,
+        onnx_layers,
+        ("opset", "probes"),
+        note="half the size; a CPU computes float16 in float32, so that only GPUs and NPUs gain speed",
+        not_judged="arithmetic in float16, which this CPU does in float32: weights and the range of values were judged",
+    ),
+    "onnx-int8": Format(
+        "student.int8.onnx",
+        save_onnx_int8,
+        read_onnx_record,
+        QUANTISED,
+        onnx_layers,
+        ("opset", "images", "int8"),
+        note="answers differ from the source's on some images; `dgad attack` says what that costs",
+    ),
+    "torchscript": Format(
+        "student.pt",
+        save_torchscript,
+        read_archived_record,
+        EXACT,
+        script_layers,
+        note="PyTorch calls TorchScript deprecated; prefer onnx or torch-export for new deployments",
+    ),
+    "torch-export": Format("student.pt2", save_torch_export, read_archived_record, EXACT, program_layers),
+}
+
+LOADERS: dict[str, Load] = {
+    ".onnx": load_onnx,
+    ".pt": load_torchscript,
+    ".pt2": load_torch_export,
+    ".safetensors": load_safetensors,
+}
+
+
+def load(
+    path: Path,
+    input_shape: tuple[int, int, int] | None = None,
+    interface: Interface = AS_IS,
+    *,
+    trust: bool = False,
+) -> Predictor:
+    """Open a model file by its suffix.
+
+    Args:
+        input_shape: (C, H, W) for a file that does not say.
+        interface: what has to be done to images before a file from elsewhere takes them.
+        trust: open a file that is a program, `.pt` or `.pt2`, which can run any code of its author.
+
+    Raises:
+        UserError: missing, of unknown suffix, damaged, not an image classifier, or a program without `trust`.
+    """
+    _check_path(path)
+    if path.suffix in PROGRAMS:
+        check_program(path, trust=trust)
+    return LOADERS[path.suffix](path, input_shape, interface)
+
+
+def read_record(path: Path) -> Artifact | None:
+    """The metadata record in a model file, read without running anything; None where there is none.
+
+    Raises:
+        UserError: missing, of unknown suffix or damaged.
+    """
+    _check_path(path)
+    formats = {each.suffix: each for each in EXPORTERS.values()}
+    return formats[path.suffix].record(path) if path.suffix in formats else read_weights(path)[1]
+
+
+def _check_path(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"no such file: '{path}'", hint="`dgad export` writes student.onnx into the current folder")
+    if not path.is_file():
+        raise UserError(f"'{path}' is not a file", hint="name the model file itself")
+    if path.suffix not in LOADERS:
+        raise UserError(
+            f"cannot tell what '{path}' is by its suffix '{path.suffix}'",
+            hint="expected one of " + ", ".join(sorted(LOADERS)),
+        )
