@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cli.models import dataset_of
-from dgad_tk.common import format_fraction
+from dgad_tk.number_text import format_fraction
 from evaluators import Evaluation, Surrogate, evaluate, plan
 from evaluators.paired import Paired, paired
 from exporters.formats import load

@@ -21,9 +21,9 @@ import torch
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from dgad_tk.common import parse_fraction
 from dgad_tk.data import load_dataset
 from dgad_tk.models import build_model
+from dgad_tk.number_text import parse_fraction
 from dgad_tk.predictor import Predictor, predictor_of_module
 from evaluators.attacks.autoattack.square import Square
 from evaluators.ball import Norm

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from cli.budget import remember, remembered, seconds_of
 from cli.flags import NORMS, TRUST, radii_of, whole
 from cli.interface import interface_of
 from cli.matrix import matrix_of, matrix_table
 from cli.models import default_eps, open_model
-from cli.plan import plan_table, remember, remembered, seconds_of, summary
+from cli.plan import plan_table, summary
 from cli.progress import AttackProgress
 from cli.surrogates import surrogates_of
 from cli.table import print_json, results_table

@@ -18,7 +18,8 @@ from cli.flags import TRUST, real, whole
 from cli.interface import interface_of
 from cli.models import default_eps, named_images, open_model
 from dgad_tk import number_text
-from dgad_tk.common import UserError, lookup, parse_fraction, write_json
+from dgad_tk.common import UserError, lookup, write_json
+from dgad_tk.number_text import parse_fraction
 
 if TYPE_CHECKING:
     from dgad_tk.data import Dataset

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from dgad_tk import number_text
-from dgad_tk.common import UserError, parse_fraction
+from dgad_tk.common import UserError
+from dgad_tk.number_text import parse_fraction
 
 NORMS = {"linf": "linf", "l2": "l2", "l1": "l1"}
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.gates import print_gates
 from dgad_tk.common import GateError, UserError
 from dgad_tk.number_text import NotANumberError, exact
 
@@ -128,19 +129,6 @@ def _compared(
         gates = [*results.gates, *compare(new, old, max_drop)]
         found.append(results.model_copy(update={"gates": gates, "uncompared": uncompared(new, old)}))
     return found
-
-
-def print_gates(judged: "Sequence[Results]") -> None:
-    """A line for each demand on each model."""
-    for results in judged:
-        where = f"{results.model.path}: " if len(judged) > 1 else ""
-        for gate in results.gates:
-            verdict = "passed" if gate.passed else "FAILED"
-            print(f"{where}gate {gate.name} {verdict}: {gate.got}, required is {gate.required}")
-            if gate.detail:
-                print(f"  {gate.detail}")
-        if results.uncompared:
-            print(f"{where}not compared, since the baseline has no answer: {', '.join(results.uncompared)}")
 
 
 def _conclude(judged: "Sequence[Results]") -> None:

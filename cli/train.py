@@ -128,10 +128,10 @@ def train(
 
 def _announce(config: "TrainConfig") -> None:
     """What is about to happen, on stderr."""
-    from dgad_tk.common import format_fraction
     from dgad_tk.config import AUTO
     from dgad_tk.methods import find_method
     from dgad_tk.models import find_model
+    from dgad_tk.number_text import format_fraction
 
     find_model(config.student)
     threat = f"{config.attack.norm} {format_fraction(config.attack.eps)}, {config.attack.steps} steps"

@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dgad_tk.config import Norm, ThreatModel
 from dgad_tk.directions import unit
 from dgad_tk.l1_projection import l1_correction
+from dgad_tk.threat import Norm, ThreatModel
 
 Noise = Callable[[Literal["normal", "uniform"]], Tensor]
 """Draws of the images' shape: standard normal, or uniform on [-1, 1)."""

@@ -1,18 +1,15 @@
-"""What every part needs and no part owns: errors of the user, look-ups with suggestions, fractions as written."""
+"""What every part needs and no part owns: errors of the user, look-ups with suggestions, files."""
 
 import difflib
 import errno
 import hashlib
 import json
-import math
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
-
-from dgad_tk.number_text import NotANumberError, real
 
 T = TypeVar("T")
 
@@ -60,37 +57,6 @@ def lookup(table: Mapping[str, T], name: str, what: str) -> T:
     if name not in table:
         raise UserError(f"unknown {what} '{name}'", hint=nearest(name, table))
     return table[name]
-
-
-def parse_fraction(text: str | float, what: str = "eps", *, upper: float = 1.0) -> float:
-    """`8/255`, `4.5/255`, `0.03` or a number, as a float in [0, upper].
-
-    Raises:
-        UserError: not a number, or outside these bounds.
-    """
-    try:
-        value = real(text) if isinstance(text, str) else float(text)
-    except (TypeError, ValueError, OverflowError) as error:
-        own = error.hint if isinstance(error, NotANumberError) else ""
-        raise UserError(
-            f"{what} must be a fraction of 1 such as 8/255 or 0.03, got '{text}'",
-            hint=own or "pixels run from 0 to 1 here, whatever the dataset's own range",
-        ) from None
-    if not 0 <= value <= upper:
-        bounds = "not be negative" if upper == math.inf else f"be between 0 and {upper:g}"
-        raise UserError(
-            f"{what} must {bounds}, got '{text}'",
-            hint=f"write {text}/255 if you mean {text} of 255 grey levels" if 1 < value <= 255 else "for example 8/255",
-        )
-    return value
-
-
-def format_fraction(value: float) -> str:
-    """The way people write an eps: `8/255` where it is one, else `0.15`."""
-    levels = value * 255
-    if abs(levels - round(levels)) < 1e-6 and 0 < round(levels) < 255 and abs(value * 100 - round(value * 100)) > 1e-9:
-        return f"{round(levels)}/255"
-    return f"{value:.4g}"
 
 
 def sha256_file(path: Path) -> str:

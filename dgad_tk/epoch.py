@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from dgad_tk.batches import batch_positions, draw_noise, fetch, learning_rate
+from dgad_tk.batches import batch_positions, fetch
 from dgad_tk.config import TrainConfig, epoch_of
 from dgad_tk.data import Augmentation, Split
 from dgad_tk.data.augment import augment
-from dgad_tk.distributed import World, across, shared, world
+from dgad_tk.distributed import World, across, world
 from dgad_tk.draws import Draws
 from dgad_tk.fold import Inner, autocast
-from dgad_tk.inner_max import kept_statistics
+from dgad_tk.inner_max import draw_noise, kept_statistics
 from dgad_tk.methods import Batch, Method, Step
+from dgad_tk.schedule import learning_rate
+from dgad_tk.trained import shared
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dgad_tk.checkpoint import save_weights
 from dgad_tk.common import UserError, written_aside
 from dgad_tk.config import TrainConfig
 from dgad_tk.data import Dataset, Split
-from dgad_tk.distributed import average_statistics, largest, layout, leaders, synchronised, world
+from dgad_tk.distributed import largest, leaders, world
 from dgad_tk.draws import Draws
 from dgad_tk.epoch import Epoch, Learner, NonFiniteLossError, OnProgress, Position
 from dgad_tk.fold import Inner
@@ -26,6 +26,7 @@ from dgad_tk.runs import RunFolder
 from dgad_tk.selection import accuracies
 from dgad_tk.snapshot import Snapshots, State
 from dgad_tk.tensorboard import open_events
+from dgad_tk.trained import average_statistics, layout, synchronised
 
 GO_ON, SAVE, STOP = 0, 1, 2
 

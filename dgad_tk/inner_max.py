@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from dgad_tk.balls import Noise, ball_of
-from dgad_tk.config import ThreatModel
 from dgad_tk.directions import finite
+from dgad_tk.draws import Draws
+from dgad_tk.threat import ThreatModel
 
 Objective = Callable[[Tensor], Tensor]
 """Images `(N, C, H, W)` to a loss per sample `(N,)`, to be made large."""
@@ -86,3 +87,15 @@ def kept_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for buffer, value in before:
             buffer.copy_(value)
+
+
+def draw_noise(
+    draws: Draws, purpose: str, shape: tuple[int, ...], index: Tensor, kind: str, *, epoch: int = 0, step: int = 0
+) -> Tensor:
+    """Start noise of an attack, `(len(index), *shape)`, standard normal or uniform on [-1, 1].
+
+    A function of (seed, purpose, epoch, dataset index, step).
+    """
+    if kind == "normal":
+        return draws.normal(purpose, tuple(shape), index=index, epoch=epoch, step=step)
+    return 2 * draws.uniform(purpose, tuple(shape), index=index, epoch=epoch, step=step) - 1

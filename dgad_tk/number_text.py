@@ -1,7 +1,10 @@
-"""Numbers as people write them: one grammar for flags, settings, variables and what a config file has in quotes."""
+"""Numbers and fractions as people write them: one grammar for flags, settings, variables and config files."""
 
+import math
 import re
 from fractions import Fraction
+
+from dgad_tk.common import UserError
 
 LONGEST = 100
 """Characters. An exponent has three digits at most, so that no text makes a number that fills the memory."""
@@ -77,3 +80,34 @@ def _decimal(text: str) -> Fraction:
         plain = text.replace("_", "").lstrip("+-0") or "0"
         raise NotANumberError(f"'{text}' is octal to some readers", f"leave out the zero in front: {plain}")
     return Fraction(text.replace("_", ""))
+
+
+def parse_fraction(text: str | float, what: str = "eps", *, upper: float = 1.0) -> float:
+    """`8/255`, `4.5/255`, `0.03` or a number, as a float in [0, upper].
+
+    Raises:
+        UserError: not a number, or outside these bounds.
+    """
+    try:
+        value = real(text) if isinstance(text, str) else float(text)
+    except (TypeError, ValueError, OverflowError) as error:
+        own = error.hint if isinstance(error, NotANumberError) else ""
+        raise UserError(
+            f"{what} must be a fraction of 1 such as 8/255 or 0.03, got '{text}'",
+            hint=own or "pixels run from 0 to 1 here, whatever the dataset's own range",
+        ) from None
+    if not 0 <= value <= upper:
+        bounds = "not be negative" if upper == math.inf else f"be between 0 and {upper:g}"
+        raise UserError(
+            f"{what} must {bounds}, got '{text}'",
+            hint=f"write {text}/255 if you mean {text} of 255 grey levels" if 1 < value <= 255 else "for example 8/255",
+        )
+    return value
+
+
+def format_fraction(value: float) -> str:
+    """The way people write an eps: `8/255` where it is one, else `0.15`."""
+    levels = value * 255
+    if abs(levels - round(levels)) < 1e-6 and 0 < round(levels) < 255 and abs(value * 100 - round(value * 100)) > 1e-9:
+        return f"{round(levels)}/255"
+    return f"{value:.4g}"

@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from dgad_tk.batches import draw_noise, fetch
-from dgad_tk.config import ThreatModel
+from dgad_tk.batches import fetch
 from dgad_tk.data import Split
 from dgad_tk.data.augment import to_float
 from dgad_tk.distributed import across, world
 from dgad_tk.draws import Draws
 from dgad_tk.fold import Inner, folded
-from dgad_tk.inner_max import inner_max, start_point
+from dgad_tk.inner_max import draw_noise, inner_max, start_point
 from dgad_tk.losses import cross_entropy
+from dgad_tk.threat import ThreatModel
 
 
 def accuracies(

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dgad_tk.common import UserError, nearest
-from dgad_tk.config import ThreatModel, TrainConfig
+from dgad_tk.config import TrainConfig
 from dgad_tk.parsing import hints_of, read_text
+from dgad_tk.threat import ThreatModel
 
 ENVIRONMENT_PREFIX = "DGAD_"
 _NOT_CONFIG = {"DGAD_CACHE"}

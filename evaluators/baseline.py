@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dgad_tk.common import UserError, format_fraction, reason_of
+from dgad_tk.common import UserError, reason_of
+from dgad_tk.number_text import format_fraction
 from evaluators.gate import CLEAN, WORST_CASE, percent
 from evaluators.paired import paired
 from evaluators.results import HINT, Attack, Gate, Results, read_results, results_file

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dgad_tk.common import UserError, format_fraction
+from dgad_tk.common import UserError
+from dgad_tk.number_text import format_fraction
 from dgad_tk.predictor import Predictor
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.spec import SAMPLES, AttackSpec

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from dgad_tk.artifact import Artifact
-from dgad_tk.config import ThreatModel
 from dgad_tk.fold import folded
 from dgad_tk.inner_max import inner_max
 from dgad_tk.losses import cross_entropy
 from dgad_tk.predictor import Images
+from dgad_tk.threat import ThreatModel
 
 BATCH = 64
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from trained import trained_on_digits
 from victims import TwoClassLinear, as_torch, linear_split
 
-from dgad_tk.config import ThreatModel
 from dgad_tk.data import load_dataset
 from dgad_tk.inner_max import inner_max
 from dgad_tk.losses import cross_entropy
 from dgad_tk.predictor import Predictor
+from dgad_tk.threat import ThreatModel
 from evaluators import Evaluation, Surrogate, evaluate, plan
 from evaluators.checks import Verdict, check
 from evaluators.estimators import Counted

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
-from dgad_tk.common import UserError, format_fraction, lookup, parse_fraction, written_aside
-from dgad_tk.config import ThreatModel, TrainConfig
+from dgad_tk.common import UserError, lookup, written_aside
+from dgad_tk.config import TrainConfig
+from dgad_tk.number_text import format_fraction, parse_fraction
 from dgad_tk.parsing import read_yaml, validated
 from dgad_tk.settings import from_environment, parse_settings
+from dgad_tk.threat import ThreatModel
 
 
 @pytest.mark.parametrize(

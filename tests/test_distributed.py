@@ -21,14 +21,16 @@ from torch import Tensor, nn
 
 from dgad_tk import fit as fitting
 from dgad_tk.checkpoint import load_state, read_weights
-from dgad_tk.config import ThreatModel, TrainConfig
+from dgad_tk.config import TrainConfig
 from dgad_tk.data import load_dataset
-from dgad_tk.distributed import average_statistics, world
+from dgad_tk.distributed import world
 from dgad_tk.draws import Draws
 from dgad_tk.models import MODELS
 from dgad_tk.runs import RunFolder
 from dgad_tk.selection import accuracies
+from dgad_tk.threat import ThreatModel
 from dgad_tk.train import train
+from dgad_tk.trained import average_statistics
 
 WIDTH = 8
 FIRST = "net.layers.0.weight"

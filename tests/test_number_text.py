@@ -5,8 +5,8 @@ import math
 import pytest
 
 from cli.flags import numbers
-from dgad_tk.common import UserError, parse_fraction
-from dgad_tk.number_text import NotANumberError, exact, real, whole
+from dgad_tk.common import UserError
+from dgad_tk.number_text import NotANumberError, exact, parse_fraction, real, whole
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from conftest import Victim
 from torch import Tensor, nn
 from victims import TwoClassLinear, as_torch, linear_split
 
-from cli.plan import FILE, plan_table, remember, remembered, seconds_of, summary
+from cli.budget import FILE, remember, remembered, seconds_of
+from cli.plan import plan_table, summary
 from dgad_tk.common import UserError
 from dgad_tk.data import load_dataset
 from evaluators import Surrogate, evaluate, plan

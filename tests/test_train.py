@@ -16,16 +16,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dgad_tk.batches import batch_positions, learning_rate
+from dgad_tk.batches import batch_positions
 from dgad_tk.checkpoint import load_model, load_state
 from dgad_tk.claim import locked
 from dgad_tk.common import UserError, sha256_file
-from dgad_tk.config import ThreatModel, TrainConfig
+from dgad_tk.config import TrainConfig
 from dgad_tk.data import load_dataset
 from dgad_tk.draws import Draws
 from dgad_tk.epoch import Progress
 from dgad_tk.runs import RunFolder, new_run_folder, newest_run, weights_of
+from dgad_tk.schedule import learning_rate
 from dgad_tk.selection import accuracies
+from dgad_tk.threat import ThreatModel
 from dgad_tk.train import train
 
 QUICK: dict[str, Any] = {

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dgad_tk.common import UserError
-from dgad_tk.config import ThreatModel
 from dgad_tk.inner_max import Init, Objective, inner_max, start_point
 from dgad_tk.losses import cross_entropy, kl, margin
+from dgad_tk.threat import ThreatModel
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, dlr
 from evaluators.attacks.native import NativeAttack
 from evaluators.ball import Norm
