@@ -42,9 +42,11 @@ class Folded(nn.Module):
             self.pairs = _drop_batch_norms(traced)
             if not compiled:
                 _freeze_convolutions(traced)
+            _let_views_copy(traced)
             self.net = traced
         if all(tensor.dim() < 5 for tensor in [*self.net.parameters(), *self.net.buffers()]):  # torch refuses those
             self.net.to(memory_format=torch.channels_last)
+        self._layout = torch.channels_last
         self.refresh(source)
         self._run: list[Callable[[Tensor], Tensor]] = [  # in a list, so as not to be a submodule
             torch.compile(self.net, dynamic=False) if compiled else self.net
@@ -70,7 +72,14 @@ class Folded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Channels-last all the way: convolutions run faster so, and with it nothing is reordered between them.
-        logits = self._run[0](x.contiguous(memory_format=torch.channels_last))
+        try:
+            logits = self._run[0](x.contiguous(memory_format=self._layout))
+        except RuntimeError:  # TorchScript that calls `view` on a map
+            if self._layout is torch.contiguous_format:
+                raise
+            self._layout = torch.contiguous_format
+            self.net.to(memory_format=self._layout)
+            return self.forward(x)
         return logits.float() if logits.dtype == torch.bfloat16 else logits
 
 
@@ -82,6 +91,14 @@ def _traced(module: nn.Module) -> fx.GraphModule | None:
         return fx.symbolic_trace(module)
     except (fx.proxy.TraceError, TypeError, RuntimeError, NameError):  # len(x); a module that is no submodule
         return None
+
+
+def _let_views_copy(traced: fx.GraphModule) -> None:
+    """Put `reshape` in the place of `view`, which refuses a map that is laid out channels-last."""
+    for node in traced.graph.nodes:
+        if node.op == "call_method" and node.target == "view" and not isinstance(node.args[-1], torch.dtype):
+            node.target = "reshape"
+    traced.recompile()
 
 
 @dataclass(frozen=True)

@@ -232,10 +232,10 @@ def test_rows_that_two_classes_are_too_few_for(target: Make) -> None:
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 def test_square_says_that_images_are_too_small_for_its_grid(norm: Norm) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    net[1].bias.data = torch.tensor([9.0, 0.0])
     split = Split(np.zeros((2, 1, 4, 4), dtype=np.uint8), np.arange(2), np.zeros(2, dtype=np.int64))
     with pytest.raises(UserError, match=f"'square' in {norm} needs images of at least 5 pixels a side, these have 4"):
         predictor = as_torch(net.eval(), (1, 4, 4))
-        net[1].bias.data = torch.tensor([9.0, 0.0])
         evaluate(predictor, split, plan(["square"], norm=norm, eps=[0.1]), batch_size=2)
 
 

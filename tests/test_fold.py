@@ -135,3 +135,25 @@ def randomise_batch_norm_with_some(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             randomise_batch_norm(module)
     return model
+
+
+class Viewing(nn.Module):
+    """A network as many write it: `view` where others flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 64, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.conv(x)).view(x.size(0), -1))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("script", [False, True], ids=["traced", "TorchScript"])
+def test_networks_that_view_their_maps(script: bool) -> None:
+    net = Viewing().eval().double()
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        folded_net = Folded(torch.jit.trace(net, x, check_trace=False) if script else net)
+        torch.testing.assert_close(folded_net(x), net(x))
+        torch.testing.assert_close(folded_net(x[:1]), net(x[:1]))

@@ -427,7 +427,7 @@ def test_gradients_come_from_before_the_final_squash(final: nn.Module, scale: fl
     assert predictor.finish is not None
     split = Split((x * 255).astype(np.uint8), np.arange(16), np.zeros(16, dtype=np.int64))
     twin = compare_twin(predictor, split, np.ones(16, np.bool_), 16)
-    assert twin["max_abs_diff"] <= 1e-4 * np.abs(found).max()
+    assert twin.max_abs_diff <= 1e-4 * np.abs(found).max()
     assert (found < 0).all()  # logarithms, not probabilities
 
 
@@ -438,7 +438,7 @@ def test_small_answers_of_a_sigmoid_are_inexact(tmp_path: Path) -> None:
     split, every = Split((x * 255).astype(np.uint8), np.arange(16), np.zeros(16, dtype=np.int64)), np.ones(16, np.bool_)
     answers = np.exp(predictor.predict(x))
     assert 0 < (answers < 1e-5).mean() < 1
-    assert compare_twin(predictor, split, every, 16)["argmax_agreement"] == 1
+    assert compare_twin(predictor, split, every, 16).argmax_agreement == 1
     module = predictor.module
     assert module is not None
     other = replace(predictor, module=Wrapped(module, after=lambda y: 1.05 * y))
