@@ -18,8 +18,10 @@ import numpy as np
 
 from cli.models import dataset_of
 from dgad_tk.number_text import format_fraction
-from evaluators import Evaluation, Surrogate, evaluate, plan
+from evaluators.evaluate import evaluate
 from evaluators.paired import Paired, paired
+from evaluators.record import Evaluation
+from evaluators.rows import Surrogate, plan
 from exporters.formats import load
 
 

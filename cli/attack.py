@@ -94,12 +94,12 @@ def attack(
 
     from dgad_tk.distributed import by_leader, joined
     from dgad_tk.train import pick_device
-    from evaluators import evaluate, expand, plan
     from evaluators.attacks import ATTACKS
-    from evaluators.evaluate import default_batch_size
+    from evaluators.evaluate import default_batch_size, evaluate
     from evaluators.pilot import pilot
     from evaluators.report.files import results, write
-    from evaluators.suites import TRANSFER
+    from evaluators.rows import plan
+    from evaluators.suites import TRANSFER, expand
 
     names = expand(suite or ([] if attack else ["fast"]), attack or [])
     _check_used(names, surrogate, changes)

@@ -8,7 +8,7 @@ from dgad_tk.common import UserError
 
 if TYPE_CHECKING:
     from dgad_tk.data import Dataset
-    from evaluators import Surrogate
+    from evaluators.rows import Surrogate
 
 
 def surrogates_of(files: list[Path] | None, images: "Dataset", *, quiet: bool, trust: bool) -> "list[Surrogate]":
@@ -20,7 +20,7 @@ def surrogates_of(files: list[Path] | None, images: "Dataset", *, quiet: bool, t
     Raises:
         UserError: one of them cannot be opened, or is for other images.
     """
-    from evaluators import Surrogate
+    from evaluators.rows import Surrogate
     from evaluators.surrogates import made_on_the_spot
     from exporters.formats import load
 

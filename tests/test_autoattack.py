@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from victims import as_onnx, as_torch, one_convolution
 
 from dgad_tk.data import Split, load_dataset
-from evaluators import evaluate, plan
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.autoattack import ensemble as ensemble_module
 from evaluators.attacks.autoattack.ensemble import AutoAttack
@@ -23,6 +22,8 @@ from evaluators.attacks.autoattack.stages import ROBUST, ensemble
 from evaluators.attacks.halfway import Halfway
 from evaluators.ball import Norm, linf
 from evaluators.estimators import Counted, to_estimator
+from evaluators.evaluate import evaluate
+from evaluators.rows import plan
 
 AUTHORS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 EPS: dict[Norm, float] = {"linf": 0.09, "l2": 0.55, "l1": 1.9}

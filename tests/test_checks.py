@@ -18,11 +18,13 @@ from dgad_tk.inner_max import inner_max
 from dgad_tk.losses import cross_entropy
 from dgad_tk.predictor import Predictor
 from dgad_tk.threat import ThreatModel
-from evaluators import Evaluation, Surrogate, evaluate, plan
 from evaluators.checks import Verdict, check
 from evaluators.estimators import Counted
+from evaluators.evaluate import evaluate
 from evaluators.judge import images_of
 from evaluators.probes import Probes, probe
+from evaluators.record import Evaluation
+from evaluators.rows import Surrogate, plan
 
 engine: Any = importlib.import_module("evaluators.evaluate")  # the package names its function the same
 EPS = 0.1

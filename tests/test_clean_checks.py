@@ -11,9 +11,11 @@ from victims import as_torch
 
 from dgad_tk.common import UserError
 from dgad_tk.data import Split
-from evaluators import Evaluation, evaluate, plan
 from evaluators.checks import check
+from evaluators.evaluate import evaluate
+from evaluators.record import Evaluation
 from evaluators.report.files import results
+from evaluators.rows import plan
 
 STEP = 20
 """Grey levels between two classes."""

@@ -20,11 +20,14 @@ from victims import as_torch
 from dgad_tk.checkpoint import save_weights
 from dgad_tk.data import load_dataset
 from dgad_tk.predictor import Predictor
-from evaluators import Evaluation, Surrogate, evaluate, plan, work
+from evaluators import work
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.autoattack.square import Square
+from evaluators.evaluate import evaluate
+from evaluators.record import Evaluation
 from evaluators.report.files import results, samples
 from evaluators.report.matrix import matrix
+from evaluators.rows import Surrogate, plan
 
 engine: Any = importlib.import_module("evaluators.evaluate")
 
@@ -268,7 +271,8 @@ import torch
 
 from dgad_tk.data import Split
 from dgad_tk.predictor import predictor_of_module
-from evaluators import evaluate, plan
+from evaluators.evaluate import evaluate
+from evaluators.rows import plan
 from evaluators.report.files import results, write
 
 

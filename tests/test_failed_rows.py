@@ -14,13 +14,14 @@ from victims import TwoClassLinear, as_torch, linear_split
 
 from dgad_tk.common import UserError
 from dgad_tk.predictor import Predictor
-from evaluators import Evaluation, evaluate, plan
 from evaluators.attacks.result import SearchResult
 from evaluators.checks import check
+from evaluators.evaluate import evaluate
 from evaluators.gate import thresholds
+from evaluators.record import Evaluation
 from evaluators.report.files import results, write
 from evaluators.report.junit import write_junit
-from evaluators.rows import Row
+from evaluators.rows import Row, plan
 
 engine: Any = importlib.import_module("evaluators.evaluate")  # the package names its function the same
 EPS = (0.02, 0.05)

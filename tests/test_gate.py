@@ -20,13 +20,15 @@ from victims import TwoClassLinear, as_torch, linear_split
 from cli.gate import rate_of
 from dgad_tk.common import UserError
 from dgad_tk.data import Split
-from evaluators import Evaluation, Row, Surrogate, evaluate, plan
 from evaluators.attacks import ATTACKS
 from evaluators.baseline import Record, compare, read_record, uncompared
+from evaluators.evaluate import evaluate
 from evaluators.gate import thresholds
+from evaluators.record import Evaluation
 from evaluators.report.files import fingerprints, results, write
 from evaluators.report.junit import write_junit
 from evaluators.results import Attack, Checks, Gate, Item, Results, read_results
+from evaluators.rows import Row, Surrogate, plan
 
 
 @pytest.fixture
