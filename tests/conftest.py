@@ -2,37 +2,18 @@
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from shared import Victim, artifact, randomise_batch_norm
 from trained import trained_on_digits
 
-from cli import app
-from dgad_tk.artifact import Artifact
 from dgad_tk.checkpoint import save_weights
 from dgad_tk.data import load_dataset
 from dgad_tk.models import build_model
-
-DIGITS = [str(digit) for digit in range(10)]
-
-Run = Callable[..., tuple[int, str, str]]
-"""Arguments of `dgad` to exit code, stdout, stderr."""
-
-
-def runner(capsys: pytest.CaptureFixture[str], *command: str) -> Run:
-    """Runs `dgad`, or `dgad COMMAND`, in this process."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = app.run([*command, *map(str, arguments)])
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
-    return run
-
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or 1)
 """Of torch in each process of the tests, of which several run at once."""
@@ -82,33 +63,8 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def randomise_batch_norm(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Give every BatchNorm statistics and affine parameters of its own; untouched ones hide mistakes."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            for tensor, low, high in (
-                (module.running_mean, -0.3, 0.3),
-                (module.running_var, 0.5, 1.5),
-                (module.weight, 0.5, 1.5),
-                (module.bias, -0.3, 0.3),
-            ):
-                assert tensor is not None
-                tensor.data = low + (high - low) * torch.rand(tensor.shape, generator=generator)
-    return model
 
 
-def artifact(model: str = "resnet8", shape: tuple[int, int, int] = (1, 8, 8), **more: object) -> Artifact:
-    """A record as training writes it."""
-    fields: dict[str, object] = {
-        "model": model,
-        "classes": DIGITS,
-        "input_shape": shape,
-        "dataset": "digits",
-        "method": "dgad",
-        "threat": {"norm": "linf", "eps": 0.15, "step_size": 0.0375, "steps": 10},
-    }
-    return Artifact.model_validate(fields | more)
 
 
 @pytest.fixture
@@ -122,7 +78,6 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-Victim = tuple[torch.nn.Module, np.ndarray, np.ndarray]
 
 
 @pytest.fixture(scope="session")

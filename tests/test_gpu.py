@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Run, runner
+from shared import Run, runner
 
 from dgad_tk.checkpoint import load_model
 from dgad_tk.models import build_model

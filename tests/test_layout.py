@@ -8,8 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from shared import ROOT
 
-ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "dgad_tk": set(),
     "exporters": {"dgad_tk"},

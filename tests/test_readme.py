@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from shared import ROOT
 
 from dgad_tk.data import DATASETS
 from dgad_tk.methods import ADDONS, METHODS
@@ -13,7 +14,6 @@ from evaluators.attacks import ATTACKS
 from evaluators.suites import SUITES
 from exporters.formats import EXPORTERS
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
