@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dgad_tk.common import UserError
+from dgad_tk.threat import ThreatModel
 
 SCHEMA = "dgad/artifact/1"
 LARGEST_IMAGE = 2**28
@@ -109,3 +110,9 @@ def tool_versions() -> dict[str, str]:
         with suppress(packages.PackageNotFoundError):  # ONNX Runtime comes under one of two names
             found[name] = packages.version(name)
     return found
+
+
+def threat_of(artifact: Artifact) -> ThreatModel:
+    """What the model was trained to resist; 8/255 where it was not."""
+    known = {key: value for key, value in artifact.threat.items() if key in ThreatModel.model_fields}
+    return ThreatModel.model_validate(known) if known else ThreatModel.of("linf", 8 / 255)

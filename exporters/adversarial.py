@@ -2,33 +2,26 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from dgad_tk.artifact import Artifact
 from dgad_tk.fold import folded
 from dgad_tk.inner_max import inner_max
 from dgad_tk.losses import cross_entropy
-from dgad_tk.predictor import Images
 from dgad_tk.threat import ThreatModel
 
 BATCH = 64
 
 
-def threat_of(artifact: Artifact) -> ThreatModel:
-    """What the model was trained to resist; 8/255 where it was not."""
-    known = {key: value for key, value in artifact.threat.items() if key in ThreatModel.model_fields}
-    return ThreatModel.model_validate(known) if known else ThreatModel.of("linf", 8 / 255)
-
-
-def pgd_on(model: nn.Module, images: Images, artifact: Artifact) -> Images:
+def pgd_on(model: nn.Module, images: NDArray[np.float32], threat: ThreatModel) -> NDArray[np.float32]:
     """PGD from `images` against the answers that `model` gives to them, float32 of the same shape.
 
     Args:
         model: in eval mode, on the CPU.
         images: `(N, C, H, W)` in [0, 1].
-        artifact: says which threat.
+        threat: norm, radius and steps.
     """
-    threat, view = threat_of(artifact), folded(model)
+    view = folded(model)
     found = [np.zeros((0, *images.shape[1:]), dtype=np.float32)]
     for start in range(0, len(images), BATCH):
         x = torch.from_numpy(images[start : start + BATCH])

@@ -22,7 +22,7 @@ from onnxruntime.quantization.registry import QDQRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
-from dgad_tk.artifact import Artifact
+from dgad_tk.artifact import Artifact, threat_of
 from dgad_tk.common import UserError, lookup, nearest
 from dgad_tk.predictor import Images
 from exporters.adversarial import pgd_on
@@ -119,7 +119,7 @@ def save_onnx_int8(
         nodes = _quantisable(onnx.load(str(prepared)).graph)
         left_out = _left_out(int8.exclude, nodes)
         quantiser = _Quantiser(prepared, calibration, int8)
-        adversarial = pgd_on(model, held_out, artifact)
+        adversarial = pgd_on(model, held_out, threat_of(artifact))
         on_clean, on_adversarial = logits_of(fp32, held_out), logits_of(fp32, adversarial)
         tried = []
         if int8.search_exclusions:
@@ -200,9 +200,9 @@ def _calibration_images(model: nn.Module, artifact: Artifact, clean: Images, cal
     if calibrate_on == "clean":
         return clean
     if calibrate_on == "adversarial":
-        return pgd_on(model, clean, artifact)
+        return pgd_on(model, clean, threat_of(artifact))
     half = len(clean) // 2
-    return np.concatenate([clean[:half], pgd_on(model, clean[half:], artifact)])
+    return np.concatenate([clean[:half], pgd_on(model, clean[half:], threat_of(artifact))])
 
 
 def _quantisable(graph: onnx.GraphProto) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dgad_tk.artifact import Artifact
+from dgad_tk.artifact import Artifact, threat_of
 from dgad_tk.predictor import Images, Logits, Predictor
 from dgad_tk.spread import typical_spread, yardstick
 from exporters.adversarial import pgd_on
@@ -168,7 +168,7 @@ def make_probes(source: nn.Module, artifact: Artifact, images: Images | None) ->
     start = noise if images is None else images
     if len(start) < need:
         raise ValueError(f"expected at least {need} images, got {len(start)}")
-    sets = {origin: start, "pgd": pgd_on(source, start, artifact)}
+    sets = {origin: start, "pgd": pgd_on(source, start, threat_of(artifact))}
     sets |= {"noise": noise, "black": np.zeros(shape, dtype=np.float32), "white": np.ones(shape, dtype=np.float32)}
 
     def predict(batch: Images) -> Logits:

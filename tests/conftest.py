@@ -63,10 +63,6 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-
-
-
-
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     """An untrained resnet8 for digits, with BatchNorm statistics of its own."""
@@ -76,8 +72,6 @@ def weights(tmp_path: Path) -> Path:
         model = randomise_batch_norm(build_model("resnet8", in_channels=1, classes=10))
     save_weights(path, model, artifact())
     return path
-
-
 
 
 @pytest.fixture(scope="session")

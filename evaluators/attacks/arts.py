@@ -1,7 +1,7 @@
 """ART's own attacks by name (`art:NAME`): told what `y` means to them, and repeatable.
 
-A row stands here because a test runs it on a torch module and on an ONNX file: it breaks images, stays in its ball where
-it has one, and says the same thing twice. What ART 1.20 has besides was tried or read, and left out:
+A row stands here because a test runs it on a torch module and on an ONNX file: it breaks images, stays in its ball
+where it has one, and says the same thing twice. What ART 1.20 has besides was tried or read, and left out:
 
 - AutoConjugateGradient, RescalingAutoConjugateGradient: on the cross-entropy they broke 4 to 21 % of the images where
   one step of FGSM broke 58 to 100 %. ThresholdAttack: 8 % where FGSM broke 58 %, and rounding takes it out of its ball.

@@ -39,8 +39,6 @@ def dgad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     return runner(capsys)
 
 
-
-
 def test_the_whole_road(dgad: Run, tmp_path: Path) -> None:
     """Train, resume, export both ways, inspect, attack three formats at once with surrogates, attack again."""
     code, out, err = dgad("train", *QUICK)

@@ -303,16 +303,6 @@ def test_an_archive_of_pytorch_has_its_record_inside(exported: Any, format: str)
         assert any(name.endswith(f"{KEY}.json") for name in archive.namelist())
 
 
-
-
-
-
-
-
-
-
-
-
 def test_hostile_and_broken_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, message in hostile_files(tmp_path).items():

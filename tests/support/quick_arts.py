@@ -1,7 +1,5 @@
 """Settings that make ART's attacks short enough for a test."""
 
-
-
 QUICK: dict[str, dict[str, int | float]] = {
     "auto-pgd": {"max_iter": 20},
     "auto-pgd-dlr": {"max_iter": 20},

@@ -30,12 +30,6 @@ def run(values: dict[str, Any], out: Path, resume: bool) -> None:
     train(TrainConfig.model_validate(values), out=out, resume=resume)
 
 
-
-
-
-
-
-
 def position(folder: RunFolder) -> tuple[str, int, int]:
     """Whose checkpoint is the newest, and the epoch and step that it holds."""
     for role, part in (("student", folder), ("teacher", folder.teacher)):
@@ -203,8 +197,6 @@ def test_a_signal_during_the_selection(
     assert_same_run(whole, cut)
 
 
-
-
 @pytest.mark.parametrize(("what", "after"), [("save_state", 1), ("append", 1)])
 def test_a_crash_between_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, after: int) -> None:
     """best.safetensors without its line, and the line without its checkpoint."""
@@ -224,8 +216,6 @@ def test_a_crash_between_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             train(quick(method="standard"), out=cut.path)
     train(quick(method="standard"), out=cut.path, resume=True)
     assert_same_run(whole, cut)
-
-
 
 
 def test_metrics_of_epochs_that_are_run_again_are_cut(tmp_path: Path) -> None:

@@ -58,7 +58,6 @@ UNKNOWN_TYPES = {
 """Cases of the table's operators by an input or output that is no tensor of a type of torch."""
 
 
-
 AS_ONNX_RUNTIME = {
     "test_resize_downsample_scales_cubic_align_corners",
     "test_resize_downsample_scales_linear_align_corners",
@@ -81,24 +80,6 @@ WITHOUT_CASES = {
 """Rows that onnx has no case for, by the tests that cover them."""
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 def problem(case: Case) -> str:
     """What goes wrong with a case, over all its outputs; an empty string if nothing does."""
     for index, proto in enumerate(case.outputs):
@@ -115,8 +96,6 @@ def problem(case: Case) -> str:
         except AssertionError as error:
             return str(error)
     return ""
-
-
 
 
 def test_nothing_is_missing_unnoticed() -> None:

@@ -12,7 +12,7 @@ from onnxruntime.quantization.calibrate import TensorsData
 from shared import randomise_batch_norm
 from torch import nn
 
-from dgad_tk.artifact import Artifact
+from dgad_tk.artifact import Artifact, threat_of
 from dgad_tk.common import UserError
 from dgad_tk.losses import cross_entropy
 from dgad_tk.models import build_model
@@ -265,7 +265,7 @@ def test_bad_input(model: nn.Module, images: np.ndarray, tmp_path: Path) -> None
 
 
 def test_pgd_hurts_and_stays_in_the_ball(model: nn.Module, images: np.ndarray) -> None:
-    found = pgd_on(model, images, RECORD)
+    found = pgd_on(model, images, threat_of(RECORD))
     assert np.abs(found - images).max() <= 0.15 + 1e-6
     assert 0 <= found.min() <= found.max() <= 1
     with torch.no_grad():

@@ -29,8 +29,6 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGAD_CACHE", str(tmp_path / "cache"))
 
 
-
-
 def as_text(value: dict[bytes, object]) -> dict[str, object]:
     """With text where Python 2 has bytes, as Python 3 would write it; torchvision reads these keys only."""
     names = {key: item for key, item in value.items() if isinstance(item, list) and isinstance(item[0], bytes)}
@@ -44,8 +42,6 @@ WRITERS: dict[str, Callable[[dict[bytes, object]], bytes]] = {
     "protocol 3, text": lambda value: pickle.dumps(as_text(value), protocol=3),
     "protocol 4": lambda value: pickle.dumps(value, protocol=4),
 }
-
-
 
 
 def write(root: Path, name: str, form: str = "python 2", n: int = 30) -> Path:
