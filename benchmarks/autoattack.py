@@ -24,7 +24,7 @@ import torch
 from art.attacks.evasion import AutoAttack as ArtAutoAttack
 from pyautoattack import AutoAttack as AuthorsAutoAttack
 
-from cli.models import open_model
+from cli.flags.models import open_model
 from dgad_tk.losses import cross_entropy
 from dgad_tk.models import build_model
 from dgad_tk.predictor import Predictor, predictor_of_module

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cli.models import dataset_of
+from cli.flags.models import dataset_of
 from dgad_tk.number_text import format_fraction
 from evaluators.evaluate import evaluate
 from evaluators.paired import Paired, paired

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from pyautoattack import AutoAttack as Package
 
-from cli.flags import radii_of
-from cli.models import default_eps, open_model
+from cli.flags.models import default_eps, open_model
+from cli.flags.values import radii_of
 from evaluators.attacks.autoattack.ensemble import AutoAttack
 from evaluators.attacks.autoattack.stages import Stage, ensemble
 from evaluators.ball import Norm

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import typer
 
-from cli import attack, bench, export, gate, inspect, list, train
+from cli.commands import attack, bench, export, gate, inspect, list, train
 from dgad_tk import __version__
 from dgad_tk.common import GateError, UserError
 from dgad_tk.names import check_utf8

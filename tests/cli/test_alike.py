@@ -57,7 +57,7 @@ def test_torch_that_is_loaded_already_is_left_alone(cpu: Path) -> None:
 
 def test_the_settings_of_a_run_are_known_before_torch_is_loaded() -> None:
     code = (
-        "import sys; from cli.train import _configured; "
+        "import sys; from cli.commands.train import _configured; "
         "config, _ = _configured({}, None, ['dgad.pcr_weight=3'], None, False); "
         "assert config.dataset == 'digits'; assert 'torch' not in sys.modules, 'torch is loaded'"
     )

@@ -341,7 +341,7 @@ def test_the_table_is_whole_without_a_terminal(dgad: Run, weights: Path, monkeyp
 
 def test_an_interrupt_says_how_to_go_on(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command it prints ends the run that Ctrl-C stopped, auto teacher and all."""
-    from cli.progress import TrainingProgress
+    from cli.printing.progress import TrainingProgress
 
     def interrupting(self: TrainingProgress, state: Any) -> None:
         if state.role == "teacher" and state.epoch == 1:
@@ -418,7 +418,7 @@ def test_version_and_help(dgad: Run) -> None:
 
 def test_environment_and_flags_in_order(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Defaults, then file, then environment, then flags."""
-    from cli.train import _configured
+    from cli.commands.train import _configured
 
     Path("c.yaml").write_text("epochs: 7\nlr: 0.3\nseed: 5\n")
     monkeypatch.setenv("DGAD_LR", "0.2")
@@ -430,7 +430,7 @@ def test_environment_and_flags_in_order(dgad: Run, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_default_recipe_is_the_default() -> None:
-    from cli.train import _configured
+    from cli.commands.train import _configured
 
     assert _configured({}, "default", [], None, resume=False) == _configured({}, None, [], None, resume=False)
 
@@ -444,8 +444,8 @@ def test_lists_hold_what_is_no_row(dgad: Run) -> None:
 
 def test_flags_reach_the_config() -> None:
     """A 0 is a value; a switch that is not set leaves what a file says."""
-    from cli.flags import numbers
-    from cli.train import _configured
+    from cli.commands.train import _configured
+    from cli.flags.values import numbers
 
     assert numbers("0.49, .48,1e-1", "--teacher-mean") == [0.49, 0.48, 0.1]
     given = {
@@ -518,7 +518,7 @@ def test_model_files_teach_as_their_weights_do(dgad: Run, weights: Path) -> None
 
 
 def test_a_run_with_a_model_file_as_teacher_resumes(dgad: Run, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cli.progress import TrainingProgress
+    from cli.printing.progress import TrainingProgress
 
     def interrupting(self: TrainingProgress, state: Any) -> None:
         if state.epoch == 1:
@@ -590,10 +590,10 @@ def test_model_files_that_do_not_fit(dgad: Run, weights: Path, tmp_path: Path) -
 
 def test_time_left_is_told_off_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """At the pace of this process: what a resumed run had done before does not count."""
-    from cli import progress
+    from cli.printing import progress
 
     now = [1000.0]
-    monkeypatch.setattr("cli.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("cli.printing.progress.time.monotonic", lambda: now[0])
     with progress.TrainingProgress(quiet=False) as shown:
         shown.show("student", 50, 100, "180 images/s")
         now[0] += 60
@@ -613,7 +613,7 @@ def test_time_left_is_told_off_a_terminal(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_messages_and_the_quiet(capsys: pytest.CaptureFixture[str]) -> None:
-    from cli.progress import TrainingProgress
+    from cli.printing.progress import TrainingProgress
 
     for quiet in (False, True):
         shown = TrainingProgress(quiet=quiet)
@@ -738,7 +738,7 @@ def test_bad_interfaces(dgad: Run, weights: Path, flags: list[str], message: str
     ("text", "expected"), [("0-255", (0, 255)), ("-1-1", (-1, 1)), ("-1,1", (-1, 1)), ("-.5--.25", (-0.5, -0.25))]
 )
 def test_ranges(text: str, expected: tuple[float, float]) -> None:
-    from cli.interface import interface_of
+    from cli.flags.preprocessing import interface_of
 
     assert interface_of(None, None, text, None, None).input_range == expected
 
@@ -894,7 +894,7 @@ def test_a_budget_is_for_certain_surrogates(dgad: Run, weights: Path) -> None:
 
 
 def test_the_same_attack_goes_on_after_ctrl_c(dgad: Run, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cli.progress import AttackProgress
+    from cli.printing.progress import AttackProgress
 
     def interrupting(self: AttackProgress, state: Any) -> None:
         if state.number == 2:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from shared import Run, artifact, runner
 
-from cli.models import check_classes
+from cli.flags.models import check_classes
 from dgad_tk.common import UserError
 from dgad_tk.config import TrainConfig
 from dgad_tk.data import load_dataset

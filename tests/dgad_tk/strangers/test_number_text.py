@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cli.flags import numbers
+from cli.flags.values import numbers
 from dgad_tk.common import UserError
 from dgad_tk.number_text import NotANumberError, exact, parse_fraction, real, whole
 

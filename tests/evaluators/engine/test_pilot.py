@@ -10,8 +10,8 @@ from shared import Victim
 from torch import Tensor, nn
 from victims import TwoClassLinear, as_torch, linear_split
 
-from cli.budget import FILE, remember, remembered, seconds_of
-from cli.plan import plan_table, summary
+from cli.flags.budget import FILE, remember, remembered, seconds_of
+from cli.printing.plan import plan_table, summary
 from dgad_tk.common import UserError
 from dgad_tk.data import load_dataset
 from evaluators import pilot as pilot_module

@@ -12,7 +12,7 @@ from shared import Victim, artifact
 from small_graphs import FLAT, graph, images, weights
 
 from cli import app
-from cli.export_table import print_export
+from cli.printing.export_table import print_export
 from dgad_tk.checkpoint import save_weights
 from exporters.export import ParityError, Source, export
 from exporters.formats import EXPORTERS

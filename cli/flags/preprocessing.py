@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING, Any, cast
 
-from cli.flags import numbers
+from cli.flags.values import numbers
 from dgad_tk.common import UserError, lookup
 
 if TYPE_CHECKING:

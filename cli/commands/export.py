@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.export_table import print_export
-from cli.flags import whole
+from cli.flags.values import whole
+from cli.printing.export_table import print_export
 from dgad_tk.common import GateError, UserError, lookup
 from dgad_tk.names import check_utf8
 
@@ -128,7 +128,7 @@ class _Images:
     """Images of the dataset that the model was trained on, opened once and only if needed."""
 
     def __init__(self, artifact: "Artifact") -> None:
-        from cli.models import dataset_of
+        from cli.flags.models import dataset_of
 
         self.dataset: Dataset | None = None
         try:

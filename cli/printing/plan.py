@@ -6,7 +6,7 @@ from typing import Any
 
 def plan_table(plans: Sequence[tuple[str, dict[str, Any]]]) -> None:
     """Print one table for all models: path and forecast of each, as `Forecast.to_dict` gives it."""
-    from cli.table import plain_table
+    from cli.printing.results_table import plain_table
 
     lines, notes = [], []
     for path, plan in plans:
@@ -29,6 +29,6 @@ def summary(plan: Mapping[str, Any]) -> str:
 
 
 def _time(seconds: float) -> str:
-    from cli.progress import duration
+    from cli.printing.progress import duration
 
     return duration(seconds) if seconds >= 1 or seconds == 0 else "under 1 s"

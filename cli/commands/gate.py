@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.gates import print_gates
+from cli.printing.gates import print_gates
 from dgad_tk.common import GateError, UserError
 from dgad_tk.number_text import NotANumberError, exact
 
@@ -46,7 +46,7 @@ def gate(
     if junit is not None:
         _check_junit(junit)
 
-    from cli.table import print_json
+    from cli.printing.results_table import print_json
     from evaluators.gate import thresholds
     from evaluators.results import read_results
 

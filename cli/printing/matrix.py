@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.table import eps_text, plain_table
+from cli.printing.results_table import eps_text, plain_table
 
 if TYPE_CHECKING:
     from evaluators.report.matrix import Matrix

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from cli.table import WIDE
+from cli.printing.results_table import WIDE
 from dgad_tk.number_text import format_fraction
 
 MISSING = "-"

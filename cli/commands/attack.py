@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from cli.budget import remember, remembered, seconds_of
-from cli.flags import NORMS, TRUST, radii_of, whole
-from cli.interface import interface_of
-from cli.matrix import matrix_of, matrix_table
-from cli.models import default_eps, open_model
-from cli.plan import plan_table, summary
-from cli.progress import AttackProgress
-from cli.surrogates import surrogates_of
-from cli.table import print_json, results_table
+from cli.flags.budget import remember, remembered, seconds_of
+from cli.flags.models import default_eps, open_model
+from cli.flags.preprocessing import interface_of
+from cli.flags.surrogates import surrogates_of
+from cli.flags.values import NORMS, TRUST, radii_of, whole
+from cli.printing.matrix import matrix_of, matrix_table
+from cli.printing.plan import plan_table, summary
+from cli.printing.progress import AttackProgress
+from cli.printing.results_table import print_json, results_table
 from dgad_tk.common import UserError, lookup
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from cli.flags import TRUST, whole
-from cli.interface import interface_of
-from cli.models import named_images
+from cli.flags.models import named_images
+from cli.flags.preprocessing import interface_of
+from cli.flags.values import TRUST, whole
 
 
 def inspect(

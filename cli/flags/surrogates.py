@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.models import check_classes
+from cli.flags.models import check_classes
 from dgad_tk.common import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def surrogates_of(files: list[Path] | None, images: "Dataset", *, quiet: bool, t
     from exporters.formats import load
 
     if not files:
-        from cli.progress import TrainingProgress
+        from cli.printing.progress import TrainingProgress
 
         with TrainingProgress(quiet=quiet) as progress:
             return made_on_the_spot(images, on_progress=progress)

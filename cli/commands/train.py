@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.alike import ALIKE_DATASETS, compute_alike
-from cli.flags import TRUST, numbers, real, whole
+from cli.flags.values import TRUST, numbers, real, whole
 from dgad_tk.common import UserError
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def train(
     if run_config.dataset in ALIKE_DATASETS:
         compute_alike()
 
-    from cli.progress import TrainingProgress
-    from cli.teacher import model_file_teacher
+    from cli.flags.teacher import model_file_teacher
+    from cli.printing.progress import TrainingProgress
     from dgad_tk.distributed import launched
     from dgad_tk.train import train as run_training
 

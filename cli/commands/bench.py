@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.flags import TRUST, real, whole
-from cli.interface import interface_of
-from cli.models import default_eps, named_images, open_model
+from cli.flags.models import default_eps, named_images, open_model
+from cli.flags.preprocessing import interface_of
+from cli.flags.values import TRUST, real, whole
 from dgad_tk import number_text
 from dgad_tk.common import UserError, lookup, write_json
 from dgad_tk.number_text import parse_fraction
@@ -90,8 +90,8 @@ def bench(
     if output is not None:
         _check_output(output)
 
-    from cli.bench_table import bench_table
-    from cli.progress import BenchProgress
+    from cli.printing.bench_table import bench_table
+    from cli.printing.progress import BenchProgress
     from dgad_tk.artifact import tool_versions
     from exporters.describe import describe
     from exporters.latency import available_threads, measure
@@ -197,7 +197,7 @@ def _question(opened: "list[tuple[Predictor, Dataset]]", radius: float | None, l
 
 def _robust(predictor: "Predictor", images: "Dataset", document: dict[str, Any], quiet: bool) -> dict[str, Any]:
     """Accuracy of one file on clean images and under PGD, or why it has none."""
-    from cli.progress import AttackProgress
+    from cli.printing.progress import AttackProgress
     from evaluators.evaluate import evaluate
     from evaluators.report.files import results
     from evaluators.rows import plan
