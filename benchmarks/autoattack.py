@@ -30,8 +30,8 @@ from dgad_tk.models import build_model
 from dgad_tk.predictor import Predictor, predictor_of_module
 from evaluators.attacks.autoattack.ensemble import AutoAttack
 from evaluators.attacks.native import Victim, kept
-from evaluators.estimators import Counted, to_estimator
-from evaluators.judge import images_of, judge
+from evaluators.target.estimators import Counted, to_estimator
+from evaluators.target.judge import images_of, judge
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 

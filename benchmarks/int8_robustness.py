@@ -18,10 +18,10 @@ import numpy as np
 
 from cli.flags.models import dataset_of
 from dgad_tk.number_text import format_fraction
-from evaluators.evaluate import evaluate
-from evaluators.paired import Paired, paired
-from evaluators.record import Evaluation
-from evaluators.rows import Surrogate, plan
+from evaluators.engine.evaluate import evaluate
+from evaluators.engine.record import Evaluation
+from evaluators.plan.rows import Surrogate, plan
+from evaluators.verdict.paired import Paired, paired
 from exporters.formats import load
 
 

@@ -22,7 +22,7 @@ from dgad_tk.checkpoint import load_model, save_weights
 from dgad_tk.models import build_model
 from dgad_tk.predictor import predictor_of_module
 from evaluators.attacks.pgd import ProjectedGradient
-from evaluators.estimators import to_estimator
+from evaluators.target.estimators import to_estimator
 from exporters.export import export
 from exporters.formats import load
 

@@ -22,11 +22,11 @@ from cli.flags.models import default_eps, open_model
 from cli.flags.values import radii_of
 from evaluators.attacks.autoattack.ensemble import AutoAttack
 from evaluators.attacks.autoattack.stages import Stage, ensemble
-from evaluators.ball import Norm
-from evaluators.estimators import to_estimator
-from evaluators.evaluate import default_batch_size
-from evaluators.judge import images_of, judge
-from evaluators.paired import paired
+from evaluators.engine.evaluate import default_batch_size
+from evaluators.target.ball import Norm
+from evaluators.target.estimators import to_estimator
+from evaluators.target.judge import images_of, judge
+from evaluators.verdict.paired import paired
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 

@@ -25,9 +25,9 @@ from dgad_tk.data import load_dataset
 from dgad_tk.models import build_model
 from dgad_tk.number_text import parse_fraction
 from dgad_tk.predictor import Predictor, predictor_of_module
-from evaluators.attacks.autoattack.square import Square
-from evaluators.ball import Norm
-from evaluators.estimators import Counted, to_estimator
+from evaluators.attacks.autoattack.square.square import Square
+from evaluators.target.ball import Norm
+from evaluators.target.estimators import Counted, to_estimator
 from exporters.formats import load
 
 AUTHORS = {"linf": "Linf", "l2": "L2", "l1": "L1"}

@@ -11,7 +11,7 @@ from dgad_tk.methods import ADDONS, METHODS
 from dgad_tk.models import MODELS
 from dgad_tk.recipe import recipe_names
 from evaluators.attacks import ATTACKS
-from evaluators.suites import SUITES
+from evaluators.plan.suites import SUITES
 from exporters.formats import EXPORTERS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -95,11 +95,11 @@ def attack(
     from dgad_tk.distributed import by_leader, joined
     from dgad_tk.train import pick_device
     from evaluators.attacks import ATTACKS
-    from evaluators.evaluate import default_batch_size, evaluate
-    from evaluators.pilot import pilot
+    from evaluators.engine.evaluate import default_batch_size, evaluate
+    from evaluators.engine.pilot import pilot
+    from evaluators.plan.rows import plan
+    from evaluators.plan.suites import TRANSFER, expand
     from evaluators.report.files import results, write
-    from evaluators.rows import plan
-    from evaluators.suites import TRANSFER, expand
 
     names = expand(suite or ([] if attack else ["fast"]), attack or [])
     _check_used(names, surrogate, changes)
@@ -226,7 +226,7 @@ def _check_used(names: list[str], surrogate: list[Path] | None, changes: Mapping
         UserError: it does not.
     """
     from evaluators.attacks import ATTACKS
-    from evaluators.suites import TRANSFER
+    from evaluators.plan.suites import TRANSFER
 
     if surrogate and not any(name.startswith(TRANSFER) for name in names):
         raise UserError("--surrogate is given, but no transfer attack", hint="--suite full or --attack transfer:pgd")

@@ -198,9 +198,9 @@ def _question(opened: "list[tuple[Predictor, Dataset]]", radius: float | None, l
 def _robust(predictor: "Predictor", images: "Dataset", document: dict[str, Any], quiet: bool) -> dict[str, Any]:
     """Accuracy of one file on clean images and under PGD, or why it has none."""
     from cli.printing.progress import AttackProgress
-    from evaluators.evaluate import evaluate
+    from evaluators.engine.evaluate import evaluate
+    from evaluators.plan.rows import plan
     from evaluators.report.files import results
-    from evaluators.rows import plan
 
     part = images.test.subset(document["dataset"]["n"])
     rows = plan(["pgd"], norm="linf", eps=[document["threat"]["eps"]])

@@ -47,8 +47,8 @@ def gate(
         _check_junit(junit)
 
     from cli.printing.results_table import print_json
-    from evaluators.gate import thresholds
     from evaluators.results import read_results
+    from evaluators.verdict.gate import thresholds
 
     judged = [read_results(path) for path in results]
     judged = [each.model_copy(update={"gates": thresholds(shares, each)}) for each in judged]
@@ -120,7 +120,7 @@ def _compared(
     judged: "Sequence[Results]", paths: Sequence[Path], baseline: Path, max_drop: Fraction | None
 ) -> "list[Results]":
     """The results with gates for what the baseline says."""
-    from evaluators.baseline import compare, read_record, uncompared  # numpy, which thresholds can do without
+    from evaluators.verdict.baseline import compare, read_record, uncompared  # numpy, which thresholds can do without
 
     old = read_record(baseline)
     found: list[Results] = []

@@ -50,7 +50,7 @@ def _attacks() -> Lines:
 
 
 def _suites() -> Lines:
-    from evaluators.suites import SUITES
+    from evaluators.plan.suites import SUITES
 
     return [(name, ", ".join(attacks)) for name, attacks in SUITES.items()]
 

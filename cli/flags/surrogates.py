@@ -8,7 +8,7 @@ from dgad_tk.common import UserError
 
 if TYPE_CHECKING:
     from dgad_tk.data import Dataset
-    from evaluators.rows import Surrogate
+    from evaluators.plan.rows import Surrogate
 
 
 def surrogates_of(files: list[Path] | None, images: "Dataset", *, quiet: bool, trust: bool) -> "list[Surrogate]":
@@ -20,8 +20,8 @@ def surrogates_of(files: list[Path] | None, images: "Dataset", *, quiet: bool, t
     Raises:
         UserError: one of them cannot be opened, or is for other images.
     """
-    from evaluators.rows import Surrogate
-    from evaluators.surrogates import made_on_the_spot
+    from evaluators.plan.rows import Surrogate
+    from evaluators.plan.surrogates import made_on_the_spot
     from exporters.formats import load
 
     if not files:

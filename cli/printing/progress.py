@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 if TYPE_CHECKING:
     from dgad_tk.epoch import Progress as TrainingState
-    from evaluators.evaluate import Progress as AttackState
+    from evaluators.engine.evaluate import Progress as AttackState
 
 QUIET_SECONDS = 10.0
 """Seconds between two lines where stderr is no terminal."""
@@ -106,7 +106,7 @@ class TrainingProgress(_Live):
 
 
 class AttackProgress(_Live):
-    """`on_progress` of `evaluators.evaluate`."""
+    """`on_progress` of `evaluators.engine.evaluate`."""
 
     def __call__(self, state: "AttackState") -> None:
         detail = f"{state.done}/{state.n} images, {state.broken} of {state.attacked} broken"

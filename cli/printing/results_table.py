@@ -63,7 +63,7 @@ def eps_text(eps: float | None) -> str:
 def _more(results: "Results") -> list[str]:
     """What has no column: the classes that are worst off, the stages of ensembles, and what papers print of an attack
     without a ball."""
-    from evaluators.suites import SUITES
+    from evaluators.plan.suites import SUITES
 
     lines = [_worst_class("clean", results.clean.classes)]
     lines += [_worst_class(f"under attack at {format_fraction(each.eps)}", each.classes) for each in results.worst_case]

@@ -4,19 +4,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dgad_tk.common import UserError
-from evaluators.attacks.arts import ART_ATTACKS
-from evaluators.attacks.autoattack.apgd import APGD
+from evaluators.attacks.art.table import ART_ATTACKS
+from evaluators.attacks.autoattack.apgd.apgd import APGD
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, TARGETED_DLR_CLASSES
 from evaluators.attacks.autoattack.ensemble import AutoAttack
-from evaluators.attacks.autoattack.fab import FAB
-from evaluators.attacks.autoattack.square import Square
+from evaluators.attacks.autoattack.fab.fab import FAB
+from evaluators.attacks.autoattack.square.square import Square
 from evaluators.attacks.autoattack.stages import SQUARE_SIDE, TARGETS
 from evaluators.attacks.cw2 import CarliniWagnerL2
 from evaluators.attacks.jsma import SaliencyMap
 from evaluators.attacks.pgd import ProjectedGradient
 from evaluators.attacks.result import SearchingAttack
 from evaluators.attacks.spec import AttackSpec, Budget, Build, Estimator
-from evaluators.ball import Norm
+from evaluators.target.ball import Norm
 
 
 def _own(cls: Callable[..., SearchingAttack], **fixed: Any) -> Build:

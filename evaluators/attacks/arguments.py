@@ -12,7 +12,7 @@ import numpy as np
 from art.estimators.classification.classifier import ClassifierMixin
 from numpy.typing import ArrayLike, NDArray
 
-from evaluators.ball import Norm
+from evaluators.target.ball import Norm
 
 ROUNDING = 1e-6
 """How far a pixel may be outside [0, 1], as resizing and float16 leave it; it is clipped."""

@@ -24,8 +24,8 @@ from dgad_tk.fold import folded
 from evaluators.attacks.arguments import at_least, check_eps
 from evaluators.attacks.halfway import Halfway
 from evaluators.attacks.result import SearchingAttack, SearchResult
-from evaluators.ball import Norm
-from evaluators.estimators import Counted, PredictorBlackBox, PredictorClassifier
+from evaluators.target.ball import Norm
+from evaluators.target.estimators import Counted, PredictorBlackBox, PredictorClassifier
 
 
 class Victim:

@@ -15,7 +15,7 @@ from dgad_tk.losses import cross_entropy, kl, margin
 from dgad_tk.threat import ThreatModel
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, dlr
 from evaluators.attacks.native import NativeAttack
-from evaluators.ball import Norm
+from evaluators.target.ball import Norm
 
 Loss = Literal["ce", "dlr", "cw", "kl"]
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from evaluators.attacks.arguments import check_eps, images_of_caller, index_of_caller, labels_of_caller
 from evaluators.attacks.halfway import NOWHERE, Halfway
-from evaluators.ball import Norm
+from evaluators.target.ball import Norm
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from dgad_tk import number_text
 from dgad_tk.common import UserError, nearest
 from evaluators.attacks.arguments import check_eps
 from evaluators.attacks.result import SearchingAttack
-from evaluators.ball import Norm
-from evaluators.estimators import PredictorBlackBox, PredictorClassifier
+from evaluators.target.ball import Norm
+from evaluators.target.estimators import PredictorBlackBox, PredictorClassifier
 
 Kind = Literal["budget", "min-norm"]
 Estimator = PredictorClassifier | PredictorBlackBox

@@ -16,9 +16,7 @@ from dgad_tk.answers import per_class, wilson
 from dgad_tk.artifact import tool_versions
 from dgad_tk.common import write_json, written_aside
 from dgad_tk.data import Split
-from evaluators.checks import check
-from evaluators.judge import images_of
-from evaluators.record import Evaluation, Outcome
+from evaluators.engine.record import Evaluation, Outcome
 from evaluators.results import (
     FILE,
     Attack,
@@ -32,6 +30,8 @@ from evaluators.results import (
     Threat,
     WorstCase,
 )
+from evaluators.target.judge import images_of
+from evaluators.verdict.checks import check
 
 GALLERY_LIMIT = 64
 PIECE = 500

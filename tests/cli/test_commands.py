@@ -826,8 +826,8 @@ def test_what_cannot_be_run_is_refused_before_any_work(
     def never(*arguments: Any, **more: Any) -> None:
         raise AssertionError("work has begun")
 
-    monkeypatch.setattr("evaluators.pilot.pilot", never)
-    monkeypatch.setattr("evaluators.evaluate", never)
+    monkeypatch.setattr("evaluators.engine.pilot.pilot", never)
+    monkeypatch.setattr("evaluators.engine.evaluate", never)
     refused(dgad("attack", "--model", weights, "--limit", "10", when, *flags), message)
     assert not list(Path().rglob("units"))
 

@@ -21,14 +21,14 @@ from cli.commands.gate import rate_of
 from dgad_tk.common import UserError
 from dgad_tk.data import Split
 from evaluators.attacks import ATTACKS
-from evaluators.baseline import Record, compare, read_record, uncompared
-from evaluators.evaluate import evaluate
-from evaluators.gate import thresholds
-from evaluators.record import Evaluation
+from evaluators.engine.evaluate import evaluate
+from evaluators.engine.record import Evaluation
+from evaluators.plan.rows import Row, Surrogate, plan
 from evaluators.report.files import fingerprints, results, write
 from evaluators.report.junit import write_junit
 from evaluators.results import Attack, Checks, Gate, Item, Results, read_results
-from evaluators.rows import Row, Surrogate, plan
+from evaluators.verdict.baseline import Record, compare, read_record, uncompared
+from evaluators.verdict.gate import thresholds
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ from art.estimators.classification.classifier import ClassifierMixin
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluators.attacks.autoattack.apgd import APGD, Loss
-from evaluators.attacks.autoattack.fab import FAB
-from evaluators.attacks.autoattack.square import Square
+from evaluators.attacks.autoattack.apgd.apgd import APGD, Loss
+from evaluators.attacks.autoattack.fab.fab import FAB
+from evaluators.attacks.autoattack.square.square import Square
 from evaluators.attacks.autoattack.stages import ROBUST, VERSIONS, Stage, Version, ensemble
 from evaluators.attacks.halfway import NOWHERE, Halfway
 from evaluators.attacks.native import NativeAttack, kept
 from evaluators.attacks.result import SearchResult
-from evaluators.ball import Norm, into_ball
+from evaluators.target.ball import Norm, into_ball
 
 
 @dataclass

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, TARGETED_DLR_CLASSES
-from evaluators.ball import Norm
+from evaluators.target.ball import Norm
 
 Version = Literal["standard", "plus", "rand"]
 VERSIONS: tuple[Version, ...] = get_args(Version)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dgad_tk.spread import apart, grain, yardstick
-from evaluators.judge import allowed
+from evaluators.target.judge import allowed
 
 LOGITS = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)
 

@@ -13,13 +13,13 @@ from dgad_tk.directions import finite, in_range, unit
 from dgad_tk.inner_max import inner_max
 from dgad_tk.losses import cross_entropy
 from dgad_tk.threat import ThreatModel
-from evaluators.attacks.autoattack.apgd import APGD
-from evaluators.attacks.autoattack.fab import FAB
+from evaluators.attacks.autoattack.apgd.apgd import APGD
+from evaluators.attacks.autoattack.fab.fab import FAB
 from evaluators.attacks.cw2 import CarliniWagnerL2
 from evaluators.attacks.jsma import SaliencyMap
 from evaluators.attacks.native import NativeAttack
 from evaluators.attacks.pgd import ProjectedGradient
-from evaluators.ball import Norm, into_ball
+from evaluators.target.ball import Norm, into_ball
 
 NAN, INF = float("nan"), float("inf")
 SIDE = 4

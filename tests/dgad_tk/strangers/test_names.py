@@ -19,7 +19,7 @@ from dgad_tk.names import same_names, shown
 from dgad_tk.predictor import Predictor
 from dgad_tk.teachers import check_record
 from dgad_tk.train import train
-from evaluators.surrogates import made_on_the_spot
+from evaluators.plan.surrogates import made_on_the_spot
 
 BAD = os.fsdecode(b"k\xfc")
 
@@ -136,7 +136,7 @@ def test_a_cache_folder_that_is_no_utf8_is_refused_before_surrogates_are_trained
 ) -> None:
     dataset = load_dataset("imagefolder", data_dir=tree(tmp_path / "photos", ("a", "b"), ("a", "b")))
     monkeypatch.setenv("DGAD_CACHE", os.path.join(tmp_path, BAD))
-    monkeypatch.setattr("evaluators.surrogates.fit", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr("evaluators.plan.surrogates.fit", lambda *_, **__: pytest.fail("it trained"))
     with pytest.raises(UserError, match="the cache folder .* is not UTF-8") as error:
         made_on_the_spot(dataset)
     assert "DGAD_CACHE" in error.value.hint

@@ -11,15 +11,15 @@ from art.attacks.attack import EvasionAttack
 from onnx import helper, numpy_helper
 
 from evaluators.attacks import ATTACKS as ROWS
-from evaluators.attacks.autoattack.apgd import APGD
+from evaluators.attacks.autoattack.apgd.apgd import APGD
 from evaluators.attacks.autoattack.ensemble import AutoAttack
-from evaluators.attacks.autoattack.fab import FAB
-from evaluators.attacks.autoattack.square import Square
+from evaluators.attacks.autoattack.fab.fab import FAB
+from evaluators.attacks.autoattack.square.square import Square
 from evaluators.attacks.cw2 import CarliniWagnerL2
 from evaluators.attacks.jsma import SaliencyMap
 from evaluators.attacks.pgd import ProjectedGradient
 from evaluators.attacks.spec import Budget
-from evaluators.estimators import OnnxClassifier
+from evaluators.target.estimators import OnnxClassifier
 from exporters.formats import load
 
 EPS, SHAPE = 8 / 255, (3, 6, 6)

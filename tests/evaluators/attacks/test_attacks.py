@@ -16,12 +16,12 @@ from dgad_tk.artifact import Artifact
 from dgad_tk.common import UserError
 from dgad_tk.data import Split
 from dgad_tk.predictor import Predictor
-from evaluators import search
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.autoattack import ensemble
-from evaluators.ball import Norm, l1, l2, linf
-from evaluators.evaluate import evaluate
-from evaluators.rows import plan
+from evaluators.engine import search
+from evaluators.engine.evaluate import evaluate
+from evaluators.plan.rows import plan
+from evaluators.target.ball import Norm, l1, l2, linf
 from exporters.formats import load
 from exporters.quantize import Int8, save_onnx_int8
 

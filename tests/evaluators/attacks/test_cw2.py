@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from victims import SHAPE, TwoClassLinear, as_torch, linear_split
 
 from evaluators.attacks.cw2 import CarliniWagnerL2
-from evaluators.estimators import Counted, to_estimator
+from evaluators.target.estimators import Counted, to_estimator
 
 pytestmark = pytest.mark.portable
 

@@ -10,7 +10,7 @@ from torch import nn
 from victims import as_torch
 
 from evaluators.attacks.jsma import SaliencyMap
-from evaluators.estimators import Counted, to_estimator
+from evaluators.target.estimators import Counted, to_estimator
 
 pytestmark = pytest.mark.portable
 

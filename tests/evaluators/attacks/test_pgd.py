@@ -15,7 +15,7 @@ from dgad_tk.common import UserError
 from dgad_tk.fold import folded
 from dgad_tk.losses import kl
 from evaluators.attacks.pgd import ProjectedGradient
-from evaluators.estimators import PredictorClassifier, to_estimator
+from evaluators.target.estimators import PredictorClassifier, to_estimator
 
 pytestmark = pytest.mark.portable
 

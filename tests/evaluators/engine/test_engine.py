@@ -20,16 +20,16 @@ from victims import as_torch
 from dgad_tk.checkpoint import save_weights
 from dgad_tk.data import load_dataset
 from dgad_tk.predictor import Predictor
-from evaluators import work
 from evaluators.attacks import ATTACKS
-from evaluators.attacks.autoattack.square import Square
-from evaluators.evaluate import evaluate
-from evaluators.record import Evaluation
+from evaluators.attacks.autoattack.square.square import Square
+from evaluators.engine import work
+from evaluators.engine.evaluate import evaluate
+from evaluators.engine.record import Evaluation
+from evaluators.plan.rows import Surrogate, plan
 from evaluators.report.files import results, samples
 from evaluators.report.matrix import matrix
-from evaluators.rows import Surrogate, plan
 
-engine: Any = importlib.import_module("evaluators.evaluate")
+engine: Any = importlib.import_module("evaluators.engine.evaluate")
 
 
 @pytest.fixture
@@ -271,8 +271,8 @@ import torch
 
 from dgad_tk.data import Split
 from dgad_tk.predictor import predictor_of_module
-from evaluators.evaluate import evaluate
-from evaluators.rows import plan
+from evaluators.engine.evaluate import evaluate
+from evaluators.plan.rows import plan
 from evaluators.report.files import results, write
 
 

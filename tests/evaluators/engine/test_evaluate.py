@@ -17,20 +17,20 @@ from victims import TwoClassLinear, as_torch, linear_split
 from dgad_tk.common import UserError
 from dgad_tk.data import load_dataset
 from dgad_tk.predictor import Predictor
-from evaluators import work
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.halfway import NOWHERE
 from evaluators.attacks.result import SearchResult
-from evaluators.evaluate import evaluate
-from evaluators.judge import judge
-from evaluators.record import Evaluation
+from evaluators.engine import work
+from evaluators.engine.evaluate import evaluate
+from evaluators.engine.record import Evaluation
+from evaluators.engine.search import Chunk, search, verdict
+from evaluators.plan.rows import Surrogate, plan
+from evaluators.plan.suites import SUITES, expand
 from evaluators.report.files import results, write
 from evaluators.results import read_results
-from evaluators.rows import Surrogate, plan
-from evaluators.search import Chunk, search, verdict
-from evaluators.suites import SUITES, expand
+from evaluators.target.judge import judge
 
-engine: Any = importlib.import_module("evaluators.evaluate")  # the package names its function the same
+engine: Any = importlib.import_module("evaluators.engine.evaluate")  # the package names its function the same
 EPS = 0.05
 
 

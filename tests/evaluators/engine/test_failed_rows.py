@@ -15,15 +15,15 @@ from victims import TwoClassLinear, as_torch, linear_split
 from dgad_tk.common import UserError
 from dgad_tk.predictor import Predictor
 from evaluators.attacks.result import SearchResult
-from evaluators.checks import check
-from evaluators.evaluate import evaluate
-from evaluators.gate import thresholds
-from evaluators.record import Evaluation
+from evaluators.engine.evaluate import evaluate
+from evaluators.engine.record import Evaluation
+from evaluators.plan.rows import Row, plan
 from evaluators.report.files import results, write
 from evaluators.report.junit import write_junit
-from evaluators.rows import Row, plan
+from evaluators.verdict.checks import check
+from evaluators.verdict.gate import thresholds
 
-engine: Any = importlib.import_module("evaluators.evaluate")  # the package names its function the same
+engine: Any = importlib.import_module("evaluators.engine.evaluate")  # the package names its function the same
 EPS = (0.02, 0.05)
 
 

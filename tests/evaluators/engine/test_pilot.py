@@ -14,10 +14,10 @@ from cli.flags.budget import FILE, remember, remembered, seconds_of
 from cli.printing.plan import plan_table, summary
 from dgad_tk.common import UserError
 from dgad_tk.data import load_dataset
-from evaluators import pilot as pilot_module
-from evaluators.evaluate import evaluate
-from evaluators.pilot import BEFORE, FEWEST, GROWTH, MOST, Forecast, RowForecast, pilot
-from evaluators.rows import Surrogate, plan
+from evaluators.engine import pilot as pilot_module
+from evaluators.engine.evaluate import evaluate
+from evaluators.engine.pilot import BEFORE, FEWEST, GROWTH, MOST, Forecast, RowForecast, pilot
+from evaluators.plan.rows import Surrogate, plan
 
 module: Any = pilot_module
 

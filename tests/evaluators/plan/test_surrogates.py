@@ -8,7 +8,7 @@ import pytest
 import torch
 from processes import together
 
-import evaluators.surrogates as surrogates
+import evaluators.plan.surrogates as surrogates
 from dgad_tk.data import load_dataset
 from dgad_tk.distributed import joined
 from dgad_tk.epoch import Progress

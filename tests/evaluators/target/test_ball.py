@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 
 from dgad_tk.answers import wilson
-from evaluators.ball import bounds, into_ball, l1, l2, linf
+from evaluators.target.ball import bounds, into_ball, l1, l2, linf
 
 
 @pytest.mark.parametrize("eps", [8 / 255, 0.1, 0.15, 1 / 3, 1e-3])

@@ -14,7 +14,7 @@ from victims import as_onnx
 from dgad_tk.checkpoint import load_model
 from dgad_tk.common import UserError
 from dgad_tk.predictor import Predictor
-from evaluators.estimators import Counted, OnnxClassifier, to_estimator
+from evaluators.target.estimators import Counted, OnnxClassifier, to_estimator
 from exporters.export import export
 from exporters.formats import load
 

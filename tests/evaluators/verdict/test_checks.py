@@ -18,15 +18,15 @@ from dgad_tk.inner_max import inner_max
 from dgad_tk.losses import cross_entropy
 from dgad_tk.predictor import Predictor
 from dgad_tk.threat import ThreatModel
-from evaluators.checks import Verdict, check
-from evaluators.estimators import Counted
-from evaluators.evaluate import evaluate
-from evaluators.judge import images_of
-from evaluators.probes import Probes, probe
-from evaluators.record import Evaluation
-from evaluators.rows import Surrogate, plan
+from evaluators.engine.evaluate import evaluate
+from evaluators.engine.probes import Probes, probe
+from evaluators.engine.record import Evaluation
+from evaluators.plan.rows import Surrogate, plan
+from evaluators.target.estimators import Counted
+from evaluators.target.judge import images_of
+from evaluators.verdict.checks import Verdict, check
 
-engine: Any = importlib.import_module("evaluators.evaluate")  # the package names its function the same
+engine: Any = importlib.import_module("evaluators.engine.evaluate")  # the package names its function the same
 EPS = 0.1
 DIGIT = (1, 8, 8)
 IMAGES = 80

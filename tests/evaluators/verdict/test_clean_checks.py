@@ -11,11 +11,11 @@ from victims import as_torch
 
 from dgad_tk.common import UserError
 from dgad_tk.data import Split
-from evaluators.checks import check
-from evaluators.evaluate import evaluate
-from evaluators.record import Evaluation
+from evaluators.engine.evaluate import evaluate
+from evaluators.engine.record import Evaluation
+from evaluators.plan.rows import plan
 from evaluators.report.files import results
-from evaluators.rows import plan
+from evaluators.verdict.checks import check
 
 STEP = 20
 """Grey levels between two classes."""

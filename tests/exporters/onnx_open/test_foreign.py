@@ -23,9 +23,9 @@ from dgad_tk.data import Split
 from dgad_tk.interface import Interface
 from dgad_tk.models import build_model
 from dgad_tk.predictor import Predictor, predictor_of_module
-from evaluators.evaluate import evaluate
-from evaluators.judge import compare_twin, judge
-from evaluators.rows import plan
+from evaluators.engine.evaluate import evaluate
+from evaluators.plan.rows import plan
+from evaluators.target.judge import compare_twin, judge
 from exporters.fixed_batch import InParts, Mapped, freed, place_batch
 from exporters.formats import load
 from exporters.onnx_output import Squash

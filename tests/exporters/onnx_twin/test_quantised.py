@@ -20,7 +20,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor, fx, nn
 
 from dgad_tk.common import UserError
-from evaluators.judge import allowed
+from evaluators.target.judge import allowed
 from exporters.from_onnx import load_onnx
 from exporters.onnx_twin import to_torch
 from exporters.runtime_graph import logit_step, precision_of, runtime_graph

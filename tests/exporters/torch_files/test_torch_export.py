@@ -15,7 +15,7 @@ from dgad_tk.artifact import Artifact
 from dgad_tk.checkpoint import load_model, save_weights
 from dgad_tk.common import UserError
 from dgad_tk.fold import folded
-from evaluators.estimators import to_estimator
+from evaluators.target.estimators import to_estimator
 from exporters.export import export
 from exporters.formats import EXPORTERS, load
 

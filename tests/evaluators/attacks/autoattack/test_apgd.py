@@ -16,10 +16,10 @@ from victims import SHAPE, TwoClassLinear, as_torch, linear_split
 
 from dgad_tk.fold import Folded
 from dgad_tk.l1_projection import l1_correction
-from evaluators.attacks.autoattack.apgd import APGD
-from evaluators.attacks.autoattack.apgd_state import LinfAscents
+from evaluators.attacks.autoattack.apgd.apgd import APGD
+from evaluators.attacks.autoattack.apgd.state import LinfAscents
 from evaluators.attacks.autoattack.dlr import dlr, targeted_dlr
-from evaluators.estimators import Counted, to_estimator
+from evaluators.target.estimators import Counted, to_estimator
 
 pytestmark = pytest.mark.portable
 

@@ -20,10 +20,10 @@ from evaluators.attacks.autoattack import ensemble as ensemble_module
 from evaluators.attacks.autoattack.ensemble import AutoAttack
 from evaluators.attacks.autoattack.stages import ROBUST, ensemble
 from evaluators.attacks.halfway import Halfway
-from evaluators.ball import Norm, linf
-from evaluators.estimators import Counted, to_estimator
-from evaluators.evaluate import evaluate
-from evaluators.rows import plan
+from evaluators.engine.evaluate import evaluate
+from evaluators.plan.rows import plan
+from evaluators.target.ball import Norm, linf
+from evaluators.target.estimators import Counted, to_estimator
 
 AUTHORS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 EPS: dict[Norm, float] = {"linf": 0.09, "l2": 0.55, "l1": 1.9}

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from victims import SHAPE, TwoClassLinear, as_torch, linear_split
 
 from dgad_tk.losses import margin
-from evaluators.attacks.autoattack import fab_projections
-from evaluators.attacks.autoattack.fab import FAB
-from evaluators.attacks.autoattack.fab_projections import Hyperplane, length
-from evaluators.estimators import Counted, to_estimator
+from evaluators.attacks.autoattack.fab.fab import FAB, projections
+from evaluators.attacks.autoattack.fab.projections import Hyperplane, length
+from evaluators.target.estimators import Counted, to_estimator
 
 pytestmark = pytest.mark.portable
 
@@ -254,7 +253,7 @@ def test_projections_are_as_near_as_scipys(norm: Any, kind: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_projections_are_the_authors(norm: Any, dimensions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float64, as L1 spends what is left on one pixel, and the rounding of a sum of thousands with it."""
-    monkeypatch.setattr(fab_projections, "_ROUNDING", 1e-13)  # where the climb ends
+    monkeypatch.setattr(projections, "_ROUNDING", 1e-13)  # where the climb ends
     for kind in ("plain", "at the edges", "zeros", "uneven"):
         t, w, gap = instances(kind, dimensions)
         for wanted in (gap, gap / 100, gap * 1000):  # the last one is out of the box's reach

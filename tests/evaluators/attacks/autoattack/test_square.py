@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from victims import TwoClassLinear, as_torch, linear_split
 
 from dgad_tk.draws import Draws
-from evaluators.attacks.autoattack import square_moves
-from evaluators.attacks.autoattack.square import Square
-from evaluators.attacks.autoattack.square_layout import Layout, pattern
-from evaluators.attacks.autoattack.square_moves import L1Walk
-from evaluators.ball import bounds
-from evaluators.estimators import Counted, to_estimator
+from evaluators.attacks.autoattack.square.layout import Layout, pattern
+from evaluators.attacks.autoattack.square.moves import L1Walk
+from evaluators.attacks.autoattack.square.square import Square, moves
+from evaluators.target.ball import bounds
+from evaluators.target.estimators import Counted, to_estimator
 
 pytestmark = pytest.mark.portable
 
@@ -116,8 +115,8 @@ def test_last_points_are_the_authors(norm: Any, shape: tuple[int, int, int], mon
     In float64, as a square that hardly changes the loss is taken or left by rounding, and one that takes its norm from
     little has the root of that rounding. Ours keeps by a millionth away from the sphere, and here it does not.
     """
-    monkeypatch.setattr(square_moves, "_SLACK", 0.0)
-    monkeypatch.setattr(square_moves, "bounds", lambda x, eps: (end.astype(np.float64) for end in bounds(x, eps)))
+    monkeypatch.setattr(moves, "_SLACK", 0.0)
+    monkeypatch.setattr(moves, "bounds", lambda x, eps: (end.astype(np.float64) for end in bounds(x, eps)))
     net, eps = InDouble(small_net(shape)), EPS[norm]
     images = (
         torch.from_numpy(some_images(shape)).double().mul(256).round() / 256

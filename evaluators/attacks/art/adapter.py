@@ -19,7 +19,7 @@ from torch import nn
 from evaluators.attacks.halfway import Halfway
 from evaluators.attacks.result import SearchingAttack, SearchResult
 from evaluators.attacks.spec import Budget, Estimator
-from evaluators.estimators import PredictorClassifier, to_estimator
+from evaluators.target.estimators import PredictorClassifier, to_estimator
 
 Meaning = Literal["true", "ignored", "target"]
 """What labels are to an attack of ART: true ones, to be moved away from; nothing, since it moves away from the model's

@@ -15,11 +15,11 @@ from dgad_tk.predictor import Images, Logits, Predictor
 from evaluators.attacks.halfway import Halfway
 from evaluators.attacks.result import SearchResult
 from evaluators.attacks.spec import Budget
-from evaluators.ball import into_ball, l2, linf
-from evaluators.estimators import Counted, to_estimator
-from evaluators.judge import judge
-from evaluators.rows import Row
-from evaluators.units import NOT_ATTACKED, Unit
+from evaluators.engine.units import NOT_ATTACKED, Unit
+from evaluators.plan.rows import Row
+from evaluators.target.ball import into_ball, l2, linf
+from evaluators.target.estimators import Counted, to_estimator
+from evaluators.target.judge import judge
 
 GALLERY = 8
 """Adversarial images that a unit keeps, if it keeps any."""

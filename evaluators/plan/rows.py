@@ -9,8 +9,8 @@ from dgad_tk.number_text import format_fraction
 from dgad_tk.predictor import Predictor
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.spec import SAMPLES, AttackSpec
-from evaluators.ball import Norm
-from evaluators.suites import TRANSFER
+from evaluators.plan.suites import TRANSFER
+from evaluators.target.ball import Norm
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from dgad_tk.predictor import Images, Logits, Predictor
 from dgad_tk.spread import apart, grain, yardstick
 from dgad_tk.threat import ThreatModel
 from evaluators.attacks.native import Victim
-from evaluators.ball import Norm, into_ball
-from evaluators.estimators import to_estimator
-from evaluators.judge import REPEATS, allowed, images_of, judge, logits_of
+from evaluators.target.ball import Norm, into_ball
+from evaluators.target.estimators import to_estimator
+from evaluators.target.judge import REPEATS, allowed, images_of, judge, logits_of
 
 LARGEST, SMALLEST, PIXELS = 64, 16, 2**18
 """Images looked at: as many as make PIXELS pixels per channel, at most LARGEST and at least SMALLEST."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from dgad_tk.answers import NONE, one_answer, other_order, outnumbers, per_class, wilson
-from evaluators.probes import Exchange
-from evaluators.record import Evaluation
+from evaluators.engine.probes import Exchange
+from evaluators.engine.record import Evaluation
 from evaluators.results import Item
-from evaluators.verdicts import at_least, by_share
+from evaluators.verdict.verdicts import at_least, by_share
 
 WIDE = 0.25
 """Above what guessing gives: an interval that reaches further says that there were too few images."""

@@ -17,7 +17,7 @@ from dgad_tk.names import check_utf8
 from dgad_tk.predictor import Predictor, load_safetensors
 from dgad_tk.runs import RunFolder
 from dgad_tk.train import pick_device
-from evaluators.rows import Surrogate
+from evaluators.plan.rows import Surrogate
 
 MODELS = ("resnet8", "resnet20")
 IMAGES = 5000

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dgad_tk.l1_projection import l1_correction
-from evaluators.attacks.autoattack.apgd_state import Ascents
+from evaluators.attacks.autoattack.apgd.state import Ascents
 
 _WIDER = ((3.0, 0.3), (2.0, 0.3))
 """Radii before the true one (section 3.3): multiples of eps, and the share of the steps in each."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dgad_tk.l1_projection import l1_correction
-from evaluators.attacks.autoattack.square_layout import Layout, pattern
-from evaluators.ball import Norm, bounds
+from evaluators.attacks.autoattack.square.layout import Layout, pattern
+from evaluators.target.ball import Norm, bounds
 
 TILES = 5
 """Squares along each side of the grid that the L2 and L1 walks start from."""

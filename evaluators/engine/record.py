@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from dgad_tk.data import Split
 from dgad_tk.predictor import Predictor
-from evaluators.ball import Norm
-from evaluators.judge import Judged, Twin
-from evaluators.probes import Probes
-from evaluators.rows import Row
-from evaluators.units import Unit
+from evaluators.engine.probes import Probes
+from evaluators.engine.units import Unit
+from evaluators.plan.rows import Row
+from evaluators.target.ball import Norm
+from evaluators.target.judge import Judged, Twin
 
 IDLE = "unreliable: the attack changed under 1 % of the attacked images"
 

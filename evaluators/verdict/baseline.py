@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from dgad_tk.common import UserError, reason_of
 from dgad_tk.number_text import format_fraction
-from evaluators.gate import CLEAN, WORST_CASE, percent
-from evaluators.paired import paired
 from evaluators.results import HINT, Attack, Gate, Results, read_results, results_file
+from evaluators.verdict.gate import CLEAN, WORST_CASE, percent
+from evaluators.verdict.paired import paired
 
 CHANCE = 0.05
 """A p below it is more than chance."""

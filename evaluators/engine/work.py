@@ -12,10 +12,10 @@ from dgad_tk.artifact import tool_versions
 from dgad_tk.data import Split
 from dgad_tk.predictor import Predictor
 from evaluators.attacks.halfway import read_arrays, write_arrays
-from evaluators.judge import images_of
-from evaluators.rows import Row
-from evaluators.search import Candidates, Chunk, search, verdict, with_smaller
-from evaluators.units import Unit, UnitStore
+from evaluators.engine.search import Candidates, Chunk, search, verdict, with_smaller
+from evaluators.engine.units import Unit, UnitStore
+from evaluators.plan.rows import Row
+from evaluators.target.judge import images_of
 
 
 @dataclass(frozen=True)

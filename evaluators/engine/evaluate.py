@@ -16,14 +16,14 @@ import torch
 from dgad_tk.data import Split
 from dgad_tk.distributed import from_all, world
 from dgad_tk.predictor import Predictor
-from evaluators.ball import Norm
-from evaluators.judge import Judged, check_images, compare_twin, images_of, judge
-from evaluators.probes import probe
-from evaluators.record import Evaluation, Outcome, finished
-from evaluators.rows import Row
-from evaluators.search import RowFailedError
-from evaluators.units import Unit, UnitStore
-from evaluators.work import Work
+from evaluators.engine.probes import probe
+from evaluators.engine.record import Evaluation, Outcome, finished
+from evaluators.engine.search import RowFailedError
+from evaluators.engine.units import Unit, UnitStore
+from evaluators.engine.work import Work
+from evaluators.plan.rows import Row
+from evaluators.target.ball import Norm
+from evaluators.target.judge import Judged, check_images, compare_twin, images_of, judge
 
 CHUNK = 500
 """Images in a unit of work. Cut from the dataset's fixed order, so it never depends on how many are evaluated."""

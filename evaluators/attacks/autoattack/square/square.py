@@ -11,10 +11,10 @@ from torch import Tensor
 
 from dgad_tk.losses import margin
 from evaluators.attacks.arguments import at_least
-from evaluators.attacks.autoattack.square_layout import Layout
-from evaluators.attacks.autoattack.square_moves import TILES, WALKS, Walk
+from evaluators.attacks.autoattack.square.layout import Layout
+from evaluators.attacks.autoattack.square.moves import TILES, WALKS, Walk
 from evaluators.attacks.native import NativeAttack, wrong
-from evaluators.ball import Norm
+from evaluators.target.ball import Norm
 
 _FIRST_SHARE = 0.8
 """Share of the image that the first square covers."""

@@ -22,9 +22,9 @@ from typing import Any
 import art.attacks.evasion
 from art.estimators.classification.classifier import ClassifierMixin
 
-from evaluators.attacks.art_adapter import ArtBuild
+from evaluators.attacks.art.adapter import ArtBuild
 from evaluators.attacks.spec import AttackSpec
-from evaluators.ball import Norm
+from evaluators.target.ball import Norm
 
 SLOW_SAMPLES = 50
 """Images that ART's attacks without gradients are tried on: thousands of questions each, one image at a time."""

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluators.ball import Norm
+from evaluators.target.ball import Norm
 
 SMALLEST_WEIGHT = 1e-8
 """In L2 and L1 a coordinate whose weight is not larger stays where it is, as in the authors' code."""

@@ -2,18 +2,18 @@
 
 After Carlini et al., "On Evaluating Adversarial Robustness" (2019, https://arxiv.org/abs/1902.06705), section 4;
 Athalye et al., "Obfuscated Gradients Give a False Sense of Security" (ICML 2018), section 3.1; and the flags that the
-authors of AutoAttack raise. What is looked at is in `Evaluation.probes` (made by `evaluators.probes`) and in the rows.
+authors of AutoAttack raise. What is looked at is in `Evaluation.probes` (made by `evaluators.engine.probes`) and in the rows.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 
-from evaluators.clean_checks import of_clean
-from evaluators.probes import Answers, Ascent, Probes
-from evaluators.record import IDLE, Evaluation, Outcome
+from evaluators.engine.probes import Answers, Ascent, Probes
+from evaluators.engine.record import IDLE, Evaluation, Outcome
 from evaluators.results import Checks, Item, Verdict
-from evaluators.verdicts import at_most, by_gap, by_share, by_size, worst_of
+from evaluators.verdict.clean_checks import of_clean
+from evaluators.verdict.verdicts import at_most, by_gap, by_share, by_size, worst_of
 
 FEW = 0.02
 """Share of the probed images that is nothing, and so is a single image."""

@@ -11,8 +11,8 @@ from dgad_tk.common import UserError
 from dgad_tk.data import Split
 from dgad_tk.distributed import leaders, world
 from dgad_tk.predictor import Predictor
-from evaluators.evaluate import CHUNK, Progress, evaluate
-from evaluators.rows import Row
+from evaluators.engine.evaluate import CHUNK, Progress, evaluate
+from evaluators.plan.rows import Row
 
 FEWEST, GROWTH, MOST = 8, 4, 512
 """Images of the first run, how many times as many the next one has, and the most."""

@@ -15,12 +15,12 @@ from torch import Tensor
 from dgad_tk.directions import finite
 from dgad_tk.losses import cross_entropy
 from evaluators.attacks.arguments import at_least
-from evaluators.attacks.autoattack.apgd_l1 import L1Ascents, falling_radii
-from evaluators.attacks.autoattack.apgd_seats import Rows, Seats
-from evaluators.attacks.autoattack.apgd_state import Ascents, L2Ascents, LinfAscents
+from evaluators.attacks.autoattack.apgd.l1 import L1Ascents, falling_radii
+from evaluators.attacks.autoattack.apgd.seats import Rows, Seats
+from evaluators.attacks.autoattack.apgd.state import Ascents, L2Ascents, LinfAscents
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, TARGETED_DLR_CLASSES, dlr, targeted_dlr
 from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows, wrong
-from evaluators.ball import Norm
+from evaluators.target.ball import Norm
 
 Loss = Literal["ce", "dlr"]
 ASCENTS: dict[Norm, type[Ascents]] = {"linf": LinfAscents, "l2": L2Ascents, "l1": L1Ascents}

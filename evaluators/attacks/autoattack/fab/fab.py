@@ -9,10 +9,10 @@ from torch import Tensor
 
 from dgad_tk.directions import finite
 from evaluators.attacks.arguments import at_least
-from evaluators.attacks.autoattack.apgd_seats import even
-from evaluators.attacks.autoattack.fab_projections import Hyperplane, length
+from evaluators.attacks.autoattack.apgd.seats import even
+from evaluators.attacks.autoattack.fab.projections import Hyperplane, length
 from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows, wrong
-from evaluators.ball import Norm
+from evaluators.target.ball import Norm
 
 ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
 """The paper's values (section 4.1): most weight of the image's own projection, extrapolation, and step back."""

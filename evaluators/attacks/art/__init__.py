@@ -1,0 +1,1 @@
+"""ART's own attacks."""

@@ -1,0 +1,1 @@
+"""PGD that sets its own step size."""

@@ -1,0 +1,1 @@
+"""Steps onto the nearest linearised boundary."""

@@ -1,0 +1,1 @@
+"""Attacks on chunks of images, kept, resumed and counted."""

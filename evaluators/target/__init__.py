@@ -1,0 +1,1 @@
+"""What is attacked: estimators, the judge, the ball."""

@@ -1,0 +1,1 @@
+"""Whether results can be believed, and whether they are good enough."""
