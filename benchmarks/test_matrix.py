@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from exporters.latency import available_threads
+from exporters.bench.latency import available_threads
 
 ROOT = Path(__file__).parent.parent
 LEVELS = {"default": 0, "avx2": 1, "avx512": 2}

@@ -24,10 +24,10 @@ from dgad_tk.artifact import Artifact
 from dgad_tk.fold import folded
 from dgad_tk.models import build_model
 from exporters.formats import load
+from exporters.onnx_read.read import read_onnx
 from exporters.onnx_twin import to_torch
-from exporters.quantize import Int8, save_onnx_int8
-from exporters.read_onnx import read_onnx
-from exporters.to_onnx import save_onnx
+from exporters.onnx_write.float32 import save_onnx
+from exporters.onnx_write.int8 import Int8, save_onnx_int8
 
 
 def main() -> None:

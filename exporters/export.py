@@ -10,10 +10,10 @@ from typing import Any
 from dgad_tk.checkpoint import load_model
 from dgad_tk.common import GateError, UserError, lookup, nearest, sha256_file
 from dgad_tk.predictor import Images
-from exporters.divergence import first_divergence
 from exporters.formats import EXPORTERS, Format, load
-from exporters.to_onnx import Report
-from exporters.verify import Parity, Probes, make_probes, verify
+from exporters.onnx_write.float32 import Report
+from exporters.parity.divergence import first_divergence
+from exporters.parity.verify import Parity, Probes, make_probes, verify
 
 DIVERGENCE_IMAGES = 8
 """On so many images a failed export and its source are run layer by layer."""

@@ -9,16 +9,16 @@ from dgad_tk.checkpoint import read_weights
 from dgad_tk.common import UserError
 from dgad_tk.interface import AS_IS, Interface
 from dgad_tk.predictor import Predictor, load_safetensors
-from exporters.divergence import Layers, onnx_layers, program_layers, script_layers
-from exporters.from_onnx import load_onnx
-from exporters.quantize import save_onnx_int8
-from exporters.read_onnx import read_onnx_record
-from exporters.to_fp16 import save_onnx_fp16
-from exporters.to_onnx import Report, save_onnx
-from exporters.to_torch_export import load_torch_export, save_torch_export
-from exporters.to_torchscript import load_torchscript, save_torchscript
-from exporters.torch_archive import PROGRAMS, check_program, read_archived_record
-from exporters.verify import EXACT, HALF, QUANTISED, Tolerance
+from exporters.onnx_open.open import load_onnx
+from exporters.onnx_read.read import read_onnx_record
+from exporters.onnx_write.float16 import save_onnx_fp16
+from exporters.onnx_write.float32 import Report, save_onnx
+from exporters.onnx_write.int8 import save_onnx_int8
+from exporters.parity.divergence import Layers, onnx_layers, program_layers, script_layers
+from exporters.parity.verify import EXACT, HALF, QUANTISED, Tolerance
+from exporters.torch_files.archive import PROGRAMS, check_program, read_archived_record
+from exporters.torch_files.torch_export import load_torch_export, save_torch_export
+from exporters.torch_files.torchscript import load_torchscript, save_torchscript
 
 Load = Callable[[Path, tuple[int, int, int] | None, Interface], Predictor]
 

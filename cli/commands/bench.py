@@ -24,8 +24,8 @@ from dgad_tk.number_text import parse_fraction
 if TYPE_CHECKING:
     from dgad_tk.data import Dataset
     from dgad_tk.predictor import Predictor
-    from exporters.describe import Subject
-    from exporters.latency import Measurement
+    from exporters.bench.describe import Subject
+    from exporters.bench.latency import Measurement
 
 SCHEMA = "dgad/bench/1"
 PROVIDERS = {"cpu": 0, "cuda": 0}
@@ -93,8 +93,8 @@ def bench(
     from cli.printing.bench_table import bench_table
     from cli.printing.progress import BenchProgress
     from dgad_tk.artifact import tool_versions
-    from exporters.describe import describe
-    from exporters.latency import available_threads, measure
+    from exporters.bench.describe import describe
+    from exporters.bench.latency import available_threads, measure
 
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     named = [named_images(path, dataset, data_dir, image_size) for path in files]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dgad_tk.predictor import Images
     from exporters.export import Exported
     from exporters.formats import Format
-    from exporters.quantize import Int8
+    from exporters.onnx_write.int8 import Int8
 
 FEWEST = 16
 """Images held out that are worth comparing on; with fewer, noise does as well."""
@@ -61,9 +61,9 @@ def export(
     from exporters.export import ParityError, Source
     from exporters.export import export as run_export
     from exporters.formats import EXPORTERS
-    from exporters.quantize import Int8
-    from exporters.to_onnx import check_opset
-    from exporters.torch_archive import PROGRAMS
+    from exporters.onnx_write.float32 import check_opset
+    from exporters.onnx_write.int8 import Int8
+    from exporters.torch_files.archive import PROGRAMS
 
     chosen = dict(EXPORTERS) if format == "all" else {format: lookup(EXPORTERS, format, "format")}
     flags = {
@@ -164,7 +164,7 @@ class _Images:
         Raises:
             UserError: the dataset is not at hand. Noise would give ranges that no image has.
         """
-        from exporters.quantize import JUDGED
+        from exporters.onnx_write.int8 import JUDGED
 
         if self.dataset is None:
             raise UserError(

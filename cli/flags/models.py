@@ -75,7 +75,7 @@ def open_model(
     """
     from dgad_tk.interface import AS_IS
     from exporters.formats import load
-    from exporters.from_onnx import NoGradients
+    from exporters.onnx_open.open import NoGradients
 
     images = named_images(path, dataset, data_dir, image_size)
     try:

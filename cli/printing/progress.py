@@ -116,7 +116,7 @@ class AttackProgress(_Live):
 
 
 class BenchProgress(_Live):
-    """`on_progress` of `exporters.latency.measure`."""
+    """`on_progress` of `exporters.bench.latency.measure`."""
 
     def __call__(self, share: float) -> None:
         self.show("timing", share, 1.0, "")

@@ -10,8 +10,8 @@ from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 from torch import Tensor, fx
 
 from dgad_tk.common import UserError
-from exporters.node_order import names_read
-from exporters.onnx_parts import inlined, own_domain
+from exporters.onnx_read.node_order import names_read
+from exporters.onnx_read.parts import inlined, own_domain
 from exporters.onnx_twin.declarations import as_declared, check_tensor, examples, image_of
 from exporters.onnx_twin.folding import fold_batch_norm
 from exporters.onnx_twin.limits import limited

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from exporters.onnx_parts import MOVING
+from exporters.onnx_read.parts import MOVING
 from exporters.onnx_twin.node import NodeView
 from exporters.onnx_twin.operators import OPERATORS
 from exporters.onnx_twin.sizes import OTHER_FLOATS, Size, array_of, as_sizes, simplify

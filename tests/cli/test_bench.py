@@ -12,7 +12,7 @@ from shared import Run, Victim, refused, runner
 
 from dgad_tk.artifact import KEY, Artifact
 from dgad_tk.checkpoint import load_model
-from exporters.to_torchscript import save_torchscript
+from exporters.torch_files.torchscript import save_torchscript
 
 QUICK = ["--threads", "1", "--seconds", "0.05"]
 

@@ -25,7 +25,7 @@ from dgad_tk.models import build_model
 from dgad_tk.runs import RunFolder
 from exporters.export import export
 from exporters.formats import EXPORTERS
-from exporters.verify import Tolerance
+from exporters.parity.verify import Tolerance
 
 QUICK = ["--epochs", "1", "--limit-train", "64", "--teacher-model", "resnet8", "--set", "threat.steps=1"]
 QUICK += ["--set", "threat.eps=0.15", "--set", "threat.step_size=0.15"]

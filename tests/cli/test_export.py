@@ -11,7 +11,7 @@ from shared import Run, Victim, artifact, runner
 from dgad_tk.checkpoint import save_weights
 from exporters.export import export
 from exporters.formats import EXPORTERS, load
-from exporters.verify import EXACT, Tolerance
+from exporters.parity.verify import EXACT, Tolerance
 
 NEVER = Tolerance(relative=-1.0, agreement=1.0, survival=1.0)
 

@@ -22,9 +22,9 @@ from dgad_tk.common import UserError
 from dgad_tk.models import build_model
 from exporters.export import ParityError, Source, export
 from exporters.formats import EXPORTERS, load
-from exporters.quantize import Int8
-from exporters.to_fp16 import to_float16
-from exporters.to_onnx import write_onnx
+from exporters.onnx_write.float16 import to_float16
+from exporters.onnx_write.float32 import write_onnx
+from exporters.onnx_write.int8 import Int8
 
 FLOAT = [format for format in EXPORTERS if format != "onnx-int8"]
 """Formats that answer as their source does. INT8 of an untrained network need not: its answers are all near ties."""
@@ -211,7 +211,7 @@ def test_large_weights_stand_in_a_second_file(exported: Any, tmp_path: Path, mon
     def save(model: torch.nn.Module, record: Artifact, path: Path) -> None:
         write_onnx(onnx.ModelProto.FromString(proto.SerializeToString()), record, path)
 
-    monkeypatch.setattr("exporters.to_onnx.EXTERNAL_BYTES", 100_000)
+    monkeypatch.setattr("exporters.onnx_write.float32.EXTERNAL_BYTES", 100_000)
     monkeypatch.setitem(EXPORTERS, "onnx", replace(EXPORTERS["onnx"], save=save))
     target = export(source, "onnx", tmp_path / "student.onnx").path
     (data,) = tmp_path.glob("student-*.data")

@@ -24,12 +24,12 @@ from shared import artifact
 
 from cli import app
 from dgad_tk.common import UserError
-from exporters.describe import describe
+from exporters.bench.describe import describe
 from exporters.export import export
 from exporters.formats import load, read_record
+from exporters.onnx_read.read import read_onnx, read_onnx_record
 from exporters.onnx_twin import to_torch
-from exporters.read_onnx import read_onnx, read_onnx_record
-from exporters.torch_archive import check_program, read_archived_record
+from exporters.torch_files.archive import check_program, read_archived_record
 
 node = helper.make_node
 RELU = [node("Relu", ["f"], ["y"])]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dgad_tk.common import UserError
 from dgad_tk.foreign import SUFFIXES, read_state_dicts
-from exporters.torch_archive import PROGRAMS, check_program
+from exporters.torch_files.archive import PROGRAMS, check_program
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1234567\n"
 PAGE = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>too large to scan</body></html>\n"

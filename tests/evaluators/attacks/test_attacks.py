@@ -23,7 +23,7 @@ from evaluators.engine.evaluate import evaluate
 from evaluators.plan.rows import plan
 from evaluators.target.ball import Norm, l1, l2, linf
 from exporters.formats import load
-from exporters.quantize import Int8, save_onnx_int8
+from exporters.onnx_write.int8 import Int8, save_onnx_int8
 
 SHAPE = (1, 6, 6)
 BAND = 1e-4

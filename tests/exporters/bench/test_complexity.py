@@ -13,7 +13,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
 from shared import randomise_batch_norm
 
-from exporters.complexity import Complexity, module_complexity, onnx_complexity
+from exporters.bench.complexity import Complexity, module_complexity, onnx_complexity
 
 PUBLISHED = {
     "resnet18": torchvision.models.ResNet18_Weights.IMAGENET1K_V1,

@@ -15,10 +15,11 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from dgad_tk.common import UserError
-from exporters import from_onnx, latency_worker
-from exporters.describe import describe
-from exporters.latency import MIN_RUNS, _Worker, measure
-from exporters.latency_worker import Job, timed
+from exporters.bench import worker
+from exporters.bench.describe import describe
+from exporters.bench.latency import MIN_RUNS, _Worker, measure
+from exporters.bench.worker import Job, timed
+from exporters.onnx_open import open
 
 
 def saved(path: Path, nodes: list[NodeProto], shape: list[Any], **weights: np.ndarray) -> Path:
@@ -91,9 +92,9 @@ def test_no_twin_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(*_: object) -> None:
         raise AssertionError("a twin was built")
 
-    monkeypatch.setattr(from_onnx, "to_torch", refuse)
+    monkeypatch.setattr(open, "to_torch", refuse)
     subject = describe(linear(tmp_path / "net.onnx"))
-    call, runtime = latency_worker.open_onnx(Job(str(subject.path), (16,), "float32"))
+    call, runtime = worker.open_onnx(Job(str(subject.path), (16,), "float32"))
     (logits,) = call(np.ones((2, 16), np.float32))  # type: ignore[misc]
     assert np.array_equal(logits, np.ones((2, 16)))
     assert runtime.endswith("CPUExecutionProvider")
@@ -102,7 +103,7 @@ def test_no_twin_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_onnx_file_is_timed_without_torch_in_the_process(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from exporters.latency_worker import Job, Request, answers\n"
+        "from exporters.bench.worker import Job, Request, answers\n"
         "job = Job(sys.argv[1], (16,), 'float32')\n"
         "runtime, memory, seconds = answers(job, iter([Request(2), Request(2, 0.01)]))\n"
         "assert not {'torch', 'onnx', 'exporters.formats'} & set(sys.modules)\n"
@@ -111,14 +112,14 @@ def test_an_onnx_file_is_timed_without_torch_in_the_process(tmp_path: Path) -> N
         "assert all(each > 0 for each in seconds)"
     )
     command = [sys.executable, "-P", "-c", code, str(linear(tmp_path / "net.onnx"))]
-    root = str(Path(latency_worker.__file__).parent.parent)
+    root = str(Path(worker.__file__).parent.parent)
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root})
     assert done.returncode == 0, done.stderr
 
 
 def test_a_cold_call_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(latency_worker, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(worker, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def taking(*seconds: float) -> Callable[[object], None]:
         """Calls that take so long by the clock, all after the last as long as it."""
@@ -137,9 +138,9 @@ def test_a_cold_call_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_torch_on_another_device_than_asked_for_is_an_error(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # so that a machine with a GPU has none either
     with pytest.raises(UserError, match="would run on torch .* cpu, not on cuda") as caught:
-        latency_worker.open_torch(Job(str(weights), (1, 8, 8), "float32", provider="cuda"))
+        worker.open_torch(Job(str(weights), (1, 8, 8), "float32", provider="cuda"))
     assert "--provider cpu" in caught.value.hint
-    call, runtime = latency_worker.open_torch(Job(str(weights), (1, 8, 8), "float32"))
+    call, runtime = worker.open_torch(Job(str(weights), (1, 8, 8), "float32"))
     assert runtime.endswith("cpu")
     assert np.shape(call(np.zeros((2, 1, 8, 8), np.float32))) == (2, 10)
 
@@ -151,9 +152,9 @@ def test_a_batch_that_does_not_run_is_an_error(tmp_path: Path) -> None:
     path = saved(tmp_path / "two.onnx", nodes, ["N", 8], w=np.eye(8))
     with pytest.raises(UserError, match=r"two.onnx' does not run on images of shape \(1, 1, 8\)"):
         describe(path)
-    call, _ = latency_worker.open_onnx(Job(str(path), (8,), "float32"))
+    call, _ = worker.open_onnx(Job(str(path), (8,), "float32"))
     with pytest.raises(UserError, match="does not run at batch 3"):
-        latency_worker.warm_up(call, np.zeros((3, 8), np.float32), str(path))
+        worker.warm_up(call, np.zeros((3, 8), np.float32), str(path))
 
 
 def test_a_process_that_is_killed_is_an_error(tmp_path: Path) -> None:

@@ -26,10 +26,10 @@ from dgad_tk.predictor import Predictor, predictor_of_module
 from evaluators.engine.evaluate import evaluate
 from evaluators.plan.rows import plan
 from evaluators.target.judge import compare_twin, judge
-from exporters.fixed_batch import InParts, Mapped, freed, place_batch
 from exporters.formats import load
-from exporters.onnx_output import Squash
-from exporters.read_onnx import read_onnx
+from exporters.onnx_open.free_batch import InParts, Mapped, freed, place_batch
+from exporters.onnx_open.logits_output import Squash
+from exporters.onnx_read.read import read_onnx
 
 pytestmark = pytest.mark.portable
 

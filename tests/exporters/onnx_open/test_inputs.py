@@ -15,9 +15,9 @@ from small_graphs import FLAT, POOLED, SHAPE, graph, images, linear, runs, saved
 from dgad_tk.common import UserError
 from dgad_tk.interface import Interface
 from dgad_tk.predictor import Predictor
-from exporters.describe import describe
+from exporters.bench.describe import describe
 from exporters.formats import load
-from exporters.quantised_input import Levels, find_quantiser
+from exporters.onnx_open.quantised_input import Levels, find_quantiser
 
 KERNEL = np.random.default_rng(2).standard_normal((5, 3, 3, 3)).astype(np.float32)
 CONV = [helper.make_node("Conv", ["x", "k"], ["c"]), *POOLED]

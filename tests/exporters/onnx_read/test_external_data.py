@@ -13,9 +13,9 @@ from onnx import TensorProto
 from small_graphs import images, linear, runs, weights
 
 from dgad_tk.common import UserError
-from exporters.describe import describe
+from exporters.bench.describe import describe
 from exporters.formats import load
-from exporters.read_onnx import read_onnx
+from exporters.onnx_read.read import read_onnx
 
 
 def outside(location: str, **more: int) -> bytes:

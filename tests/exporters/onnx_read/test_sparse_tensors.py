@@ -11,9 +11,9 @@ from onnx import SparseTensorProto, helper, numpy_helper
 from small_graphs import FLAT, graph, images, runs, saved
 
 from dgad_tk.common import UserError
-from exporters.describe import describe
+from exporters.bench.describe import describe
 from exporters.formats import load
-from exporters.read_onnx import read_onnx
+from exporters.onnx_read.read import read_onnx
 
 
 def sparse(values: Any, indices: Any, shape: tuple[int, ...] = (2, 192), kind: Any = np.float32) -> SparseTensorProto:

@@ -21,9 +21,9 @@ from torch import Tensor, fx, nn
 
 from dgad_tk.common import UserError
 from evaluators.target.judge import allowed
-from exporters.from_onnx import load_onnx
+from exporters.onnx_open.open import load_onnx
+from exporters.onnx_open.runtime_graph import logit_step, precision_of, runtime_graph
 from exporters.onnx_twin import to_torch
-from exporters.runtime_graph import logit_step, precision_of, runtime_graph
 
 pytestmark = pytest.mark.portable
 

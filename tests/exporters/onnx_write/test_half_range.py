@@ -16,7 +16,7 @@ from cli.printing.export_table import print_export
 from dgad_tk.checkpoint import save_weights
 from exporters.export import ParityError, Source, export
 from exporters.formats import EXPORTERS
-from exporters.half_range import LARGEST, activation_peaks, judge_range
+from exporters.onnx_write.half_range import LARGEST, activation_peaks, judge_range
 
 
 def scaled(factor: float) -> list[Any]:
@@ -95,7 +95,7 @@ def test_an_export_fails_of_activations_beyond_float16(
 ) -> None:
     """Its logits are right on this CPU, so that parity alone would let it pass."""
     scaled_up = scaled(factor)
-    monkeypatch.setattr("exporters.to_fp16.activation_peaks", lambda proto, sets: scaled_up)
+    monkeypatch.setattr("exporters.onnx_write.float16.activation_peaks", lambda proto, sets: scaled_up)
     assert app.run(["export", "w.safetensors", "--format", "onnx-fp16", "--output", "s.onnx"]) == code
     said = capsys.readouterr().err
     assert "node up" in said

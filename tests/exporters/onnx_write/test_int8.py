@@ -13,14 +13,14 @@ from shared import randomise_batch_norm
 from torch import nn
 
 from dgad_tk.artifact import Artifact, threat_of
+from dgad_tk.ascent.pgd import pgd_on
 from dgad_tk.common import UserError
 from dgad_tk.losses import cross_entropy
 from dgad_tk.models import build_model
-from exporters import exclusions, quantize
-from exporters.adversarial import pgd_on
-from exporters.calibration import METHODS, Method, calibrate
-from exporters.quantize import Int8, save_onnx_int8
-from exporters.to_onnx import to_onnx, write_onnx
+from exporters.onnx_write import exclusions, int8
+from exporters.onnx_write.calibration import METHODS, Method, calibrate
+from exporters.onnx_write.float32 import to_onnx, write_onnx
+from exporters.onnx_write.int8 import Int8, save_onnx_int8
 
 Graphs = dict[int, tuple[nn.Module, bytes]]
 """By the id of the network, which is kept so that no other gets its id."""
@@ -48,7 +48,7 @@ def _exported_once(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
             graphs[id(net)] = (net, to_onnx(net, artifact, opset).SerializeToString())
         write_onnx(onnx.load_from_string(graphs[id(net)][1]), artifact, path)
 
-    monkeypatch.setattr(quantize, "save_onnx", save)
+    monkeypatch.setattr(int8, "save_onnx", save)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_adversarial_calibration_sees_adversarial_images(
         seen.append(calibration)
         return calibrate(prepared, calibration, method)
 
-    monkeypatch.setattr(quantize, "calibrate", spy)
+    monkeypatch.setattr(int8, "calibrate", spy)
     for on in ("clean", "adversarial", "both"):
         save_onnx_int8(model, RECORD, tmp_path / "x.onnx", images=images, int8=Int8(32, calibrate_on=on))
     clean, adversarial, both = seen

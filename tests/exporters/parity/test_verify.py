@@ -12,8 +12,8 @@ from shared import Victim, artifact
 from torch import nn
 
 from dgad_tk.models import build_model
-from exporters.divergence import Call, Value, first_divergence
-from exporters.verify import EXACT, HALF, QUANTISED, Probes, Tolerance, compare_logits, make_probes, verify
+from exporters.parity.divergence import Call, Value, first_divergence
+from exporters.parity.verify import EXACT, HALF, QUANTISED, Probes, Tolerance, compare_logits, make_probes, verify
 
 Predict = Callable[[np.ndarray], np.ndarray]
 

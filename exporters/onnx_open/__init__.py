@@ -1,0 +1,1 @@
+"""From a checked ONNX graph to a Predictor."""

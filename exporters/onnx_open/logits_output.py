@@ -1,0 +1,153 @@
+"""What an ONNX file answers: which of its outputs are the logits, and what stands before a final Softmax."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
+from torch import Tensor
+
+from dgad_tk.common import UserError
+from dgad_tk.predictor import Logits
+from exporters.onnx_read.parts import computes, constants, makers
+
+SQUASHES: tuple[Literal["Softmax", "Sigmoid"], ...] = ("Softmax", "Sigmoid")
+SIGMOID_ERROR = 2**-22
+"""Error of ONNX Runtime's Sigmoid on a CPU, a rational function: 9e-8 was measured near 1e-6; below -18 it gives 0."""
+FLOATS = frozenset(map(np.dtype, ("float16", "float32", "float64")))
+QUANTISED = frozenset(map(np.dtype, ("int8", "uint8", "int32")))
+TELLING = ("logit", "score", "output", "prob", "class")
+"""In names of outputs, from the most to the least telling."""
+
+
+def find_logits(
+    answers: Mapping[str, Any], types: Mapping[str, str], images: int, asked: str | None, graph: ModelProto, where: str
+) -> str:
+    """The name of the output that holds a row of K >= 2 numbers for each image.
+
+    Args:
+        answers: what the runtime gave for some images, by output.
+        types: of all outputs, as the runtime names them.
+        images: how many these were.
+        asked: the name that the user gave.
+
+    Raises:
+        UserError: there is none, it is not the one that was asked for, or there are several that nothing tells apart.
+    """
+    # Quantised files may answer in integers; where there are float numbers too, integers are classes or ranks, and
+    # those of 64 bits always are.
+    both = ([name for name, answer in answers.items() if _are_logits(answer, images, of)] for of in (FLOATS, QUANTISED))
+    fitting = next((names for names in both if names), [])
+    # Behind a TopK the largest number always comes first, and stands for no class.
+    fitting = [name for name in fitting if not is_made_by(graph, name, "TopK")]
+    given = ", ".join(f"{name}: {getattr(answers[name], 'shape', types[name])}" for name in answers)
+    if asked is not None:
+        if asked not in fitting:
+            raise UserError(
+                f"'{where}' has no output '{asked}' of logits (N, K): it gives {given} for {images} images",
+                hint=f"--logits-output {' or '.join(fitting)}" if fitting else "is it an image classifier?",
+            )
+        return asked
+    if not fitting:
+        maps = any(kind.startswith("seq(map") for kind in types.values())
+        raise UserError(
+            f"'{where}' is not a classifier: expected logits (N, K), it gives {given} for {images} images",
+            hint="convert it without ZipMap (options={'zipmap': False})"
+            if maps
+            else "a classifier gives one row of K >= 2 numbers an image",
+        )
+    # Where a Softmax and its input are both outputs, they are one answer, and the input has the better gradients.
+    choice = [name for name in fitting if (squash := find_squash(graph, name)) is None or squash.logits not in fitting]
+    if len(choice) == 1:
+        return choice[0]
+    for word in TELLING:
+        for named in (
+            [name for name in choice if name.lower() in (word, f"{word}s")],
+            [name for name in choice if word in name.lower()],
+        ):
+            if len(named) == 1:
+                return named[0]
+    raise UserError(
+        f"'{where}' has {len(choice)} outputs that may be the logits: {given}",
+        hint="name one with --logits-output",
+    )
+
+
+def _are_logits(answer: Any, images: int, kinds: Collection[np.dtype[Any]]) -> bool:
+    """Whether it is a row of K >= 2 numbers per image: `(N, K)`, perhaps with axes of size 1; of one image `(K,)`."""
+    if not isinstance(answer, np.ndarray) or answer.dtype not in kinds or answer.size < 2 * images:
+        return False
+    if images == 1 and answer.ndim == 1:
+        return True
+    return answer.ndim >= 2 and answer.shape[0] == images and max(answer.shape[1:]) * images == answer.size
+
+
+@dataclass(frozen=True)
+class Squash:
+    """A final Softmax or Sigmoid. It keeps the order of the classes.
+
+    Attributes:
+        logits: the tensor before it.
+        kind: which of the two.
+        step: of the probabilities, where they are quantised; else 0.
+    """
+
+    logits: str
+    kind: Literal["Softmax", "Sigmoid"]
+    step: float = 0.0
+
+    @property
+    def error(self) -> float:
+        """Error of an answer of any size. A Softmax has none, since its small answers have small errors."""
+        return SIGMOID_ERROR if self.kind == "Sigmoid" else 0.0
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of logits `(N, K)`."""
+        return logits.softmax(dim=1) if self.kind == "Softmax" else logits.sigmoid()
+
+    def log_probabilities(self, probabilities: Tensor, dtype: np.dtype[Any]) -> Tensor:
+        """The logarithm of a file's answers in `dtype`; those below its smallest number or step count as that."""
+        return probabilities.clamp(min=max(self.step, float(np.finfo(dtype).tiny))).log()
+
+    def logits_of(self, answers: NDArray[Any]) -> Logits:
+        """A file's probabilities `(N, K)` as logarithms, with the same first largest entry in each row."""
+        probabilities = answers.astype(np.float32)
+        logs: Logits = self.log_probabilities(torch.from_numpy(probabilities), answers.dtype).numpy()
+        # Neighbouring numbers can have one logarithm; the verdict is the file's own.
+        winner = probabilities.argmax(axis=1)
+        (tied,) = np.nonzero(logs.argmax(axis=1) != winner)
+        logs[tied, winner[tied]] = np.nextafter(logs[tied].max(axis=1), np.float32(np.inf))
+        return logs
+
+
+def find_squash(model: ModelProto, output: str) -> Squash | None:
+    """The Softmax or Sigmoid that makes `output`; None if neither does."""
+    made_by, step = makers(model.graph), 0.0
+    node = computes(made_by, output)
+    if node is not None and node.op_type == "DequantizeLinear":
+        scale = constants(model.graph).get(node.input[1])
+        quantiser = computes(made_by, node.input[0])
+        if scale is None or quantiser is None or quantiser.op_type != "QuantizeLinear":
+            return None
+        step, node = float(numpy_helper.to_array(scale).max()), computes(made_by, quantiser.input[0])
+    kind = next((each for each in SQUASHES if node is not None and node.op_type == each), None)
+    return None if node is None or kind is None else Squash(node.input[0], kind, step)
+
+
+def is_made_by(model: ModelProto, output: str, operator: str) -> bool:
+    """Whether an operator computes the numbers of `output`."""
+    node = computes(makers(model.graph), output)
+    return node is not None and node.op_type == operator
+
+
+def answer_with(model: ModelProto, tensor: str) -> None:
+    """Make `tensor` the only output of the graph, in place."""
+    info = next((info for info in model.graph.output if info.name == tensor), onnx.ValueInfoProto(name=tensor))
+    kept = onnx.ValueInfoProto()
+    kept.CopyFrom(info)
+    del model.graph.output[:]
+    model.graph.output.append(kept)

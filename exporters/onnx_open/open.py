@@ -1,0 +1,241 @@
+"""ONNX files, opened: ONNX Runtime predicts, and a differentiable twin of the graph gives gradients."""
+
+import math
+from contextlib import redirect_stderr, suppress
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, fx, nn
+
+from dgad_tk.artifact import Artifact
+from dgad_tk.common import UserError, reason_of, sha256_file
+from dgad_tk.interface import AS_IS, Interface
+from dgad_tk.predictor import Images, Logits, Predictor, check_classes, probe_classes
+from exporters.onnx_open.free_batch import free_batch
+from exporters.onnx_open.image_input import ImageInput, image_inputs
+from exporters.onnx_open.logits_output import Squash, answer_with, find_logits, find_squash, is_made_by
+from exporters.onnx_open.runtime_graph import logit_step, precision_of, runtime_graph
+from exporters.onnx_open.session import BLANK, OTHER_SIZE, Runtime, open_session, tried
+from exporters.onnx_read.parts import inlined
+from exporters.onnx_read.read import read_onnx
+from exporters.onnx_twin import to_torch
+from exporters.onnx_twin.freezing import freeze_convolutions
+
+SQUASH_TOLERANCE = 1e-2
+"""Largest difference of probabilities at which what looks like the final Softmax is one over the classes."""
+
+
+class NoGradients(UserError):
+    """ONNX Runtime runs a file, but no differentiable module can be made of it.
+
+    Attributes:
+        predictor: answers without gradients, for those who need none.
+    """
+
+    def __init__(self, obstacle: UserError, predictor: Predictor) -> None:
+        super().__init__(f"'{predictor.path}': {obstacle.message}", obstacle.hint)
+        self.predictor = predictor
+
+
+def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, interface: Interface = AS_IS) -> Predictor:
+    """Open an ONNX classifier: ONNX Runtime predicts, the twin differentiates.
+
+    The steps are: read and check the file; open a session; find the input that is an image and the output that holds
+    the logits, by running blank images; build the twin. A file whose input is uint8 `(1, 224, 224, 3)` and whose graph
+    ends in `Reshape(x, [1, -1]) -> Gemm -> Softmax` is opened like this:
+
+        predict   images are rounded to grey levels, moved to (N, H, W, C) and given to the file one at a time;
+                  what comes back is the logarithm of its probabilities
+        module    the twin of the graph up to Gemm, with `Reshape(x, [-1, 2048])`, for any number of images at once
+
+    Where a file ends in a Softmax or Sigmoid, gradients come from the logits before it. `predict` returns the logarithm
+    of the file's own answer: the same logits up to a constant per image, with the same first largest entry. So a
+    verdict is always the file's. `Predictor.finish` turns the twin's logits into what `predict` returns.
+
+    Args:
+        input_shape: (C, H, W), where the graph leaves its input's shape open or takes flat images.
+        interface: what the file expects to be done to images, and what its shapes do not say.
+
+    Raises:
+        NoGradients: it runs, and its twin cannot be made: it has an operator that the twin lacks.
+        UserError: not ONNX, damaged, not an image classifier, or one that can be read in several ways.
+    """
+    where = str(path)
+    proto = read_onnx(path)
+    artifact = Artifact.from_mapping({entry.key: entry.value for entry in proto.metadata_props}, where)
+    interface.check_record(artifact, where)
+    if artifact is not None:
+        input_shape, interface = artifact.input_shape, replace(interface, layout="nchw")
+    session = open_session(path)
+    with suppress(UserError):  # what cannot be written out is an obstacle to the twin, which says so
+        proto = inlined(proto)
+    runtime, answers = tried(session, image_inputs(session.get_inputs(), proto, input_shape, interface, where), where)
+    image = runtime.image
+    _check_shape(image.shape, artifact, where)
+    types = {entry.name: entry.type for entry in session.get_outputs()}
+    output = find_logits(answers, types, image.batch or BLANK, interface.logits_output, proto, where)
+    module: nn.Module | None = None
+    squash: Squash | None = None
+    obstacle: UserError | None = None
+    try:
+        module, squash, notes = _differentiable(proto, output, runtime)
+        module = module.to("cuda" if torch.cuda.is_available() else "cpu")
+    except UserError as error:
+        obstacle, notes = error, [f"there are no gradients: {error.message}"]
+
+    def predict(images: Images) -> Logits:
+        rows = runtime.rows(images, output)
+        return squash.logits_of(rows) if squash else np.asarray(rows, dtype=np.float32)
+
+    def finish(logits: Tensor) -> Tensor:
+        assert squash is not None
+        return squash.log_probabilities(squash.probabilities(logits), answers[output].dtype)
+
+    classes = probe_classes(predict, image.shape, where)
+    check_classes(classes, artifact, where)
+    if len(answers) > 1:
+        notes = [f"the logits are the output '{output}', one of {', '.join(answers)}", *notes]
+    predictor = Predictor(
+        predict,
+        module,
+        image.shape,
+        classes,
+        "onnx",
+        path,
+        sha256_file(path),
+        artifact,
+        runtime=f"onnxruntime {onnxruntime.__version__} {session.get_providers()[0]}",
+        finish=finish if squash else None,
+        answer_error=squash.error if squash else 0.0,
+        interface=replace(image.interface, logits_output=output),
+        notes=(*image.notes, *notes),
+        batch=image.batch,
+        precision=precision_of(proto),
+        # Between the smallest steps of quantised probabilities their logarithm doubles.
+        logit_step=max(logit_step(proto), math.log(2) if squash is not None and squash.step else 0.0),
+    )
+    if obstacle is not None:
+        raise NoGradients(obstacle, predictor) from obstacle
+    return predictor
+
+
+def _check_shape(shape: tuple[int, int, int], artifact: Artifact | None, where: str) -> None:
+    """Raises:
+    UserError: the record names other images than the graph takes.
+    """
+    if artifact is not None and shape != artifact.input_shape:
+        raise UserError(
+            f"'{where}' takes images of {shape}, its metadata record says {artifact.input_shape} (C, H, W)",
+            hint="export it again",
+        )
+
+
+class _Fed(nn.Module):
+    """The twin of a graph, given its input as made from images. Gives float32 logits `(N, K)`."""
+
+    def __init__(self, image: ImageInput, twin: nn.Module) -> None:
+        super().__init__()
+        self.feed, self.twin = image.feed(), twin
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.twin(self.feed(x))
+        return logits.reshape(len(x), -1).float()
+
+
+class _OneImage(nn.Module):
+    """The twin of a graph without an axis for the batch, for batches of one image."""
+
+    def __init__(self, twin: nn.Module) -> None:
+        super().__init__()
+        self.twin = twin
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.twin(x[0])
+        return logits.reshape(1, -1)
+
+
+def _differentiable(
+    proto: onnx.ModelProto, output: str, runtime: Runtime
+) -> tuple[nn.Module, Squash | None, list[str]]:
+    """The module that gradients come from, the end of the graph that it leaves out, and notes about it.
+
+    Args:
+        proto: changed in place.
+    """
+    squash = find_squash(proto, output)
+    if squash is not None:
+        module, notes = _any_batch(proto, squash.logits, runtime)
+        images = _images(runtime.image, runtime.image.batch or BLANK)
+        with torch.no_grad():
+            ours = squash.probabilities(module(images)).numpy()
+        theirs = runtime.rows(images.numpy(), output)
+        if ours.shape == theirs.shape and np.abs(ours - theirs).max() <= SQUASH_TOLERANCE:
+            notes.append(
+                f"gradients come from the logits before the final {squash.kind}, verdicts from the file's own answer"
+            )
+            return module, squash, notes
+    module, notes = _any_batch(proto, output, runtime)
+    if is_made_by(proto, output, "LogSoftmax"):
+        notes.append("the file answers with log-probabilities: they serve as logits")
+    return module, None, notes
+
+
+def _any_batch(proto: onnx.ModelProto, tensor: str, runtime: Runtime) -> tuple[nn.Module, list[str]]:
+    """The twin of the graph up to `tensor`, for images `(N, C, H, W)` in [0, 1], any number of them.
+
+    Raises:
+        UserError: it cannot be made, or does not take images of this size.
+    """
+    image = runtime.image
+    answer_with(proto, tensor)
+    # A quantised or half-precision file is run as something else than it says.
+    runs = proto if precision_of(proto) == "fp32" else runtime_graph(proto)
+    twin: nn.Module = to_torch(runs)
+    feed, notes = image.feed(), []
+    if not image.has_batch_axis:
+        twin = _OneImage(twin)
+    few = feed(_images(image, image.batch or BLANK))
+    logits = _first_answer(twin, few, runtime)
+    if image.batch is not None:
+        graph = runs if image.has_batch_axis else None
+        twin, free = free_batch(graph, twin, image.batch, lambda count: feed(_images(image, count)))
+        if not free:
+            notes.append(f"gradients are computed {image.batch} at a time, which is slow: the graph is made for that")
+    # Channels-last weights make the convolutions of a gradient step a fifth to a third faster on a CPU. `Module.to`
+    # would refuse a graph with a constant of five axes.
+    for weight in twin.buffers():
+        if weight.dim() == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    if isinstance(twin, fx.GraphModule):
+        freeze_convolutions(twin)
+    plain = image.plain and logits.dim() == 2 and logits.dtype is torch.float32
+    return (twin if plain else _Fed(image, twin)).eval(), notes
+
+
+def _first_answer(twin: nn.Module, few: Tensor, runtime: Runtime) -> Tensor:
+    """What a twin gives for the first images it is tried on.
+
+    Raises:
+        UserError: they do not fit its graph. ONNX Runtime runs some of these, such as windows larger than an image.
+    """
+    try:
+        with torch.no_grad(), redirect_stderr(StringIO()):  # torch.fx prints the line of its code that fails
+            logits: Tensor = twin(few)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"its twin does not run on images of shape {runtime.image.shape}, which may be too small for it: "
+            f"{reason_of(error)}",
+            hint=OTHER_SIZE,
+        ) from None
+    return logits
+
+
+def _images(image: ImageInput, count: int) -> Tensor:
+    """Noise to try a twin on. Each image is brighter than the one before."""
+    noise = torch.rand(count, *image.shape, generator=torch.Generator().manual_seed(0))
+    return noise * torch.linspace(0.25, 1, count).reshape(-1, 1, 1, 1)

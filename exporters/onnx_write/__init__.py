@@ -1,0 +1,1 @@
+"""ONNX files in float32, float16 and INT8."""

@@ -1,0 +1,113 @@
+"""`.pt2` files: a program of torch.export and the metadata record."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, fx, nn
+
+from dgad_tk.artifact import Artifact
+from dgad_tk.common import UserError, reason_of, sha256_file, written_aside
+from dgad_tk.interface import AS_IS, Interface
+from dgad_tk.predictor import Predictor, predictor_of_module
+from exporters.torch_files.archive import EXTRA_FILE, read_archived_record
+
+
+class ExportedModule(nn.Module):
+    """The network of a .pt2 file. It was exported in eval mode and has no other; it can be copied and pickled.
+
+    Args:
+        program: of one input, `(N, C, H, W)`.
+    """
+
+    def __init__(self, program: torch.export.ExportedProgram) -> None:
+        super().__init__()
+        # Without the program's own guards, which do not pickle: `load_torch_export` looks at the input's shape instead.
+        graph = program.module(check_guards=False)
+        # What `module()` returns refuses `eval()` as well as `train()`; a plain GraphModule of the same graph does not.
+        self.net = fx.GraphModule(graph, graph.graph)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            raise ValueError("an exported program stays in eval mode")
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits
+
+
+def save_torch_export(model: nn.Module, artifact: Artifact, path: Path) -> None:
+    """Write `model` (eval mode) as a program with a dynamic batch and its record inside."""
+    program = torch.export.export(
+        model.eval(),
+        (torch.zeros(2, *artifact.input_shape),),
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of the machine that wrote it
+    content = BytesIO()
+    torch.export.save(program, content, extra_files={EXTRA_FILE: artifact.to_json()})
+    with written_aside(path) as aside:
+        aside.write_bytes(content.getbuffer())
+
+
+def load_torch_export(
+    path: Path, input_shape: tuple[int, int, int] | None = None, interface: Interface = AS_IS
+) -> Predictor:
+    """Open a .pt2 file, which can run its author's code.
+
+    Args:
+        input_shape: (C, H, W), where the program leaves its input's shape open.
+        interface: what is done to images before a file from elsewhere takes them.
+
+    Raises:
+        UserError: damaged, or not an image classifier.
+    """
+    try:
+        program = torch.export.load(str(path))
+    except Exception as error:  # noqa: BLE001 - torch raises whatever the damaged content leads it to
+        raise UserError(
+            f"'{path}' cannot be read as an exported program: {reason_of(error)}",
+            hint="it may be of another version of PyTorch; export it again",
+        ) from None
+    artifact = read_archived_record(path)
+    shape = _input_shape(program, artifact.input_shape if artifact else input_shape, path)
+    return predictor_of_module(
+        ExportedModule(program),
+        shape,
+        format="torch-export",
+        path=path,
+        sha256=sha256_file(path),
+        artifact=artifact,
+        interface=interface,
+    )
+
+
+def _input_shape(
+    program: torch.export.ExportedProgram, known: tuple[int, int, int] | None, path: Path
+) -> tuple[int, int, int]:
+    names = program.graph_signature.user_inputs
+    inputs = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].ndim != 4:
+        found = ", ".join(str(tuple(each.shape) if isinstance(each, Tensor) else each) for each in inputs) or "no input"
+        raise UserError(
+            f"'{path}' is not an image classifier: it takes {found}",
+            hint="expected one float32 input (N, C, H, W) and logits (N, K)",
+        )
+    batch, *declared = inputs[0].shape
+    if isinstance(batch, int):
+        raise UserError(
+            f"'{path}' takes batches of exactly {batch}: {tuple(inputs[0].shape)}",
+            hint="export it with a dynamic batch dimension",
+        )
+    if all(isinstance(size, int) for size in declared):
+        channels, height, width = declared
+        return channels, height, width
+    if known is None:
+        raise UserError(
+            f"'{path}' leaves its input's shape open: {tuple(inputs[0].shape)}", hint="name the images with --dataset"
+        )
+    return known
