@@ -25,9 +25,9 @@ from art.attacks.evasion import AutoAttack as ArtAutoAttack
 from pyautoattack import AutoAttack as AuthorsAutoAttack
 
 from cli.flags.models import open_model
-from dgad_tk.losses import cross_entropy
+from dgad_tk.artifacts.predictor import Predictor, predictor_of_module
+from dgad_tk.ascent.losses import cross_entropy
 from dgad_tk.models import build_model
-from dgad_tk.predictor import Predictor, predictor_of_module
 from evaluators.attacks.autoattack.ensemble import AutoAttack
 from evaluators.attacks.native import Victim, kept
 from evaluators.target.estimators import Counted, to_estimator

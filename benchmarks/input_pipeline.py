@@ -30,11 +30,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from dgad_tk.batches import batch_positions, fetch
+from dgad_tk.ascent.inner_max import draw_noise
 from dgad_tk.data import Augmentation, Split
 from dgad_tk.data.augment import augment
+from dgad_tk.data.batches import batch_positions, fetch
 from dgad_tk.draws import Draws
-from dgad_tk.inner_max import draw_noise
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cli.flags.models import dataset_of
-from dgad_tk.number_text import format_fraction
+from dgad_tk.strangers.number_text import format_fraction
 from evaluators.engine.evaluate import evaluate
 from evaluators.engine.record import Evaluation
 from evaluators.plan.rows import Surrogate, plan

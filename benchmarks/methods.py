@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from dgad_tk.checkpoint import load_model
-from dgad_tk.config import TrainConfig
+from dgad_tk.artifacts.runs import RunFolder
+from dgad_tk.artifacts.weights import load_model
+from dgad_tk.config.training import TrainConfig
 from dgad_tk.data import load_dataset
 from dgad_tk.draws import Draws
 from dgad_tk.methods import METHODS
-from dgad_tk.runs import RunFolder
-from dgad_tk.selection import accuracies
-from dgad_tk.train import train
+from dgad_tk.training.selection import accuracies
+from dgad_tk.training.train import train
 
 
 def main() -> None:

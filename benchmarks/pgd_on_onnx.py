@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dgad_tk.artifact import Artifact
-from dgad_tk.checkpoint import load_model, save_weights
+from dgad_tk.artifacts.predictor import predictor_of_module
+from dgad_tk.artifacts.record import Artifact
+from dgad_tk.artifacts.weights import load_model, save_weights
 from dgad_tk.models import build_model
-from dgad_tk.predictor import predictor_of_module
 from evaluators.attacks.pgd import ProjectedGradient
 from evaluators.target.estimators import to_estimator
 from exporters.export import export

@@ -23,13 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgad_tk.fold import Inner, autocast, folded
-from dgad_tk.inner_max import inner_max
-from dgad_tk.losses import kl
+from dgad_tk.ascent.folded import Inner, autocast, folded
+from dgad_tk.ascent.inner_max import inner_max
+from dgad_tk.ascent.losses import kl
+from dgad_tk.config.threat import ThreatModel
 from dgad_tk.methods import Batch, build_method
 from dgad_tk.models import build_model
-from dgad_tk.threat import ThreatModel
-from dgad_tk.trained import bare, shared
+from dgad_tk.models.trained import bare, shared
 
 THREAT = ThreatModel.of("linf", 8 / 255)
 PCR_WEIGHT = 5.0

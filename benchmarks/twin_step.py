@@ -1,7 +1,7 @@
 """What a gradient to the images costs through the twin of an ONNX file, against the module that it came from.
 
 Four columns, interleaved so that a machine that slows down slows all: the module as it is in eval mode, the module
-with BatchNorm folded and weights frozen (`dgad_tk.fold`, what our own attacks on torch models run), the twin of its
+with BatchNorm folded and weights frozen (`dgad_tk.ascent.folded`, what our own attacks on torch models run), the twin of its
 fp32 file, the twin of its INT8 file. Medians, and the medians of the ratios within a round.
 
     python benchmarks/twin_step.py --models resnet18,mobilenetv2,resnet20 --repeats 15
@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgad_tk.artifact import Artifact
-from dgad_tk.fold import folded
+from dgad_tk.artifacts.record import Artifact
+from dgad_tk.ascent.folded import folded
 from dgad_tk.models import build_model
 from exporters.formats import load
 from exporters.onnx_read.read import read_onnx

@@ -14,7 +14,7 @@ import typer
 from cli.commands import attack, bench, export, gate, inspect, list, train
 from dgad_tk import __version__
 from dgad_tk.common import GateError, UserError
-from dgad_tk.names import check_utf8
+from dgad_tk.strangers.names import check_utf8
 
 OK, FAILED_GATE, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
 

@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dgad_tk.checkpoint import load_model
+from dgad_tk.artifacts.predictor import Images
+from dgad_tk.artifacts.weights import load_model
 from dgad_tk.common import GateError, UserError, lookup, nearest, sha256_file
-from dgad_tk.predictor import Images
 from exporters.formats import EXPORTERS, Format, load
 from exporters.onnx_write.float32 import Report
 from exporters.parity.divergence import first_divergence

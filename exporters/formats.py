@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgad_tk.artifact import Artifact
-from dgad_tk.checkpoint import read_weights
+from dgad_tk.artifacts.predictor import Predictor, load_safetensors
+from dgad_tk.artifacts.preprocessing import AS_IS, Interface
+from dgad_tk.artifacts.record import Artifact
+from dgad_tk.artifacts.weights import read_weights
 from dgad_tk.common import UserError
-from dgad_tk.interface import AS_IS, Interface
-from dgad_tk.predictor import Predictor, load_safetensors
 from exporters.onnx_open.open import load_onnx
 from exporters.onnx_read.read import read_onnx_record
 from exporters.onnx_write.float16 import save_onnx_fp16

@@ -11,7 +11,7 @@ import torch
 from shared import Victim, artifact, randomise_batch_norm
 from trained import trained_on_digits
 
-from dgad_tk.checkpoint import save_weights
+from dgad_tk.artifacts.weights import save_weights
 from dgad_tk.data import load_dataset
 from dgad_tk.models import build_model
 

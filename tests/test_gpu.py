@@ -8,9 +8,9 @@ import pytest
 import torch
 from shared import Run, runner
 
-from dgad_tk.checkpoint import load_model
+from dgad_tk.artifacts.predictor import predictor_of_module
+from dgad_tk.artifacts.weights import load_model
 from dgad_tk.models import build_model
-from dgad_tk.predictor import predictor_of_module
 
 pytestmark = pytest.mark.gpu
 

@@ -88,4 +88,4 @@ def test_the_wheel_holds_four_packages_and_no_more(tmp_path: Path) -> None:
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == set(MAY_IMPORT)
     assert "dgad = cli.app:main" in entry_points
-    assert {"dgad_tk/py.typed", "dgad_tk/recipes/default.yaml"} <= set(names)
+    assert {"dgad_tk/py.typed", "dgad_tk/config/recipes/default.yaml"} <= set(names)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from shared import ROOT
 
+from dgad_tk.config.recipe import recipe_names
 from dgad_tk.data import DATASETS
 from dgad_tk.methods import ADDONS, METHODS
 from dgad_tk.models import MODELS
-from dgad_tk.recipe import recipe_names
 from evaluators.attacks import ATTACKS
 from evaluators.plan.suites import SUITES
 from exporters.formats import EXPORTERS

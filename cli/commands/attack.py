@@ -23,7 +23,7 @@ from cli.printing.results_table import print_json, results_table
 from dgad_tk.common import UserError, lookup
 
 if TYPE_CHECKING:
-    from dgad_tk.predictor import Predictor
+    from dgad_tk.artifacts.predictor import Predictor
     from evaluators.results import Results
 
 
@@ -93,7 +93,7 @@ def attack(
     from datetime import timedelta
 
     from dgad_tk.distributed import by_leader, joined
-    from dgad_tk.train import pick_device
+    from dgad_tk.training.train import pick_device
     from evaluators.attacks import ATTACKS
     from evaluators.engine.evaluate import default_batch_size, evaluate
     from evaluators.engine.pilot import pilot
@@ -208,7 +208,7 @@ def _show(attacked: "list[tuple[Results, Path]]", surrogates: dict[str, str], fo
 
 def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:
     """`--set ATTACK.key=value` as what is set for each attack."""
-    from dgad_tk.settings import parse_setting
+    from dgad_tk.config.settings import parse_setting
 
     changes: dict[str, dict[str, Any]] = {}
     for key, value in map(parse_setting, settings):

@@ -17,13 +17,13 @@ import typer
 from cli.flags.models import default_eps, named_images, open_model
 from cli.flags.preprocessing import interface_of
 from cli.flags.values import TRUST, real, whole
-from dgad_tk import number_text
 from dgad_tk.common import UserError, lookup, write_json
-from dgad_tk.number_text import parse_fraction
+from dgad_tk.strangers import number_text
+from dgad_tk.strangers.number_text import parse_fraction
 
 if TYPE_CHECKING:
+    from dgad_tk.artifacts.predictor import Predictor
     from dgad_tk.data import Dataset
-    from dgad_tk.predictor import Predictor
     from exporters.bench.describe import Subject
     from exporters.bench.latency import Measurement
 
@@ -92,7 +92,7 @@ def bench(
 
     from cli.printing.bench_table import bench_table
     from cli.printing.progress import BenchProgress
-    from dgad_tk.artifact import tool_versions
+    from dgad_tk.artifacts.record import tool_versions
     from exporters.bench.describe import describe
     from exporters.bench.latency import available_threads, measure
 

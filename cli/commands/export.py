@@ -12,12 +12,12 @@ import typer
 from cli.flags.values import whole
 from cli.printing.export_table import print_export
 from dgad_tk.common import GateError, UserError, lookup
-from dgad_tk.names import check_utf8
+from dgad_tk.strangers.names import check_utf8
 
 if TYPE_CHECKING:
-    from dgad_tk.artifact import Artifact
+    from dgad_tk.artifacts.predictor import Images
+    from dgad_tk.artifacts.record import Artifact
     from dgad_tk.data import Dataset
-    from dgad_tk.predictor import Images
     from exporters.export import Exported
     from exporters.formats import Format
     from exporters.onnx_write.int8 import Int8
@@ -57,7 +57,7 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON, one line a file.")] = False,
 ) -> None:
     """Write a trained student in a deployable format, verified against its source."""
-    from dgad_tk.runs import newest_run, weights_of
+    from dgad_tk.artifacts.runs import newest_run, weights_of
     from exporters.export import ParityError, Source
     from exporters.export import export as run_export
     from exporters.formats import EXPORTERS

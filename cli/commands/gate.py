@@ -10,7 +10,7 @@ import typer
 
 from cli.printing.gates import print_gates
 from dgad_tk.common import GateError, UserError
-from dgad_tk.number_text import NotANumberError, exact
+from dgad_tk.strangers.number_text import NotANumberError, exact
 
 if TYPE_CHECKING:
     from evaluators.results import Results

@@ -63,7 +63,7 @@ def _formats() -> Lines:
 
 
 def _recipes() -> Lines:
-    from dgad_tk.recipe import load_recipe, recipe_names
+    from dgad_tk.config.recipe import load_recipe, recipe_names
 
     return [(name, load_recipe(name).summary) for name in recipe_names()]
 

@@ -14,8 +14,8 @@ from cli.flags.values import TRUST, numbers, real, whole
 from dgad_tk.common import UserError
 
 if TYPE_CHECKING:
-    from dgad_tk.config import TrainConfig
-    from dgad_tk.runs import RunFolder
+    from dgad_tk.artifacts.runs import RunFolder
+    from dgad_tk.config.training import TrainConfig
 
 
 def train(
@@ -84,7 +84,7 @@ def train(
 
     Ctrl-C ends the run after the step it is in, and saves it; a second Ctrl-C ends it at once.
     """
-    from dgad_tk.config import TrainConfig
+    from dgad_tk.config.training import TrainConfig
 
     keys = {name: value for name, value in locals().items() if name in TrainConfig.model_fields}
     flags = {name: value for name, value in keys.items() if value is not None and value is not False}
@@ -98,7 +98,7 @@ def train(
     from cli.flags.teacher import model_file_teacher
     from cli.printing.progress import TrainingProgress
     from dgad_tk.distributed import launched
-    from dgad_tk.train import train as run_training
+    from dgad_tk.training.train import train as run_training
 
     leads = launched().leads
     quiet = quiet or not leads
@@ -128,10 +128,10 @@ def train(
 
 def _announce(config: "TrainConfig") -> None:
     """What is about to happen, on stderr."""
-    from dgad_tk.config import AUTO
+    from dgad_tk.config.training import AUTO
     from dgad_tk.methods import find_method
     from dgad_tk.models import find_model
-    from dgad_tk.number_text import format_fraction
+    from dgad_tk.strangers.number_text import format_fraction
 
     find_model(config.student)
     threat = f"{config.attack.norm} {format_fraction(config.attack.eps)}, {config.attack.steps} steps"
@@ -160,11 +160,11 @@ def _configured(
     given: dict[str, Any], config: str | None, settings: list[str], out: Path | None, resume: bool
 ) -> tuple["TrainConfig", Path | None]:
     """Defaults, then the config file or the run to resume, then `DGAD_*`, then flags."""
-    from dgad_tk.config import TrainConfig
-    from dgad_tk.parsing import validated
-    from dgad_tk.recipe import load_recipe, over
-    from dgad_tk.runs import RunFolder, newest_run
-    from dgad_tk.settings import from_environment, parse_settings
+    from dgad_tk.artifacts.runs import RunFolder, newest_run
+    from dgad_tk.config.parsing import validated
+    from dgad_tk.config.recipe import load_recipe, over
+    from dgad_tk.config.settings import from_environment, parse_settings
+    from dgad_tk.config.training import TrainConfig
 
     values: dict[str, Any] = {}
     if resume:
@@ -205,8 +205,8 @@ def _refuse_another_teacher(config: "TrainConfig") -> None:
 
 
 def _print_result(folder: "RunFolder", config: "TrainConfig", as_json: bool) -> None:
-    from dgad_tk.checkpoint import read_weights
-    from dgad_tk.recipe import printed_figures, printed_place
+    from dgad_tk.artifacts.weights import read_weights
+    from dgad_tk.config.recipe import printed_figures, printed_place
 
     _, artifact = read_weights(folder.best)
     training = artifact.training

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dgad_tk.common import UserError
-from dgad_tk.names import same_names
+from dgad_tk.strangers.names import same_names
 
 if TYPE_CHECKING:
-    from dgad_tk.artifact import Artifact
+    from dgad_tk.artifacts.predictor import Predictor
+    from dgad_tk.artifacts.preprocessing import Interface
+    from dgad_tk.artifacts.record import Artifact
     from dgad_tk.data import Dataset
-    from dgad_tk.interface import Interface
-    from dgad_tk.predictor import Predictor
 
 
 def dataset_of(
@@ -73,7 +73,7 @@ def open_model(
     Raises:
         UserError: one of them cannot be opened, or their classes differ.
     """
-    from dgad_tk.interface import AS_IS
+    from dgad_tk.artifacts.preprocessing import AS_IS
     from exporters.formats import load
     from exporters.onnx_open.open import NoGradients
 

@@ -7,7 +7,7 @@ from cli.flags.values import numbers
 from dgad_tk.common import UserError, lookup
 
 if TYPE_CHECKING:
-    from dgad_tk.interface import Interface
+    from dgad_tk.artifacts.preprocessing import Interface
 
 LAYOUTS = {"nchw": "nchw", "nhwc": "nhwc"}
 
@@ -20,7 +20,7 @@ def interface_of(
     Raises:
         UserError: one of them cannot be read, or they contradict each other.
     """
-    from dgad_tk.interface import Interface
+    from dgad_tk.artifacts.preprocessing import Interface
 
     given: dict[str, Any] = {"logits_output": logits_output}
     if layout is not None:

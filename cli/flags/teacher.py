@@ -11,12 +11,12 @@ from dgad_tk.common import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-    from dgad_tk.config import TrainConfig
+    from dgad_tk.config.training import TrainConfig
     from dgad_tk.data import Dataset
 
 
 def model_file_teacher(config: "TrainConfig", *, trust: bool) -> "Callable[[Dataset], tuple[nn.Module, str]] | None":
-    """What opens the teacher of a run whose config names a model file, for `dgad_tk.train.train`.
+    """What opens the teacher of a run whose config names a model file, for `dgad_tk.training.train.train`.
 
     None where the method has no teacher, or it is trained first, or it is weights, which `dgad_tk` reads itself.
 
@@ -24,7 +24,7 @@ def model_file_teacher(config: "TrainConfig", *, trust: bool) -> "Callable[[Data
         config: resolved.
         trust: open a file that is a program (.pt, .pt2).
     """
-    from dgad_tk.config import AUTO
+    from dgad_tk.config.training import AUTO
     from dgad_tk.methods import find_method
 
     path = Path(config.teacher)
@@ -42,8 +42,8 @@ def _open(config: "TrainConfig", path: Path, trust: bool, dataset: "Dataset") ->
     from torch import nn
 
     from dgad_tk.models import Normalize, check_input
-    from dgad_tk.normalisation import check_given
-    from dgad_tk.teachers import check_record
+    from dgad_tk.teachers.normalisation import check_given
+    from dgad_tk.teachers.opening import check_record
     from exporters.formats import load
 
     predictor = load(path, dataset.shape, trust=trust)
@@ -73,7 +73,7 @@ def _open(config: "TrainConfig", path: Path, trust: bool, dataset: "Dataset") ->
 
 def _is_model_file(path: Path) -> bool:
     """Whether `exporters` opens it. A .pt is TorchScript if there is code in it, else a checkpoint of weights."""
-    from dgad_tk.weight_files import is_torchscript
+    from dgad_tk.artifacts.weight_files import is_torchscript
     from exporters.formats import LOADERS
 
     if not path.is_file() or path.suffix == ".safetensors" or path.suffix not in LOADERS:

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from dgad_tk import number_text
 from dgad_tk.common import UserError
-from dgad_tk.number_text import parse_fraction
+from dgad_tk.strangers import number_text
+from dgad_tk.strangers.number_text import parse_fraction
 
 NORMS = {"linf": "linf", "l2": "l2", "l1": "l1"}
 
@@ -33,7 +33,7 @@ def real(flag: str, help: str) -> Any:
 
 def _reader(kind: type, flag: str, least: int | None, most: int | None) -> Callable[[Any], Any]:
     def read(text: Any) -> Any:
-        from dgad_tk.parsing import read_text  # pydantic, which `--help` can do without
+        from dgad_tk.config.parsing import read_text  # pydantic, which `--help` can do without
 
         value = read_text(kind, text, flag) if isinstance(text, str) else text  # else it is the default
         if least is not None and value < least:

@@ -8,7 +8,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from cli.printing.results_table import WIDE
-from dgad_tk.number_text import format_fraction
+from dgad_tk.strangers.number_text import format_fraction
 
 MISSING = "-"
 

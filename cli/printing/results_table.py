@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from dgad_tk.number_text import format_fraction
+from dgad_tk.strangers.number_text import format_fraction
 
 if TYPE_CHECKING:
     from evaluators.results import ClassShare, Interval, Results

@@ -5,10 +5,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dgad_tk.fold import folded
-from dgad_tk.inner_max import inner_max
-from dgad_tk.losses import cross_entropy
-from dgad_tk.threat import ThreatModel
+from dgad_tk.ascent.folded import folded
+from dgad_tk.ascent.inner_max import inner_max
+from dgad_tk.ascent.losses import cross_entropy
+from dgad_tk.config.threat import ThreatModel
 
 BATCH = 64
 

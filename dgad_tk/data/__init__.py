@@ -5,12 +5,12 @@ from functools import partial
 from pathlib import Path
 
 from dgad_tk.common import UserError, lookup
-from dgad_tk.data import cifar, digits, fashion_mnist, imagefolder, svhn, tiny_imagenet
 from dgad_tk.data.download import downloads
 from dgad_tk.data.reading import NotThereError
+from dgad_tk.data.sources import cifar, digits, fashion_mnist, imagefolder, svhn, tiny_imagenet
 from dgad_tk.data.spec import Augmentation, Dataset, DatasetSpec, Split
 from dgad_tk.data.splits import make_splits, shares_images
-from dgad_tk.names import check_utf8, is_utf8
+from dgad_tk.strangers.names import check_utf8, is_utf8
 
 __all__ = ["DATASETS", "Augmentation", "Dataset", "DatasetSpec", "Split", "load_dataset"]
 

@@ -14,8 +14,8 @@ import numpy as np
 from dgad_tk.common import UserError, reason_of
 from dgad_tk.data.endings import first_names
 from dgad_tk.data.spec import Pixels
-from dgad_tk.first_bytes import archive_of, beginning, placeholder_of
-from dgad_tk.names import shown
+from dgad_tk.strangers.first_bytes import archive_of, beginning, placeholder_of
+from dgad_tk.strangers.names import shown
 
 BLOCK_BYTES = 2**22
 THREADS_FROM_BYTES = 4096

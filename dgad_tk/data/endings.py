@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from dgad_tk.names import shown
+from dgad_tk.strangers.names import shown
 
 _FORMATS = {"JPEG", "MPO", "JPEG2000", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "TGA", "PCX", "QOI"}
 """Pillow's names of formats that hold a picture of 8 bits per channel and nothing else. It also registers documents

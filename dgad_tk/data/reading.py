@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dgad_tk.common import UserError, reason_of
-from dgad_tk.first_bytes import placeholder
+from dgad_tk.strangers.first_bytes import placeholder
 
 
 class Place(NamedTuple):

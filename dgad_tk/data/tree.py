@@ -8,7 +8,7 @@ from pathlib import Path
 from dgad_tk.common import UserError, nearest
 from dgad_tk.data.endings import by_ending, counted, ending_of, first_names, is_image, notes_on, readable_endings
 from dgad_tk.data.reading import accessible
-from dgad_tk.names import check_class_name, composed, shown
+from dgad_tk.strangers.names import check_class_name, composed, shown
 
 LAYOUT = "the folder must hold train/CLASS/image files, and test/CLASS/ or val/CLASS/ likewise"
 

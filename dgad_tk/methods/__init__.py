@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from dgad_tk.common import UserError, lookup, nearest
+from dgad_tk.config.parsing import fitted, hints_of
 from dgad_tk.methods.adaad import AdaAd, AdaIad
 from dgad_tk.methods.akd import Akd
 from dgad_tk.methods.alp import Alp
@@ -22,7 +23,6 @@ from dgad_tk.methods.rslad import Rslad
 from dgad_tk.methods.score import Score
 from dgad_tk.methods.standard import Standard
 from dgad_tk.methods.trades import Trades
-from dgad_tk.parsing import fitted, hints_of
 
 METHODS: dict[str, type[Method]] = {
     "standard": Standard,

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dgad_tk.config import When, epoch_of
-from dgad_tk.losses import cross_entropy
+from dgad_tk.ascent.losses import cross_entropy
+from dgad_tk.config.threat import ThreatModel
+from dgad_tk.config.training import When, epoch_of
 from dgad_tk.methods.base import Batch, Distillation, Step, discrepancy, require
 from dgad_tk.methods.iad import reliability
-from dgad_tk.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)

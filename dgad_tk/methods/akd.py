@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dgad_tk.losses import soft_label
+from dgad_tk.ascent.losses import soft_label
+from dgad_tk.config.threat import ThreatModel
 from dgad_tk.methods.base import AdversarialMethod, Batch, Step, label_loss, require
-from dgad_tk.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)

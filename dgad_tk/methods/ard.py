@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dgad_tk.inner_max import Init
-from dgad_tk.losses import cross_entropy
+from dgad_tk.ascent.inner_max import Init
+from dgad_tk.ascent.losses import cross_entropy
+from dgad_tk.config.threat import ThreatModel
 from dgad_tk.methods.base import Batch, BatchNormMode, Distillation, Step, label_loss, require
-from dgad_tk.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)

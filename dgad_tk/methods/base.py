@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from dgad_tk.balls import Noise
-from dgad_tk.fold import Inner
-from dgad_tk.inner_max import Init, Objective, in_train_mode, inner_max, kept_statistics, start_point
-from dgad_tk.losses import cross_entropy, kl
-from dgad_tk.threat import ThreatModel
-from dgad_tk.trained import Trained, bare
+from dgad_tk.ascent.balls import Noise
+from dgad_tk.ascent.folded import Inner
+from dgad_tk.ascent.inner_max import Init, Objective, in_train_mode, inner_max, kept_statistics, start_point
+from dgad_tk.ascent.losses import cross_entropy, kl
+from dgad_tk.config.threat import ThreatModel
+from dgad_tk.models.trained import Trained, bare
 
 BatchNormMode = Literal["eval", "train", "batch"]
 """What BatchNorm normalises with: `eval` the running statistics; `train` the batch's own, and the running ones move;

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dgad_tk.losses import margin, predicted_wrong, soft_label, squared_gap, swap_label
+from dgad_tk.ascent.losses import margin, predicted_wrong, soft_label, squared_gap, swap_label
+from dgad_tk.config.threat import ThreatModel
 from dgad_tk.methods.base import Batch, Distillation, Step, discrepancy, require
-from dgad_tk.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)

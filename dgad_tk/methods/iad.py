@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgad_tk.config import When, epoch_of
-from dgad_tk.inner_max import Init
-from dgad_tk.losses import cross_entropy
+from dgad_tk.ascent.inner_max import Init
+from dgad_tk.ascent.losses import cross_entropy
+from dgad_tk.config.threat import ThreatModel
+from dgad_tk.config.training import When, epoch_of
 from dgad_tk.methods.base import Batch, BatchNormMode, Distillation, Step, label_loss, require
-from dgad_tk.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from dgad_tk.losses import cross_entropy, kl
+from dgad_tk.ascent.losses import cross_entropy, kl
+from dgad_tk.config.threat import ThreatModel
 from dgad_tk.methods.base import Batch, Method, Step, require
-from dgad_tk.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dgad_tk.losses import cross_entropy, runner_up
+from dgad_tk.ascent.losses import cross_entropy, runner_up
+from dgad_tk.config.threat import ThreatModel
 from dgad_tk.methods.base import AdversarialMethod, Batch, Step, label_loss
-from dgad_tk.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dgad_tk.losses import cross_entropy
+from dgad_tk.ascent.losses import cross_entropy
+from dgad_tk.config.threat import ThreatModel
 from dgad_tk.methods.base import AdversarialMethod, Batch, Step, label_loss
-from dgad_tk.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgad_tk.inner_max import Objective
-from dgad_tk.losses import kl
+from dgad_tk.ascent.inner_max import Objective
+from dgad_tk.ascent.losses import kl
+from dgad_tk.config.threat import ThreatModel
 from dgad_tk.methods.base import Batch, Distillation, Step, require
-from dgad_tk.threat import ThreatModel
 
 ADV_WEIGHT = 5 / 6
 

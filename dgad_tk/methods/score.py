@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgad_tk.inner_max import Objective
-from dgad_tk.losses import squared_gap
+from dgad_tk.ascent.inner_max import Objective
+from dgad_tk.ascent.losses import squared_gap
+from dgad_tk.config.threat import ThreatModel
 from dgad_tk.methods.base import AdversarialMethod, Batch, Step
-from dgad_tk.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)

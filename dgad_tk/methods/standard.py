@@ -5,9 +5,9 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from dgad_tk.losses import cross_entropy
+from dgad_tk.ascent.losses import cross_entropy
+from dgad_tk.config.threat import ThreatModel
 from dgad_tk.methods.base import Batch, Method, Step
-from dgad_tk.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)

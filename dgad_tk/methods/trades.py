@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dgad_tk.inner_max import Objective
-from dgad_tk.losses import cross_entropy, kl
+from dgad_tk.ascent.inner_max import Objective
+from dgad_tk.ascent.losses import cross_entropy, kl
+from dgad_tk.config.threat import ThreatModel
 from dgad_tk.methods.base import AdversarialMethod, Batch, Step
-from dgad_tk.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)

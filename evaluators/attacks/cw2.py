@@ -7,8 +7,8 @@ import torch
 from art.estimators.classification.classifier import ClassifierMixin
 from torch import Tensor
 
-from dgad_tk.directions import finite
-from dgad_tk.losses import margin, runner_up
+from dgad_tk.ascent.directions import finite
+from dgad_tk.ascent.losses import margin, runner_up
 from evaluators.attacks.arguments import at_least
 from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows
 

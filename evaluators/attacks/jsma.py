@@ -4,8 +4,8 @@ import torch
 from art.estimators.classification.classifier import ClassifierMixin
 from torch import Tensor
 
-from dgad_tk.directions import finite
-from dgad_tk.losses import runner_up
+from dgad_tk.ascent.directions import finite
+from dgad_tk.ascent.losses import runner_up
 from evaluators.attacks.native import NativeAttack
 
 

@@ -19,8 +19,8 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dgad_tk.ascent.folded import folded
 from dgad_tk.draws import Draws
-from dgad_tk.fold import folded
 from evaluators.attacks.arguments import at_least, check_eps
 from evaluators.attacks.halfway import Halfway
 from evaluators.attacks.result import SearchingAttack, SearchResult

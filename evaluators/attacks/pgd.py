@@ -9,10 +9,10 @@ from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dgad_tk.ascent.inner_max import Init, Objective, inner_max, start_point
+from dgad_tk.ascent.losses import cross_entropy, kl, margin
 from dgad_tk.common import UserError
-from dgad_tk.inner_max import Init, Objective, inner_max, start_point
-from dgad_tk.losses import cross_entropy, kl, margin
-from dgad_tk.threat import ThreatModel
+from dgad_tk.config.threat import ThreatModel
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, dlr
 from evaluators.attacks.native import NativeAttack
 from evaluators.target.ball import Norm
@@ -38,7 +38,7 @@ class ProjectedGradient(NativeAttack):
 
     Args:
         estimator: with a torch module.
-        norm: "linf", "l2", or "l1", where its steps are sparse (`dgad_tk.balls.L1Ball`).
+        norm: "linf", "l2", or "l1", where its steps are sparse (`dgad_tk.ascent.balls.L1Ball`).
         eps: radius, a fraction of 1.
         step_size: of each step, in the norm.
         steps: number of steps.

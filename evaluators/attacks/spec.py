@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dgad_tk import number_text
 from dgad_tk.common import UserError, nearest
+from dgad_tk.strangers import number_text
 from evaluators.attacks.arguments import check_eps
 from evaluators.attacks.result import SearchingAttack
 from evaluators.target.ball import Norm

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.data import Split
 from dgad_tk.distributed import from_all, world
-from dgad_tk.predictor import Predictor
 from evaluators.engine.probes import probe
 from evaluators.engine.record import Evaluation, Outcome, finished
 from evaluators.engine.search import RowFailedError

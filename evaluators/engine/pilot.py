@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dgad_tk.answers import wilson
+from dgad_tk.answers.doubts import wilson
+from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.common import UserError
 from dgad_tk.data import Split
 from dgad_tk.distributed import leaders, world
-from dgad_tk.predictor import Predictor
 from evaluators.engine.evaluate import CHUNK, Progress, evaluate
 from evaluators.plan.rows import Row
 

@@ -16,13 +16,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from dgad_tk.answers.spread import apart, grain, yardstick
+from dgad_tk.artifacts.predictor import Images, Logits, Predictor
+from dgad_tk.ascent.directions import finite
+from dgad_tk.ascent.inner_max import inner_max
+from dgad_tk.ascent.losses import cross_entropy, margin
+from dgad_tk.config.threat import ThreatModel
 from dgad_tk.data import Split
-from dgad_tk.directions import finite
-from dgad_tk.inner_max import inner_max
-from dgad_tk.losses import cross_entropy, margin
-from dgad_tk.predictor import Images, Logits, Predictor
-from dgad_tk.spread import apart, grain, yardstick
-from dgad_tk.threat import ThreatModel
 from evaluators.attacks.native import Victim
 from evaluators.target.ball import Norm, into_ball
 from evaluators.target.estimators import to_estimator

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.data import Split
-from dgad_tk.predictor import Predictor
 from evaluators.engine.probes import Probes
 from evaluators.engine.units import Unit
 from evaluators.plan.rows import Row

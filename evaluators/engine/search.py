@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dgad_tk.artifacts.predictor import Images, Logits, Predictor
 from dgad_tk.common import UserError, reason_of
-from dgad_tk.predictor import Images, Logits, Predictor
 from evaluators.attacks.halfway import Halfway
 from evaluators.attacks.result import SearchResult
 from evaluators.attacks.spec import Budget

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dgad_tk.artifact import tool_versions
+from dgad_tk.artifacts.predictor import Predictor
+from dgad_tk.artifacts.record import tool_versions
 from dgad_tk.data import Split
-from dgad_tk.predictor import Predictor
 from evaluators.attacks.halfway import read_arrays, write_arrays
 from evaluators.engine.search import Candidates, Chunk, search, verdict, with_smaller
 from evaluators.engine.units import Unit, UnitStore

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.common import UserError
-from dgad_tk.number_text import format_fraction
-from dgad_tk.predictor import Predictor
+from dgad_tk.strangers.number_text import format_fraction
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.spec import SAMPLES, AttackSpec
 from evaluators.plan.suites import TRANSFER

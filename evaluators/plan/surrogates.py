@@ -6,17 +6,17 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from dgad_tk.artifacts.predictor import Predictor, load_safetensors
+from dgad_tk.artifacts.runs import RunFolder
 from dgad_tk.common import cache_dir
-from dgad_tk.config import TrainConfig
+from dgad_tk.config.training import TrainConfig
 from dgad_tk.data import Dataset
 from dgad_tk.distributed import by_leader, leaders, world
-from dgad_tk.epoch import OnProgress
-from dgad_tk.fit import Job, fit
 from dgad_tk.methods import build_method
-from dgad_tk.names import check_utf8
-from dgad_tk.predictor import Predictor, load_safetensors
-from dgad_tk.runs import RunFolder
-from dgad_tk.train import pick_device
+from dgad_tk.strangers.names import check_utf8
+from dgad_tk.training.epoch import OnProgress
+from dgad_tk.training.fit import Job, fit
+from dgad_tk.training.train import pick_device
 from evaluators.plan.rows import Surrogate
 
 MODELS = ("resnet8", "resnet20")

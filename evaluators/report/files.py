@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgad_tk.answers import per_class, wilson
-from dgad_tk.artifact import tool_versions
+from dgad_tk.answers.doubts import per_class, wilson
+from dgad_tk.artifacts.record import tool_versions
 from dgad_tk.common import write_json, written_aside
 from dgad_tk.data import Split
 from evaluators.engine.record import Evaluation, Outcome

@@ -5,8 +5,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from dgad_tk.predictor import Images
-from dgad_tk.threat import Norm
+from dgad_tk.artifacts.predictor import Images
+from dgad_tk.config.threat import Norm
 
 __all__ = ["Norm", "bounds", "into_ball", "l1", "l2", "linf"]
 

@@ -12,8 +12,8 @@ from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTor
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.common import UserError
-from dgad_tk.predictor import Predictor
 
 
 class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]

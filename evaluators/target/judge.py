@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dgad_tk.answers.spread import apart, grain, yardstick
+from dgad_tk.artifacts.predictor import Images, Logits, Predictor
 from dgad_tk.common import UserError
 from dgad_tk.data import Split
-from dgad_tk.predictor import Images, Logits, Predictor
-from dgad_tk.spread import apart, grain, yardstick
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2}
 """Largest difference of logits, relative to how far apart they are. Half precision has steps of 1e-3 of a number, and

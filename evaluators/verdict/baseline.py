@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgad_tk.common import UserError, reason_of
-from dgad_tk.number_text import format_fraction
+from dgad_tk.strangers.number_text import format_fraction
 from evaluators.results import HINT, Attack, Gate, Results, read_results, results_file
 from evaluators.verdict.gate import CLEAN, WORST_CASE, percent
 from evaluators.verdict.paired import paired

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dgad_tk.answers import NONE, one_answer, other_order, outnumbers, per_class, wilson
+from dgad_tk.answers.doubts import NONE, one_answer, other_order, outnumbers, per_class, wilson
 from evaluators.engine.probes import Exchange
 from evaluators.engine.record import Evaluation
 from evaluators.results import Item

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from dgad_tk.common import UserError, nearest
-from dgad_tk.number_text import format_fraction, parse_fraction
+from dgad_tk.strangers.number_text import format_fraction, parse_fraction
 from evaluators.results import Attack, Gate, Interval, Results
 
 CLEAN, WORST_CASE = "clean", "worst-case"

@@ -22,8 +22,8 @@ from torch.fx.node import Target
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dgad_tk.artifacts.predictor import Images
 from dgad_tk.common import UserError
-from dgad_tk.predictor import Images
 from exporters.onnx_read.parts import graphs, inlined, nodes
 from exporters.onnx_read.runtime_memory import bound_memory
 from exporters.onnx_twin import to_torch

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from dgad_tk.artifact import Artifact
+from dgad_tk.artifacts.preprocessing import AS_IS, Interface
+from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import sha256_file
-from dgad_tk.interface import AS_IS, Interface
 from exporters.bench.complexity import Complexity, Shape, module_complexity, onnx_complexity
 from exporters.formats import load
 from exporters.onnx_open.image_axes import Shape as ImageShape

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dgad_tk.artifacts.preprocessing import Layout
 from dgad_tk.common import UserError
-from dgad_tk.interface import Layout
 
 CHANNELS = (1, 3, 4)
 LAYOUTS: tuple[Layout, ...] = ("nchw", "nhwc")

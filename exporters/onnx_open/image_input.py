@@ -9,8 +9,8 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
+from dgad_tk.artifacts.preprocessing import UNIT_RANGE, Interface, Layout
 from dgad_tk.common import UserError
-from dgad_tk.interface import UNIT_RANGE, Interface, Layout
 from exporters.onnx_open.image_axes import Shape, holds, in_three_axes, is_flat, lacks_batch_axis, which_layout
 from exporters.onnx_open.quantised_input import (
     Levels,

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from torch import Tensor
 
+from dgad_tk.artifacts.predictor import Logits
 from dgad_tk.common import UserError
-from dgad_tk.predictor import Logits
 from exporters.onnx_read.parts import computes, constants, makers
 
 SQUASHES: tuple[Literal["Softmax", "Sigmoid"], ...] = ("Softmax", "Sigmoid")

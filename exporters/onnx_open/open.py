@@ -12,10 +12,10 @@ import onnxruntime
 import torch
 from torch import Tensor, fx, nn
 
-from dgad_tk.artifact import Artifact
+from dgad_tk.artifacts.predictor import Images, Logits, Predictor, check_classes, probe_classes
+from dgad_tk.artifacts.preprocessing import AS_IS, Interface
+from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import UserError, reason_of, sha256_file
-from dgad_tk.interface import AS_IS, Interface
-from dgad_tk.predictor import Images, Logits, Predictor, check_classes, probe_classes
 from exporters.onnx_open.free_batch import free_batch
 from exporters.onnx_open.image_input import ImageInput, image_inputs
 from exporters.onnx_open.logits_output import Squash, answer_with, find_logits, find_squash, is_made_by

@@ -15,7 +15,7 @@ import torch
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor
 
-from dgad_tk.interface import Interface
+from dgad_tk.artifacts.preprocessing import Interface
 from exporters.onnx_read.parts import MOVING, constants
 from exporters.onnx_twin.operators.quantised import rounded
 

@@ -11,8 +11,8 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from dgad_tk.artifacts.predictor import Images
 from dgad_tk.common import UserError
-from dgad_tk.predictor import Images
 from exporters.onnx_open.image_input import ImageInput
 from exporters.onnx_read.runtime_memory import bound_memory
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from dgad_tk.artifact import KEY, Artifact
+from dgad_tk.artifacts.record import KEY, Artifact
 from dgad_tk.common import UserError
-from dgad_tk.first_bytes import archive_of, refuse_placeholder
+from dgad_tk.strangers.first_bytes import archive_of, refuse_placeholder
 from exporters.onnx_read.bounds import check_bounds
 from exporters.onnx_read.cut_short import ends_early
 from exporters.onnx_read.external_data import read_external

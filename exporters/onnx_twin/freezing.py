@@ -5,7 +5,7 @@ import itertools
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from dgad_tk.frozen_conv import FrozenConv2d, rectify_in_place
+from dgad_tk.ascent.frozen_conv import FrozenConv2d, rectify_in_place
 
 
 def freeze_convolutions(twin: fx.GraphModule) -> None:

@@ -10,8 +10,8 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
+from dgad_tk.artifacts.predictor import Images
 from dgad_tk.common import UserError
-from dgad_tk.predictor import Images
 from exporters.onnx_write.float32 import INPUT
 from exporters.onnx_write.values import AT_A_TIME
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from dgad_tk.predictor import Images, Logits
+from dgad_tk.artifacts.predictor import Images, Logits
 from exporters.onnx_write.values import values_of
 
 ENOUGH = 0.99

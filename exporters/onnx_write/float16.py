@@ -8,8 +8,8 @@ import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import nn
 
-from dgad_tk.artifact import Artifact
-from dgad_tk.predictor import Images
+from dgad_tk.artifacts.predictor import Images
+from dgad_tk.artifacts.record import Artifact
 from exporters.onnx_write.float32 import DEFAULT_OPSET, Report, to_onnx, write_onnx
 from exporters.onnx_write.half_range import LARGEST, activation_peaks, judge_range
 

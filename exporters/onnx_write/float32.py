@@ -10,7 +10,7 @@ import onnx
 import torch
 from torch import nn
 
-from dgad_tk.artifact import KEY, Artifact
+from dgad_tk.artifacts.record import KEY, Artifact
 from dgad_tk.common import UserError, written_aside
 
 INPUT, OUTPUT = "input", "logits"

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from dgad_tk.predictor import Images
+from dgad_tk.artifacts.predictor import Images
 from exporters.onnx_write.values import describe_node, scopes_of, values_of
 
 LARGEST = float(np.finfo(np.float16).max)

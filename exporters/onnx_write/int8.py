@@ -22,10 +22,10 @@ from onnxruntime.quantization.registry import QDQRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
-from dgad_tk.artifact import Artifact, threat_of
+from dgad_tk.artifacts.predictor import Images
+from dgad_tk.artifacts.record import Artifact, threat_of
 from dgad_tk.ascent.pgd import pgd_on
 from dgad_tk.common import UserError, lookup, nearest
-from dgad_tk.predictor import Images
 from exporters.onnx_write.calibration import METHODS, calibrate
 from exporters.onnx_write.exclusions import compare, logits_of, search
 from exporters.onnx_write.float32 import DEFAULT_OPSET, Report, save_onnx, write_onnx

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from dgad_tk.predictor import Images
+from dgad_tk.artifacts.predictor import Images
 from exporters.onnx_read.runtime_memory import FULL, session_options
 from exporters.onnx_write.float32 import SCOPES
 

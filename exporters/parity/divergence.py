@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
-from dgad_tk.predictor import Images, Predictor
+from dgad_tk.artifacts.predictor import Images, Predictor
 from exporters.onnx_write.values import describe_node, scopes_of, values_of
 
 

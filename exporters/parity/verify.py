@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from dgad_tk.artifact import Artifact, threat_of
+from dgad_tk.answers.spread import typical_spread, yardstick
+from dgad_tk.artifacts.predictor import Images, Logits, Predictor
+from dgad_tk.artifacts.record import Artifact, threat_of
 from dgad_tk.ascent.pgd import pgd_on
-from dgad_tk.predictor import Images, Logits, Predictor
-from dgad_tk.spread import typical_spread, yardstick
 
 BATCHES = (1, 2, 7)
 """The first images of a set are run so; the rest in batches of REST."""

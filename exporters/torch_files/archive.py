@@ -9,9 +9,9 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgad_tk.artifact import KEY, Artifact
+from dgad_tk.artifacts.record import KEY, Artifact
 from dgad_tk.common import UserError
-from dgad_tk.first_bytes import archive_of, beginning, is_pickle, refuse_placeholder, text_of
+from dgad_tk.strangers.first_bytes import archive_of, beginning, is_pickle, refuse_placeholder, text_of
 
 EXTRA_FILE = f"{KEY}.json"
 MAX_RECORD = 2**20

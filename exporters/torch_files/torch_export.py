@@ -7,10 +7,10 @@ from typing import Self
 import torch
 from torch import Tensor, fx, nn
 
-from dgad_tk.artifact import Artifact
+from dgad_tk.artifacts.predictor import Predictor, predictor_of_module
+from dgad_tk.artifacts.preprocessing import AS_IS, Interface
+from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import UserError, reason_of, sha256_file, written_aside
-from dgad_tk.interface import AS_IS, Interface
-from dgad_tk.predictor import Predictor, predictor_of_module
 from exporters.torch_files.archive import EXTRA_FILE, read_archived_record
 
 

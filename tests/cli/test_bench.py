@@ -10,8 +10,8 @@ import torch
 from onnx import TensorProto, helper
 from shared import Run, Victim, refused, runner
 
-from dgad_tk.artifact import KEY, Artifact
-from dgad_tk.checkpoint import load_model
+from dgad_tk.artifacts.record import KEY, Artifact
+from dgad_tk.artifacts.weights import load_model
 from exporters.torch_files.torchscript import save_torchscript
 
 QUICK = ["--threads", "1", "--seconds", "0.05"]

@@ -18,11 +18,11 @@ from hostile_files import hostile_files
 from PIL import Image
 from shared import Run, artifact, refused, runner
 
-from dgad_tk.checkpoint import load_model, save_weights
+from dgad_tk.artifacts.runs import RunFolder
+from dgad_tk.artifacts.weights import load_model, save_weights
 from dgad_tk.common import UserError, sha256_file
-from dgad_tk.config import TrainConfig
+from dgad_tk.config.training import TrainConfig
 from dgad_tk.models import build_model
-from dgad_tk.runs import RunFolder
 from exporters.export import export
 from exporters.formats import EXPORTERS
 from exporters.parity.verify import Tolerance
@@ -363,7 +363,7 @@ def test_an_interrupt_before_there_is_a_run(dgad: Run, monkeypatch: pytest.Monke
     def interrupted(*arguments: Any, **more: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dgad_tk.train.train", interrupted)
+    monkeypatch.setattr("dgad_tk.training.train.train", interrupted)
     code, _, err = dgad("train")
     assert code == 130
     assert "--resume" not in err
@@ -374,7 +374,7 @@ def test_a_bug_keeps_its_traceback(dgad: Run, monkeypatch: pytest.MonkeyPatch) -
     def broken(*arguments: Any, **more: Any) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("dgad_tk.train.train", broken)
+    monkeypatch.setattr("dgad_tk.training.train.train", broken)
     code, _, err = dgad("train")
     assert code == 3
     assert "ZeroDivisionError: oops" in err
@@ -385,7 +385,7 @@ def test_a_full_disk_is_one_line(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> 
     def full(*arguments: Any, **more: Any) -> None:
         raise OSError(28, "No space left on device", "runs/x/last.ckpt")
 
-    monkeypatch.setattr("dgad_tk.train.train", full)
+    monkeypatch.setattr("dgad_tk.training.train.train", full)
     refused(dgad("train"), "cannot use 'runs/x/last.ckpt': No space left on device")
 
 
@@ -467,7 +467,7 @@ def test_seed_0_overrides_and_an_absent_switch_does_not(dgad: Run, monkeypatch: 
         seen.append(config)
         raise UserError("enough", hint="enough")
 
-    monkeypatch.setattr("dgad_tk.train.train", caught)
+    monkeypatch.setattr("dgad_tk.training.train.train", caught)
     Path("c.yaml").write_text("seed: 5\ncompile: true\n")
     dgad("train", "--config", "c.yaml", "--seed", "0")
     assert (seen[0].seed, seen[0].compile) == (0, True)
@@ -634,11 +634,11 @@ def test_another_process_of_torchrun_is_silent_but_for_errors(dgad: Run, monkeyp
     def interrupted(*arguments: Any, **more: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dgad_tk.train.train", trained)
+    monkeypatch.setattr("dgad_tk.training.train.train", trained)
     assert dgad("train") == (0, "", "")
     assert folders == [None]  # a name is taken by the leader, once for all
     refused(dgad("train", "--dataset", "digit"), "process 1: unknown dataset 'digit'")
-    monkeypatch.setattr("dgad_tk.train.train", interrupted)
+    monkeypatch.setattr("dgad_tk.training.train.train", interrupted)
     assert dgad("train") == (130, "", "")
     monkeypatch.setenv("RANK", "one")
     refused(dgad("train"), "RANK, WORLD_SIZE and LOCAL_RANK must be numbers")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from shared import Run, Victim, artifact, runner
 
-from dgad_tk.checkpoint import save_weights
+from dgad_tk.artifacts.weights import save_weights
 from exporters.export import export
 from exporters.formats import EXPORTERS, load
 from exporters.parity.verify import EXACT, Tolerance

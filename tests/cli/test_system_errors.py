@@ -88,7 +88,7 @@ def raising(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def raise_it(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("dgad_tk.train.train", raise_it)
+    monkeypatch.setattr("dgad_tk.training.train.train", raise_it)
 
 
 @pytest.mark.parametrize("number", NUMBERS)

@@ -19,18 +19,18 @@ from runs import assert_same_run, untimed
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dgad_tk import fit as fitting
-from dgad_tk.checkpoint import load_state, read_weights
-from dgad_tk.config import TrainConfig
+from dgad_tk.artifacts.runs import RunFolder
+from dgad_tk.artifacts.weights import load_state, read_weights
+from dgad_tk.config.threat import ThreatModel
+from dgad_tk.config.training import TrainConfig
 from dgad_tk.data import load_dataset
 from dgad_tk.distributed import world
 from dgad_tk.draws import Draws
 from dgad_tk.models import MODELS
-from dgad_tk.runs import RunFolder
-from dgad_tk.selection import accuracies
-from dgad_tk.threat import ThreatModel
-from dgad_tk.train import train
-from dgad_tk.trained import average_statistics
+from dgad_tk.models.trained import average_statistics
+from dgad_tk.training import fit as fitting
+from dgad_tk.training.selection import accuracies
+from dgad_tk.training.train import train
 
 WIDTH = 8
 FIRST = "net.layers.0.weight"

@@ -16,8 +16,8 @@ from hostile_files import graph_of, hostile_files, image, out
 from onnx import TensorProto, helper, numpy_helper
 from shared import Victim, artifact, randomise_batch_norm
 
-from dgad_tk.artifact import KEY, Artifact
-from dgad_tk.checkpoint import load_model, save_weights
+from dgad_tk.artifacts.record import KEY, Artifact
+from dgad_tk.artifacts.weights import load_model, save_weights
 from dgad_tk.common import UserError
 from dgad_tk.models import build_model
 from exporters.export import ParityError, Source, export

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dgad_tk.config.threat import ThreatModel
 from dgad_tk.methods import Batch, Method, Step
-from dgad_tk.threat import ThreatModel
 
 DATA = Path(__file__).parents[1] / "data"
 TOLERANCE = 1e-9

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from dgad_tk.common import UserError
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["dgad_tk.train", "sklearn.datasets.data", "torch._dynamo", "pytest"])
+_CONTEXT.set_forkserver_preload(["dgad_tk.training.train", "sklearn.datasets.data", "torch._dynamo", "pytest"])
 PATIENCE = 240
 
 

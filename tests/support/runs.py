@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from dgad_tk.checkpoint import load_state
-from dgad_tk.config import TrainConfig
-from dgad_tk.epoch import Progress
-from dgad_tk.runs import RunFolder
-from dgad_tk.train import train
+from dgad_tk.artifacts.runs import RunFolder
+from dgad_tk.artifacts.weights import load_state
+from dgad_tk.config.training import TrainConfig
+from dgad_tk.training.epoch import Progress
+from dgad_tk.training.train import train
 
 QUICK: dict[str, Any] = {
     "epochs": 3,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cli import app
-from dgad_tk.artifact import Artifact
+from dgad_tk.artifacts.record import Artifact
 
 ROOT = Path(__file__).parents[2]
 """Of the repository."""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from trained import IMAGES, trained_on_digits
 
+from dgad_tk.artifacts.predictor import Predictor, predictor_of_module
 from dgad_tk.data import Split
-from dgad_tk.predictor import Predictor, predictor_of_module
 from exporters.formats import load
 
 SHAPE = (1, 6, 6)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dgad_tk.losses import margin
+from dgad_tk.ascent.losses import margin
 
 DLR_CLASSES = 3
 """The untargeted loss divides by a difference with the third largest logit."""

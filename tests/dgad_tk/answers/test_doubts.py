@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dgad_tk.answers import NONE, one_answer, other_order, per_class
+from dgad_tk.answers.doubts import NONE, one_answer, other_order, per_class
 
 Classes = np.ndarray
 

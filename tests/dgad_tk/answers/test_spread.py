@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dgad_tk.spread import apart, grain, yardstick
+from dgad_tk.answers.spread import apart, grain, yardstick
 from evaluators.target.judge import allowed
 
 LOGITS = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)

@@ -17,7 +17,7 @@ from shared import Run, runner
 from torch import Tensor, nn
 
 from dgad_tk.common import UserError
-from dgad_tk.foreign import SUFFIXES, read_state_dicts
+from dgad_tk.teachers.foreign import SUFFIXES, read_state_dicts
 from exporters.torch_files.archive import PROGRAMS, check_program
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1234567\n"

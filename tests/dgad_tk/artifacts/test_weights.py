@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from shared import artifact
 
-from dgad_tk.artifact import KEY, Artifact
-from dgad_tk.checkpoint import load_model, load_state, save_state, save_weights
+from dgad_tk.artifacts.record import KEY, Artifact
+from dgad_tk.artifacts.weights import load_model, load_state, save_state, save_weights
 from dgad_tk.common import UserError
 from dgad_tk.models import build_model
 

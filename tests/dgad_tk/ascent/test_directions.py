@@ -9,10 +9,10 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from dgad_tk.directions import finite, in_range, unit
-from dgad_tk.inner_max import inner_max
-from dgad_tk.losses import cross_entropy
-from dgad_tk.threat import ThreatModel
+from dgad_tk.ascent.directions import finite, in_range, unit
+from dgad_tk.ascent.inner_max import inner_max
+from dgad_tk.ascent.losses import cross_entropy
+from dgad_tk.config.threat import ThreatModel
 from evaluators.attacks.autoattack.apgd.apgd import APGD
 from evaluators.attacks.autoattack.fab.fab import FAB
 from evaluators.attacks.cw2 import CarliniWagnerL2

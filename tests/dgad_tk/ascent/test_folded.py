@@ -8,7 +8,7 @@ from architectures import SMALLEST
 from shared import randomise_batch_norm
 from torch import Tensor, nn
 
-from dgad_tk.fold import Folded, folded
+from dgad_tk.ascent.folded import Folded, folded
 from dgad_tk.models import build_model
 
 pytestmark = pytest.mark.portable

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from shared import randomise_batch_norm
 from torch import Tensor, nn
 
-from dgad_tk.fold import Folded
-from dgad_tk.frozen_conv import FrozenConv2d
+from dgad_tk.ascent.folded import Folded
+from dgad_tk.ascent.frozen_conv import FrozenConv2d
 from dgad_tk.models import build_model
 
 pytestmark = pytest.mark.portable

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dgad_tk.inner_max import inner_max, start_point
-from dgad_tk.threat import ThreatModel
+from dgad_tk.ascent.inner_max import inner_max, start_point
+from dgad_tk.config.threat import ThreatModel
 
 pytestmark = pytest.mark.portable
 

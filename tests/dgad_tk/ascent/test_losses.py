@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from dgad_tk.losses import cross_entropy, kl, margin, predicted_wrong, swap_label
+from dgad_tk.ascent.losses import cross_entropy, kl, margin, predicted_wrong, swap_label
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 1.0], [3.0, 3.0, 1.0]])
 LABELS = torch.tensor([0, 0, 1])

@@ -6,11 +6,8 @@ from typing import Any
 import pytest
 
 from dgad_tk.common import UserError
-from dgad_tk.config import TrainConfig
-from dgad_tk.methods import Method, build_method
-from dgad_tk.models import find_model
-from dgad_tk.parsing import validated
-from dgad_tk.recipe import (
+from dgad_tk.config.parsing import validated
+from dgad_tk.config.recipe import (
     RECIPES,
     Recipe,
     load_recipe,
@@ -18,6 +15,9 @@ from dgad_tk.recipe import (
     printed_place,
     recipe_names,
 )
+from dgad_tk.config.training import TrainConfig
+from dgad_tk.methods import Method, build_method
+from dgad_tk.models import find_model
 
 NAMES = recipe_names()
 RUN = [name for name in NAMES if name != "default"]

@@ -7,11 +7,11 @@ import pytest
 from shared import Run, runner
 
 from dgad_tk.common import UserError
-from dgad_tk.config import TrainConfig
+from dgad_tk.config.parsing import read_yaml, validated
+from dgad_tk.config.recipe import load_recipe
+from dgad_tk.config.settings import from_environment, parse_settings
+from dgad_tk.config.training import TrainConfig
 from dgad_tk.methods import build_method, typed_options
-from dgad_tk.parsing import read_yaml, validated
-from dgad_tk.recipe import load_recipe
-from dgad_tk.settings import from_environment, parse_settings
 from evaluators.attacks import ATTACKS
 
 TRICKY = ["photos #2", "2024-05-01", "2024", "010", "1e5", "yes", "12:30", "a: b", "[x]", "null", "None", "~x", "'q'"]

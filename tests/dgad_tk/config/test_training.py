@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from dgad_tk.common import UserError, lookup, written_aside
-from dgad_tk.config import TrainConfig
-from dgad_tk.number_text import format_fraction, parse_fraction
-from dgad_tk.parsing import read_yaml, validated
-from dgad_tk.settings import from_environment, parse_settings
-from dgad_tk.threat import ThreatModel
+from dgad_tk.config.parsing import read_yaml, validated
+from dgad_tk.config.settings import from_environment, parse_settings
+from dgad_tk.config.threat import ThreatModel
+from dgad_tk.config.training import TrainConfig
+from dgad_tk.strangers.number_text import format_fraction, parse_fraction
 
 
 @pytest.mark.parametrize(

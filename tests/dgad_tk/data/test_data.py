@@ -13,7 +13,7 @@ from shared import ROOT
 
 from dgad_tk.common import UserError
 from dgad_tk.data import DATASETS, Dataset, load_dataset
-from dgad_tk.data.fashion_mnist import _find
+from dgad_tk.data.sources.fashion_mnist import _find
 from dgad_tk.data.spec import Part
 from dgad_tk.data.splits import make_splits, shares_images, stratified_order, without_images
 
@@ -245,7 +245,7 @@ def test_fashion_mnist_equals_torchvisions(tmp_path: Path, suffix: str) -> None:
 
 
 def test_fashion_mnist_without_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dgad_tk.data.fashion_mnist.DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr("dgad_tk.data.sources.fashion_mnist.DEBIAN", tmp_path / "debian")
     with pytest.raises(UserError, match="no Fashion-MNIST in") as error:
         load_dataset("fashion-mnist")
     assert "dataset-fashion-mnist" in error.value.hint

@@ -22,7 +22,7 @@ Net = dict[str, bytes]
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGAD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("dgad_tk.data.fashion_mnist.DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr("dgad_tk.data.sources.fashion_mnist.DEBIAN", tmp_path / "debian")
 
 
 @pytest.fixture

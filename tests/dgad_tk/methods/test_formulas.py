@@ -14,8 +14,8 @@ import torch
 from golden import Golden, close, forward_trace
 from torch import Tensor, nn
 
+from dgad_tk.config.threat import ThreatModel
 from dgad_tk.methods import Batch, Method, Step, build_method
-from dgad_tk.threat import ThreatModel
 
 K, EPOCH, EPOCHS = 10, 60, 200
 Net = Callable[[Tensor], Tensor]

@@ -8,11 +8,11 @@ import torch
 from golden import Golden, close
 from torch import nn
 
+from dgad_tk.ascent.losses import cross_entropy, kl, swap_label
 from dgad_tk.common import UserError
-from dgad_tk.losses import cross_entropy, kl, swap_label
+from dgad_tk.config.threat import ThreatModel
 from dgad_tk.methods import METHODS, Batch, build_method
 from dgad_tk.models import build_model
-from dgad_tk.threat import ThreatModel
 
 THREAT = ThreatModel(eps=0.1, step_size=0.05, steps=2)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dgad_tk.common import UserError
-from dgad_tk.first_bytes import archive_of, is_pickle, placeholder, refuse_placeholder, text_of
+from dgad_tk.strangers.first_bytes import archive_of, is_pickle, placeholder, refuse_placeholder, text_of
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1234567\n"
 

@@ -11,14 +11,14 @@ from PIL import Image
 from shared import Run, artifact, runner
 
 from cli.flags.models import check_classes
+from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.common import UserError
-from dgad_tk.config import TrainConfig
+from dgad_tk.config.training import TrainConfig
 from dgad_tk.data import load_dataset
 from dgad_tk.data.cache import cached
-from dgad_tk.names import same_names, shown
-from dgad_tk.predictor import Predictor
-from dgad_tk.teachers import check_record
-from dgad_tk.train import train
+from dgad_tk.strangers.names import same_names, shown
+from dgad_tk.teachers.opening import check_record
+from dgad_tk.training.train import train
 from evaluators.plan.surrogates import made_on_the_spot
 
 BAD = os.fsdecode(b"k\xfc")
@@ -166,7 +166,7 @@ def test_an_entry_of_the_cache_from_before_names_were_composed_is_not_taken(
     root = tree(tmp_path / "photos", ("a", nfd("é")), ("a", nfd("é")))
     with monkeypatch.context() as patch:
         patch.setattr("dgad_tk.data.tree.composed", lambda name: name)
-        patch.setattr("dgad_tk.data.imagefolder.cached", as_before)
+        patch.setattr("dgad_tk.data.sources.imagefolder.cached", as_before)
         assert load_dataset("imagefolder", data_dir=root).classes == ["a", nfd("é")]
     assert load_dataset("imagefolder", data_dir=root).classes == ["a", nfc("é")]
 

@@ -6,7 +6,7 @@ import pytest
 
 from cli.flags.values import numbers
 from dgad_tk.common import UserError
-from dgad_tk.number_text import NotANumberError, exact, parse_fraction, real, whole
+from dgad_tk.strangers.number_text import NotANumberError, exact, parse_fraction, real, whole
 
 
 @pytest.mark.parametrize(

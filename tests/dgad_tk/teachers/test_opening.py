@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from shared import Victim, artifact, randomise_batch_norm
 from torch import Tensor, nn
 
-from dgad_tk.checkpoint import save_state, save_weights
+from dgad_tk.artifacts.weights import save_state, save_weights
 from dgad_tk.common import UserError, sha256_file
 from dgad_tk.data import Dataset, load_dataset
 from dgad_tk.models import MODELS, Normalize, build_model
-from dgad_tk.teachers import check_teacher, open_teacher
+from dgad_tk.teachers.opening import check_teacher, open_teacher
 
 State = dict[str, Tensor]
 
@@ -121,7 +121,7 @@ def test_the_network_is_told_from_the_weights(digits: Dataset, tmp_path: Path, m
 
 
 def test_every_row_is_told_from_every_other() -> None:
-    from dgad_tk.recognition import recognised
+    from dgad_tk.teachers.recognition import recognised
 
     for model in MODELS:
         with torch.device("meta"):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dgad_tk.common import UserError
 from dgad_tk.data import Dataset, load_dataset
 from dgad_tk.models import build_model
-from dgad_tk.teachers import open_teacher
+from dgad_tk.teachers.opening import open_teacher
 
 State = dict[str, Tensor]
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
@@ -348,8 +348,8 @@ def test_a_given_std_that_makes_noise_of_a_channel(colour: Dataset, net: nn.Modu
 
 
 def test_a_run_says_what_it_left_aside(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dgad_tk.config import TrainConfig
-    from dgad_tk.train import train
+    from dgad_tk.config.training import TrainConfig
+    from dgad_tk.training.train import train
 
     monkeypatch.chdir(tmp_path)
     grey = build_model("resnet8", in_channels=1, classes=10).get_submodule("net")

@@ -13,16 +13,16 @@ from processes import Child, together
 from runs import QUICK, Crash, interrupted, quick
 from shared import Run, runner
 
-from dgad_tk import claim
-from dgad_tk.checkpoint import load_model, read_weights
-from dgad_tk.claim import claimed, locked
+from dgad_tk.artifacts.runs import RunFolder, new_run_folder
+from dgad_tk.artifacts.weights import load_model, read_weights
 from dgad_tk.common import UserError, sha256_file
-from dgad_tk.config import TrainConfig
+from dgad_tk.config.training import TrainConfig
 from dgad_tk.distributed import joined
-from dgad_tk.epoch import Progress
-from dgad_tk.origin import settings_of
-from dgad_tk.runs import RunFolder, new_run_folder
-from dgad_tk.train import pick_device, train
+from dgad_tk.training import claim
+from dgad_tk.training.claim import claimed, locked
+from dgad_tk.training.epoch import Progress
+from dgad_tk.training.origin import settings_of
+from dgad_tk.training.train import pick_device, train
 
 SMALL: dict[str, Any] = {"method": "standard", "epochs": 1, "limit_train": 64, "batch_size": 32}
 

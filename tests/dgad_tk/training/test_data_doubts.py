@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from shared import Run, runner
 
-from dgad_tk.checkpoint import read_weights
+from dgad_tk.artifacts.weights import read_weights
 
 
 @pytest.fixture

@@ -17,25 +17,25 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dgad_tk import epoch as looping
-from dgad_tk import fit as fitting
-from dgad_tk import snapshot
-from dgad_tk.checkpoint import load_model, load_state
+from dgad_tk.artifacts.runs import RunFolder
+from dgad_tk.artifacts.weights import load_model, load_state
+from dgad_tk.ascent.folded import Inner
+from dgad_tk.ascent.inner_max import draw_noise
+from dgad_tk.ascent.losses import cross_entropy, kl
 from dgad_tk.common import UserError
-from dgad_tk.config import TrainConfig
+from dgad_tk.config.threat import ThreatModel
+from dgad_tk.config.training import TrainConfig
 from dgad_tk.data import Augmentation, load_dataset
 from dgad_tk.draws import Draws
-from dgad_tk.epoch import Epoch, Learner, Position, Progress
-from dgad_tk.fold import Inner
-from dgad_tk.inner_max import draw_noise
-from dgad_tk.losses import cross_entropy, kl
 from dgad_tk.methods import METHODS, Batch, Method, Step, build_method
 from dgad_tk.methods.standard import Standard
 from dgad_tk.methods.trades import Trades
-from dgad_tk.runs import RunFolder
-from dgad_tk.schedule import learning_rate
-from dgad_tk.threat import ThreatModel
-from dgad_tk.train import train
+from dgad_tk.training import epoch as looping
+from dgad_tk.training import fit as fitting
+from dgad_tk.training import snapshot
+from dgad_tk.training.epoch import Epoch, Learner, Position, Progress
+from dgad_tk.training.schedule import learning_rate
+from dgad_tk.training.train import train
 
 QUICK: dict[str, Any] = {
     "method": "standard",

@@ -11,12 +11,12 @@ from PIL import Image
 from runs import Crash, interrupted
 from shared import Run, runner
 
-from dgad_tk.checkpoint import load_state, read_weights
+from dgad_tk.artifacts.runs import RunFolder
+from dgad_tk.artifacts.weights import load_state, read_weights
 from dgad_tk.common import UserError, sha256_file
-from dgad_tk.config import TrainConfig
-from dgad_tk.epoch import Progress
-from dgad_tk.runs import RunFolder
-from dgad_tk.train import train
+from dgad_tk.config.training import TrainConfig
+from dgad_tk.training.epoch import Progress
+from dgad_tk.training.train import train
 
 
 @pytest.fixture

@@ -14,16 +14,16 @@ import pytest
 from processes import Child
 from runs import QUICK, Crash, assert_same_run, interrupted, quick
 
-from dgad_tk import fit as fitting
-from dgad_tk import snapshot
-from dgad_tk import train as training
-from dgad_tk.checkpoint import load_state, save_state
+from dgad_tk.artifacts.runs import RunFolder
+from dgad_tk.artifacts.weights import load_state, save_state
 from dgad_tk.common import UserError
-from dgad_tk.config import TrainConfig
+from dgad_tk.config.training import TrainConfig
 from dgad_tk.data import Dataset, load_dataset
-from dgad_tk.epoch import Progress
-from dgad_tk.runs import RunFolder
-from dgad_tk.train import train
+from dgad_tk.training import fit as fitting
+from dgad_tk.training import snapshot
+from dgad_tk.training import train as training
+from dgad_tk.training.epoch import Progress
+from dgad_tk.training.train import train
 
 
 def run(values: dict[str, Any], out: Path, resume: bool) -> None:

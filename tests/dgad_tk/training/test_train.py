@@ -16,19 +16,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dgad_tk.batches import batch_positions
-from dgad_tk.checkpoint import load_model, load_state
-from dgad_tk.claim import locked
+from dgad_tk.artifacts.runs import RunFolder, new_run_folder, newest_run, weights_of
+from dgad_tk.artifacts.weights import load_model, load_state
 from dgad_tk.common import UserError, sha256_file
-from dgad_tk.config import TrainConfig
+from dgad_tk.config.threat import ThreatModel
+from dgad_tk.config.training import TrainConfig
 from dgad_tk.data import load_dataset
+from dgad_tk.data.batches import batch_positions
 from dgad_tk.draws import Draws
-from dgad_tk.epoch import Progress
-from dgad_tk.runs import RunFolder, new_run_folder, newest_run, weights_of
-from dgad_tk.schedule import learning_rate
-from dgad_tk.selection import accuracies
-from dgad_tk.threat import ThreatModel
-from dgad_tk.train import train
+from dgad_tk.training.claim import locked
+from dgad_tk.training.epoch import Progress
+from dgad_tk.training.schedule import learning_rate
+from dgad_tk.training.selection import accuracies
+from dgad_tk.training.train import train
 
 QUICK: dict[str, Any] = {
     "epochs": 2,
@@ -111,7 +111,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path) -> None:
 WAITING = """
 import itertools, sys, time
 from cli import app
-from dgad_tk.epoch import Learner
+from dgad_tk.training.epoch import Learner
 real, steps = Learner.learn, itertools.count(1)
 
 def learn(*arguments):
@@ -186,7 +186,7 @@ def test_a_given_teacher(tmp_path: Path) -> None:
 def test_unfit_teachers(tmp_path: Path, weights: Path) -> None:
     from shared import artifact
 
-    from dgad_tk.checkpoint import save_weights
+    from dgad_tk.artifacts.weights import save_weights
     from dgad_tk.models import build_model
 
     save_weights(

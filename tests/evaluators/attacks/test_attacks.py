@@ -12,10 +12,10 @@ from quick_arts import QUICK as ARTS_QUICK
 from torch import Tensor, nn
 from victims import as_onnx, as_torch
 
-from dgad_tk.artifact import Artifact
+from dgad_tk.artifacts.predictor import Predictor
+from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import UserError
 from dgad_tk.data import Split
-from dgad_tk.predictor import Predictor
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.autoattack import ensemble
 from evaluators.engine import search

@@ -11,9 +11,9 @@ from art.estimators.classification import PyTorchClassifier
 from shared import Victim
 from victims import SHAPE, TwoClassLinear, as_torch, linear_split
 
+from dgad_tk.ascent.folded import folded
+from dgad_tk.ascent.losses import kl
 from dgad_tk.common import UserError
-from dgad_tk.fold import folded
-from dgad_tk.losses import kl
 from evaluators.attacks.pgd import ProjectedGradient
 from evaluators.target.estimators import PredictorClassifier, to_estimator
 

@@ -17,9 +17,9 @@ from processes import Child, together
 from shared import Run, Victim, artifact, runner
 from victims import as_torch
 
-from dgad_tk.checkpoint import save_weights
+from dgad_tk.artifacts.predictor import Predictor
+from dgad_tk.artifacts.weights import save_weights
 from dgad_tk.data import load_dataset
-from dgad_tk.predictor import Predictor
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.autoattack.square.square import Square
 from evaluators.engine import work
@@ -270,7 +270,7 @@ import numpy as np
 import torch
 
 from dgad_tk.data import Split
-from dgad_tk.predictor import predictor_of_module
+from dgad_tk.artifacts.predictor import predictor_of_module
 from evaluators.engine.evaluate import evaluate
 from evaluators.plan.rows import plan
 from evaluators.report.files import results, write

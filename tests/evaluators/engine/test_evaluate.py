@@ -14,9 +14,9 @@ import torch
 from shared import Victim
 from victims import TwoClassLinear, as_torch, linear_split
 
+from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.common import UserError
 from dgad_tk.data import load_dataset
-from dgad_tk.predictor import Predictor
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.halfway import NOWHERE
 from evaluators.attacks.result import SearchResult

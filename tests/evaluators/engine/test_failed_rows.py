@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from victims import TwoClassLinear, as_torch, linear_split
 
+from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.common import UserError
-from dgad_tk.predictor import Predictor
 from evaluators.attacks.result import SearchResult
 from evaluators.engine.evaluate import evaluate
 from evaluators.engine.record import Evaluation

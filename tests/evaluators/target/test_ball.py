@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from dgad_tk.answers import wilson
+from dgad_tk.answers.doubts import wilson
 from evaluators.target.ball import bounds, into_ball, l1, l2, linf
 
 

@@ -11,9 +11,9 @@ from art.estimators.classification import PyTorchClassifier
 from shared import Victim
 from victims import as_onnx
 
-from dgad_tk.checkpoint import load_model
+from dgad_tk.artifacts.predictor import Predictor
+from dgad_tk.artifacts.weights import load_model
 from dgad_tk.common import UserError
-from dgad_tk.predictor import Predictor
 from evaluators.target.estimators import Counted, OnnxClassifier, to_estimator
 from exporters.export import export
 from exporters.formats import load

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from trained import trained_on_digits
 from victims import TwoClassLinear, as_torch, linear_split
 
+from dgad_tk.artifacts.predictor import Predictor
+from dgad_tk.ascent.inner_max import inner_max
+from dgad_tk.ascent.losses import cross_entropy
+from dgad_tk.config.threat import ThreatModel
 from dgad_tk.data import load_dataset
-from dgad_tk.inner_max import inner_max
-from dgad_tk.losses import cross_entropy
-from dgad_tk.predictor import Predictor
-from dgad_tk.threat import ThreatModel
 from evaluators.engine.evaluate import evaluate
 from evaluators.engine.probes import Probes, probe
 from evaluators.engine.record import Evaluation

@@ -18,11 +18,11 @@ from onnx import TensorProto, helper, numpy_helper
 from shared import artifact
 from torch import Tensor, nn
 
+from dgad_tk.artifacts.predictor import Predictor, predictor_of_module
+from dgad_tk.artifacts.preprocessing import Interface
 from dgad_tk.common import UserError
 from dgad_tk.data import Split
-from dgad_tk.interface import Interface
 from dgad_tk.models import build_model
-from dgad_tk.predictor import Predictor, predictor_of_module
 from evaluators.engine.evaluate import evaluate
 from evaluators.plan.rows import plan
 from evaluators.target.judge import compare_twin, judge

@@ -12,9 +12,9 @@ import torch
 from onnx import TensorProto, helper
 from small_graphs import FLAT, POOLED, SHAPE, graph, images, linear, runs, saved, weights
 
+from dgad_tk.artifacts.predictor import Predictor
+from dgad_tk.artifacts.preprocessing import Interface
 from dgad_tk.common import UserError
-from dgad_tk.interface import Interface
-from dgad_tk.predictor import Predictor
 from exporters.bench.describe import describe
 from exporters.formats import load
 from exporters.onnx_open.quantised_input import Levels, find_quantiser

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
-from dgad_tk.frozen_conv import FrozenConv2d
+from dgad_tk.ascent.frozen_conv import FrozenConv2d
 from exporters.onnx_twin import to_torch
 from exporters.onnx_twin.freezing import freeze_convolutions
 

@@ -13,7 +13,7 @@ from small_graphs import FLAT, graph, images, weights
 
 from cli import app
 from cli.printing.export_table import print_export
-from dgad_tk.checkpoint import save_weights
+from dgad_tk.artifacts.weights import save_weights
 from exporters.export import ParityError, Source, export
 from exporters.formats import EXPORTERS
 from exporters.onnx_write.half_range import LARGEST, activation_peaks, judge_range

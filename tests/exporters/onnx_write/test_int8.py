@@ -12,10 +12,10 @@ from onnxruntime.quantization.calibrate import TensorsData
 from shared import randomise_batch_norm
 from torch import nn
 
-from dgad_tk.artifact import Artifact, threat_of
+from dgad_tk.artifacts.record import Artifact, threat_of
+from dgad_tk.ascent.losses import cross_entropy
 from dgad_tk.ascent.pgd import pgd_on
 from dgad_tk.common import UserError
-from dgad_tk.losses import cross_entropy
 from dgad_tk.models import build_model
 from exporters.onnx_write import exclusions, int8
 from exporters.onnx_write.calibration import METHODS, Method, calibrate

@@ -11,10 +11,10 @@ from art.attacks.evasion import ProjectedGradientDescent
 from shared import ROOT, Victim, artifact
 from torch import nn
 
-from dgad_tk.artifact import Artifact
-from dgad_tk.checkpoint import load_model, save_weights
+from dgad_tk.artifacts.record import Artifact
+from dgad_tk.artifacts.weights import load_model, save_weights
+from dgad_tk.ascent.folded import folded
 from dgad_tk.common import UserError
-from dgad_tk.fold import folded
 from evaluators.target.estimators import to_estimator
 from exporters.export import export
 from exporters.formats import EXPORTERS, load

@@ -12,8 +12,8 @@ from art.estimators.classification.classifier import ClassifierMixin
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dgad_tk.directions import finite
-from dgad_tk.losses import cross_entropy
+from dgad_tk.ascent.directions import finite
+from dgad_tk.ascent.losses import cross_entropy
 from evaluators.attacks.arguments import at_least
 from evaluators.attacks.autoattack.apgd.l1 import L1Ascents, falling_radii
 from evaluators.attacks.autoattack.apgd.seats import Rows, Seats

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from dgad_tk.l1_projection import l1_correction
+from dgad_tk.ascent.l1_projection import l1_correction
 from evaluators.attacks.autoattack.apgd.state import Ascents
 
 _WIDER = ((3.0, 0.3), (2.0, 0.3))

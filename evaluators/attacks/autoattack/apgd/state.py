@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from dgad_tk.directions import in_range
+from dgad_tk.ascent.directions import in_range
 
 MOMENTUM = 0.75
 """Weight of the new step; the last movement has the rest."""

@@ -7,7 +7,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from dgad_tk.directions import finite
+from dgad_tk.ascent.directions import finite
 from evaluators.attacks.arguments import at_least
 from evaluators.attacks.autoattack.apgd.seats import even
 from evaluators.attacks.autoattack.fab.projections import Hyperplane, length

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dgad_tk.l1_projection import l1_correction
+from dgad_tk.ascent.l1_projection import l1_correction
 from evaluators.attacks.autoattack.square.layout import Layout, pattern
 from evaluators.target.ball import Norm, bounds
 

@@ -9,7 +9,7 @@ from art.estimators.classification.classifier import ClassifierMixin
 from art.estimators.estimator import BaseEstimator
 from torch import Tensor
 
-from dgad_tk.losses import margin
+from dgad_tk.ascent.losses import margin
 from evaluators.attacks.arguments import at_least
 from evaluators.attacks.autoattack.square.layout import Layout
 from evaluators.attacks.autoattack.square.moves import TILES, WALKS, Walk

@@ -14,7 +14,8 @@ import pytest
 from cifar_files import NAMES, contents, python2
 
 from dgad_tk.common import UserError
-from dgad_tk.data import Dataset, cache, cifar, load_dataset, plain_pickle
+from dgad_tk.data import Dataset, cache, load_dataset
+from dgad_tk.data.sources import cifar, plain_pickle
 
 FOLDERS = {
     ("cifar10", True): ("cifar-10-batches-py", "batches.meta"),

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.io import savemat
 
 from dgad_tk.common import UserError
-from dgad_tk.data import cache, load_dataset, svhn
+from dgad_tk.data import cache, load_dataset
+from dgad_tk.data.sources import svhn
 
 Arrays = dict[str, NDArray[Any]]
 

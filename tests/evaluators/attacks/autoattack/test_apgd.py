@@ -14,8 +14,8 @@ from shared import Victim
 from torch import Tensor, nn
 from victims import SHAPE, TwoClassLinear, as_torch, linear_split
 
-from dgad_tk.fold import Folded
-from dgad_tk.l1_projection import l1_correction
+from dgad_tk.ascent.folded import Folded
+from dgad_tk.ascent.l1_projection import l1_correction
 from evaluators.attacks.autoattack.apgd.apgd import APGD
 from evaluators.attacks.autoattack.apgd.state import LinfAscents
 from evaluators.attacks.autoattack.dlr import dlr, targeted_dlr

@@ -1,0 +1,132 @@
+"""Run folders: what they are called, which is finished, which is newest.
+
+runs/<dataset>-<method>-<student>[-N]/
+    config.yaml         every setting, reloadable with --config
+    metrics.jsonl       one line per epoch, and an "end" line when finished
+    last.ckpt           what resuming needs
+    best.safetensors    weights of the best epoch and their metadata record
+    tensorboard/        events, where TensorBoard is installed
+    teacher/            the same again, where the run trained its own teacher
+"""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from dgad_tk.common import UserError, naming, written_aside
+from dgad_tk.config.parsing import read_yaml, validated
+from dgad_tk.config.training import TrainConfig
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and state of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best.safetensors"
+
+    @property
+    def teacher(self) -> "RunFolder":
+        return RunFolder(self.path / "teacher")
+
+    def exists(self) -> bool:
+        return self.config.is_file()
+
+    def read_config(self) -> TrainConfig:
+        return validated(TrainConfig, read_yaml(self.config), str(self.config))
+
+    def records(self) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl, up to the first that is not whole: a killed process may leave half of one."""
+        found: list[dict[str, Any]] = []
+        if self.metrics.is_file():
+            with suppress(json.JSONDecodeError):
+                for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+                    record = json.loads(line)
+                    if not isinstance(record, dict) or "event" not in record:
+                        break
+                    found.append(record)
+        return found
+
+    def finished(self) -> bool:
+        records = self.records()
+        return self.best.is_file() and bool(records) and records[-1]["event"] == "end"
+
+    def written(self) -> int:
+        """When the run was last written to, in nanoseconds since the epoch."""
+        return max(path.stat().st_mtime_ns for path in (self.config, self.metrics) if path.exists())
+
+    def append(self, record: dict[str, Any]) -> None:
+        with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def cut_back(self, epochs: int) -> None:
+        """Forget what metrics.jsonl says of epochs from `epochs` on: a resumed run will write them again."""
+        kept = [
+            record for record in self.records() if record["event"] == "epoch" and record.get("epoch", epochs) < epochs
+        ]
+        with written_aside(self.metrics) as aside:
+            aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+
+def new_run_folder(config: TrainConfig, root: Path = RUNS) -> RunFolder:
+    """A folder made for a run of `config`, under the first free name: of several processes, each gets its own."""
+    name = f"{config.dataset}-{config.method}-{config.student}".replace(":", "-")  # no colon in a name on Windows
+    for number in count(1):
+        path = root / (name if number == 1 else f"{name}-{number}")
+        with suppress(FileExistsError):  # of several processes, one alone can make it
+            path.mkdir(parents=True)
+            return RunFolder(path)
+    raise AssertionError("there is no last number")
+
+
+def newest_run(root: Path = RUNS, *, finished: bool) -> RunFolder:
+    """The run folder under `root` that was written to last.
+
+    Raises:
+        UserError: there is none.
+    """
+    kind = "finished" if finished else "unfinished"
+    folders = [RunFolder(path) for path in root.glob("*/") if RunFolder(path).exists()]
+    fitting = [folder for folder in folders if folder.finished() == finished]
+    if not fitting:
+        raise UserError(
+            f"no {kind} run under '{root}'",
+            hint="`dgad train` makes one" if finished else "start it without --resume, or name it with --out",
+        )
+    return max(fitting, key=RunFolder.written)
+
+
+def weights_of(source: Path) -> Path:
+    """The .safetensors file behind a run folder or a file's path.
+
+    Raises:
+        UserError: neither.
+    """
+    path = RunFolder(source).best if source.is_dir() else source
+    if path.is_file():
+        return path
+    if source.is_dir():
+        raise UserError(
+            f"'{source}' holds no best.safetensors", hint="give a run folder of `dgad train` that got past epoch 1"
+        )
+    raise UserError(f"no such file or run folder: '{source}'", hint="`ls runs` shows what there is")

@@ -1,0 +1,119 @@
+"""Weights with their metadata record (safetensors), and what a run resumes from. Nothing here unpickles code."""
+
+from collections.abc import Collection, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from dgad_tk.artifacts.record import KEY, Artifact
+from dgad_tk.artifacts.weight_files import read_pickled, read_safetensors
+from dgad_tk.common import UserError, reason_of, written_aside
+from dgad_tk.models import build_model
+from dgad_tk.strangers.first_bytes import archive_of, beginning, is_pickle
+
+STATE_FORMAT = 1
+
+
+def save_weights(path: Path, model: nn.Module, artifact: Artifact) -> None:
+    """Write a model's parameters, buffers and record. The file holds tensors and text: opening it runs nothing."""
+    _write(path, {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, artifact)
+
+
+def save_record(path: Path, artifact: Artifact) -> None:
+    """Put another record into a file of `save_weights`, beside the same tensors."""
+    _write(path, read_weights(path)[0], artifact)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], artifact: Artifact) -> None:
+    content = save(tensors, metadata={KEY: artifact.to_json()})
+    with written_aside(path) as aside:
+        aside.write_bytes(content)  # by Python, whose error on a full disk says so
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], Artifact]:
+    """Tensors and record of a file that `save_weights` wrote.
+
+    Raises:
+        UserError: missing, not safetensors, damaged, or without a record.
+    """
+    if not path.is_file():
+        raise UserError(f"no such file: '{path}'", hint="give a .safetensors file or a run folder of `dgad train`")
+    head = beginning(path)
+    if archive_of(head) or is_pickle(head):
+        raise UserError(
+            f"'{path}' is no safetensors file, and only these carry the record of `dgad train`",
+            hint="give the run folder or its best.safetensors; other weights can teach: `dgad train --teacher`",
+        )
+    tensors, metadata = read_safetensors(path, f"cannot read '{path}' as weights of `dgad train`")
+    artifact = Artifact.from_mapping(metadata, str(path))
+    if artifact is None:
+        raise UserError(
+            f"'{path}' carries no dgad metadata record, so its network is unknown",
+            hint="use the best.safetensors of a run folder",
+        )
+    return tensors, artifact
+
+
+def has_record(path: Path) -> bool:
+    """Whether a file says of itself that `save_weights` wrote it. Of a damaged one, whoever reads it says why."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
+def load_model(path: Path) -> tuple[nn.Module, Artifact]:
+    """The network of a `save_weights` file, in eval mode on the CPU, and its record.
+
+    Raises:
+        UserError: as `read_weights`, or the tensors do not fit the network that the record names.
+    """
+    tensors, artifact = read_weights(path)
+    model = build_model(
+        artifact.model,
+        in_channels=artifact.input_shape[0],
+        classes=len(artifact.classes),
+        mean=artifact.normalize.get("mean", ()),
+        std=artifact.normalize.get("std", ()),
+    )
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(
+            f"'{path}': the weights do not fit a {artifact.model}: {reason_of(error)}", hint="train or convert it again"
+        ) from None
+    return model.eval(), artifact
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write what a run needs to resume: tensors and plain values only, so that it loads with `weights_only`."""
+    content = BytesIO()
+    torch.save({"format": STATE_FORMAT, **state}, content)
+    with written_aside(path) as aside:
+        aside.write_bytes(content.getbuffer())
+
+
+def load_state(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
+    """What `save_state` wrote.
+
+    Args:
+        keys: what has to be there.
+
+    Raises:
+        UserError: missing, corrupt, of another version, or a pickle that holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise UserError(f"nothing to resume: no such file '{path}'", hint="start the run without --resume")
+    try:
+        state = read_pickled(path, f"'{path}' is not a checkpoint that can be read safely")
+    except UserError as error:
+        raise UserError(error.message, hint="copy it again if it was copied; else start the run anew") from None
+    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT or not state.keys() >= set(keys):
+        raise UserError(f"'{path}' is not a checkpoint of this version", hint="start the run anew")
+    return state

@@ -1,0 +1,184 @@
+"""BatchNorm folded into the convolution before it: the same function in eval mode, with less to compute.
+
+The inner maximisation runs a network ten times and more between two changes of its weights, so folding once for all of
+these pays, and so does laying the weights out channels-last. The result differs from the network in eval mode by
+rounding alone.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from dgad_tk.ascent.frozen_conv import FrozenConv2d, can_freeze, rectify_in_place
+
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+class Folded(nn.Module):
+    """A frozen copy of `source` in eval mode without the BatchNorms that follow a convolution.
+
+    Args:
+        source: any module that `torch.fx` can trace; one that it cannot is copied as it is.
+        compiled: have torch.compile make the code at the first call; else convolutions are frozen.
+    """
+
+    def __init__(self, source: nn.Module, *, compiled: bool = False) -> None:
+        super().__init__()
+        replica = copy.deepcopy(source).eval()
+        for parameter in replica.parameters():  # TorchScript has no requires_grad_, and its copies have a graph
+            parameter.detach_()
+        self.pairs: list[tuple[str, str]] = []
+        traced = _traced(replica)
+        self.net: nn.Module = replica
+        if traced is not None:
+            self.pairs = _drop_batch_norms(traced)
+            if not compiled:
+                _freeze_convolutions(traced)
+            _let_views_copy(traced)
+            self.net = traced
+        if all(tensor.dim() < 5 for tensor in [*self.net.parameters(), *self.net.buffers()]):  # torch refuses those
+            self.net.to(memory_format=torch.channels_last)
+        self._layout = torch.channels_last
+        self.refresh(source)
+        self._run: list[Callable[[Tensor], Tensor]] = [  # in a list, so as not to be a submodule
+            torch.compile(self.net, dynamic=False) if compiled else self.net
+        ]
+
+    @torch.no_grad()
+    def refresh(self, source: nn.Module) -> None:
+        """Take over the weights and statistics that `source` has now."""
+        values = {**dict(source.named_parameters()), **dict(source.named_buffers())}
+        for conv_name, norm_name in self.pairs:
+            conv: Any = source.get_submodule(conv_name)
+            norm: Any = source.get_submodule(norm_name)
+            weight, bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
+            values |= {f"{conv_name}.weight": weight, f"{conv_name}.bias": bias}
+        for name, tensor in [*self.net.named_parameters(), *self.net.named_buffers()]:
+            if name in values:  # tracing keeps tensors that the code writes down itself
+                tensor.copy_(values[name])
+        for module in self.net.modules():
+            if isinstance(module, FrozenConv2d):
+                module.refreshed()
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Channels-last all the way: convolutions run faster so, and with it nothing is reordered between them.
+        try:
+            logits = self._run[0](x.contiguous(memory_format=self._layout))
+        except RuntimeError:  # TorchScript that calls `view` on a map
+            if self._layout is torch.contiguous_format:
+                raise
+            self._layout = torch.contiguous_format
+            self.net.to(memory_format=self._layout)
+            return self.forward(x)
+        return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+
+def _traced(module: nn.Module) -> fx.GraphModule | None:
+    """None for what has control flow that depends on the data, and for TorchScript, which has no Python to trace."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
+    try:
+        return fx.symbolic_trace(module)
+    except (fx.proxy.TraceError, TypeError, RuntimeError, NameError):  # len(x); a module that is no submodule
+        return None
+
+
+def _let_views_copy(traced: fx.GraphModule) -> None:
+    """Put `reshape` in the place of `view`, which refuses a map that is laid out channels-last."""
+    for node in traced.graph.nodes:
+        if node.op == "call_method" and node.target == "view" and not isinstance(node.args[-1], torch.dtype):
+            node.target = "reshape"
+    traced.recompile()
+
+
+@dataclass(frozen=True)
+class Inner:
+    """How the networks are run inside an inner maximisation. It changes rounding and speed, nothing else.
+
+    Attributes:
+        precision: `bf16` runs them under autocast: sums of products of bfloat16, kept in float32.
+        compiled: by torch.compile. Pays for MobileNetV2, costs for ResNet-18 (docs/measurements.md).
+    """
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compiled: bool = False
+
+    def view(self, model: nn.Module) -> Folded:
+        """`model` in eval mode as it is now, folded."""
+        return folded(model, compiled=self.compiled)
+
+    def context(self, device: torch.device) -> AbstractContextManager[object]:
+        """Autocast, or nothing."""
+        return autocast(self.precision, device)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 where it is asked for."""
+    # Without the cache of cast weights: until torch 2.10 at least, one filled under no_grad, as by AdaAD's clean
+    # forward, cuts the weights off from the loss.
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+
+
+_views: WeakKeyDictionary[nn.Module, dict[bool, Folded]] = WeakKeyDictionary()
+
+
+def folded(source: nn.Module, *, compiled: bool = False) -> Folded:
+    """`source` in eval mode as it is now, folded. The copy is made once per module and refreshed at each call."""
+    views = _views.setdefault(source, {})
+    view = views.get(compiled)
+    if view is None or _place(view) != _place(source):
+        views[compiled] = view = Folded(source, compiled=compiled)
+    else:
+        view.refresh(source)
+    return view
+
+
+def _place(module: nn.Module) -> tuple[torch.device, torch.dtype] | None:
+    parameter = next(module.parameters(), None)
+    return None if parameter is None else (parameter.device, parameter.dtype)
+
+
+def _drop_batch_norms(traced: fx.GraphModule) -> list[tuple[str, str]]:
+    """Take each BatchNorm that alone reads a convolution's output out of the graph; names of both."""
+    modules = dict(traced.named_modules())
+    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
+    pairs: list[tuple[str, str]] = []
+    for node in list(traced.graph.nodes):
+        if node.op != "call_module" or not isinstance(norm := modules[node.target], BATCH_NORMS):
+            continue
+        before = node.args[0]
+        alone = isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1
+        # A module that is called twice would need two foldings; without running statistics there is nothing to fold.
+        if not alone or calls[before.target] > 1 or calls[node.target] > 1 or norm.running_mean is None:
+            continue
+        conv = modules[before.target]
+        if not isinstance(conv, nn.Conv2d):
+            continue
+        pairs.append((before.target, node.target))
+        if conv.bias is None:
+            conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels), requires_grad=False)
+        node.replace_all_uses_with(before)
+        traced.graph.erase_node(node)
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return pairs
+
+
+def _freeze_convolutions(traced: fx.GraphModule) -> None:
+    """Put a FrozenConv2d in each convolution's place."""
+    for name, module in list(traced.named_modules()):
+        if can_freeze(module):
+            traced.set_submodule(name, FrozenConv2d(module))
+    rectify_in_place(traced)
+    traced.delete_all_unused_submodules()
+    traced.recompile()

@@ -1,0 +1,101 @@
+"""The one inner maximisation: projected gradient ascent on a loss that the caller gives.
+
+PGD-AT, TRADES, AdaAD, DGAD and the PGD evaluation differ in that loss and in the start, in nothing else.
+
+    x'_0     = start
+    x'_{k+1} = Pi( step( x'_k, grad_x sum_i loss_i(x'_k) ) )
+
+Step and projection Pi are those of a ball (`dgad_tk.ascent.balls`). Entries of a gradient that are not finite are put in place
+first (`dgad_tk.ascent.directions`).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dgad_tk.ascent.balls import Noise, ball_of
+from dgad_tk.ascent.directions import finite
+from dgad_tk.config.threat import ThreatModel
+from dgad_tk.draws import Draws
+
+Objective = Callable[[Tensor], Tensor]
+"""Images `(N, C, H, W)` to a loss per sample `(N,)`, to be made large."""
+
+Init = Literal["gauss", "uniform", "none"]
+"""Start of the ascent: x + 0.001 N(0, 1); a random point of the ball; x itself."""
+
+
+def start_point(x: Tensor, threat: ThreatModel, init: Init, noise: Noise, *, clip: bool = False) -> Tensor:
+    """Where the ascent begins, `(N, C, H, W)`.
+
+    Args:
+        clip: cut the start to [0, 1], as the PGD-AT of the AdaAD code does. The distillation attacks take their first
+            gradient just outside.
+    """
+    if init == "none":
+        return x
+    start = x + 0.001 * noise("normal") if init == "gauss" else ball_of(threat).random_point(x, noise)
+    return start.clamp(0, 1) if clip else start
+
+
+def inner_max(objective: Objective, x: Tensor, start: Tensor, threat: ThreatModel, *, momentum: float = 0.0) -> Tensor:
+    """Images in the eps-ball around `x` with a large `objective`, detached, `(N, C, H, W)` in [0, 1].
+
+    The last iterate, as in every released code of the paper's comparison: no best-of-steps, no restarts. An empty
+    batch comes back as it is.
+
+    Args:
+        momentum: m of MIM (Dong et al., CVPR 2018, https://arxiv.org/abs/1710.06081, algorithm 1): steps follow
+            g_k = m g_{k-1} + gradient_k / |gradient_k|_1. At 0 they follow the gradient.
+    """
+    x_adv, ball, gathered = start.detach(), ball_of(threat), torch.zeros_like(x)
+    if len(x) == 0:
+        return x_adv
+    for _ in range(threat.steps):
+        x_adv.requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(objective(x_adv).sum(), x_adv)
+        x_adv, gradient = x_adv.detach(), finite(gradient)
+        if momentum:
+            size = gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
+            gathered = momentum * gathered + gradient / size.clamp(min=torch.finfo(gradient.dtype).tiny)
+            gradient = gathered
+        x_adv = ball.project(ball.step(x_adv, gradient, threat.step_size), x)
+    return x_adv
+
+
+@contextmanager
+def in_train_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into train mode and back."""
+    before = model.training
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Put BatchNorm's running statistics back to what they were."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
+
+
+def draw_noise(
+    draws: Draws, purpose: str, shape: tuple[int, ...], index: Tensor, kind: str, *, epoch: int = 0, step: int = 0
+) -> Tensor:
+    """Start noise of an attack, `(len(index), *shape)`, standard normal or uniform on [-1, 1].
+
+    A function of (seed, purpose, epoch, dataset index, step).
+    """
+    if kind == "normal":
+        return draws.normal(purpose, tuple(shape), index=index, epoch=epoch, step=step)
+    return 2 * draws.uniform(purpose, tuple(shape), index=index, epoch=epoch, step=step) - 1

@@ -1,0 +1,1 @@
+"""What may be asked of a run: threat model, training, recipes, and how text becomes values."""

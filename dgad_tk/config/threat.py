@@ -1,0 +1,40 @@
+"""What a model is trained and attacked for: norm, radius, steps."""
+
+import math
+from functools import partial
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from dgad_tk.config.parsing import TypedKeys
+from dgad_tk.strangers.number_text import parse_fraction
+
+Radius = Annotated[float, BeforeValidator(partial(parse_fraction, upper=math.inf)), Field(gt=0)]
+"""A distance in units of the pixel range [0, 1]; `8/255` is accepted. In L2 and L1 it may be above 1."""
+
+
+Norm = Literal["linf", "l2", "l1"]
+"""What distances are measured by; what is done in one: `dgad_tk.ascent.balls`."""
+
+
+class ThreatModel(TypedKeys):
+    """What the adversary may do to an image, and how hard the inner maximisation tries.
+
+    The paper's setting on colour images is Linf 8/255 in 10 steps of 2/255.
+    """
+
+    norm: Norm = "linf"
+    eps: Radius
+    step_size: Radius
+    steps: int = Field(10, ge=1)
+
+    @model_validator(mode="after")
+    def _within_the_pixels(self) -> Self:
+        if self.norm == "linf":
+            parse_fraction(self.eps)
+        return self
+
+    @classmethod
+    def of(cls, norm: Norm, eps: float, steps: int = 10) -> Self:
+        """The convention of every evaluation here: steps of eps / 4."""
+        return cls(norm=norm, eps=eps, step_size=eps / 4, steps=steps)

@@ -1,0 +1,208 @@
+"""What a run is: every choice that changes its numbers, validated, written beside what it produced, readable again.
+
+Importing this file imports no torch, so that the command line can check a config before it loads anything heavy.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dgad_tk.common import lookup, written_aside
+from dgad_tk.config.parsing import TypedKeys, written_yaml
+from dgad_tk.config.threat import ThreatModel
+from dgad_tk.strangers.number_text import parse_fraction
+
+When = Annotated[float, Field(ge=0)]
+"""A moment of a run: below 1 a share of its epochs, else a number of whole epochs."""
+
+
+AUTO = "auto"
+"""Teacher of a run that trains one first."""
+
+FREE = {"checkpoint_minutes", "paper"}
+"""Keys that a resumed run may change."""
+
+PLACES = {"data_dir", "teacher", "device"}
+"""Keys that say where something is, and may change: the SHA-256 that a run keeps of it says what it is."""
+
+
+def epoch_of(when: float, epochs: int) -> int:
+    """The epoch, from 0, that begins at `when`."""
+    return round(when * epochs) if when < 1 else round(when)
+
+
+class TrainConfig(TypedKeys):
+    """One training run. Defaults are the paper's for CIFAR; `resolved` puts a dataset's own in their place."""
+
+    dataset: str = "digits"
+    data_dir: Path | None = None
+    image_size: int | None = Field(None, ge=4, le=512)
+    limit_train: int | None = Field(None, ge=2)
+    """The first N of the training split's fixed stratified order."""
+
+    method: str = "dgad"
+    method_options: dict[str, Any] = Field({})
+    """Hyper-parameters of the method that differ from its defaults (`--set dgad.pcr_weight=10`)."""
+    student: str = "resnet8"
+    normalize: Literal["none", "dataset"] = "none"
+    """Normalisation inside the student: none as in the paper's code, or the training split's mean and std."""
+
+    teacher: str = AUTO
+    """`auto` trains one first; else a run folder, a file of weights or a model file. Ignored by methods without one."""
+    teacher_model: str = ""
+    """Network of the teacher. If not given, resnet20 for an auto teacher, else what the file's weights say."""
+    teacher_mean: tuple[float, ...] = ()
+    teacher_std: tuple[float, ...] = ()
+    """Normalisation that a teacher from a file expects, one value per channel; none for one that has it inside."""
+    teacher_method: str = "trades"
+    teacher_epochs: int | None = Field(None, ge=1)
+    teacher_lr: float | None = Field(None, gt=0)
+    teacher_options: dict[str, Any] = Field({})
+    """Hyper-parameters of an auto teacher's method (`--set teacher_options.beta=3`)."""
+
+    threat: ThreatModel | None = None
+
+    epochs: int = Field(200, ge=1)
+    batch_size: int = Field(128, ge=2)
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    nesterov: bool = False
+    schedule: Literal["piecewise", "cosine", "cyclic", "constant"] = "piecewise"
+    """`cyclic` rises from 0 to `lr` over two fifths of the run and falls back to 0, in straight lines."""
+    milestones: tuple[When, ...] = (0.5, 0.75)
+    """When the learning rate falls to a tenth, as shares of the epochs or as epochs: the paper's 100 and 150 of 200."""
+    warmup_epochs: float = Field(0.0, ge=0)
+    """Number of epochs over which the learning rate rises in a straight line to that of its schedule."""
+    clip_grad: float | None = Field(None, gt=0)
+    """Largest L2 norm of the gradient over all weights; a longer one is scaled down to it."""
+
+    averaging: Literal["none", "ema", "swa"] = "none"
+    """Select and save an average of the weights: exponential over the steps, or plain over the late epochs."""
+    ema_decay: float = Field(0.999, gt=0, lt=1)
+    swa_start: When = 0.75
+    awp_gamma: float = Field(0.0, ge=0)
+    """Adversarial weight perturbation, relative to each layer's norm (Wu et al., NeurIPS 2020: 5e-3); 0 is off."""
+    awp_start: When = 0
+
+    select_on: Literal["val", "test"] = "val"
+    """Split for choosing the best epoch. `test` is what the papers do; it leaks, and the record says so."""
+    select_every: int = Field(1, ge=1)
+    early_stop: int | None = Field(None, ge=1)
+    """Stop after this number of epochs without a better one."""
+    max_seconds: float | None = Field(None, gt=0)
+    """Stop after the epoch in which this much time has passed. The result then depends on the machine."""
+
+    seed: int = Field(0, ge=0, lt=2**32)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the inner maximisation."""
+    outer_precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the forward passes that the weights learn from."""
+    compile: bool = False
+    """Compile the networks of the inner maximisation with torch.compile."""
+    sync_bn: bool = False
+    """Compute BatchNorm's statistics over the batches of all processes, as one process would."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_minutes: float | None = Field(10.0, gt=0)
+    """Minutes between checkpoints within an epoch. The end of each epoch is saved in any case."""
+
+    paper: dict[str, Any] = Field({})
+    """What the paper prints for this run, for reports; changes nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_threat(cls, values: Any) -> Any:
+        """What a threat model leaves open is the dataset's: `threat: {steps: 7}` is enough."""
+        threat = values.get("threat") if isinstance(values, dict) else None
+        if not isinstance(threat, dict) or {"eps", "step_size"} <= threat.keys():
+            return values
+        from dgad_tk.data import DATASETS  # numpy, and no torch
+
+        spec = DATASETS.get(str(values.get("dataset", cls.model_fields["dataset"].default)))
+        eps = threat.get("eps", spec.eps.get(str(threat.get("norm", "linf"))) if spec else None)
+        if eps is None:
+            return values
+        step_size = parse_fraction(eps, upper=math.inf) / 4
+        return {**values, "threat": {"eps": eps, "step_size": step_size, **threat}}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if list(self.milestones) != sorted(self.milestones):
+            raise ValueError(f"milestones must ascend, got {list(self.milestones)}")
+        if len(self.teacher_mean) != len(self.teacher_std):
+            raise ValueError(f"teacher_mean has {len(self.teacher_mean)} values, teacher_std {len(self.teacher_std)}")
+        if self.teacher_mean and self.teacher == AUTO:
+            raise ValueError("teacher_mean and teacher_std are of a teacher from a file, and teacher is auto")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+    @property
+    def attack(self) -> ThreatModel:
+        """Threat model of a resolved config."""
+        if self.threat is None:
+            raise ValueError("an unresolved config has no threat model")
+        return self.threat
+
+    def resolved(self) -> Self:
+        """The same run with what nobody set filled in from the dataset.
+
+        Raises:
+            UserError: unknown dataset.
+        """
+        from dgad_tk.data import DATASETS  # numpy, and no torch
+
+        spec = lookup(DATASETS, self.dataset, "dataset")
+        own: dict[str, Any] = {key: value for key, value in spec.training.items() if key not in self.model_fields_set}
+        if self.teacher_method != type(self).model_fields["teacher_method"].default:
+            own.pop("teacher_options", None)  # they are another method's
+        # An auto teacher is trained for as long and as fast as the student unless somebody says otherwise.
+        for key in ("epochs", "lr"):
+            same = own.get(key, getattr(self, key))
+            if key in self.model_fields_set:
+                own.pop(f"teacher_{key}", None)
+            own[f"teacher_{key}"] = getattr(self, f"teacher_{key}") or own.get(f"teacher_{key}", same)
+        if self.teacher == AUTO and not self.teacher_model:
+            own["teacher_model"] = "resnet20"
+        own["threat"] = self.threat or ThreatModel.of("linf", spec.eps["linf"])
+        return self.model_copy(update=own)
+
+    def for_teacher(self) -> Self:
+        """The run that makes this run's teacher, when none was given."""
+        return self.model_copy(
+            update={
+                "method": self.teacher_method,
+                "method_options": self.teacher_options,
+                "student": self.teacher_model,
+                "teacher": AUTO,
+                "teacher_mean": (),
+                "teacher_std": (),
+                "epochs": self.teacher_epochs,
+                "lr": self.teacher_lr,
+                "paper": {},
+            }
+        )
+
+    def to_yaml(self) -> str:
+        return written_yaml(self.model_dump(mode="json"))
+
+    def save(self, path: Path) -> None:
+        with written_aside(path) as aside:
+            aside.write_text(self.to_yaml(), encoding="utf-8")
+
+    def differences(self, other: "TrainConfig") -> list[str]:
+        """`key: mine, not theirs` for each key in which two runs differ and which changes what comes out.
+
+        Where images and teacher lie changes nothing; whether there is a teacher does.
+        """
+        free = FREE | (PLACES if (self.teacher == AUTO) == (other.teacher == AUTO) else PLACES - {"teacher"})
+        mine = self.model_dump(mode="json", exclude=free)
+        return differing(mine, other.model_dump(mode="json"))
+
+
+def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """`key: mine, not theirs` for each key in which two mappings differ, of those that both have."""
+    return [f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if key in theirs and mine[key] != theirs[key]]

@@ -1,0 +1,86 @@
+"""Tiny ImageNet (Stanford CS231n), 64x64 RGB: http://cs231n.stanford.edu/tiny-imagenet-200.zip."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from dgad_tk.common import UserError
+from dgad_tk.data.cache import cached
+from dgad_tk.data.download import downloads
+from dgad_tk.data.endings import notes_on
+from dgad_tk.data.reading import NotThereError, accessible
+from dgad_tk.data.sources.imagefolder import images_of
+from dgad_tk.data.spec import Decoded
+from dgad_tk.data.tree import Tree, check_classes, images_below, tree_of
+
+SIZE = 64
+FOLDER = "tiny-imagenet-200"
+ANNOTATIONS = "val/val_annotations.txt"
+USUAL = {".txt"}  # boxes and labels
+GET_IT = (
+    f"fetch http://cs231n.stanford.edu/{FOLDER}.zip, unzip it in a folder ROOT and give --data-dir ROOT, "
+    f"where ROOT holds {FOLDER}"
+)
+
+
+def load(data_dir: Path | None, image_size: int | None) -> Decoded:
+    """Tiny ImageNet as its archive unpacks, or with val/ sorted into class folders; classes are the sorted wnids.
+
+    The archive's val/ plays the test part, since the labels of its test/ are not public. Grey images become RGB.
+    """
+    root = _find(data_dir)
+    train, notes = tree_of(root, "train", USUAL)
+    if annotated := os.path.isdir(root / "val" / "images"):
+        test, more = _annotated(root, set(train))
+    else:
+        test, more = tree_of(root, "val", USUAL)
+    classes = check_classes(root, {"train": train, "val": test})
+    parts = {"train": train, "test": test}
+    decoded = cached(
+        "tiny-imagenet",
+        root,
+        [ANNOTATIONS] * annotated
+        + [file for part in sorted(parts) for files in parts[part].values() for file in files],
+        lambda: (classes, {part: images_of(root, tree, SIZE, exact=True) for part, tree in parts.items()}),
+    )
+    return replace(decoded, notes=notes + more)
+
+
+def fetch(root: Path) -> None:
+    """There is no sum to check the archive against, so it is not fetched."""
+    raise UserError("dataset 'tiny-imagenet' cannot be downloaded by this command", hint=GET_IT)
+
+
+def _find(data_dir: Path | None) -> Path:
+    """The folder that holds train/ and val/."""
+    root = data_dir or downloads("tiny-imagenet")
+    for folder in (root / FOLDER, root):
+        if os.path.isdir(folder / "train") and os.path.isdir(folder / "val"):
+            return folder
+    raise NotThereError(f"no Tiny ImageNet (train/ and val/) in {root}", hint=GET_IT)
+
+
+def _annotated(root: Path, classes: set[str]) -> tuple[Tree, tuple[str, ...]]:
+    """The images of val/images by class, as the annotations say: a line each of file name, wnid and a box.
+
+    Raises:
+        UserError: the annotations cannot be read, or are not those of these images.
+    """
+    path = root / ANNOTATIONS
+    hint = f"unpack {FOLDER}.zip again"
+    images, others = images_below(root, "val/images", USUAL)
+    files = {os.path.basename(name): name for name in images}
+    tree: Tree = {}
+    with accessible(path):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        name, wnid, *_ = [*line.split("\t"), ""]
+        if wnid not in classes:
+            raise UserError(f"{path}, line {number}: '{wnid:.40}' is no class folder of train/", hint=hint)
+        if name not in files:
+            raise UserError(f"{path}, line {number}: '{name:.80}' is no image of val/images, or there twice", hint=hint)
+        tree.setdefault(wnid, []).append(files.pop(name))
+    if files:
+        raise UserError(f"{path} does not name {min(files)} (and {len(files) - 1} more)", hint=hint)
+    # In the order that class folders would have: the same content then has the same digest.
+    return {wnid: sorted(tree[wnid]) for wnid in sorted(tree)}, notes_on(root / "val", {"images": others})

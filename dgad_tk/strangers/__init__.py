@@ -1,0 +1,1 @@
+"""What other people wrote: names, numbers in text, the first bytes of a file."""

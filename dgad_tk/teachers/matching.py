@@ -1,0 +1,255 @@
+"""Weights of other projects brought into a network: which one it is, whether they fit, how it normalises."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from dgad_tk.common import UserError
+from dgad_tk.models import build_model, find_model
+from dgad_tk.teachers.foreign import StateDict, same
+from dgad_tk.teachers.normalisation import Values, check_given, normalisation_of, normaliser_role
+from dgad_tk.teachers.recognition import Reading, ends_of, layout_of, read_as, recognised
+from dgad_tk.teachers.wrappers import counts_batches, is_unread, odd_kind, summary
+
+_PLAIN = {
+    "a sparse one": "save it dense: tensor.to_dense()",
+    "a quantised one": "save the network as it is before it is quantised",
+    "a nested one": "save the network's own state dict",
+    "one without values": "save the state dict once the weights are there, and off the meta device",
+}
+_ONE_OF_THEM = "save the state dict of one of them"
+_JOIN = "it is one part of several: join them"
+_OTHER_TEACHER = "choose a teacher of this dataset, or --teacher auto to train one"
+_NOT_READ = (
+    "if only training reads it, save the state dict without it; a normalisation has to be given instead, as "
+    "--teacher-mean and --teacher-std"
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The network that is looked for in a file.
+
+    Attributes:
+        model: what `build_model` takes; empty to tell it from names and shapes, which works for rows of MODELS and for
+            families.
+        channels, classes: of the images that it is for.
+        mean, std: of images in [0, 1], applied inside the network unless the file brings its own; empty for none.
+    """
+
+    model: str
+    channels: int
+    classes: int
+    mean: Values = ()
+    std: Values = ()
+
+    def build(self, model: str) -> nn.Module:
+        """The bare network `model` for these images."""
+        return find_model(model)(self.channels, self.classes)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A state dict of a file, and the network that it was read as."""
+
+    state: StateDict
+    reading: Reading
+
+
+def match_network(
+    state_dicts: Sequence[StateDict], wanted: Wanted, on_message: Callable[[str], None]
+) -> tuple[nn.Module, str]:
+    """The network that a file holds, in eval mode on the CPU, and its name.
+
+    It is found under any prefix that all its names share. Of several state dicts the first that is such a network
+    counts.
+
+    Args:
+        state_dicts: of the file, by rank.
+        on_message: told what else the file holds, a line at a time.
+
+    Raises:
+        UserError: it is another network, or several, or one for other images or classes; or mean and std do not fit.
+    """
+    check_given(wanted.mean, wanted.std, wanted.channels)
+    if wanted.model:
+        find_model(wanted.model)  # a misspelt name, before anything is said about the file
+    readings = [(each, _read(each.tensors, wanted)) for each in state_dicts]
+    usable = [Found(each, reading) for each, reading in readings if reading is not None and _is_whole(reading, wanted)]
+    if not usable:
+        _refuse_all(readings, wanted)
+    chosen, reading = usable[0].state, usable[0].reading
+    beside = _beside(state_dicts, chosen, wanted.channels)
+    own = beside | {name: reading.tensors[name] for name in reading.normaliser}
+    mean, std = normalisation_of(chosen.path, own, (wanted.mean, wanted.std), wanted.channels)
+    teacher = build_model(reading.model, in_channels=wanted.channels, classes=wanted.classes, mean=mean, std=std)
+    net = teacher.get_submodule("net")
+    _refuse_misfit(usable[0], net, wanted)
+    _refuse_others(usable, on_message)
+    # In the network's own types: some have no isfinite, and what float64 holds float32 may not.
+    types = {name: tensor.dtype for name, tensor in net.state_dict().items()}
+    weights = {name: each.to(types[name]) for name, each in reading.weights(types).items()}
+    if broken := [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]:
+        raise UserError(
+            f"'{chosen.path}': {broken[0]} is not finite", hint="its training broke down; take another checkpoint"
+        )
+    net.load_state_dict(weights, strict=False)  # of what strict would refuse, only missing batch counts are left
+    if beside:
+        on_message(
+            f"'{chosen.path}' holds {' and '.join(beside)} beside its network: its images are normalised by them"
+        )
+    if said := [name for name in reading.aside if not is_unread(name)]:
+        on_message(f"'{chosen.path}' also holds {summary(said)}: no part of the {reading.model}, left aside")
+    return teacher.eval(), reading.model
+
+
+def _read(tensors: Mapping[str, Tensor], wanted: Wanted) -> Reading | None:
+    """A state dict as the network that it holds, else as the named one, as far as it goes; None without either."""
+    found = recognised(tensors)
+    if not wanted.model or (found is not None and (found.model == wanted.model or not found.unexpected)):
+        return found
+    with torch.device("meta"):
+        return read_as(tensors, wanted.model, wanted.build(wanted.model).state_dict())
+
+
+def _is_whole(reading: Reading, wanted: Wanted) -> bool:
+    return reading.complete and not reading.unexpected and reading.model == (wanted.model or reading.model)
+
+
+def _beside(state_dicts: Sequence[StateDict], chosen: StateDict, channels: int) -> dict[str, Tensor]:
+    """A mean and std that a file keeps outside its network's state dict, in what holds that or under a telling key.
+
+    Anything else can be a statistic of something else, of accuracies over seeds, say.
+    """
+    found: dict[str, Tensor] = {}
+    for other in state_dicts:
+        around = other is not chosen and chosen.keys[: len(other.keys)] == other.keys
+        if not around and not (other.keys and re.search("norm|preproc|transform", other.keys[-1], re.IGNORECASE)):
+            continue
+        roles = {name: normaliser_role(name, tensor) for name, tensor in other.tensors.items()}
+        fitting = [name for name, role in roles.items() if role and other.tensors[name].numel() == channels]
+        if channels > 1 or len({roles[name] for name in fitting}) > 1:
+            found |= {".".join((*other.keys, name)): other.tensors[name] for name in fitting}
+    return found
+
+
+def _refuse_all(readings: Sequence[tuple[StateDict, Reading | None]], wanted: Wanted) -> NoReturn:
+    """Say what the largest state dict of a file holds, where none is the network that is wanted."""
+    chosen, reading = max(readings, key=lambda each: len(each[0].tensors))
+    path = chosen.path
+    if reading is None:
+        raise UserError(
+            f"'{path}': the {len(chosen.tensors)} tensors ({', '.join(list(chosen.tensors)[:3])}, ...) are of no "
+            "network known here",
+            hint=_JOIN
+            if _is_a_part(chosen)
+            else "name it: --teacher-model torchvision:NAME or timm:NAME; `dgad list models` shows the others",
+        )
+    if reading.model != (wanted.model or reading.model):
+        raise UserError(
+            f"'{path}': the file holds a {reading.model}, not a {wanted.model}",
+            hint=f"--teacher-model {reading.model}, or leave it out",
+        )
+    if reading.complete and (second := recognised({name: reading.tensors[name] for name in reading.unexpected})):
+        raise UserError(
+            f"'{path}' holds two networks: a {reading.model} {_under(reading.prefixes[0])} and a {second.model} "
+            f"{_under(second.prefixes[0])}",
+            hint=_ONE_OF_THEM,
+        )
+    _refuse_misfit(Found(chosen, reading), wanted.build(reading.model), wanted)
+    raise AssertionError(f"{path}: nothing is wrong with it")
+
+
+def _refuse_others(usable: Sequence[Found], on_message: Callable[[str], None]) -> None:
+    """Look at the other networks in a file: equal copies do not matter, of others it is said which one counts.
+
+    Raises:
+        UserError: nothing tells which one that is.
+    """
+    chosen, reading = usable[0].state, usable[0].reading
+    shapes, _ = layout_of(find_model(reading.model))
+    first = reading.weights(shapes)
+    copies = [(prefix, reading.weights(shapes, prefix)) for prefix in reading.prefixes[1:]]
+    differing = [_under(prefix) for prefix, copy in copies if not _equal(first, copy)]
+    others = [
+        other
+        for other in usable[1:]
+        if other.reading.model != reading.model or not _equal(first, other.reading.weights(shapes))
+    ]
+    names = [(_under(reading.prefixes[0]), under) for under in differing]
+    names += [(_under(chosen.where), _under(each.state.where)) for each in others if each.state.rank == chosen.rank]
+    if names:
+        raise UserError(
+            f"'{chosen.path}' holds two networks that differ, {names[0][0]} and {names[0][1]}", hint=_ONE_OF_THEM
+        )
+    for other in others:
+        on_message(
+            f"'{chosen.path}' holds a {other.reading.model} {_under(other.state.where)} too, which differs: "
+            f"the teacher is the {reading.model} {_under(chosen.where)}"
+        )
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two networks have the same weights. Counts of batches do not matter."""
+    names, theirs = ({name for name in each if not counts_batches(name)} for each in (one, other))
+    return names == theirs and all(same(one[name], other[name]) for name in names)
+
+
+def _refuse_misfit(found: Found, net: nn.Module, wanted: Wanted) -> None:
+    """Compare names and shapes with the network's, and say at once what differs."""
+    path, model, state = found.state.path, found.reading.model, net.state_dict()
+    tensors = found.reading.weights(state)
+    for name, tensor in tensors.items():
+        if kind := odd_kind(tensor):
+            raise UserError(f"'{path}': {name} is no plain tensor, but {kind}", hint=_PLAIN[kind])
+    missing = [name for name in state if name not in tensors and not counts_batches(name)]
+    unexpected = [name.removeprefix(found.reading.prefixes[0]) for name in found.reading.unexpected]
+    wrong = [name for name, tensor in tensors.items() if tensor.shape != state[name].shape]
+    rounded = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() != state[name].is_floating_point()
+        and not counts_batches(name)  # averaged over epochs, they are fractions
+    ]
+    if not missing and not unexpected:
+        stem, head = ends_of(net)
+        for name, axis, knows in (
+            (head, 0, f"knows {{}} classes, the dataset has {wanted.classes}"),
+            (stem, 1, f"takes {{}} channels, the images have {wanted.channels}"),
+        ):
+            size, expected = list(tensors[name].shape), list(state[name].shape)
+            if name in wrong and [*size[:axis], expected[axis], *size[axis + 1 :]] == expected:
+                raise UserError(f"'{path}': the {model} {knows.format(size[axis])}", hint=_OTHER_TEACHER)
+    reasons = [
+        *(f"{name} is {_size(tensors[name])}, expected {_size(state[name])}" for name in wrong),
+        *(f"{name} is {tensors[name].dtype}, expected {state[name].dtype}" for name in rounded),
+        *(f"{name} is missing" for name in missing),
+        *(f"{name} is unexpected" for name in unexpected),
+    ]
+    if not reasons:
+        return
+    if missing and _is_a_part(found.state):
+        hint = _JOIN
+    elif missing or wrong:
+        told = "leave --teacher-model out to tell the network from the weights"
+        hint = f"{told if wanted.model else 'name it: --teacher-model'}; `dgad list models` shows the networks"
+    else:
+        hint = "save the weights in floating point" if rounded else _NOT_READ
+    more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+    raise UserError(f"'{path}' does not fit a {model}: {'; '.join(reasons[:5])}{more}", hint=hint)
+
+
+def _is_a_part(state: StateDict) -> bool:
+    return re.search(r"-\d+-of-\d+$", state.path.stem) is not None
+
+
+def _under(prefix: str) -> str:
+    return f"under '{prefix.removesuffix('.')}'" if prefix else "under no prefix"
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"

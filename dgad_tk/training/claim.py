@@ -1,0 +1,156 @@
+"""A run folder belongs to one run, and to one process at a time.
+
+The lock is taken before anything is written. Where the file system has no locks, the process that came last holds the
+folder: each one leaves a mark of its own in `.lock`, and looks whether it is still there before it writes anything.
+"""
+
+import errno
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from dgad_tk.artifacts.runs import RunFolder
+from dgad_tk.common import NOT_OFFERED, UserError, naming
+from dgad_tk.config.training import TrainConfig
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
+_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
+_NO_LOCKS = {*NOT_OFFERED, errno.ENOLCK}
+_OURS = (".lock", ".config-")
+"""Beginnings of names that a process leaves that was killed before there was a run."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A run folder that this process holds.
+
+    Attributes:
+        folder: which one.
+        mark: what it wrote into the folder's `.lock`.
+        safe: a lock of the system's keeps the others out; otherwise `check` notices them.
+    """
+
+    folder: RunFolder
+    mark: str
+    safe: bool
+
+    def check(self) -> None:
+        """See that the folder is still there and nobody else's. To be called before each write.
+
+        Raises:
+            UserError: it is not.
+        """
+        try:
+            found = _lock_of(self.folder).read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            if self.folder.exists():
+                return  # somebody cleared away what begins with a dot
+            raise UserError(
+                f"the run folder '{self.folder.path}' is gone", hint="leave it where it is until the run has ended"
+            ) from None
+        if found != self.mark:
+            raise UserError(
+                f"another process has taken over the run folder '{self.folder.path}'",
+                hint="give each run a folder of its own: --out",
+            )
+
+
+@contextmanager
+def claimed(folder: RunFolder, config: TrainConfig, *, resume: bool) -> Iterator[Held]:
+    """Make the run folder this run's own, and keep it to this process.
+
+    The system lets go of it when the process ends, however it ends.
+
+    Raises:
+        UserError: it holds another run, a run of another config, or another process trains there.
+    """
+    check_claim(folder, config, resume=resume)  # leaves no trace in a folder that is refused
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with locked(folder, lambda: check_claim(folder, config, resume=resume)) as held:
+        if not folder.exists():
+            config.save(folder.config)
+        yield held
+
+
+def check_claim(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
+    """See that a run of `config` may begin or go on in a folder.
+
+    Raises:
+        UserError: it holds another run, or a run of another config.
+    """
+    blocking = next((path for path in [folder.path, *folder.path.parents] if path.exists() and not path.is_dir()), None)
+    if blocking:
+        raise UserError(
+            f"the run folder '{folder.path}' cannot be made: '{blocking}' is a file", hint="choose another --out"
+        )
+    if not folder.exists():
+        if resume:
+            raise UserError(f"nothing to resume in '{folder.path}'", hint="start the run without --resume")
+        if folder.path.exists() and any(not path.name.startswith(_OURS) for path in folder.path.iterdir()):
+            raise UserError(f"'{folder.path}' is not empty and not a run folder", hint="choose another --out")
+        return
+    if not resume:
+        raise UserError(f"'{folder.path}' already holds a run", hint="add --resume to go on, or choose another --out")
+    if differences := config.differences(folder.read_config()):
+        raise UserError(
+            f"the run in '{folder.path}' has another config: " + "; ".join(differences),
+            hint="resume with the settings it was started with, or start a new run",
+        )
+
+
+@contextmanager
+def locked(folder: RunFolder, before: Callable[[], None] = lambda: None) -> Iterator[Held]:
+    """Keep a run folder to this process.
+
+    Args:
+        before: called with the lock and before the mark; what it raises leaves the mark of whoever was here before.
+
+    Raises:
+        UserError: another process trains there.
+    """
+    path = _lock_of(folder)
+    with path.open("a", encoding="utf-8") as file:  # not "w", which would wipe another's mark
+        with naming(path):
+            safe = _lock(file, folder.path)
+        before()
+        mark = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex}\n"
+        with naming(path):
+            file.truncate(0)
+            file.write(mark)
+            file.flush()
+        yield Held(folder, mark, safe)
+
+
+def _lock(file: IO[str], folder: Path) -> bool:
+    """Whether the system locked the file; False where it has no locks.
+
+    Raises:
+        UserError: another process has locked it.
+        OSError: the file system failed.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        if error.errno not in _HELD:
+            raise
+        raise UserError(
+            f"another process is training in '{folder}'", hint="wait for it, or choose another --out"
+        ) from None
+    return True
+
+
+def _lock_of(folder: RunFolder) -> Path:
+    return folder.path / ".lock"
