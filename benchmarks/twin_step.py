@@ -1,8 +1,8 @@
 """What a gradient to the images costs through the twin of an ONNX file, against the module that it came from.
 
 Four columns, interleaved so that a machine that slows down slows all: the module as it is in eval mode, the module
-with BatchNorm folded and weights frozen (`dgad_tk.ascent.folded`, what our own attacks on torch models run), the twin of its
-fp32 file, the twin of its INT8 file. Medians, and the medians of the ratios within a round.
+with BatchNorm folded and weights frozen (`dgad_tk.ascent.folded`, what our own attacks on torch models run), the twin
+of its fp32 file, the twin of its INT8 file. Medians, and the medians of the ratios within a round.
 
     python benchmarks/twin_step.py --models resnet18,mobilenetv2,resnet20 --repeats 15
 """

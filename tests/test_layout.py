@@ -1,10 +1,12 @@
-"""What the tree promises: imports point one way, the wheel has four packages, the command starts light."""
+"""What the tree promises: imports lead down, folders stay small, the wheel has four packages, the command is light."""
 
 import ast
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,30 +18,85 @@ MAY_IMPORT = {
     "evaluators": {"dgad_tk"},
     "cli": {"dgad_tk", "exporters", "evaluators"},
 }
+FLOORS = {
+    "dgad_tk": (
+        "common strangers draws distributed models data config ascent artifacts answers methods teachers training"
+    ),
+    "exporters": "onnx_read onnx_twin onnx_open torch_files onnx_write parity formats export bench",
+    "evaluators": "target attacks plan engine results verdict report",
+    "cli": "printing flags alike commands app __main__",
+}
+"""Folders and files of each package from the ground up: an import leads down, or stays where it is."""
+
+TABLES = {"dgad_tk/methods", "exporters/onnx_twin/operators"}
+"""Folders whose files are rows of one table, and as many as there are rows."""
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_imports_point_one_way(package: str) -> None:
-    allowed, found = MAY_IMPORT[package] | {package}, 0
-    for path in (ROOT / package).rglob("*.py"):
+def modules() -> dict[str, Path]:
+    """Every module of the product by its dotted name."""
+    files = [path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py")]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+
+
+def arrows() -> Iterator[tuple[str, str]]:
+    """Each module, and a module of ours that it imports, wherever in it that stands."""
+    known = modules()
+    for name, path in known.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names: list[str] = []
             if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
+                found = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{path}: relative import"
-                names = [node.module or ""]
-            for name in names:
-                found += 1
-                top = name.split(".")[0]
-                assert top not in MAY_IMPORT or top in allowed, f"{path} imports {name}"
-    assert found > 5
+                inside = [f"{node.module}.{alias.name}" for alias in node.names]
+                found = [each if each in known else str(node.module) for each in inside]
+            else:
+                continue
+            yield from ((name, each) for each in found if each in known and each != name)
 
 
-def test_a_format_is_imported_from_where_it_stands() -> None:
-    """The process that times an ONNX file imports `exporters` and has to stay without torch."""
-    body = ast.parse((ROOT / "exporters" / "__init__.py").read_text(encoding="utf-8")).body
-    assert [type(each) for each in body] == [ast.Expr]
+def test_imports_point_one_way() -> None:
+    found = list(arrows())
+    assert len(found) > 500
+    for importer, imported in found:
+        package, other = importer.split(".")[0], imported.split(".")[0]
+        assert other in MAY_IMPORT[package] | {package}, f"{importer} imports {imported}"
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_imports_lead_down(package: str) -> None:
+    floors = FLOORS[package].split()
+    assert {name.split(".")[1] for name in modules() if name.startswith(f"{package}.")} == set(floors)
+    for importer, imported in arrows():
+        if importer.startswith(f"{package}.") and imported.startswith(f"{package}."):
+            above, below = (floors.index(name.split(".")[1]) for name in (importer, imported))
+            assert below <= above, f"{importer} imports {imported}, which stands above it"
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    needs: dict[str, set[str]] = {}
+    for importer, imported in arrows():
+        needs.setdefault(importer, set()).add(imported)
+    TopologicalSorter(needs).prepare()  # raises CycleError, which names the circle
+
+
+def test_folders_are_small_and_files_are_neither_small_nor_large() -> None:
+    for folder in {path.parent for path in modules().values()}:
+        files = [path for path in folder.glob("*.py") if path.stem not in ("__init__", "__main__")]
+        folders = [path for path in folder.iterdir() if path.is_dir() and list(path.glob("*.py"))]
+        if folder.relative_to(ROOT).as_posix() not in TABLES:
+            assert max(len(files), len(folders)) <= 10, folder
+        for path in files:
+            lines = len(path.read_text(encoding="utf-8").splitlines())
+            assert 20 <= lines <= 300, f"{path} has {lines} lines"
+
+
+def test_every_folder_says_what_it_is_for() -> None:
+    """In one line, which CONTRIBUTING's map has too."""
+    tree = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for name, path in modules().items():
+        if path.stem == "__init__":
+            assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+            assert name.count(".") != 1 or f"`{name.replace('.', '/')}/`" in tree, f"CONTRIBUTING.md has no {name}"
 
 
 def test_only_the_command_line_prints() -> None:

@@ -5,8 +5,8 @@ PGD-AT, TRADES, AdaAD, DGAD and the PGD evaluation differ in that loss and in th
     x'_0     = start
     x'_{k+1} = Pi( step( x'_k, grad_x sum_i loss_i(x'_k) ) )
 
-Step and projection Pi are those of a ball (`dgad_tk.ascent.balls`). Entries of a gradient that are not finite are put in place
-first (`dgad_tk.ascent.directions`).
+Step and projection Pi are those of a ball (`dgad_tk.ascent.balls`). Entries of a gradient that are not finite are
+replaced first (`dgad_tk.ascent.directions`).
 """
 
 from collections.abc import Callable, Iterator

@@ -2,7 +2,8 @@
 
 After Carlini et al., "On Evaluating Adversarial Robustness" (2019, https://arxiv.org/abs/1902.06705), section 4;
 Athalye et al., "Obfuscated Gradients Give a False Sense of Security" (ICML 2018), section 3.1; and the flags that the
-authors of AutoAttack raise. What is looked at is in `Evaluation.probes` (made by `evaluators.engine.probes`) and in the rows.
+authors of AutoAttack raise. What is looked at is in `Evaluation.probes` (made by `evaluators.engine.probes`) and in the
+rows.
 """
 
 from collections.abc import Mapping

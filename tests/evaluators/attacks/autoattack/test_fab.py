@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from victims import SHAPE, TwoClassLinear, as_torch, linear_split
 
 from dgad_tk.ascent.losses import margin
-from evaluators.attacks.autoattack.fab.fab import FAB, projections
+from evaluators.attacks.autoattack.fab import projections
+from evaluators.attacks.autoattack.fab.fab import FAB
 from evaluators.attacks.autoattack.fab.projections import Hyperplane, length
 from evaluators.target.estimators import Counted, to_estimator
 
