@@ -1,6 +1,6 @@
 """How fast model files run, in their deployed runtimes, side by side.
 
-Each file has a process of its own (`latency_worker.py`), so that its memory is its own and no other library's threads
+Each file has a process of its own (`worker.py`), so that its memory is its own and no other library's threads
 are in it. Only one process works at a time; they take turns, a tenth of a second each, so that whatever else the
 machine does hits all files alike.
 """

@@ -122,7 +122,7 @@ def test_an_archive_cannot_write_elsewhere(tmp_path: Path, net: Net, monkeypatch
 
 
 def test_svhn(tmp_path: Path, net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_data_svhn import write
+    from svhn_files import write
 
     write(tmp_path / "source")
     changed = {}
@@ -136,7 +136,7 @@ def test_svhn(tmp_path: Path, net: Net, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_fashion_mnist(tmp_path: Path, net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_data import write_fashion
+    from fashion_files import write_fashion
 
     write_fashion(tmp_path / "source")
     resources = []

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from shared import ROOT
 
 from dgad_tk.common import UserError
 from exporters.bench import worker
@@ -112,7 +113,7 @@ def test_an_onnx_file_is_timed_without_torch_in_the_process(tmp_path: Path) -> N
         "assert all(each > 0 for each in seconds)"
     )
     command = [sys.executable, "-P", "-c", code, str(linear(tmp_path / "net.onnx"))]
-    root = str(Path(worker.__file__).parent.parent)
+    root = str(ROOT)
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root})
     assert done.returncode == 0, done.stderr
 

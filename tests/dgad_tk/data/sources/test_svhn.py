@@ -2,37 +2,20 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from scipy.io import savemat
+from svhn_files import Arrays, arrays, write
 
 from dgad_tk.common import UserError
 from dgad_tk.data import cache, load_dataset
 from dgad_tk.data.sources import svhn
 
-Arrays = dict[str, NDArray[Any]]
-
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGAD_CACHE", str(tmp_path / "cache"))
-
-
-def arrays(seed: int, n: int) -> Arrays:
-    rng = np.random.default_rng(seed)
-    images = rng.integers(0, 256, (32, 32, 3, n), dtype=np.uint8)
-    return {"X": images, "y": rng.integers(1, 11, (n, 1)).astype(np.uint8)}
-
-
-def write(root: Path, *, packed: bool = True, n: int = 41, **changed: Any) -> Path:
-    """Both files; what is `changed` is so in the training file. The official ones are compressed."""
-    root.mkdir(exist_ok=True)
-    savemat(root / "train_32x32.mat", {**arrays(0, n), **changed}, do_compression=packed)
-    savemat(root / "test_32x32.mat", arrays(1, n + 1), do_compression=packed)
-    return root
 
 
 @pytest.mark.parametrize("packed", [True, False])
