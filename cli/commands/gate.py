@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.flags.values import AsJson
 from cli.printing.gates import print_gates
 from dgad_tk.common import GateError, UserError
 from dgad_tk.strangers.number_text import NotANumberError, exact
@@ -31,7 +32,7 @@ def gate(
     ] = None,
     max_drop: Annotated[str | None, typer.Option(help="How far below the baseline is allowed: 1%. [by chance]")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the outcome as JUnit XML.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results, with the gates, as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Hold results against thresholds and an earlier run: exit code 1 if one is not met.
 
@@ -55,7 +56,7 @@ def gate(
     if baseline is not None:
         judged = _compared(judged, results, baseline, drop)
     if as_json:
-        print_json(judged)
+        print_json([each.to_dict() for each in judged])
     else:
         print_gates(judged)
     if junit is not None:

@@ -1,7 +1,9 @@
 """Flags that say how a model file from elsewhere wants its images."""
 
 import re
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
 
 from cli.flags.values import numbers
 from dgad_tk.common import UserError, lookup
@@ -11,9 +13,23 @@ if TYPE_CHECKING:
 
 LAYOUTS = {"nchw": "nchw", "nhwc": "nhwc"}
 
+Mean = Annotated[
+    str | None, typer.Option(help="What the file wants subtracted: one number, or one per channel. [nothing]")
+]
+Std = Annotated[str | None, typer.Option(help="What the file wants the rest divided by. [1]")]
+InputRange = Annotated[
+    str | None, typer.Option(help="Range of the file's pixels before that: 0-255 or -1-1. [0-1, as eps]")
+]
+Layout = Annotated[str | None, typer.Option(help="Order of the input's axes: nchw or nhwc. [told from its shape]")]
+LogitsOutput = Annotated[str | None, typer.Option(help="Output that holds the logits. [told from the outputs]")]
+
 
 def interface_of(
-    mean: str | None, std: str | None, input_range: str | None, layout: str | None, logits_output: str | None
+    mean: str | None = None,
+    std: str | None = None,
+    input_range: str | None = None,
+    layout: str | None = None,
+    logits_output: str | None = None,
 ) -> "Interface":
     """The interface that these flags describe.
 
