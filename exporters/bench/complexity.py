@@ -1,9 +1,9 @@
 """What a network costs by counting: parameters, and the multiply-adds of one image.
 
-The convention is the one of the papers and of torchvision's tables: a multiplication and the addition after it are one,
-and only convolutions and matrix products count. `torch.utils.flop_counter` counts them while a module runs, and calls
-the same thing two operations. Of an ONNX file it is the differentiable twin that runs. What a graph computes of
-constants alone is computed once, when the twin is made, and does not count.
+The convention is the one of the papers and of torchvision's tables: a multiplication and the addition after it count as
+one, and only convolutions and matrix products count. `torch.utils.flop_counter` counts them while a module runs, at two
+operations each. For an ONNX file the differentiable twin runs. It computes what depends on constants alone once, when
+it is made, so that does not count.
 """
 
 import math
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx
-import onnxruntime
 import torch
 from onnx import NodeProto, TensorProto, helper
 from torch import fx, nn
@@ -25,13 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from dgad_tk.artifacts.predictor import Images
 from dgad_tk.common import UserError
 from exporters.onnx_read.parts import graphs, inlined, nodes
-from exporters.onnx_read.runtime_memory import bound_memory
 from exporters.onnx_twin import to_torch
 from exporters.onnx_twin.operators.resampling import resampled
 
 Shape = tuple[int, ...]
-LIMIT = 2**31
-"""Bytes of the largest graph that protobuf serialises."""
 
 _QUANTISED = {
     "DequantizeLinear": (0,),
@@ -45,7 +41,7 @@ _QUANTISED = {
     "QLinearMatMul": (0, 3),
     "QLinearMul": (0, 3),
 }
-"""Operators of quantised numbers: which of their inputs are these numbers; the others are scales and zero points."""
+"""Operators on quantised numbers, and which of their inputs are weights; the others are scales and zero points."""
 _NOT_WEIGHTS = {"BatchNormalization": (3, 4), "QuantizeLinear": (1, 2), "Resize": (1, 2), "Upsample": (1,)}
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
@@ -55,13 +51,12 @@ class Complexity:
     """Counts of one network.
 
     Attributes:
-        parameters: numbers that were trained, however they are stored: a quantised weight is one, its scale and zero
-            point are none. BatchNorm counts as the file has it: scale and shift where it stands, nothing more than a
-            bias where it is folded, its running statistics never. Constants of an ONNX graph count when they are float
-            tensors of rank 1 or more, since a graph does not tell a parameter from a buffer such as the
-            normalisation's mean.
+        parameters: numbers that were trained, however they are stored. A quantised weight counts, its scale and zero
+            point do not. BatchNorm counts as the file has it: scale and shift if it stands there, a bias if it is
+            folded, and never its running statistics. In an ONNX graph, float tensors of rank 1 or more count, since
+            a graph does not tell a parameter from a buffer such as the normalisation's mean.
         weights: type in which most of them are stored: "float32", "float16", "int8", ...
-        multiply_adds: of one image, in convolutions and matrix products, biases left out; None of an ONNX graph that
+        multiply_adds: of one image, in convolutions and matrix products, without biases; None for an ONNX graph that
             has no twin.
     """
 
@@ -120,13 +115,8 @@ def onnx_complexity(proto: onnx.ModelProto, blank: Images, images: int | None = 
 
     Args:
         blank: what the graph takes, of its input's type.
-        images: how many these are; None where its first axis counts them.
-
-    Raises:
-        Exception: whatever ONNX Runtime raises where the graph does not take `blank`.
+        images: how many these are; None if its first axis counts them.
     """
-    if proto.ByteSize() < LIMIT:
-        _try(proto, blank)
     types = _stored_parameters(inlined(proto))
     multiply_adds = None
     with suppress(UserError, RuntimeError, ValueError, IndexError):  # no twin, or one that takes less than the file
@@ -138,16 +128,6 @@ def onnx_complexity(proto: onnx.ModelProto, blank: Images, images: int | None = 
 
 def _commonest(types: Counter[str]) -> str:
     return types.most_common(1)[0][0] if types else "none"
-
-
-def _try(proto: onnx.ModelProto, blank: Images) -> None:
-    """Run ONNX Runtime once, with no optimisation."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # what goes wrong comes as an exception too
-    bound_memory(options)
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    session.run(None, {session.get_inputs()[0].name: blank})
 
 
 def _stored_parameters(proto: onnx.ModelProto) -> Counter[str]:

@@ -240,12 +240,12 @@ def test_search_is_content_with_the_best() -> None:
     answers = {0: [0, 0, 0, 0], 1: [1, 1, 1, 0], 2: [1, 1, 1, 0], 3: [1, 1, 0, 0]}  # right: 1 everywhere
 
     def fake(model: object, images: np.ndarray) -> np.ndarray:
-        assert isinstance(model, list)
+        assert isinstance(model, list | tuple)
         return np.eye(2, dtype=np.float32)[answers[min(3, len(model))]]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exclusions, "logits_of", fake)
-        tried = exclusions.search(list, ["a", "b", "c"], [], np.eye(2, dtype=np.float32)[[1, 1, 1, 1]], x)  # type: ignore[arg-type]
+        tried = exclusions.find_exclusions(list, ["a", "b", "c"], [], np.eye(2, dtype=np.float32)[[1, 1, 1, 1]], x)  # type: ignore[arg-type]
     assert [each.agreement for each in tried] == [0.0, 0.75, 0.5, 0.75]
     assert len(tried[-1].nodes) == 1
 
