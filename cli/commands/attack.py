@@ -14,7 +14,7 @@ from cli.flags.budget import remember, remembered, seconds_of
 from cli.flags.models import DataDir, DatasetName, ImageFlags, ImageSize, check_files, default_eps, open_model
 from cli.flags.preprocessing import InputRange, Layout, LogitsOutput, Mean, Std, interface_of
 from cli.flags.surrogates import surrogates_of
-from cli.flags.values import NORMS, AsJson, Quiet, Seed, Trust, radii_of, whole
+from cli.flags.values import NORMS, AsJson, Quiet, Seed, Trust, check_replaceable, radii_of, whole
 from cli.printing.matrix import matrix_of, matrix_table
 from cli.printing.plan import plan_table, summary
 from cli.printing.progress import AttackProgress
@@ -29,11 +29,17 @@ if TYPE_CHECKING:
 
 def attack(
     context: typer.Context,
-    model: Annotated[list[Path], typer.Option(help=".onnx, .pt (TorchScript), .pt2 or .safetensors. Repeatable.")],
-    suite: Annotated[list[str] | None, typer.Option(help="See `dgad list suites`. Repeatable. [fast]")] = None,
-    attack: Annotated[list[str] | None, typer.Option(help="See `dgad list attacks`. Repeatable.")] = None,
+    model: Annotated[
+        list[Path], typer.Option(metavar="FILE", help=".onnx, .pt (TorchScript), .pt2 or .safetensors. Repeatable.")
+    ],
+    suite: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="See `dgad list suites`. Repeatable. [fast]")
+    ] = None,
+    attack: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="See `dgad list attacks`. Repeatable.")
+    ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="ATTACK.key=value, such as pgd.steps=50. Repeatable.")
+        list[str] | None, typer.Option("--set", metavar="ATTACK.KEY=VALUE", help="Such as pgd.steps=50. Repeatable.")
     ] = None,
     norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
     eps: Annotated[
@@ -41,7 +47,9 @@ def attack(
     ] = None,
     surrogate: Annotated[
         list[Path] | None,
-        typer.Option(help="Model to make transfer examples on. Repeatable. [two that are trained on the spot]"),
+        typer.Option(
+            metavar="FILE", help="Model to make transfer examples on. Repeatable. [two that are trained on the spot]"
+        ),
     ] = None,
     dataset: DatasetName = None,
     data_dir: DataDir = None,
@@ -70,7 +78,7 @@ def attack(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Attack model files with gradients and let their own runtime judge.
+    """Attack model files; their own runtime is the judge.
 
     What is finished is kept: after Ctrl-C or kill -9 the same command goes on.
     """
@@ -130,7 +138,7 @@ def attack(
             }
             n = None
             if not dry_run:
-                by_leader(partial(_check_folder, folder))
+                by_leader(partial(_make_folder, folder))
                 n = by_leader(partial(remembered, folder, question)) if seconds else len(part)
             if n is None:
                 with AttackProgress(quiet=quiet) as progress:
@@ -198,10 +206,9 @@ def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _check_used(names: list[str], surrogate: list[Path] | None, changes: Mapping[str, object]) -> None:
-    """See that everything that is given belongs to an attack that runs.
-
+    """
     Raises:
-        UserError: it does not.
+        UserError: something that is given belongs to no attack that runs.
     """
     from evaluators.attacks import ATTACKS
     from evaluators.plan.suites import TRANSFER
@@ -214,21 +221,19 @@ def _check_used(names: list[str], surrogate: list[Path] | None, changes: Mapping
             raise UserError(f"--set {name}.… is given, but '{name}' does not run", hint=f"--attack {name} adds it")
 
 
-def _check_folder(folder: Path) -> None:
-    """Make the results folder, before hours of work for it.
-
+def _make_folder(folder: Path) -> None:
+    """
     Raises:
         UserError: it holds results that are not ours.
     """
     folder.mkdir(parents=True, exist_ok=True)
     old = folder / "results.json"
-    if old.exists() and '"dgad/results/' not in old.read_text(encoding="utf-8", errors="replace")[:200]:
-        raise UserError(f"'{old}' was not written by dgad", hint="choose another --output")
+    check_replaceable("--output", old, "results", '"dgad/results/', "was not written by dgad")
 
 
 def _folder(output: Path | None, predictor: "Predictor", models: int) -> Path:
+    """Where the results of one of several models go."""
+    if output is not None and models == 1:
+        return output
     assert predictor.path is not None
-    name = f"{predictor.path.stem}-{predictor.sha256[:8]}"
-    if output is None:
-        return Path("attacks") / name
-    return output / name if models > 1 else output
+    return (output or Path("attacks")) / f"{predictor.path.stem}-{predictor.sha256[:8]}"

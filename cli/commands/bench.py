@@ -13,7 +13,7 @@ import typer
 
 from cli.flags.models import DataDir, DatasetName, ImageFlags, ImageSize, check_files, default_eps, open_model
 from cli.flags.preprocessing import InputRange, Layout, LogitsOutput, Mean, Std, interface_of
-from cli.flags.values import AsJson, Quiet, Trust, real, whole
+from cli.flags.values import AsJson, Quiet, Trust, check_replaceable, real, whole
 from cli.printing.bench_report import SCHEMA, Asked, Benched, BenchReport
 from cli.printing.bench_table import bench_table
 from cli.printing.progress import AttackProgress, BenchProgress
@@ -33,7 +33,9 @@ MOST_THREADS = 1024
 
 def bench(
     context: typer.Context,
-    files: Annotated[list[Path], typer.Argument(help=".onnx, .pt, .pt2 or .safetensors; compared with the first.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE", help=".onnx, .pt, .pt2 or .safetensors; compared with the first.")
+    ],
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,8,64",
     threads: Annotated[str | None, typer.Option(help="Thread counts, such as 1,2. [all cores]")] = None,
     provider: Annotated[str, typer.Option(help="cpu or cuda; a file that would run elsewhere is refused.")] = "cpu",
@@ -58,10 +60,10 @@ def bench(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Time model files side by side, each in the runtime that would deploy it.
+    """Time model files side by side in their own runtimes.
 
-    Timing takes noise. With --robust the files are also attacked, on images that are prepared as --mean, --std and
-    --input-range say.
+    Each file runs in the runtime that would deploy it, on noise. With --robust the files are also attacked, on images
+    that are prepared as --mean, --std and --input-range say.
     """
     batches = _numbers(batch, "--batch")
     counts = _numbers(threads, "--threads", MOST_THREADS) if threads is not None else []
@@ -78,7 +80,8 @@ def bench(
         )
     check_files(files)
     if output is not None:
-        _check_output(output)
+        check_replaceable("--output", output, "bench.json", f'"{SCHEMA}"', "was not written by `dgad bench`")
+        output.parent.mkdir(parents=True, exist_ok=True)
 
     from dgad_tk.artifacts.record import tool_versions
     from exporters.bench.describe import describe
@@ -127,30 +130,16 @@ def bench(
 
 def _numbers(text: str, flag: str, most: int = 999_999) -> list[int]:
     """`1,8,64` as numbers, ascending, each once."""
+    hint = f"for example {flag} 1,2"
     try:
         numbers = sorted({number_text.whole(part) for part in text.split(",")})
     except number_text.NotANumberError as error:
-        numbers, hint = [0], error.hint
-    else:
-        hint = ""
+        numbers, hint = [0], error.hint or hint
     if numbers[0] < 1:
-        raise UserError(f"{flag} must be whole numbers from 1, got '{text}'", hint=hint or f"for example {flag} 1,2")
+        raise UserError(f"{flag} must be whole numbers from 1, got '{text}'", hint=hint)
     if numbers[-1] > most:
-        raise UserError(f"{flag} must be at most {most:,}, got {numbers[-1]:,}", hint=f"for example {flag} 1,2")
+        raise UserError(f"{flag} must be at most {most:,}, got {numbers[-1]:,}", hint=hint)
     return numbers
-
-
-def _check_output(output: Path) -> None:
-    """Make its folder, before minutes of work for it.
-
-    Raises:
-        UserError: it is a folder, or a file that is not ours.
-    """
-    if output.is_dir():
-        raise UserError(f"--output '{output}' is a folder", hint=f"name a file, such as {output}/bench.json")
-    if output.exists() and f'"{SCHEMA}"' not in output.read_text(encoding="utf-8", errors="replace")[:200]:
-        raise UserError(f"'{output}' exists and was not written by `dgad bench`", hint="choose another --output")
-    output.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _processor() -> str:

@@ -59,7 +59,11 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that dgad did not write.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a trained student in a deployable format, verified against its source."""
+    """Write a trained student as a deployable file, and verify it.
+
+    The file is compared with its source. If they differ, the exit code is 1 and the file's name ends in .failed.
+    With --json there is one line per file.
+    """
     from dgad_tk.artifacts.runs import newest_run, weights_of
     from exporters.export import ParityError, Source
     from exporters.export import export as run_export
@@ -114,7 +118,7 @@ def export(
             failed.append(name)
             continue
         _print(written, name, weights, time.perf_counter() - begun, as_json=as_json)
-        for warning in written.warnings:
+        for warning in written.report.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         if row.note and not as_json:
             print(f"note: {row.note}", file=sys.stderr)
@@ -188,7 +192,7 @@ def _print(written: "Exported", name: str, weights: Path, seconds: float, *, as_
         "size_bytes": size,
         "seconds": round(seconds, 2),
         **written.parity.as_dict(),
-        "findings": dict(written.findings),
-        "warnings": list(written.warnings),
+        "findings": dict(written.report.findings),
+        "warnings": list(written.report.warnings),
     }
     print(json.dumps(document))

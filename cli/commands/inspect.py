@@ -20,9 +20,10 @@ def inspect(
     logits_output: LogitsOutput = None,
     trust: Trust = False,
 ) -> None:
-    """Print what a model file is, takes and answers, and what it says about itself, as JSON.
+    """Print what a model file is and says about itself, as JSON.
 
-    A file that leaves the shape of its images open needs --dataset.
+    That is its format, what it takes and answers, and the record of its training. A file that leaves the shape of its
+    images open needs --dataset.
     """
     interface = interface_of(layout=layout, logits_output=logits_output)
 

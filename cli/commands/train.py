@@ -56,7 +56,7 @@ def train(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value: any key of config.yaml, or METHOD.option. Repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Any key of config.yaml, or METHOD.option. Repeatable."),
     ] = None,
     epochs: Annotated[
         int | None, whole("--epochs", "Epochs of training. [25 on digits, 40 on fashion-mnist, else 200]")
@@ -81,7 +81,7 @@ def train(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a student; first its teacher, if it needs one and none is given.
+    """Train a student, and before it a teacher if none is given.
 
     Ctrl-C ends the run after the step it is in, and saves it; a second Ctrl-C ends it at once.
     """

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -48,6 +49,23 @@ def _reader(kind: type, flag: str, least: int | None, most: int | None) -> Calla
 
 
 Seed = Annotated[int | None, whole("--seed", "Seed of every random draw. [0]", least=0, most=2**32 - 1)]
+
+
+def check_replaceable(flag: str, path: Path, example: str, mark: str, lacking: str) -> None:
+    """See that writing a file destroys nothing of anybody else's, before hours of work for it.
+
+    Args:
+        example: a file name, for one who names a folder.
+        mark: what files that may be replaced have near their beginning.
+        lacking: what is said of a file without it.
+
+    Raises:
+        UserError: it is a folder or such a file.
+    """
+    if path.is_dir():
+        raise UserError(f"{flag} '{path}' is a folder", hint=f"name a file, such as {path / example}")
+    if path.exists() and mark not in path.read_text(encoding="utf-8", errors="replace")[:1000]:
+        raise UserError(f"{flag}: '{path}' exists and {lacking}", hint=f"choose another {flag}")
 
 
 def radii_of(eps: str | None, norm: str) -> list[float]:

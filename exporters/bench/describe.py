@@ -1,4 +1,4 @@
-"""What a model file is and takes, for whoever wants to run it and not to attack it."""
+"""What a model file is and takes, for running it without attacking it."""
 
 import math
 from collections.abc import Sequence
@@ -75,22 +75,17 @@ def describe(
     batch = image.feed().array(np.zeros((image.batch or 1, *image.shape), np.float32))
     counts = onnx_complexity(proto, batch if image.has_batch_axis else batch[0], len(batch))
     sample, dtype = batch.shape[1:], str(batch.dtype)
-    size = _stored_bytes(path)
+    files = {path.resolve(), *external_files(onnx.load(str(path), load_external_data=False), path)}
+    size = sum(file.stat().st_size for file in files)
     return Subject(path, "onnx", sha256_file(path), size, sample, dtype, image.batch, counts, image.has_batch_axis)
 
 
 def _flat_images(sizes: Sequence[object]) -> ImageShape | None:
-    """Images that an input of these sizes may take, which is not in three axes; None where it is, or leaves one open.
+    """(1, 1, pixels) for an input that is not an image in three axes; None for an image, or sizes that are open.
 
-    Nobody has to name the images of a flat input for timing it, which takes noise.
+    Timing takes noise, so that nobody has to name the images of a flat input.
     """
     numbers = [size for size in sizes[1:] if isinstance(size, int)]
     if len(sizes) in (0, 1, 4) or len(numbers) < len(sizes) - 1:
         return None
     return 1, 1, math.prod(numbers)
-
-
-def _stored_bytes(path: Path) -> int:
-    """Size on disk, with the files that hold a graph's tensors."""
-    files = external_files(onnx.load(str(path), load_external_data=False), path)
-    return sum(file.stat().st_size for file in {path.resolve(), *files})

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from shared import ROOT
 
 from dgad_tk.common import UserError
 from exporters.bench import worker
@@ -103,17 +104,16 @@ def test_no_twin_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_onnx_file_is_timed_without_torch_in_the_process(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from exporters.bench.worker import Job, Request, answers\n"
+        "from exporters.bench.worker import Job, answers\n"
         "job = Job(sys.argv[1], (16,), 'float32')\n"
-        "runtime, memory, seconds = answers(job, iter([Request(2), Request(2, 0.01)]))\n"
+        "runtime, memory, seconds = answers(job, iter([(2, None), (2, 0.01)]))\n"
         "assert not {'torch', 'onnx', 'exporters.formats'} & set(sys.modules)\n"
         "assert runtime.startswith('onnxruntime')\n"
         "assert memory is None or memory > 0\n"
         "assert all(each > 0 for each in seconds)"
     )
     command = [sys.executable, "-P", "-c", code, str(linear(tmp_path / "net.onnx"))]
-    root = str(Path(worker.__file__).parent.parent)
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root})
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
 
 
