@@ -83,7 +83,6 @@ def bench(
         check_replaceable("--output", output, "bench.json", f'"{SCHEMA}"', "was not written by `dgad bench`")
         output.parent.mkdir(parents=True, exist_ok=True)
 
-    from dgad_tk.artifacts.record import tool_versions
     from exporters.bench.describe import describe
     from exporters.bench.latency import available_threads, measure
     from exporters.bench.worker import PROVIDERS
@@ -109,21 +108,14 @@ def bench(
     survival: list[Results | str | None] = [None] * len(files)
     if asked is not None:
         survival = [_attacked(predictor, images, asked, command, quiet=quiet) for predictor, images in opened]
-    report = BenchReport(
-        command,
-        provider,
-        seconds,
-        tool_versions(),
-        _processor(),
-        available_threads(),
-        load_average,
-        [Benched(*each) for each in zip(subjects, measured, survival, strict=True)],
-        asked,
-    )
+    benched = [Benched(*each) for each in zip(subjects, measured, survival, strict=True)]
+    cores = available_threads()
+    report = BenchReport(command, provider, seconds, _processor(), cores, load_average, benched, asked)
+    document = report.to_dict()
     if output is not None:
-        write_json(output, report.to_dict())
+        write_json(output, document)
     if as_json:
-        print_json([report.to_dict()])
+        print_json([document])
     else:
         bench_table(report, batches)
 

@@ -50,12 +50,12 @@ def export(
         typer.Option(metavar="NODE", help="INT8: node to leave in float, by name or pattern. Repeatable."),
     ] = None,
     search_exclusions: Annotated[
-        bool, typer.Option("--search-exclusions", help="INT8: find the few nodes that are better left in float.")
-    ] = False,
+        bool | None, typer.Option("--search-exclusions", help="INT8: find the few nodes that are better left in float.")
+    ] = None,
     reduce_range: Annotated[
-        bool,
+        bool | None,
         typer.Option("--reduce-range", help="INT8: 7-bit weights, for x86 CPUs without VNNI, whose sums may saturate."),
-    ] = False,
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that dgad did not write.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -64,6 +64,8 @@ def export(
     The file is compared with its source. If they differ, the exit code is 1 and the file's name ends in .failed.
     With --json there is one line per file.
     """
+    flags: dict[str, Any] = locals()
+
     from dgad_tk.artifacts.runs import newest_run, weights_of
     from exporters.export import ParityError, Source
     from exporters.export import export as run_export
@@ -73,15 +75,7 @@ def export(
     from exporters.torch_files.archive import PROGRAMS
 
     chosen = dict(EXPORTERS) if format == "all" else {format: lookup(EXPORTERS, format, "format")}
-    flags = {
-        "calibration_samples": calibration_samples,
-        "calibration_method": calibration_method,
-        "calibrate_on": calibrate_on,
-        "exclude": exclude or None,
-        "search_exclusions": search_exclusions or None,
-        "reduce_range": reduce_range or None,
-    }
-    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    given = {name: value for name, value in flags.items() if name in Int8.__dataclass_fields__ and value is not None}
     int8 = Int8(**given)
     options: dict[str, Any] = {"int8": int8} if given else {}
     if opset is not None:

@@ -1,7 +1,7 @@
 """What `dgad bench` found, in one value. The tables are printed from it, and its JSON is the schema `dgad/bench/1`."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,6 @@ class BenchReport:
 
     Attributes:
         seconds: for which each file was timed in each setting.
-        tools: versions of what computed the numbers.
         load_average: of the minute before; None where the system does not say.
         asked: None without `--robust`.
     """
@@ -82,28 +81,24 @@ class BenchReport:
     command: str
     provider: str
     seconds: float
-    tools: Mapping[str, str]
     processor: str
     cores: int
     load_average: float | None
     files: Sequence[Benched]
     asked: Asked | None
-    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Plain values, for JSON, with the time and the versions of what computed the numbers."""
+        from dgad_tk.artifacts.record import tool_versions
+
+        environment = {"processor": self.processor, "cores": self.cores, "load_average": self.load_average}
         document = {
             "schema": SCHEMA,
-            "created": self.created,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": self.command,
             "provider": self.provider,
             "seconds": self.seconds,
-            "environment": {
-                **self.tools,
-                "processor": self.processor,
-                "cores": self.cores,
-                "load_average": self.load_average,
-            },
+            "environment": tool_versions() | environment,
             "files": [file.to_dict() for file in self.files],
         }
         if self.asked is not None:

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dgad_tk.artifacts.predictor import Images
 from dgad_tk.common import UserError
-from exporters.onnx_read.parts import graphs, inlined, nodes
+from exporters.onnx_read.parts import constants, graphs, inlined, nodes
 from exporters.onnx_twin import to_torch
 from exporters.onnx_twin.operators.resampling import resampled
 
@@ -132,22 +132,19 @@ def _commonest(types: Counter[str]) -> str:
 
 def _stored_parameters(proto: onnx.ModelProto) -> Counter[str]:
     """Numbers that were trained, by the type they are stored in."""
-    constants = {tensor.name: tensor for graph in graphs(proto.graph) for tensor in graph.initializer}
-    for node in nodes(proto.graph):
-        if node.op_type == "Constant":
-            constants.update((node.output[0], entry.t) for entry in node.attribute if entry.name == "value")
-    weights = {name: constants[name] for node in nodes(proto.graph) for name in _weights(node, constants)}
+    stored = {name: tensor for graph in graphs(proto.graph) for name, tensor in constants(graph).items()}
+    weights = {name: stored[name] for node in nodes(proto.graph) for name in _weights(node, stored)}
     types: Counter[str] = Counter()
     for tensor in weights.values():
         types[str(helper.tensor_dtype_to_np_dtype(tensor.data_type))] += math.prod(tensor.dims)
     return types
 
 
-def _weights(node: NodeProto, constants: Mapping[str, TensorProto]) -> Iterator[str]:
+def _weights(node: NodeProto, stored: Mapping[str, TensorProto]) -> Iterator[str]:
     """The names of the node's inputs that are weights."""
     quantised = _QUANTISED.get(node.op_type, () if node.op_type.startswith("QLinear") else None)
     for slot, name in enumerate(node.input):
-        tensor = constants.get(name)
+        tensor = stored.get(name)
         if tensor is None or slot in _NOT_WEIGHTS.get(node.op_type, ()):
             continue
         if (tensor.data_type in _FLOATS and tensor.dims) if quantised is None else slot in quantised:

@@ -7,11 +7,10 @@ affects all files alike.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +78,7 @@ def measure(
     found: list[list[Measurement]] = [[] for _ in subjects]
     for done, count in enumerate(counts):
         with ExitStack() as stack:
-            workers = [stack.enter_context(_Worker(subject, provider, count)) for subject in subjects]
+            workers = [stack.enter_context(closing(_Worker(subject, provider, count))) for subject in subjects]
             for worker in workers:
                 worker.runtime = worker.answer()
             cells = [
@@ -107,7 +106,7 @@ def _take_turns(cells: "Sequence[_Cell]", seconds: float) -> Iterator[float]:
 
 
 class _Worker:
-    """The process of one file. A context manager: it ends with the block."""
+    """The process of one file, until `close`."""
 
     runtime = ""
 
@@ -120,12 +119,7 @@ class _Worker:
         self.process.start()
         other.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self.process.kill()
         self.process.join()
         self.connection.close()

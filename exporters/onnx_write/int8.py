@@ -26,7 +26,7 @@ from dgad_tk.artifacts.predictor import Images
 from dgad_tk.artifacts.record import Artifact, threat_of
 from dgad_tk.ascent.pgd import pgd_on
 from dgad_tk.common import UserError, lookup, nearest
-from exporters.onnx_write.calibration import METHODS, calibrate
+from exporters.onnx_write.calibration import CALIBRATORS, calibrate
 from exporters.onnx_write.exclusions import agreement, find_exclusions, logits_of
 from exporters.onnx_write.float32 import DEFAULT_OPSET, Report, save_onnx, write_onnx
 from exporters.onnx_write.float_logits import logits_are_clipped, unquantise_logits
@@ -51,7 +51,7 @@ class Int8:
 
     Attributes:
         calibration_samples: number of images to calibrate on.
-        calibration_method: row of METHODS.
+        calibration_method: row of CALIBRATORS.
         calibrate_on: clean, adversarial (PGD on the network, at the threat it was trained for), or both, half and half.
         exclude: nodes to leave in float, by name or pattern (`node_conv2d*`).
         search_exclusions: also look for the few nodes whose exclusion restores agreement with fp32 on adversarial
@@ -70,7 +70,7 @@ class Int8:
     reduce_range: bool = False
 
     def __post_init__(self) -> None:
-        lookup(METHODS, self.calibration_method, "calibration method")
+        lookup(CALIBRATORS, self.calibration_method, "calibration method")
         lookup(IMAGES, self.calibrate_on, "--calibrate-on")
         if self.calibration_samples < MIN_SAMPLES:
             raise UserError(
@@ -163,7 +163,7 @@ class _Quantiser:
         self._prepared, self._reduce_range = prepared, int8.reduce_range
         self._clipped = logits_are_clipped(onnx.load(str(prepared)).graph)
         self._ranges = prepared.with_name("ranges.json")
-        save_tensors_data(calibrate(prepared, calibration, METHODS[int8.calibration_method]), self._ranges)
+        save_tensors_data(calibrate(prepared, calibration, int8.calibration_method), self._ranges)
 
     def quantise(self, excluded: Sequence[str]) -> onnx.ModelProto:
         """The INT8 graph with the nodes `excluded` left in float."""

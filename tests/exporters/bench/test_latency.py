@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -158,7 +159,7 @@ def test_a_batch_that_does_not_run_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_process_that_is_killed_is_an_error(tmp_path: Path) -> None:
-    with _Worker(describe(linear(tmp_path / "net.onnx")), "cpu", 1) as worker:
+    with closing(_Worker(describe(linear(tmp_path / "net.onnx")), "cpu", 1)) as worker:
         assert "onnxruntime" in worker.answer()
         worker.process.kill()
         worker.process.join()
