@@ -36,18 +36,15 @@ def interface_of(
     Raises:
         UserError: one of them cannot be read, or they contradict each other.
     """
-    from dgad_tk.artifacts.preprocessing import Interface
+    from dgad_tk.artifacts.preprocessing import UNIT_RANGE, Interface
 
-    given: dict[str, Any] = {"logits_output": logits_output}
-    if layout is not None:
-        given["layout"] = lookup(LAYOUTS, layout.lower(), "layout")
-    if mean is not None:
-        given["mean"] = tuple(numbers(mean, "--mean"))
-    if std is not None:
-        given["std"] = tuple(numbers(std, "--std"))
-    if input_range is not None:
-        given["input_range"] = _range(input_range)
-    return Interface(**given)
+    return Interface(
+        layout=cast(Any, lookup(LAYOUTS, layout.lower(), "layout")) if layout is not None else None,
+        mean=tuple(numbers(mean, "--mean")) if mean is not None else (),
+        std=tuple(numbers(std, "--std")) if std is not None else (),
+        input_range=_range(input_range) if input_range is not None else UNIT_RANGE,
+        logits_output=logits_output,
+    )
 
 
 def _range(text: str) -> tuple[float, float]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from evaluators.results import ClassShare, Interval, Results
 
 WIDE = 160
-"""Columns where there is no terminal to ask: a log or a pipe should not cut names."""
+"""Columns if there is no terminal to ask: a log or a pipe should not cut names."""
 
 
 def plain_table(names: list[str], rows: list[list[str]], *, left: int = 1) -> None:
@@ -66,7 +66,7 @@ def eps_text(eps: float | None) -> str:
 
 
 def _more(results: "Results") -> list[str]:
-    """What has no column: the classes that are worst off, the stages of ensembles, and what papers print of an attack
+    """What has no column: the worst classes, the stages of ensembles, and the accuracy that papers print for an attack
     without a ball."""
     from evaluators.plan.suites import SUITES
 
@@ -89,7 +89,7 @@ def _worst_class(when: str, classes: "Sequence[ClassShare]") -> str:
 
 
 def _doubts(results: "Results") -> dict[str, list[str]]:
-    """What to know about checks and rows, each text once, with the names it is said of."""
+    """What to know about checks and rows: each text once, with the names of what it is about."""
     doubts: dict[str, list[str]] = {}
     for item in results.checks.items:
         if item.verdict != "high" and item.name not in doubts.setdefault(item.detail, []):

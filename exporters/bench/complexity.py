@@ -27,7 +27,7 @@ from exporters.onnx_read.parts import constants, graphs, inlined, nodes
 from exporters.onnx_twin import to_torch
 from exporters.onnx_twin.operators.resampling import resampled
 
-Shape = tuple[int, ...]
+Sizes = tuple[int, ...]
 
 _QUANTISED = {
     "DequantizeLinear": (0,),
@@ -65,7 +65,7 @@ class Complexity:
     multiply_adds: int | None
 
 
-def module_complexity(module: nn.Module, sample: Shape) -> Complexity:
+def module_complexity(module: nn.Module, sample: Sizes) -> Complexity:
     """Counts of a torch module, eager, TorchScript or exported, that takes float32 `(N, *sample)`."""
     stored = {id(parameter): parameter for parameter in module.parameters()}.values()
     types: Counter[str] = Counter()
@@ -93,7 +93,7 @@ def _counting() -> Iterator[FlopCounterMode]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _of_vectors(a: Shape, b: Shape, **_: Any) -> int:
+def _of_vectors(a: Sizes, b: Sizes, **_: Any) -> int:
     """Operations of a product with a vector, which torch's counter leaves out."""
     return 2 * math.prod(a)
 

@@ -11,9 +11,9 @@ import onnx
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import sha256_file
-from exporters.bench.complexity import Complexity, Shape, module_complexity, onnx_complexity
+from exporters.bench.complexity import Complexity, Sizes, module_complexity, onnx_complexity
 from exporters.formats import load
-from exporters.onnx_open.image_axes import Shape as ImageShape
+from exporters.onnx_open.image_axes import Shape
 from exporters.onnx_open.image_input import image_inputs
 from exporters.onnx_open.session import open_session, tried
 from exporters.onnx_read.external_data import external_files
@@ -36,7 +36,7 @@ class Subject:
     format: str
     sha256: str
     bytes: int
-    sample: Shape
+    sample: Sizes
     dtype: str
     fixed_batch: int | None
     complexity: Complexity
@@ -44,7 +44,7 @@ class Subject:
 
 
 def describe(
-    path: Path, input_shape: ImageShape | None = None, interface: Interface = AS_IS, *, trust: bool = False
+    path: Path, input_shape: Shape | None = None, interface: Interface = AS_IS, *, trust: bool = False
 ) -> Subject:
     """What a file is and takes.
 
@@ -80,7 +80,7 @@ def describe(
     return Subject(path, "onnx", sha256_file(path), size, sample, dtype, image.batch, counts, image.has_batch_axis)
 
 
-def _flat_images(sizes: Sequence[object]) -> ImageShape | None:
+def _flat_images(sizes: Sequence[object]) -> Shape | None:
     """(1, 1, pixels) for an input that is not an image in three axes; None for an image, or sizes that are open.
 
     Timing takes noise, so that nobody has to name the images of a flat input.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dgad_tk.common import UserError, reason_of
 
-Call = Callable[[NDArray[Any]], object]
+Predict = Callable[[NDArray[Any]], object]
 """A batch in the host's memory to its logits in the host's memory."""
 Request = tuple[int, float | None]
 """A batch size, and for how many seconds to time calls with it; None only warms it up."""
@@ -39,10 +39,7 @@ class Job:
     """The file that a process times, and how.
 
     Attributes:
-        path: of a file that `describe` has opened.
-        sample: shape of one image as the file takes it, without the batch.
-        dtype: of its input.
-        has_batch_axis: False where the file takes one image as it is, without an axis that counts images.
+        path, sample, dtype, has_batch_axis: of a `Subject`.
         provider: row of PROVIDERS.
         threads: of the runtime's pool inside an operator.
     """
@@ -68,7 +65,7 @@ class Job:
         return values.astype(dtype)
 
 
-def open_onnx(job: Job) -> tuple[Call, str]:
+def open_onnx(job: Job) -> tuple[Predict, str]:
     """What runs the file as a deployment would, and the name of its runtime.
 
     Raises:
@@ -94,7 +91,7 @@ def open_onnx(job: Job) -> tuple[Call, str]:
     return (lambda batch: session.run(None, {name: batch})), f"onnxruntime {onnxruntime.__version__} {wanted}"
 
 
-def open_torch(job: Job) -> tuple[Call, str]:
+def open_torch(job: Job) -> tuple[Predict, str]:
     """The same for a torch format, which `exporters.formats.load` opens as a deployment would.
 
     Raises:
@@ -116,7 +113,7 @@ def _check_device(job: Job, found: str, wanted: str) -> None:
         raise UserError(f"'{job.path}' would run on {found}, not on {wanted}", hint=HINTS[job.provider])
 
 
-def timed(call: Call, batch: NDArray[Any], seconds: float) -> list[float]:
+def timed(call: Predict, batch: NDArray[Any], seconds: float) -> list[float]:
     """Seconds of each call during about `seconds`.
 
     The first call finds the caches that other processes left, so it counts only if it takes all the time alone.
@@ -191,7 +188,7 @@ def _memory_at_most(*, reset: bool = False) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def warm_up(call: Call, batch: NDArray[Any], path: str) -> None:
+def warm_up(call: Predict, batch: NDArray[Any], path: str) -> None:
     """
     Raises:
         UserError: the file does not take this batch.

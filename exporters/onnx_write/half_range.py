@@ -18,7 +18,7 @@ from exporters.onnx_write.values import describe_node, scopes_of, values_of
 LARGEST = float(np.finfo(np.float16).max)
 NEAR = LARGEST / 4
 """Above this an export warns: other images than those that were looked at may give larger values."""
-AT_A_TIME = 8
+HELD = 8
 """Images of which all values are held at once."""
 
 
@@ -53,7 +53,7 @@ def activation_peaks(proto: onnx.ModelProto, sets: Mapping[str, Images]) -> list
     plain = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     found: dict[str, tuple[float, str]] = {}
     for set_name, images in sets.items():
-        for values in values_of(proto, [name for _, name in made], images, at_a_time=AT_A_TIME, level=plain):
+        for values in values_of(proto, [name for _, name in made], images, at_a_time=HELD, level=plain):
             for name, value in values.items():
                 if value.dtype.kind == "f" and value.size:
                     largest = float(np.nan_to_num(np.abs(value).max(), nan=np.inf))
