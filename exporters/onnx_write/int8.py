@@ -32,11 +32,11 @@ from exporters.onnx_write.float32 import DEFAULT_OPSET, Report, save_onnx, write
 from exporters.onnx_write.float_logits import logits_are_clipped, unquantise_logits
 
 IMAGES = {
-    "clean": "clean images",
-    "adversarial": "adversarial images",
-    "both": "images, half of them adversarial",
+    "clean": ("clean images", 0.0),
+    "adversarial": ("adversarial images", 1.0),
+    "both": ("images, half of them adversarial", 0.5),
 }
-"""What can be calibrated on, in words."""
+"""What can be calibrated on: in words, and the share of the images that PGD changes."""
 
 MIN_SAMPLES = 16
 JUDGED = 512
@@ -110,7 +110,9 @@ def save_onnx_int8(
         )
     clean = images[:samples]
     held_out = images[samples : samples + JUDGED] if len(images) > samples else clean
-    calibration = _calibration_images(model, artifact, clean, int8.calibrate_on)
+    words, share = IMAGES[int8.calibrate_on]
+    kept, threat = int(samples * (1 - share)), threat_of(artifact)
+    calibration = np.concatenate([clean[:kept], pgd_on(model, clean[kept:], threat)]) if share else clean
     with tempfile.TemporaryDirectory() as folder, _quietly():
         plain, prepared = Path(folder) / "plain.onnx", Path(folder) / "prepared.onnx"
         save_onnx(model, artifact, plain, opset)
@@ -119,7 +121,7 @@ def save_onnx_int8(
         nodes = [node.name for node in onnx.load(str(prepared)).graph.node if node.op_type in HEAVY]
         left_out = _left_out(int8.exclude, nodes)
         quantiser = _Quantiser(prepared, calibration, int8)
-        adversarial = pgd_on(model, held_out, threat_of(artifact))
+        adversarial = pgd_on(model, held_out, threat)
         on_clean, on_adversarial = logits_of(fp32, held_out), logits_of(fp32, adversarial)
         tried = []
         if int8.search_exclusions:
@@ -141,7 +143,7 @@ def save_onnx_int8(
     write_onnx(proto, record, path)
     return Report(
         {
-            "calibration": f"{samples} {IMAGES[int8.calibrate_on]}, {int8.calibration_method}",
+            "calibration": f"{samples} {words}, {int8.calibration_method}",
             "size_bytes": path.stat().st_size,
             "fp32_size_bytes": fp32_size,
             "excluded": left_out,
@@ -188,15 +190,6 @@ class _Quantiser:
         for entry in [each for each in proto.opset_import if each.domain and each.domain not in used]:
             proto.opset_import.remove(entry)  # pre-processing leaves every domain that ONNX Runtime knows
         return proto
-
-
-def _calibration_images(model: nn.Module, artifact: Artifact, clean: Images, calibrate_on: str) -> Images:
-    if calibrate_on == "clean":
-        return clean
-    if calibrate_on == "adversarial":
-        return pgd_on(model, clean, threat_of(artifact))
-    half = len(clean) // 2
-    return np.concatenate([clean[:half], pgd_on(model, clean[half:], threat_of(artifact))])
 
 
 def _left_out(patterns: Sequence[str], nodes: Sequence[str]) -> list[str]:
