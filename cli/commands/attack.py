@@ -206,10 +206,7 @@ def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _check_used(names: list[str], surrogate: list[Path] | None, changes: Mapping[str, object]) -> None:
-    """
-    Raises:
-        UserError: something that is given belongs to no attack that runs.
-    """
+    """Refuse surrogates and settings that belong to no attack that runs."""
     from evaluators.attacks import ATTACKS
     from evaluators.plan.suites import TRANSFER
 
@@ -222,10 +219,7 @@ def _check_used(names: list[str], surrogate: list[Path] | None, changes: Mapping
 
 
 def _make_folder(folder: Path) -> None:
-    """
-    Raises:
-        UserError: it holds results that are not ours.
-    """
+    """Make the folder, before hours of work; refuse one that holds results of something else."""
     folder.mkdir(parents=True, exist_ok=True)
     old = folder / "results.json"
     check_replaceable("--output", old, "results", '"dgad/results/', "was not written by dgad")

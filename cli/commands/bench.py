@@ -144,10 +144,7 @@ def _processor() -> str:
 
 
 def _asked(opened: "list[tuple[Predictor, Dataset]]", radius: float | None, limit: int) -> Asked:
-    """
-    Raises:
-        UserError: the files were trained on different images.
-    """
+    """The question to all files; refuse files that were trained on different images."""
     predictor, images = opened[0]
     for other, theirs in opened[1:]:
         if (theirs.name, theirs.classes, len(theirs.test)) != (images.name, images.classes, len(images.test)):

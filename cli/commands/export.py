@@ -141,11 +141,7 @@ def _dataset(artifact: "Artifact") -> "Dataset | UserError":
 
 
 def _held_out(dataset: "Dataset | UserError", *, exact: bool) -> "Images | None":
-    """Images that the model was not trained on, to compare exports on. If there are none, that is said: None.
-
-    Args:
-        exact: all of the formats have to answer equally on every image.
-    """
+    """Images that the model was not trained on, to compare exports on; None, with a note, if there are none."""
     from evaluators.target.judge import images_of
 
     if isinstance(dataset, UserError):
@@ -159,11 +155,7 @@ def _held_out(dataset: "Dataset | UserError", *, exact: bool) -> "Images | None"
 
 
 def _to_calibrate(dataset: "Dataset | UserError", count: int) -> "Images":
-    """The first `count` training images, in the split's fixed order.
-
-    Raises:
-        UserError: the dataset is not at hand. Noise would give ranges that no image has.
-    """
+    """The first training images; an error if there are none, since noise gives ranges that no image has."""
     from evaluators.target.judge import images_of
 
     if isinstance(dataset, UserError):

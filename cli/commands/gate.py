@@ -80,11 +80,7 @@ def gate(
 
 
 def _shares(given: Sequence[str]) -> dict[str, Fraction]:
-    """`KEY=RATE` of each `--min`: row or share to the least that passes, a fraction of all images.
-
-    Raises:
-        UserError: one of them cannot be read, or is there twice.
-    """
+    """`KEY=RATE` of each `--min`: row or share to the least that passes, a fraction of all images."""
     shares: dict[str, Fraction] = {}
     for each in given:
         key, equals, rate = each.rpartition("=")

@@ -159,11 +159,7 @@ def _how_to_go_on(taken: "list[RunFolder]", processes: int, *, trust: bool) -> s
 def _configured(
     given: dict[str, Any], config: str | None, settings: list[str], out: Path | None, resume: bool
 ) -> tuple["TrainConfig", Path | None]:
-    """The config and the run folder: defaults, then the config file or the run to resume, then `DGAD_*`, then flags.
-
-    Raises:
-        UserError: a value cannot be used, there is nothing to resume, or the paper's teacher is a file to be given.
-    """
+    """The config and the run folder: defaults, then the config file or the run to resume, then `DGAD_*`, then flags."""
     from dgad_tk.artifacts.runs import RunFolder, newest_run
     from dgad_tk.config.parsing import validated
     from dgad_tk.config.recipe import load_recipe, over

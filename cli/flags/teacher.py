@@ -34,11 +34,7 @@ def model_file_teacher(config: "TrainConfig", *, trust: bool) -> "Callable[[Data
 
 
 def _open(config: "TrainConfig", path: Path, trust: bool, dataset: "Dataset") -> "tuple[nn.Module, str]":
-    """The teacher in a model file, in eval mode, frozen, with its name and SHA-256.
-
-    Raises:
-        UserError: it cannot be opened, or was made for other images or classes.
-    """
+    """The teacher in a model file, in eval mode, frozen, with its name and SHA-256."""
     from torch import nn
 
     from dgad_tk.models import Normalize, check_input

@@ -66,8 +66,7 @@ def eps_text(eps: float | None) -> str:
 
 
 def _more(results: "Results") -> list[str]:
-    """What has no column: the worst classes, the stages of ensembles, and the accuracy that papers print for an attack
-    without a ball."""
+    """What has no column: the worst classes, stages of ensembles, and accuracies that papers print without a ball."""
     from evaluators.plan.suites import SUITES
 
     lines = [_worst_class("clean", results.clean.classes)]

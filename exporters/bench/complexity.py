@@ -79,10 +79,7 @@ def module_complexity(module: nn.Module, sample: Sizes) -> Complexity:
 
 @contextmanager
 def _counting() -> Iterator[FlopCounterMode]:
-    """Count the operations of what runs inside, at two per multiply-add.
-
-    Attention becomes plain matrix products: the counter knows nothing of the fused kernels of a CPU.
-    """
+    """Count two operations per multiply-add; attention runs unfused, since the counter misses fused kernels."""
     fast, aten = torch.backends.mha.get_fastpath_enabled(), torch.ops.aten
     counter = FlopCounterMode(display=False, custom_mapping={aten.mv: _of_vectors, aten.dot: _of_vectors})
     torch.backends.mha.set_fastpath_enabled(False)

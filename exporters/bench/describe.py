@@ -81,10 +81,7 @@ def describe(
 
 
 def _flat_images(sizes: Sequence[object]) -> Shape | None:
-    """(1, 1, pixels) for an input that is not an image in three axes; None for an image, or sizes that are open.
-
-    Timing takes noise, so that nobody has to name the images of a flat input.
-    """
+    """(1, 1, pixels) for a flat input, which is timed on noise; None for an image, or if a size is open."""
     numbers = [size for size in sizes[1:] if isinstance(size, int)]
     if len(sizes) in (0, 1, 4) or len(numbers) < len(sizes) - 1:
         return None

@@ -193,11 +193,7 @@ class _Quantiser:
 
 
 def _left_out(patterns: Sequence[str], nodes: Sequence[str]) -> list[str]:
-    """The nodes that any of `patterns` names, in the graph's order.
-
-    Raises:
-        UserError: a pattern names none, or nothing is left to quantise.
-    """
+    """The nodes that any of `patterns` names, in the graph's order; an error if nothing is left to quantise."""
     if not nodes:
         raise UserError(
             "INT8 has nothing to quantise: the network has none of " + ", ".join(sorted(HEAVY)),
