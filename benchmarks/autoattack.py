@@ -24,7 +24,7 @@ import torch
 from art.attacks.evasion import AutoAttack as ArtAutoAttack
 from pyautoattack import AutoAttack as AuthorsAutoAttack
 
-from cli.flags.models import open_model
+from cli.flags.models import ImageFlags, open_model
 from dgad_tk.artifacts.predictor import Predictor, predictor_of_module
 from dgad_tk.ascent.losses import cross_entropy
 from dgad_tk.models import build_model
@@ -142,7 +142,9 @@ class Worker:
             self.run = Arts(source, *common)
         else:
             file = "file" in kind
-            self.run = Ours(open_model(options.model, None, options.data_dir, None)[0] if file else source, *common)
+            self.run = Ours(
+                open_model(options.model, ImageFlags(data_dir=options.data_dir))[0] if file else source, *common
+            )
 
     def __call__(self) -> dict[str, Any]:
         begun = time.perf_counter()
@@ -218,7 +220,7 @@ def opened(options: argparse.Namespace) -> tuple[Predictor, np.ndarray, np.ndarr
         return source, x, source.predict(x).argmax(1)
     if options.source is None:
         raise SystemExit("give --source or --random")
-    source, images = open_model(options.source, None, options.data_dir, None)
+    source, images = open_model(options.source, ImageFlags(data_dir=options.data_dir))
     part = images.test.subset(min(len(images.test), 8 * options.images))
     x, labels = images_of(part, slice(None)), part.labels
     right = judge(source, x, options.batch_size)[0] == labels

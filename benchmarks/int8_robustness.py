@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cli.flags.models import dataset_of
+from cli.flags.models import ImageFlags
 from dgad_tk.strangers.number_text import format_fraction
 from evaluators.engine.evaluate import evaluate
 from evaluators.engine.record import Evaluation
@@ -40,7 +40,7 @@ def main() -> None:
     predictors = {"fp32": load(arguments.fp32), "int8": load(arguments.int8)}
     artifact = predictors["fp32"].artifact
     assert artifact is not None, "expected files that dgad exported"
-    split = dataset_of(artifact).test.subset(arguments.limit)
+    split = ImageFlags().load(artifact).test.subset(arguments.limit)
     eps = artifact.threat["eps"]
     settings = {
         "pgd": {"steps": arguments.steps, "restarts": arguments.restarts},

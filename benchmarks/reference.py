@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pyautoattack import AutoAttack as Package
 
-from cli.flags.models import default_eps, open_model
+from cli.flags.models import ImageFlags, default_eps, open_model
 from cli.flags.values import radii_of
 from evaluators.attacks.autoattack.ensemble import AutoAttack
 from evaluators.attacks.autoattack.stages import Stage, ensemble
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int)
     options = parser.parse_args()
     norm: Norm = options.norm
-    predictor, dataset = open_model(options.model, options.dataset, options.data_dir, None)
+    predictor, dataset = open_model(options.model, ImageFlags(options.dataset, options.data_dir))
     radii = radii_of(options.eps, norm)
     options.eps = radii[0] if radii else default_eps(predictor.artifact, dataset, norm)
     options.batch_size = options.batch_size or default_batch_size(predictor.input_shape)

@@ -25,26 +25,14 @@ QUICKSTART = (
 )
 """The README's three commands."""
 
-_SPACE = "free some space and run the same command again"
-_ANOTHER = "choose a folder that can be written to"
 _REMEDIES = {
-    errno.ENOSPC: _SPACE,
-    errno.EDQUOT: _SPACE,
+    errno.ENOSPC: "free some space and run the same command again",
+    errno.EDQUOT: "free some space and run the same command again",
     errno.EFBIG: "files may not be so large here",
     errno.EACCES: "choose another folder, or ask for permission",
     errno.EPERM: "choose another folder, or ask for permission",
-    errno.EROFS: _ANOTHER,
     errno.ENOENT: "see that nothing moves or deletes it, and run the same command again",
-    errno.ENOTDIR: "a part of the path is a file",
-    errno.EEXIST: "a part of the path is a file",
-    errno.EISDIR: "that is a folder",
-    errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "a link leads back to itself; give the real path",
-    errno.ENXIO: "that is no ordinary file",
-    errno.EXDEV: _ANOTHER,
-    errno.ENOSYS: _ANOTHER,
-    errno.EOPNOTSUPP: _ANOTHER,
-    errno.EINVAL: "the file system does not take this name or this request; choose another folder",
     errno.EIO: "the disk or the network in between fails; look at the system's log",
     errno.ESTALE: "the network share was lost; connect it again and run the same command again",
     errno.ETIMEDOUT: "the network share does not answer; run the same command again when it does",
@@ -52,10 +40,10 @@ _REMEDIES = {
     errno.ENFILE: "too many files are open on this machine; close other programs",
     errno.ENOMEM: "free some memory, or take a smaller --batch-size",
 }
-"""What helps against an error of the operating system's."""
+"""What helps against an error of the operating system, where its own words do not say so."""
 
 _OURS = {errno.EBADF, errno.EFAULT, errno.ENOTTY, errno.ESPIPE, errno.EINVAL, errno.ECHILD, errno.ESRCH}
-"""Errors that name no file and come from a program's mistakes."""
+"""Errors that are a program's mistakes if they name no file."""
 
 app = typer.Typer(
     name="dgad",
@@ -83,7 +71,7 @@ def _root(
 
 
 def quickstart() -> None:
-    """Train on the embedded digits, export to ONNX, attack the file: the whole road with no argument."""
+    """Train on the digits, export to ONNX, attack the file."""
     for command in QUICKSTART:
         print(f"$ dgad {shlex.join(command)}", file=sys.stderr, flush=True)
         if code := run(command):
@@ -124,7 +112,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             typer.echo(error.format_message())
             return OK
         message = error.format_message() + _given(error, sys.argv[1:] if arguments is None else arguments)
-        return _say(message, f"`{_command_path(error)} --help` shows what it takes")
+        path = getattr(getattr(error, "ctx", None), "command_path", "dgad")
+        return _say(message, f"`{path} --help` shows what it takes")
     except OSError as error:
         return _say_refused(error)
     except (KeyboardInterrupt, typer.Abort):
@@ -146,18 +135,18 @@ def _say(message: str, hint: str) -> int:
 
 
 def _printable(text: str) -> str:
-    """What a name may hold that is no UTF-8, as an escape: an error about it must not become another one."""
+    """The text with escapes for what is no UTF-8, since printing that would be another error."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _say_refused(error: OSError) -> int:
-    """What the operating system refused. With a path, that is the path's state and never a bug of ours."""
-    path = error.filename2 or error.filename  # of a renaming, where to
+    """Say what the operating system refused. An error that names a path is about its state, and never a bug of ours."""
+    path = error.filename2 or error.filename  # of a renaming, the new name
     named = isinstance(path, str | bytes | os.PathLike)
     if not named and (error.errno is None or error.errno in _OURS):
         return _report()
     reason = os.strerror(error.errno) if error.errno is not None else str(error)
-    remedy = _REMEDIES.get(error.errno or 0, "see what is wrong there, and run the same command again")
+    remedy = _REMEDIES.get(error.errno or 0, "choose another file or folder, or see what is wrong with this one")
     return _say(f"cannot use '{os.fsdecode(path)}': {reason}" if named else f"the system refused: {reason}", remedy)
 
 
@@ -173,17 +162,12 @@ def _report() -> int:
 
 
 def _given(error: typer.TyperException, arguments: Sequence[str]) -> str:
-    """What stands after the flag that Typer complains of, since its message leaves that out."""
+    """The value of the flag that Typer complains of, which its message leaves out."""
     flags = getattr(getattr(error, "param", None), "opts", [])
     for flag, value in pairwise(arguments):
         if flag in flags:
             return f", got '{value}'"
     return ""
-
-
-def _command_path(error: typer.TyperException) -> str:
-    context = getattr(error, "ctx", None)
-    return context.command_path if context else "dgad"
 
 
 def main() -> None:

@@ -1,8 +1,7 @@
-"""Writing a model file: aside, compared with its source, and only then under its name."""
+"""Writing a model file: it is written aside, compared with its source, and only then gets its name."""
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from exporters.parity.divergence import first_divergence
 from exporters.parity.verify import Parity, Probes, make_probes, verify
 
 DIVERGENCE_IMAGES = 8
-"""On so many images a failed export and its source are run layer by layer."""
+"""Images on which a failed export and its source are run layer by layer."""
 
 
 class ParityError(GateError):
@@ -25,19 +24,11 @@ class ParityError(GateError):
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written and verified.
-
-    Attributes:
-        path: of the file.
-        parity: what the comparison with its source found.
-        findings: what its format has to report besides, such as how it was calibrated.
-        warnings: what to doubt, though it passed.
-    """
+    """A file that was written, what the comparison with its source found, and what its format says besides."""
 
     path: Path
     parity: Parity
-    findings: Mapping[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    report: Report
 
 
 class Source:
@@ -45,7 +36,7 @@ class Source:
 
     Args:
         path: a .safetensors file of `dgad train`.
-        held_out: float32 `(N, C, H, W)` in [0, 1] to compare exports on, at least 10; None uses uniform noise.
+        held_out: images `(N, C, H, W)` in [0, 1] to compare exports on, at least 10; None uses uniform noise.
 
     Raises:
         UserError: it cannot be read.
@@ -67,18 +58,18 @@ def export(source: Path | Source, format: str, output: Path, *, overwrite: bool 
     """Write the weights `source` as `format` to `output`, verified.
 
     The file is written aside, opened by its own runtime and compared with the source at several batch sizes, on clean
-    images, on PGD images and on some that no camera takes. Only then does it take its name.
+    images, on PGD images, on noise, on black and on white. Only then does it get its name.
 
     Args:
         source: a .safetensors file of `dgad train`, or the `Source` that several exports share.
         format: row of EXPORTERS.
-        output: where to; an older export of ours is replaced.
-        overwrite: replace a file that is not ours too.
+        output: path to write to; an older export of dgad is replaced.
+        overwrite: replace any other file too.
         options: of the format, such as `opset`.
 
     Raises:
-        UserError: unknown format or option, unreadable source, or an `output` that is somebody else's.
-        ParityError: the file does not compute the same; it is kept as `output` with `.failed` behind its name.
+        UserError: unknown format or option, unreadable source, or an `output` that dgad did not write.
+        ParityError: the file does not compute the same; it is kept as `output` with `.failed` after its name.
     """
     chosen = lookup(EXPORTERS, format, "format")
     for option in options:
@@ -99,7 +90,7 @@ def export(source: Path | Source, format: str, output: Path, *, overwrite: bool 
             parity = replace(parity, not_judged=chosen.not_judged)
         if parity.passed and not report.failures:
             _move(aside, output)
-            return Exported(output, parity, report.findings, report.warnings)
+            return Exported(output, parity, report)
         images = source.probes.images[parity.worst][:DIVERGENCE_IMAGES]
         where = first_divergence(source.model, written, images, chosen.layers, chosen.tolerance.relative)
         failed = output.with_name(f"{output.name}.failed")
@@ -113,7 +104,7 @@ def export(source: Path | Source, format: str, output: Path, *, overwrite: bool 
 
 
 def _move(aside: Path, target: Path) -> None:
-    """Give a file its name, after the files that it refers to have theirs."""
+    """Give a file its name; the files that it refers to get theirs first."""
     for other in aside.parent.iterdir():
         if other != aside:
             other.replace(target.with_name(other.name))

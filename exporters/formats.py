@@ -28,14 +28,14 @@ class Format:
     """A way to write a model.
 
     Attributes:
-        filename: that its files get unless told otherwise; its last suffix is how they are opened.
+        filename: default name of its files; the last suffix says how they are opened.
         save: (model in eval mode, record, path, **options); returns what there is to report, or None.
-        record: the record in a file of this format, read without running anything; None where there is none.
-        tolerance: that its files are held to.
-        layers: how its files are run layer by layer, to find the one that fails.
-        options: names of the options that `save` takes. `probes` is what exports are compared on: `export` fills it in.
-        note: said when a file is written.
-        not_judged: what a comparison on a CPU says nothing of.
+        record: reads the record in a file of this format without running anything; None if there is none.
+        tolerance: how far its files may be from their source.
+        layers: runs its files layer by layer, to find the one that fails.
+        options: names of the options that `save` takes. `export` itself gives `probes`, what exports are compared on.
+        note: printed when a file is written.
+        not_judged: what a comparison on a CPU does not show.
     """
 
     filename: str
@@ -103,7 +103,7 @@ def load(
 
     Args:
         input_shape: (C, H, W) for a file that does not say.
-        interface: what has to be done to images before a file from elsewhere takes them.
+        interface: what is done to images before a file from elsewhere takes them.
         trust: open a file that is a program, `.pt` or `.pt2`, which can run any code of its author.
 
     Raises:
@@ -116,7 +116,7 @@ def load(
 
 
 def read_record(path: Path) -> Artifact | None:
-    """The metadata record in a model file, read without running anything; None where there is none.
+    """The metadata record in a model file, read without running anything; None if there is none.
 
     Raises:
         UserError: missing, of unknown suffix or damaged.

@@ -1,1 +1,1 @@
-"""One file per command."""
+"""One file per command; and `alike`, what `dgad train` sets before torch is loaded."""

@@ -3,13 +3,13 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.flags.values import whole
+from cli.flags.models import ImageFlags
+from cli.flags.values import AsJson, whole
 from cli.printing.export_table import print_export
 from dgad_tk.common import GateError, UserError, lookup
 from dgad_tk.strangers.names import check_utf8
@@ -19,13 +19,11 @@ if TYPE_CHECKING:
     from dgad_tk.artifacts.record import Artifact
     from dgad_tk.data import Dataset
     from exporters.export import Exported
-    from exporters.formats import Format
-    from exporters.onnx_write.int8 import Int8
 
 FEWEST = 16
-"""Images held out that are worth comparing on; with fewer, noise does as well."""
+"""Images held out that are worth comparing on. If there are fewer, noise does as well."""
 COMPARED, COMPARED_FOR_SHARES = 32, 128
-"""Images to compare on: differences show on any, shares of equal answers are counted."""
+"""Images to compare on. Any image shows a difference of logits; shares of equal answers need more images."""
 
 
 def export(
@@ -33,48 +31,51 @@ def export(
         Path | None, typer.Argument(help="Run folder or .safetensors file. [the newest finished run]")
     ] = None,
     format: Annotated[str, typer.Option(help="See `dgad list formats`, or all.")] = "onnx",
-    output: Annotated[Path | None, typer.Option(help="[the format's name in the current folder]")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write. [student.onnx or its like in the current folder]")
+    ] = None,
     opset: Annotated[int | None, whole("--opset", "ONNX opset, 18 to 23. [20]")] = None,
     calibration_samples: Annotated[
         int | None, whole("--calibration-samples", "INT8: training images to calibrate on. [512]")
     ] = None,
     calibration_method: Annotated[
-        str | None, typer.Option(help="INT8: minmax, percentile or entropy. [minmax]")
+        str | None, typer.Option(help="INT8: how ranges are found: minmax, percentile or entropy. [minmax]")
     ] = None,
     calibrate_on: Annotated[
-        str | None, typer.Option(help="INT8: clean, adversarial or both, half and half. [clean]")
+        str | None,
+        typer.Option(help="INT8: images to calibrate on: clean, adversarial or both, half and half. [clean]"),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(metavar="NODE", help="INT8: node to leave in float, by name or pattern; repeat.")
+        list[str] | None,
+        typer.Option(metavar="NODE", help="INT8: node to leave in float, by name or pattern. Repeatable."),
     ] = None,
     search_exclusions: Annotated[
-        bool, typer.Option("--search-exclusions", help="INT8: find the few nodes that are better left in float.")
-    ] = False,
+        bool | None, typer.Option("--search-exclusions", help="INT8: find the few nodes that are better left in float.")
+    ] = None,
     reduce_range: Annotated[
-        bool, typer.Option("--reduce-range", help="INT8: 7-bit weights, for x86 CPUs without VNNI, which may saturate.")
-    ] = False,
+        bool | None,
+        typer.Option("--reduce-range", help="INT8: 7-bit weights, for x86 CPUs without VNNI, whose sums may saturate."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that dgad did not write.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON, one line a file.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Write a trained student in a deployable format, verified against its source."""
+    """Write a trained student as a deployable file, and verify it.
+
+    The file is compared with its source. If they differ, the exit code is 1 and the file's name ends in .failed.
+    With --json there is one line per file.
+    """
+    flags: dict[str, Any] = locals()
+
     from dgad_tk.artifacts.runs import newest_run, weights_of
     from exporters.export import ParityError, Source
     from exporters.export import export as run_export
     from exporters.formats import EXPORTERS
     from exporters.onnx_write.float32 import check_opset
-    from exporters.onnx_write.int8 import Int8
+    from exporters.onnx_write.int8 import JUDGED, Int8
     from exporters.torch_files.archive import PROGRAMS
 
     chosen = dict(EXPORTERS) if format == "all" else {format: lookup(EXPORTERS, format, "format")}
-    flags = {
-        "calibration_samples": calibration_samples,
-        "calibration_method": calibration_method,
-        "calibrate_on": calibrate_on,
-        "exclude": exclude or None,
-        "search_exclusions": search_exclusions or None,
-        "reduce_range": reduce_range or None,
-    }
-    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    given = {name: value for name, value in flags.items() if name in Int8.__dataclass_fields__ and value is not None}
     int8 = Int8(**given)
     options: dict[str, Any] = {"int8": int8} if given else {}
     if opset is not None:
@@ -92,17 +93,16 @@ def export(
     weights = weights_of(source) if source else newest_run(finished=True).best
     check_utf8(str(weights), "the run")
     opened = Source(weights)
-    images = _Images(opened.artifact)
-    opened.held_out = images.held_out(chosen)
-
+    dataset = _dataset(opened.artifact)
+    opened.held_out = _held_out(dataset, exact=all(row.tolerance.agreement == 1 for row in chosen.values()))
     failed: list[str] = []
     for name, row in chosen.items():
         target = output or Path(row.filename)
-        wanted: dict[str, Any] = {key: value for key, value in options.items() if key in row.options}
+        wanted = {key: value for key, value in options.items() if key in row.options}
         begun = time.perf_counter()
         try:
             if "images" in row.options:
-                wanted["images"] = images.to_calibrate(int8)
+                wanted["images"] = _to_calibrate(dataset, int8.calibration_samples + JUDGED)
             written = run_export(opened, name, target, overwrite=overwrite, **wanted)
         except (ParityError, UserError) as error:
             if len(chosen) == 1:
@@ -112,7 +112,7 @@ def export(
             failed.append(name)
             continue
         _print(written, name, weights, time.perf_counter() - begun, as_json=as_json)
-        for warning in written.warnings:
+        for warning in written.report.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         if row.note and not as_json:
             print(f"note: {row.note}", file=sys.stderr)
@@ -124,61 +124,45 @@ def export(
         print(f"next: dgad attack --model {first} --suite full{trust}", file=sys.stderr)
 
 
-class _Images:
-    """Images of the dataset that the model was trained on, opened once and only if needed."""
-
-    def __init__(self, artifact: "Artifact") -> None:
-        from cli.flags.models import dataset_of
-
-        self.dataset: Dataset | None = None
-        try:
-            dataset = dataset_of(artifact)
-        except UserError as error:
-            self.missing = error
-            return
-        for note in dataset.notes:
-            print(f"note: {note}", file=sys.stderr)
-        if dataset.shape == artifact.input_shape:
-            self.dataset = dataset
-        else:
-            self.missing = UserError(
-                f"the images of '{dataset.name}' are {dataset.shape}, the model takes {artifact.input_shape}",
-                hint="the dataset is not what it was in training",
-            )
-
-    def held_out(self, chosen: "Mapping[str, Format]") -> "Images | None":
-        """Images that the model was not trained on, to compare exports on; None, said aloud, where there are none."""
-        if self.dataset is None:
-            why = str(self.missing)
-        elif len(self.dataset.val) < FEWEST:
-            why = f"{self.dataset.name} has no {FEWEST} images held out"
-        else:
-            exact = all(row.tolerance.agreement == 1 for row in chosen.values())
-            return _unit(self.dataset.val.take(slice(0, COMPARED if exact else COMPARED_FOR_SHARES)))
-        print(f"note: verifying on noise, since {why}", file=sys.stderr)
-        return None
-
-    def to_calibrate(self, int8: "Int8") -> "Images":
-        """Training images, in the split's fixed order: those that calibrate, and some behind them to judge by.
-
-        Raises:
-            UserError: the dataset is not at hand. Noise would give ranges that no image has.
-        """
-        from exporters.onnx_write.int8 import JUDGED
-
-        if self.dataset is None:
-            raise UserError(
-                f"INT8 is calibrated on training images, and these cannot be had: {self.missing.message}",
-                hint=self.missing.hint,
-            )
-        return _unit(self.dataset.train.take(slice(0, int8.calibration_samples + JUDGED)))
+def _dataset(artifact: "Artifact") -> "Dataset | UserError":
+    """The images that the model was trained on, or why they cannot be had."""
+    try:
+        dataset = ImageFlags().load(artifact)
+    except UserError as error:
+        return error
+    for note in dataset.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if dataset.shape == artifact.input_shape:
+        return dataset
+    return UserError(
+        f"the images of '{dataset.name}' are {dataset.shape}, the model takes {artifact.input_shape}",
+        hint="the dataset is not what it was in training",
+    )
 
 
-def _unit(images: Any) -> "Images":
-    import numpy as np
+def _held_out(dataset: "Dataset | UserError", *, exact: bool) -> "Images | None":
+    """Images that the model was not trained on, to compare exports on; None, with a note, if there are none."""
+    from evaluators.target.judge import images_of
 
-    unit: Images = np.divide(images, np.float32(255), dtype=np.float32)
-    return unit
+    if isinstance(dataset, UserError):
+        why = str(dataset)
+    elif len(dataset.val) < FEWEST:
+        why = f"{dataset.name} has no {FEWEST} images held out"
+    else:
+        return images_of(dataset.val, slice(0, COMPARED if exact else COMPARED_FOR_SHARES))
+    print(f"note: verifying on noise, since {why}", file=sys.stderr)
+    return None
+
+
+def _to_calibrate(dataset: "Dataset | UserError", count: int) -> "Images":
+    """The first training images; an error if there are none, since noise gives ranges that no image has."""
+    from evaluators.target.judge import images_of
+
+    if isinstance(dataset, UserError):
+        raise UserError(
+            f"INT8 is calibrated on training images, and these cannot be had: {dataset.message}", hint=dataset.hint
+        )
+    return images_of(dataset.train, slice(0, count))
 
 
 def _print(written: "Exported", name: str, weights: Path, seconds: float, *, as_json: bool) -> None:
@@ -194,7 +178,7 @@ def _print(written: "Exported", name: str, weights: Path, seconds: float, *, as_
         "size_bytes": size,
         "seconds": round(seconds, 2),
         **written.parity.as_dict(),
-        "findings": dict(written.findings),
-        "warnings": list(written.warnings),
+        "findings": dict(written.report.findings),
+        "warnings": list(written.report.warnings),
     }
     print(json.dumps(document))

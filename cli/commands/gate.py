@@ -4,38 +4,41 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from cli.flags.values import AsJson, check_replaceable
 from cli.printing.gates import print_gates
 from dgad_tk.common import GateError, UserError
 from dgad_tk.strangers.number_text import NotANumberError, exact
 
-if TYPE_CHECKING:
-    from evaluators.results import Results
-
 
 def gate(
     results: Annotated[
-        list[Path], typer.Argument(metavar="RESULTS...", help="results.json of `dgad attack`, or its folder.")
+        list[Path], typer.Argument(metavar="RESULTS", help="results.json of `dgad attack`, or its folder.")
     ],
     least: Annotated[
         list[str] | None,
         typer.Option(
-            "--min", help="KEY=RATE: the least that passes. clean, worst-case or an attack: pgd=45%. Repeatable."
+            "--min",
+            metavar="KEY=RATE",
+            help="The least that passes, for clean, worst-case or an attack: pgd=45%. Repeatable.",
         ),
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option(help="Results of an earlier run, from which robustness must not have dropped.")
+        Path | None, typer.Option(help="Results of an earlier run, below which robustness must not drop.")
     ] = None,
-    max_drop: Annotated[str | None, typer.Option(help="How far below the baseline is allowed: 1%. [by chance]")] = None,
+    max_drop: Annotated[
+        str | None, typer.Option(help="Drop below the baseline that is allowed: 1%. [what chance explains]")
+    ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the outcome as JUnit XML.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results, with the gates, as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Hold results against thresholds and an earlier run: exit code 1 if one is not met.
+    """Compare results with thresholds and an earlier run.
 
-    It needs results.json alone; a comparison with a baseline also needs the samples.npz beside each of the two.
+    The exit code is 1 if one of them is not met. Thresholds need results.json alone; a comparison with a baseline also
+    needs the samples.npz beside both.
     """
     shares = _shares(least or [])
     if max_drop is not None and baseline is None:
@@ -44,7 +47,7 @@ def gate(
     if not (shares or baseline or junit):
         raise UserError("nothing is demanded", hint="--min worst-case=45%, or --baseline old/results.json")
     if junit is not None:
-        _check_junit(junit)
+        check_replaceable("--junit", junit, "junit.xml", "<testsuite", "is no JUnit XML")
 
     from cli.printing.results_table import print_json
     from evaluators.results import read_results
@@ -53,24 +56,31 @@ def gate(
     judged = [read_results(path) for path in results]
     judged = [each.model_copy(update={"gates": thresholds(shares, each)}) for each in judged]
     if baseline is not None:
-        judged = _compared(judged, results, baseline, drop)
+        from evaluators.verdict.baseline import compare, read_record, uncompared  # numpy, which `--min` can do without
+
+        old = read_record(baseline)
+        for number, (each, path) in enumerate(zip(judged, results, strict=True)):
+            new = read_record(path)
+            gates = [*each.gates, *compare(new, old, drop)]
+            judged[number] = each.model_copy(update={"gates": gates, "uncompared": uncompared(new, old)})
     if as_json:
-        print_json(judged)
+        print_json([each.to_dict() for each in judged])
     else:
         print_gates(judged)
     if junit is not None:
         from evaluators.report.junit import write_junit
 
         write_junit(judged, junit)
-    _conclude(judged)
+    said = [(each.model.path, gate) for each in judged for gate in each.gates]
+    failed = [(model, gate) for model, gate in said if not gate.passed]
+    if failed:
+        model, first = failed[0]
+        others = f"; so did {len(failed) - 1} of the other {len(said) - 1}" if len(failed) > 1 else ""
+        raise GateError(f"{model} failed the gate {first.name}: {first.got}, required is {first.required}{others}")
 
 
 def _shares(given: Sequence[str]) -> dict[str, Fraction]:
-    """`KEY=RATE` of each `--min`: row or share to the least that passes, a fraction of all images.
-
-    Raises:
-        UserError: one of them cannot be read, or is there twice.
-    """
+    """`KEY=RATE` of each `--min`: row or share to the least that passes, a fraction of all images."""
     shares: dict[str, Fraction] = {}
     for each in given:
         key, equals, rate = each.rpartition("=")
@@ -102,42 +112,3 @@ def rate_of(text: str, flag: str) -> Fraction:
     if rate > 1:
         raise UserError(f"{flag} must be at most 100%, got '{text}'", hint=hint)
     return rate
-
-
-def _check_junit(path: Path) -> None:
-    """See that nothing else is overwritten.
-
-    Raises:
-        UserError: it is a folder, or a file that is no JUnit XML.
-    """
-    if path.is_dir():
-        raise UserError(f"--junit '{path}' is a folder", hint=f"name a file, such as {path}/junit.xml")
-    if path.exists() and "<testsuite" not in path.read_text(encoding="utf-8", errors="replace")[:1000]:
-        raise UserError(f"--junit '{path}' exists and is no JUnit XML", hint="choose another name")
-
-
-def _compared(
-    judged: "Sequence[Results]", paths: Sequence[Path], baseline: Path, max_drop: Fraction | None
-) -> "list[Results]":
-    """The results with gates for what the baseline says."""
-    from evaluators.verdict.baseline import compare, read_record, uncompared  # numpy, which thresholds can do without
-
-    old = read_record(baseline)
-    found: list[Results] = []
-    for results, path in zip(judged, paths, strict=True):
-        new = read_record(path)
-        gates = [*results.gates, *compare(new, old, max_drop)]
-        found.append(results.model_copy(update={"gates": gates, "uncompared": uncompared(new, old)}))
-    return found
-
-
-def _conclude(judged: "Sequence[Results]") -> None:
-    """Raises:
-    GateError: a gate failed.
-    """
-    gates = [(results.model.path, gate) for results in judged for gate in results.gates]
-    failed = [(model, gate) for model, gate in gates if not gate.passed]
-    if failed:
-        model, first = failed[0]
-        others = f"; so did {len(failed) - 1} of the other {len(gates) - 1}" if len(failed) > 1 else ""
-        raise GateError(f"{model} failed the gate {first.name}: {first.got}, required is {first.required}{others}")

@@ -6,26 +6,30 @@ from typing import Annotated
 
 import typer
 
-from cli.flags.models import named_images
-from cli.flags.preprocessing import interface_of
-from cli.flags.values import TRUST, whole
+from cli.flags.models import DataDir, DatasetName, ImageFlags, ImageSize
+from cli.flags.preprocessing import Layout, LogitsOutput, interface_of
+from cli.flags.values import Trust
 
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="A model file.")],
-    dataset: Annotated[str | None, typer.Option(help="Its images, for a file that leaves their shape open.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the images. [as in training]")] = None,
-    image_size: Annotated[int | None, whole("--image-size", "Resize an image folder to this. [as in training]")] = None,
-    layout: Annotated[str | None, typer.Option(help="nchw or nhwc. [told from its shape]")] = None,
-    logits_output: Annotated[str | None, typer.Option(help="Name of the output. [told from its outputs]")] = None,
-    trust: TRUST = False,
+    dataset: DatasetName = None,
+    data_dir: DataDir = None,
+    image_size: ImageSize = None,
+    layout: Layout = None,
+    logits_output: LogitsOutput = None,
+    trust: Trust = False,
 ) -> None:
-    """Print what a model file is, takes and answers, and what it says about itself, as JSON."""
-    interface = interface_of(None, None, None, layout, logits_output)
+    """Print what a model file is and says about itself, as JSON.
+
+    That is its format, what it takes and answers, and the record of its training. A file that leaves the shape of its
+    images open needs --dataset.
+    """
+    interface = interface_of(layout=layout, logits_output=logits_output)
 
     from exporters.formats import load
 
-    images = named_images(file, dataset, data_dir, image_size)
+    images = ImageFlags(dataset, data_dir, image_size).named(file)
     predictor = load(file, images.shape if images else None, interface, trust=trust)
     print(
         json.dumps(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.alike import ALIKE_DATASETS, compute_alike
-from cli.flags.values import TRUST, numbers, real, whole
+from cli.commands.alike import ALIKE_DATASETS, compute_alike
+from cli.flags.values import AsJson, Quiet, Seed, Trust, numbers, real, whole
 from dgad_tk.common import UserError
 
 if TYPE_CHECKING:
@@ -33,21 +33,22 @@ def train(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="Run folder, weights (.safetensors, a PyTorch checkpoint), .onnx, with --trust .pt2 or TorchScript "
-            "(.pt), or auto: train one first. [auto]"
+            help="Run folder, weights (.safetensors or a PyTorch checkpoint) or .onnx; with --trust also .pt2 and "
+            "TorchScript (.pt). auto trains one first. [auto]"
         ),
     ] = None,
     teacher_model: Annotated[
-        str | None, typer.Option(help="Network of an auto teacher, or of foreign weights. [resnet20, told from them]")
+        str | None,
+        typer.Option(
+            help="Network of an auto teacher, or of weights from elsewhere. [resnet20; told from the weights]"
+        ),
     ] = None,
     teacher_mean: Annotated[
         str | None,
-        typer.Option(
-            help="Mean per channel that a foreign teacher's images are normalised by: 0.49,0.48,0.45. [nothing]"
-        ),
+        typer.Option(help="Mean per channel that a teacher from elsewhere wants subtracted: 0.49,0.48,0.45. [nothing]"),
     ] = None,
     teacher_std: Annotated[
-        str | None, typer.Option(help="Standard deviation per channel, given with --teacher-mean.")
+        str | None, typer.Option(help="Standard deviation per channel that it wants the rest divided by.")
     ] = None,
     teacher_method: Annotated[str | None, typer.Option(help="How an auto teacher is trained. [trades]")] = None,
     teacher_epochs: Annotated[
@@ -55,13 +56,13 @@ def train(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value: any key of config.yaml, or METHOD.option. Repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Any key of config.yaml, or METHOD.option. Repeatable."),
     ] = None,
     epochs: Annotated[
         int | None, whole("--epochs", "Epochs of training. [25 on digits, 40 on fashion-mnist, else 200]")
     ] = None,
     batch_size: Annotated[int | None, whole("--batch-size", "Images per step. [64 on digits, else 128]")] = None,
-    seed: Annotated[int | None, whole("--seed", "Seed of every random draw. [0]")] = None,
+    seed: Seed = None,
     precision: Annotated[
         str | None, typer.Option(help="Precision of the inner maximisation: fp32 or bf16. [fp32]")
     ] = None,
@@ -76,11 +77,11 @@ def train(
         real("--checkpoint-minutes", "Minutes between checkpoints within an epoch; its end is always saved. [10]"),
     ] = None,
     limit_train: Annotated[int | None, whole("--limit-train", "Use the first N training images.")] = None,
-    trust: TRUST = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    trust: Trust = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Train a student; first its teacher, if it needs one and none is given.
+    """Train a student, and before it a teacher if none is given.
 
     Ctrl-C ends the run after the step it is in, and saves it; a second Ctrl-C ends it at once.
     """
@@ -103,7 +104,7 @@ def train(
     leads = launched().leads
     quiet = quiet or not leads
     if not quiet:
-        _announce(run_config)
+        print(_announcement(run_config), file=sys.stderr)
     taken: list[RunFolder] = []
     try:
         with TrainingProgress(quiet=quiet) as progress:
@@ -120,14 +121,14 @@ def train(
             )
     except KeyboardInterrupt:
         if leads:
-            _say_how_to_resume(taken, launched().size)
+            print(_how_to_go_on(taken, launched().size, trust=trust), file=sys.stderr)
         raise
     if leads:
         _print_result(folder, run_config, as_json)
 
 
-def _announce(config: "TrainConfig") -> None:
-    """What is about to happen, on stderr."""
+def _announcement(config: "TrainConfig") -> str:
+    """What is about to happen."""
     from dgad_tk.config.training import AUTO
     from dgad_tk.methods import find_method
     from dgad_tk.models import find_model
@@ -136,10 +137,10 @@ def _announce(config: "TrainConfig") -> None:
     find_model(config.student)
     threat = f"{config.attack.norm} {format_fraction(config.attack.eps)}, {config.attack.steps} steps"
     text = f"{config.student} by {config.method} on {config.dataset} for {config.epochs} epochs ({threat})"
-    if find_method(config.method).needs_teacher:
-        auto = f"a {config.teacher_model} that is trained first, by {config.teacher_method}, since none was given"
-        text += f"; teacher: {auto if config.teacher == AUTO else config.teacher}"
-    print(text, file=sys.stderr)
+    if not find_method(config.method).needs_teacher:
+        return text
+    auto = f"a {config.teacher_model} that is trained first, by {config.teacher_method}, since none was given"
+    return f"{text}; teacher: {auto if config.teacher == AUTO else config.teacher}"
 
 
 def _say_stopping() -> None:
@@ -147,19 +148,18 @@ def _say_stopping() -> None:
     os.write(2, b"\nstopping after this step; once more stops at once\n")
 
 
-def _say_how_to_resume(taken: "list[RunFolder]", processes: int) -> None:
-    """On stderr, as a command to copy; `taken` is empty where the run has no folder yet."""
+def _how_to_go_on(taken: "list[RunFolder]", processes: int, *, trust: bool) -> str:
+    """What to do after an interrupt, as a command to copy; `taken` is empty if the run has no folder yet."""
     if not (taken and taken[0].exists()):
-        print("\nnothing was written yet: the same command begins anew", file=sys.stderr)
-        return
-    again = f"dgad train --out {shlex.quote(str(taken[0].path))} --resume"
-    print(f"\nto go on: {again}" + (" (under torchrun, as before)" if processes > 1 else ""), file=sys.stderr)
+        return "\nnothing was written yet: the same command begins anew"
+    again = f"dgad train --out {shlex.quote(str(taken[0].path))} --resume{' --trust' if trust else ''}"
+    return f"\nto go on: {again}" + (" (under torchrun, as before)" if processes > 1 else "")
 
 
 def _configured(
     given: dict[str, Any], config: str | None, settings: list[str], out: Path | None, resume: bool
 ) -> tuple["TrainConfig", Path | None]:
-    """Defaults, then the config file or the run to resume, then `DGAD_*`, then flags."""
+    """The config and the run folder: defaults, then the config file or the run to resume, then `DGAD_*`, then flags."""
     from dgad_tk.artifacts.runs import RunFolder, newest_run
     from dgad_tk.config.parsing import validated
     from dgad_tk.config.recipe import load_recipe, over
@@ -180,28 +180,17 @@ def _configured(
     values |= given
     values = over(values, parse_settings(settings))
     found = validated(TrainConfig, values, "config").resolved()
-    if "teacher" not in values:
-        _refuse_another_teacher(found)
+    instruction = found.paper.get("teacher_file")
+    if instruction and "teacher" not in values:
+        from dgad_tk.methods import find_method  # torch
+
+        if find_method(found.method).needs_teacher:
+            raise UserError(
+                f"the paper's teacher has to be given: {instruction}",
+                hint="--teacher FILE [--teacher-model NAME]; --teacher auto trains a "
+                f"{found.teacher_model} by {found.teacher_method} instead",
+            )
     return found, out
-
-
-def _refuse_another_teacher(config: "TrainConfig") -> None:
-    """A run whose teacher is one certain file does not train some other without being told to.
-
-    Raises:
-        UserError: the paper's teacher is such a file.
-    """
-    instruction = config.paper.get("teacher_file")
-    if not instruction:
-        return
-    from dgad_tk.methods import find_method
-
-    if find_method(config.method).needs_teacher:
-        raise UserError(
-            f"the paper's teacher has to be given: {instruction}",
-            hint="--teacher FILE [--teacher-model NAME]; --teacher auto trains a "
-            f"{config.teacher_model} by {config.teacher_method} instead",
-        )
 
 
 def _print_result(folder: "RunFolder", config: "TrainConfig", as_json: bool) -> None:
@@ -221,8 +210,5 @@ def _print_result(folder: "RunFolder", config: "TrainConfig", as_json: bool) -> 
     if figures := printed_figures(config.paper):
         print(f"paper: {figures} ({printed_place(config.paper)}); here: {accuracies} on {training['selected_on']}")
     if training["selected_on"] == "test":
-        print(
-            "note: the epoch was chosen on the test images, so these are not held-out figures",
-            file=sys.stderr,
-        )
+        print("note: the epoch was chosen on the test images, so these are not held-out figures", file=sys.stderr)
     print("next: dgad export --format onnx", file=sys.stderr)

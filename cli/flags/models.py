@@ -1,9 +1,13 @@
 """The model files that a command works on, and the images and the threat that belong to them."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from cli.flags.values import whole
 from dgad_tk.common import UserError
 from dgad_tk.strangers.names import same_names
 
@@ -13,50 +17,67 @@ if TYPE_CHECKING:
     from dgad_tk.artifacts.record import Artifact
     from dgad_tk.data import Dataset
 
+DatasetName = Annotated[
+    str | None, typer.Option("--dataset", help="See `dgad list datasets`. [the one the model was trained on]")
+]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Folder of the images. [as in training]")]
+ImageSize = Annotated[int | None, whole("--image-size", "Resize an image folder to this. [as in training]")]
 
-def dataset_of(
-    artifact: "Artifact | None",
-    name: str | None = None,
-    data_dir: Path | None = None,
-    image_size: int | None = None,
-) -> "Dataset":
-    """The dataset that the flags name, what they leave open taken from the record.
+
+@dataclass(frozen=True)
+class ImageFlags:
+    """What --dataset, --data-dir and --image-size say; None for what is not given."""
+
+    dataset: str | None = None
+    data_dir: Path | None = None
+    image_size: int | None = None
+
+    def load(self, artifact: "Artifact | None") -> "Dataset":
+        """The dataset that the flags name. The record says what they leave open.
+
+        Raises:
+            UserError: neither names one, or it cannot be loaded.
+        """
+        from dgad_tk.data import load_dataset
+
+        name, data_dir, image_size = self.dataset, self.data_dir, self.image_size
+        if artifact is not None and name in (None, artifact.dataset):
+            options = artifact.dataset_options
+            name = artifact.dataset
+            data_dir = data_dir or (Path(options["data_dir"]) if "data_dir" in options else None)
+            image_size = image_size or options.get("image_size")
+        if name is None:
+            raise UserError(
+                "the model carries no dgad metadata record, so its images are unknown",
+                hint="name them with --dataset",
+            )
+        return load_dataset(name, data_dir=data_dir, image_size=image_size)
+
+    def named(self, path: Path) -> "Dataset | None":
+        """The dataset that the flags name; None if they name none. The record in `path` says what they leave open.
+
+        Raises:
+            UserError: the file cannot be read, or the images cannot be loaded.
+        """
+        from exporters.formats import read_record
+
+        return self.load(read_record(path)) if self.dataset is not None else None
+
+
+def check_files(paths: Sequence[Path]) -> None:
+    """See that all files are there, before anything heavy is imported.
 
     Raises:
-        UserError: neither names one, or it cannot be loaded.
+        UserError: one is not.
     """
-    from dgad_tk.data import load_dataset
-
-    if artifact is None and name is None:
-        raise UserError(
-            "the model carries no dgad metadata record, so its images are unknown",
-            hint="name them with --dataset",
-        )
-    if artifact is not None and name in (None, artifact.dataset):
-        options = artifact.dataset_options
-        name = artifact.dataset
-        data_dir = data_dir or (Path(options["data_dir"]) if "data_dir" in options else None)
-        image_size = image_size or options.get("image_size")
-    assert name is not None
-    return load_dataset(name, data_dir=data_dir, image_size=image_size)
-
-
-def named_images(path: Path, dataset: str | None, data_dir: Path | None, image_size: int | None) -> "Dataset | None":
-    """The images that the flags name, what they leave open taken from the record in `path`; None if they name none.
-
-    Raises:
-        UserError: the file cannot be read, or the images cannot be loaded.
-    """
-    from exporters.formats import read_record
-
-    return dataset_of(read_record(path), dataset, data_dir, image_size) if dataset is not None else None
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"no such file: '{path}'", hint="`dgad export` writes student.onnx into the current folder")
 
 
 def open_model(
     path: Path,
-    dataset: str | None,
-    data_dir: Path | None,
-    image_size: int | None,
+    flags: ImageFlags,
     interface: "Interface | None" = None,
     *,
     gradients: bool = True,
@@ -64,10 +85,10 @@ def open_model(
 ) -> "tuple[Predictor, Dataset]":
     """A model and its images. Either may have to say what shape the other has.
 
-    Notes on the images join those on the model: both are for whoever reads the results.
+    The notes on the images join those on the model: both are for whoever reads the results.
 
     Args:
-        gradients: of the model are needed. Without them an ONNX file may have operators that its twin lacks.
+        gradients: whether gradients are needed. Without them, an ONNX file may have operators that its twin lacks.
         trust: open a file that is a program (.pt, .pt2).
 
     Raises:
@@ -77,7 +98,7 @@ def open_model(
     from exporters.formats import load
     from exporters.onnx_open.open import NoGradients
 
-    images = named_images(path, dataset, data_dir, image_size)
+    images = flags.named(path)
     try:
         predictor = load(path, images.shape if images else None, interface or AS_IS, trust=trust)
     except NoGradients as error:
@@ -86,19 +107,19 @@ def open_model(
             raise UserError(error.message, hint=hint) from None
         predictor = error.predictor
     if images is None:
-        images = dataset_of(predictor.artifact, dataset, data_dir, image_size)
+        images = flags.load(predictor.artifact)
     check_classes(path, predictor, images)
+    notes = predictor.notes
     if predictor.artifact is None and predictor.classes != len(images.classes):
-        doubt = (
+        notes += (
             f"the file tells {predictor.classes} classes apart and {images.name} has {len(images.classes)}: "
-            f"image labels are taken as numbers of logits, 0 for '{images.classes[0]}'"
+            f"image labels are taken as numbers of logits, 0 for '{images.classes[0]}'",
         )
-        predictor = replace(predictor, notes=(*predictor.notes, doubt))
-    return replace(predictor, notes=(*predictor.notes, *images.notes)), images
+    return replace(predictor, notes=(*notes, *images.notes)), images
 
 
 def check_classes(path: Path, predictor: "Predictor", images: "Dataset") -> None:
-    """The labels of the images mean what the model's logits mean, as far as its record says.
+    """See that the labels of the images mean what the model's logits mean, as far as its record says.
 
     Raises:
         UserError: their classes differ.

@@ -1,7 +1,9 @@
 """Flags that say how a model file from elsewhere wants its images."""
 
 import re
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
 
 from cli.flags.values import numbers
 from dgad_tk.common import UserError, lookup
@@ -11,27 +13,38 @@ if TYPE_CHECKING:
 
 LAYOUTS = {"nchw": "nchw", "nhwc": "nhwc"}
 
+Mean = Annotated[
+    str | None, typer.Option(help="What the file wants subtracted: one number, or one per channel. [nothing]")
+]
+Std = Annotated[str | None, typer.Option(help="What the file wants the rest divided by. [1]")]
+InputRange = Annotated[
+    str | None, typer.Option(help="Range of the file's pixels before that: 0-255 or -1-1. [0-1, as eps]")
+]
+Layout = Annotated[str | None, typer.Option(help="Order of the input's axes: nchw or nhwc. [told from its shape]")]
+LogitsOutput = Annotated[str | None, typer.Option(help="Output that holds the logits. [told from the outputs]")]
+
 
 def interface_of(
-    mean: str | None, std: str | None, input_range: str | None, layout: str | None, logits_output: str | None
+    mean: str | None = None,
+    std: str | None = None,
+    input_range: str | None = None,
+    layout: str | None = None,
+    logits_output: str | None = None,
 ) -> "Interface":
     """The interface that these flags describe.
 
     Raises:
         UserError: one of them cannot be read, or they contradict each other.
     """
-    from dgad_tk.artifacts.preprocessing import Interface
+    from dgad_tk.artifacts.preprocessing import UNIT_RANGE, Interface
 
-    given: dict[str, Any] = {"logits_output": logits_output}
-    if layout is not None:
-        given["layout"] = lookup(LAYOUTS, layout.lower(), "layout")
-    if mean is not None:
-        given["mean"] = tuple(numbers(mean, "--mean"))
-    if std is not None:
-        given["std"] = tuple(numbers(std, "--std"))
-    if input_range is not None:
-        given["input_range"] = _range(input_range)
-    return Interface(**given)
+    return Interface(
+        layout=cast(Any, lookup(LAYOUTS, layout.lower(), "layout")) if layout is not None else None,
+        mean=tuple(numbers(mean, "--mean")) if mean is not None else (),
+        std=tuple(numbers(std, "--std")) if std is not None else (),
+        input_range=_range(input_range) if input_range is not None else UNIT_RANGE,
+        logits_output=logits_output,
+    )
 
 
 def _range(text: str) -> tuple[float, float]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def surrogates_of(files: list[Path] | None, images: "Dataset", *, quiet: bool, trust: bool) -> "list[Surrogate]":
-    """The models in `files`, or two that are trained on the spot where there are none.
+    """The models in `files`; if there are none, two that are trained on the spot.
 
     Args:
         trust: open files that are programs (.pt, .pt2).

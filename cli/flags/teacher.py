@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def model_file_teacher(config: "TrainConfig", *, trust: bool) -> "Callable[[Dataset], tuple[nn.Module, str]] | None":
     """What opens the teacher of a run whose config names a model file, for `dgad_tk.training.train.train`.
 
-    None where the method has no teacher, or it is trained first, or it is weights, which `dgad_tk` reads itself.
+    None if the method has no teacher, if the teacher is trained first, or if it is weights, which `dgad_tk` reads.
 
     Args:
         config: resolved.
@@ -34,11 +34,7 @@ def model_file_teacher(config: "TrainConfig", *, trust: bool) -> "Callable[[Data
 
 
 def _open(config: "TrainConfig", path: Path, trust: bool, dataset: "Dataset") -> "tuple[nn.Module, str]":
-    """The teacher in a model file, in eval mode, frozen, with its name and SHA-256.
-
-    Raises:
-        UserError: it cannot be opened, or was made for other images or classes.
-    """
+    """The teacher in a model file, in eval mode, frozen, with its name and SHA-256."""
     from torch import nn
 
     from dgad_tk.models import Normalize, check_input
@@ -47,9 +43,8 @@ def _open(config: "TrainConfig", path: Path, trust: bool, dataset: "Dataset") ->
     from exporters.formats import load
 
     predictor = load(path, dataset.shape, trust=trust)
-    module, record = predictor.network, predictor.artifact
-    if module is None:
-        module = predictor.module
+    record = predictor.artifact
+    module = predictor.network if predictor.network is not None else predictor.module
     if module is None:
         raise UserError(
             f"'{path}' has no gradients, and a teacher is attacked through", hint="give its weights or an ONNX file"
@@ -63,8 +58,7 @@ def _open(config: "TrainConfig", path: Path, trust: bool, dataset: "Dataset") ->
         )
     check_given(config.teacher_mean, config.teacher_std, dataset.shape[0])
     name = record.model if record is not None else path.stem.replace(" ", "-")
-    # As `build_model` lays networks out: the check of a teacher looks for that, and a bare TorchScript module is no
-    # whole nn.Module.
+    # The layout of `build_model`, which the check of a teacher expects; a bare TorchScript module lacks methods.
     normalize = Normalize(config.teacher_mean, config.teacher_std) if config.teacher_mean else nn.Identity()
     teacher = nn.Sequential(OrderedDict(normalize=normalize, net=module.cpu())).eval().requires_grad_(False)
     check_input(teacher, f"the teacher {name}", dataset.shape, len(dataset.classes))
@@ -72,7 +66,7 @@ def _open(config: "TrainConfig", path: Path, trust: bool, dataset: "Dataset") ->
 
 
 def _is_model_file(path: Path) -> bool:
-    """Whether `exporters` opens it. A .pt is TorchScript if there is code in it, else a checkpoint of weights."""
+    """Whether `exporters` opens it. A .pt with code in it is TorchScript, and else a checkpoint of weights."""
     from dgad_tk.artifacts.weight_files import is_torchscript
     from exporters.formats import LOADERS
 

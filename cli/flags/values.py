@@ -1,7 +1,8 @@
-"""Flags that take numbers: read as `--set` and config files read theirs, and refused in the same words."""
+"""Flags of every kind of command, and flags that take numbers, read and refused as `--set` and config files are."""
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,9 +13,11 @@ from dgad_tk.strangers.number_text import parse_fraction
 
 NORMS = {"linf": "linf", "l2": "l2", "l1": "l1"}
 
-TRUST = Annotated[
+Trust = Annotated[
     bool, typer.Option("--trust", help="Open .pt and .pt2 files, which can run any code of their author.")
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of text.")]
 
 
 def whole(flag: str, help: str, *, least: int | None = None, most: int | None = None) -> Any:
@@ -45,22 +48,45 @@ def _reader(kind: type, flag: str, least: int | None, most: int | None) -> Calla
     return read
 
 
-def radii_of(eps: str | None, norm: str) -> list[float] | None:
-    """`8/255` or several radii separated by commas; None for the default.
+Seed = Annotated[int | None, whole("--seed", "Seed of every random draw. [0]", least=0, most=2**32 - 1)]
+
+
+def check_replaceable(flag: str, path: Path, example: str, mark: str, lacking: str) -> None:
+    """See that writing a file destroys nothing of anybody else's, before hours of work for it.
+
+    Args:
+        example: a file name, for one who names a folder.
+        mark: what files that may be replaced have near their beginning.
+        lacking: what is said of a file without it.
+
+    Raises:
+        UserError: it is a folder or such a file.
+    """
+    if path.is_dir():
+        raise UserError(f"{flag} '{path}' is a folder", hint=f"name a file, such as {path / example}")
+    if path.exists() and mark not in path.read_text(encoding="utf-8", errors="replace")[:1000]:
+        raise UserError(f"{flag}: '{path}' exists and {lacking}", hint=f"choose another {flag}")
+
+
+def radii_of(eps: str | None, norm: str) -> list[float]:
+    """`8/255`, or several radii separated by commas; none where the flag was not given.
 
     Raises:
         UserError: one of them is no radius of `norm`.
     """
-    if eps is None:
-        return None
-    radii = [parse_fraction(part, upper=1.0 if norm == "linf" else math.inf) for part in eps.split(",")]
-    if min(radii) == 0:
+    parts = eps.split(",") if eps is not None else []
+    radii = [parse_fraction(part, upper=1.0 if norm == "linf" else math.inf) for part in parts]
+    if 0 in radii:
         raise UserError("--eps must be above 0", hint="for example --eps 8/255")
     return radii
 
 
 def numbers(text: str, flag: str) -> list[float]:
-    """`0.49,0.48,0.45` or `123.7/255,116.3/255,103.5/255` as numbers."""
+    """`0.49,0.48,0.45` or `123.7/255,116.3/255,103.5/255` as numbers.
+
+    Raises:
+        UserError: one of them is no number.
+    """
     try:
         return [number_text.real(part) for part in text.split(",")]
     except number_text.NotANumberError as error:

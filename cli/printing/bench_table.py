@@ -1,129 +1,107 @@
-"""The tables that `dgad bench` prints, and what they cannot say."""
+"""The tables that `dgad bench` prints, and notes on what they cannot say."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
-from cli.printing.results_table import WIDE
+from cli.printing.results_table import interval_text, plain_table, share_text
 from dgad_tk.strangers.number_text import format_fraction
+
+if TYPE_CHECKING:
+    from cli.printing.bench_report import Asked, Benched, BenchReport
+    from exporters.bench.latency import Measurement
 
 MISSING = "-"
 
 
-def bench_table(document: dict[str, Any], batches: Sequence[int]) -> None:
+def bench_table(report: "BenchReport", batches: Sequence[int]) -> None:
     """Print latencies, with `--robust` the survival table, and notes."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDE)
-    console.print(_latencies(document["files"], batches))
-    if "threat" in document:
-        console.print()
-        console.print(_survival(document))
-    for note in _notes(document):
+    _latencies(report.files, batches)
+    if report.asked is not None:
+        print()
+        _survival(report.files, report.asked)
+    for note in _notes(report):
         print(note)
 
 
-def _table(left: Sequence[str], right: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in left:
-        table.add_column(name, overflow="fold")  # on a narrow terminal, paths are what can do with two lines
-    for name in right:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
-def _latencies(files: Sequence[dict[str, Any]], batches: Sequence[int]) -> Table:
-    settings = ("threads", "batch", "p50 ms", "p95 ms", "images/s", "x first", "peak memory", "runs")
-    table = _table(["file", "weights"], ["size", "parameters", "mult-adds", *settings])
+def _latencies(files: "Sequence[Benched]", batches: Sequence[int]) -> None:
+    names = ["file", "weights", "size", "parameters", "mult-adds"]
+    names += ["threads", "batch", "p50 ms", "p95 ms", "images/s", "x first", "peak memory", "runs"]
+    rows: list[list[str]] = []
     for file in files:
-        cells = [
-            file["path"],
-            file["weights"],
-            decimal(file["bytes"]),
-            _count(file["parameters"]),
-            MISSING if file["multiply_adds"] is None else _count(file["multiply_adds"]),
-        ]
-        found = {(each["threads"], each["batch"]): each for each in file["measurements"]}
-        own = {file["fixed_batch"]} if file["fixed_batch"] else set()
-        for threads in dict.fromkeys(threads for threads, _ in found):
-            for batch in sorted({*batches, *own}):
-                table.add_row(*cells, str(threads), str(batch), *_setting(found.get((threads, batch))))
+        subject, counts = file.subject, file.subject.complexity
+        products = MISSING if counts.multiply_adds is None else _count(counts.multiply_adds)
+        cells = [file.path, counts.weights, decimal(subject.bytes), _count(counts.parameters), products]
+        found = {(each.threads, each.batch): each for each in file.measurements}
+        sizes = sorted({*batches, subject.fixed_batch or batches[0]})
+        for threads in dict.fromkeys(each.threads for each in file.measurements):
+            for batch in sizes:
+                rows.append([*cells, str(threads), str(batch), *_setting(found.get((threads, batch)))])
                 cells = [""] * len(cells)
-    return table
+    plain_table(names, rows, left=2)
 
 
-def _setting(measurement: dict[str, Any] | None) -> list[str]:
+def _setting(measurement: "Measurement | None") -> list[str]:
     if measurement is None:
         return [MISSING] * 6
-    relative, memory = measurement["relative"], measurement["peak_memory_bytes"]
+    relative, memory = measurement.relative, measurement.peak_memory_bytes
     return [
-        _three_digits(measurement["p50_ms"]),
-        _three_digits(measurement["p95_ms"]),
-        _three_digits(measurement["images_per_second"]),
+        _three_digits(measurement.p50_ms),
+        _three_digits(measurement.p95_ms),
+        _three_digits(measurement.images_per_second),
         MISSING if relative is None else _three_digits(relative),
         MISSING if memory is None else decimal(memory),
-        f"{measurement['runs']:,}",
+        f"{measurement.runs:,}",
     ]
 
 
-def _survival(document: dict[str, Any]) -> Table:
-    """One student in all its files: what each costs and what is left of its robustness."""
-    files = document["files"]
-    eps = format_fraction(document["threat"]["eps"])
-    steps = next((file["robust"]["steps"] for file in files if file["robust"]["status"] == "done"), "")
-    table = _table(["file"], ["size", "p50 ms", "images/s", "clean", f"PGD-{steps} {eps}", "95 % interval"])
+def _survival(files: "Sequence[Benched]", asked: "Asked") -> None:
+    """Print what each file costs, and what is left of its robustness."""
+    rows, steps = [], ""
     for file in files:
-        smallest, largest = (
-            file["measurements"][0],
-            max(file["measurements"], key=lambda each: each["images_per_second"]),
-        )
+        first, fastest = file.measurements[0], max(file.measurements, key=lambda each: each.images_per_second)
+        shares = ["refused", "refused", MISSING]
+        if file.robust is not None and not isinstance(file.robust, str):
+            (attack,) = file.robust.attacks
+            steps = str(attack.params["steps"])
+            clean, robust = share_text(file.robust.clean.accuracy), share_text(attack.robust_accuracy)
+            shares = [clean, robust, interval_text(attack.ci95)]
         cells = [
-            f"{_three_digits(smallest['p50_ms'])} (batch {smallest['batch']})",
-            f"{_three_digits(largest['images_per_second'])} (batch {largest['batch']})",
+            file.path,
+            decimal(file.subject.bytes),
+            f"{_three_digits(first.p50_ms)} (batch {first.batch})",
+            f"{_three_digits(fastest.images_per_second)} (batch {fastest.batch})",
         ]
-        robust = file["robust"]
-        if robust["status"] == "done":
-            low, high = robust["ci95"]
-            shares = [f"{robust['clean_accuracy']:.1%}", f"{robust['robust_accuracy']:.1%}", f"{low:.1%} to {high:.1%}"]
-        else:
-            shares = ["refused", "refused", MISSING]
-        table.add_row(file["path"], decimal(file["bytes"]), *cells, *shares)
-    return table
+        rows.append([*cells, *shares])
+    pgd = f"PGD-{steps} {format_fraction(asked.eps)}"
+    plain_table(["file", "size", "p50 ms", "images/s", "clean", pgd, "95 % interval"], rows)
 
 
-def _notes(document: dict[str, Any]) -> Iterator[str]:
-    files, environment = document["files"], document["environment"]
-    runtimes = dict.fromkeys(each["runtime"] for file in files for each in file["measurements"])
-    yield f"{environment['processor']}, {environment['cores']} cores; {', '.join(runtimes)}"
+def _notes(report: "BenchReport") -> Iterator[str]:
+    runtimes = dict.fromkeys(each.runtime for file in report.files for each in file.measurements)
+    yield f"{report.processor}, {report.cores} cores; {', '.join(runtimes)}"
     yield "timed: a batch in the host's memory to its logits there; images/s: batch over p50"
     yield "x first: how many times the first file's images/s"
     yield "peak memory: the process' largest from before it opened the file, without what its imports took"
-    load = environment["load_average"]
-    if load is not None and load > environment["cores"] / 2:
+    load = report.load_average
+    if load is not None and load > report.cores / 2:
         yield (
-            f"load {load:.1f} on {environment['cores']} cores in the minute before: if that work went on, threads "
+            f"load {load:.1f} on {report.cores} cores in the minute before: if that work went on, threads "
             "waited for a core, which distorts times and ratios"
         )
-    for file in files:
-        if file["fixed_batch"]:
-            yield f"{file['path']} takes batches of exactly {file['fixed_batch']}"
-    if "threat" not in document:
+    for file in report.files:
+        if file.subject.fixed_batch:
+            yield f"{file.path} takes batches of exactly {file.subject.fixed_batch}"
+    if report.asked is None:
         return
-    n = document["dataset"]["n"]
     yield (
-        f"PGD on {n:,} {document['dataset']['split']} images of {document['dataset']['name']}: through each file's own "
+        f"PGD on {report.asked.n:,} {report.asked.split} images of {report.asked.dataset}: through each file's own "
         "gradients, judged by its own runtime. An upper bound: `dgad attack --suite full` asks harder"
     )
-    for file in files:
-        robust = file["robust"]
-        if robust["status"] != "done":
-            yield f"{file['path']}: refused: {robust['reason']}"
-            continue
-        for note in robust["notes"]:
-            yield f"{file['path']}: {note}"
+    for file in report.files:
+        for note in [f"refused: {file.robust}"] if isinstance(file.robust, str) else file.doubts:
+            yield f"{file.path}: {note}"
 
 
 def _count(number: int) -> str:

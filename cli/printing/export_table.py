@@ -1,7 +1,6 @@
 """What `dgad export` prints of a file that passed."""
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from exporters.export import Exported
@@ -26,27 +25,17 @@ def print_export(written: "Exported") -> None:
         print(f"  {still} of the {parity.adversarial} PGD images that fool the source fool this file")
     if parity.not_judged:
         print(f"  not judged: {parity.not_judged}")
-    for line in _lines(written.findings):
-        print(line)
-
-
-def _lines(findings: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in findings.items():
-        if value == []:
-            continue
-        if isinstance(value, list) and isinstance(value[0], dict):
-            for step in value:
-                yield f"{_words(name)}: {_text(step)}"
-        else:
-            yield f"{_words(name)}: {_text(value, name)}"
+    for name, value in written.report.findings.items():
+        if value != []:
+            print(f"{_words(name)}: {_text(value, name)}")
 
 
 def _text(value: object, name: str = "") -> str:
-    """A value as people read it; shares as per cent."""
+    """A value as people read it: shares as per cent, sizes in KiB."""
     if isinstance(value, dict):
         return ", ".join(f"{_words(key)} {_text(each, key)}" for key, each in value.items())
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "nothing"
+        return "; ".join(map(_text, value)) or "nothing"
     if name.endswith("_bytes") and isinstance(value, int):
         return f"{value / 1024:,.0f} KiB"
     return f"{value:.1%}" if isinstance(value, float) else str(value)

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def print_gates(judged: "Sequence[Results]") -> None:
-    """A line for each demand on each model."""
+    """Print a line for each demand on each model."""
     for results in judged:
         where = f"{results.model.path}: " if len(judged) > 1 else ""
         for gate in results.gates:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def matrix_of(results: "Sequence[Results]", surrogates: Mapping[str, str]) -> "Matrix | None":
-    """The matrix, where several models or surrogates make one.
+    """The matrix of several models or surrogates; None if there is only one of each.
 
     Args:
         results: one per model.
@@ -31,7 +31,7 @@ def matrix_of(results: "Sequence[Results]", surrogates: Mapping[str, str]) -> "M
 
 
 def matrix_table(matrix: "Matrix", path: Path) -> None:
-    """Print where the matrix is, and with several models a column per model: the rows of a single one say it all."""
+    """Print where the matrix is; with several models also the table, with a column per model."""
     rows: list[list[str]] = []
     for table in matrix.tables:
         bounded = table.eps is not None

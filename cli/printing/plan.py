@@ -1,34 +1,42 @@
-"""`--dry-run` and `--budget` of `dgad attack`: a time as people write it, and the plan as a table."""
+"""`--dry-run` and `--budget` of `dgad attack`: what an evaluation will cost, as a table and in a sentence."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.printing.progress import duration
+from cli.printing.results_table import plain_table
+
+if TYPE_CHECKING:
+    from evaluators.engine.pilot import Forecast
 
 
-def plan_table(plans: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Print one table for all models: path and forecast of each, as `Forecast.to_dict` gives it."""
-    from cli.printing.results_table import plain_table
+def plan_table(plans: "Sequence[tuple[Path, Forecast, int]]") -> None:
+    """Print one table for all models.
 
+    Args:
+        plans: path, forecast, and number of images of each model.
+    """
     lines, notes = [], []
-    for path, plan in plans:
-        for row in [*plan["rows"], {"id": "total", "images": plan["n"], "seconds": plan["seconds"], "note": ""}]:
-            if row["note"]:
-                notes.append(f"{path}: {row['id']} {row['note']}")
+    for path, forecast, n in plans:
+        for row in forecast.rows:
+            if row.note:
+                notes.append(f"{path}: {row.id} {row.note}")
             else:
-                lines.append([path, row["id"], f"{row['images']:,}", _time(row["seconds"])])
+                lines.append([str(path), row.id, f"{row.images(n):,}", _time(row.seconds(n) / forecast.processes)])
+        lines.append([str(path), "total", f"{n:,}", _time(forecast.seconds(n))])
     plain_table(["model", "attack", "images", "time"], lines, left=2)
-    print("\n".join([*notes, *(f"{path}: {summary(plan)}" for path, plan in plans)]))
+    print("\n".join([*notes, *(f"{path}: {summary(forecast, n)}" for path, forecast, n in plans)]))
 
 
-def summary(plan: Mapping[str, Any]) -> str:
+def summary(forecast: "Forecast", n: int) -> str:
     """How many images, how long, and how sure the result will be."""
-    about = "about " if plan["seconds"] >= 1 else ""
+    seconds = forecast.seconds(n)
     return (
-        f"{plan['n']:,} images in {about}{_time(plan['seconds'])}, extrapolated from {plan['pilot_images']:,}: "
-        f"shares to ±{plan['half_width'] * 100:.1f} points (95 % Wilson interval)"
+        f"{n:,} images in {'about ' if seconds >= 1 else ''}{_time(seconds)}, extrapolated from {forecast.images:,}: "
+        f"shares to ±{forecast.half_width(n) * 100:.1f} points (95 % Wilson interval)"
     )
 
 
 def _time(seconds: float) -> str:
-    from cli.printing.progress import duration
-
     return duration(seconds) if seconds >= 1 or seconds == 0 else "under 1 s"

@@ -2,8 +2,7 @@
 
 import sys
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,17 +12,20 @@ if TYPE_CHECKING:
     from evaluators.engine.evaluate import Progress as AttackState
 
 QUIET_SECONDS = 10.0
-"""Seconds between two lines where stderr is no terminal."""
+"""Seconds between two lines if stderr is no terminal."""
 
 
-class _Live:
-    """A rich progress bar on a terminal, nothing elsewhere."""
+class _Progress(Progress):
+    """A live bar on a terminal, plain lines elsewhere. A context manager."""
 
     def __init__(self, *, quiet: bool) -> None:
         console = Console(stderr=True)
         self.quiet = quiet
-        self.live = console.is_terminal and not quiet
-        self.bar = Progress(
+        self.moving = console.is_terminal and not quiet
+        self.bars: dict[str, TaskID] = {}
+        self.begun: dict[str, tuple[float, float]] = {}
+        self.last_line = 0.0
+        super().__init__(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             TextColumn("{task.percentage:>3.0f}%"),
@@ -32,52 +34,35 @@ class _Live:
             TimeRemainingColumn(),
             TextColumn("{task.fields[detail]}"),
             console=console,
-            disable=not self.live,
+            disable=not self.moving,
             refresh_per_second=4,
         )
-        self.tasks: dict[str, TaskID] = {}
-        self.begun: dict[str, tuple[float, float]] = {}
-        self.last_line = 0.0
-
-    def __enter__(self) -> Self:
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
 
     def line(self, text: str) -> None:
         """One finished line of the log."""
-        if self.live:
-            self.bar.console.print(text, highlight=False, markup=False)
+        if self.moving:
+            self.console.print(text, highlight=False, markup=False)
         elif not self.quiet:
             print(text, file=sys.stderr, flush=True)
         self.last_line = time.monotonic()
 
     def message(self, text: str) -> None:
-        """Something to know; a warning is said to the quiet too."""
+        """A line of the log; with --quiet only if it is a warning."""
         if self.quiet and text.startswith("warning: "):
             print(text, file=sys.stderr, flush=True)
         self.line(text)
 
     def show(self, name: str, done: float, total: float, detail: str) -> None:
-        """Move the bar `name`; where there is no terminal, print a line now and then."""
-        if name not in self.tasks:
-            # A resumed run is not at 0, and did not come this far just now.
-            self.tasks[name] = self.bar.add_task(name, total=total, completed=int(done), detail="")
-            self.begun[name] = (time.monotonic(), done)
-        self.bar.update(self.tasks[name], completed=done, total=total, detail=detail)
-        if not self.live and done < total and time.monotonic() - self.last_line > QUIET_SECONDS:
-            self.line(f"{name} {done / total:.0%} {detail}" + self._left(name, done, total))
-
-    def _left(self, name: str, done: float, total: float) -> str:
-        """`, 34 min left` at the pace so far."""
-        begun, before = self.begun[name]
-        if done <= before:
-            return ""
-        return f", {duration((time.monotonic() - begun) * (total - done) / (done - before))} left"
+        """Move the bar `name`; if there is no terminal, print a line now and then."""
+        now = time.monotonic()
+        if name not in self.bars:
+            self.bars[name] = self.add_task(name, total=total, completed=int(done), detail="")
+            self.begun[name] = (now, done)
+        self.update(self.bars[name], completed=done, total=total, detail=detail)
+        if not self.moving and done < total and now - self.last_line > QUIET_SECONDS:
+            begun, before = self.begun[name]  # a resumed run was not at 0, and did not come this far just now
+            left = f", {duration((now - begun) * (total - done) / (done - before))} left" if done > before else ""
+            self.line(f"{name} {done / total:.0%} {detail}{left}")
 
 
 def duration(seconds: float) -> str:
@@ -87,7 +72,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-class TrainingProgress(_Live):
+class TrainingProgress(_Progress):
     """`on_progress` of `dgad_tk.training.train.train`."""
 
     def __call__(self, state: "TrainingState") -> None:
@@ -105,7 +90,7 @@ class TrainingProgress(_Live):
         self.show(state.role, done, state.epochs * state.steps, detail)
 
 
-class AttackProgress(_Live):
+class AttackProgress(_Progress):
     """`on_progress` of `evaluators.engine.evaluate`."""
 
     def __call__(self, state: "AttackState") -> None:
@@ -115,7 +100,7 @@ class AttackProgress(_Live):
             self.line(f"{state.number}/{state.rows} {state.row}: {detail}")
 
 
-class BenchProgress(_Live):
+class BenchProgress(_Progress):
     """`on_progress` of `exporters.bench.latency.measure`."""
 
     def __call__(self, share: float) -> None:

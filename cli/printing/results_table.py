@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,17 +14,23 @@ if TYPE_CHECKING:
     from evaluators.results import ClassShare, Interval, Results
 
 WIDE = 160
-"""Columns where there is no terminal to ask: a log or a pipe should not cut names."""
+"""Columns if there is no terminal to ask: a log or a pipe should not cut names."""
 
 
 def plain_table(names: list[str], rows: list[list[str]], *, left: int = 1) -> None:
-    """Print rows under `names`, the first `left` columns flush left and the others right."""
+    """Print rows under `names`, the first `left` columns flush left and the others right.
+
+    On a narrow terminal, the columns on the left take several lines.
+    """
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDE)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(names):
-        table.add_column(name, justify="left" if number < left else "right", no_wrap=True)
+        if number < left:
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -50,9 +56,8 @@ def results_table(attacked: "Sequence[tuple[Results, Path]]") -> None:
         print(f"{where}{folder}/results.json")
 
 
-def print_json(results: "Sequence[Results]") -> None:
-    """Print results as JSON: one document, or a list of several."""
-    documents = [each.to_dict() for each in results]
+def print_json(documents: Sequence[dict[str, Any]]) -> None:
+    """Print one document as JSON, or a list of several."""
     print(json.dumps(documents if len(documents) > 1 else documents[0]))
 
 
@@ -61,8 +66,7 @@ def eps_text(eps: float | None) -> str:
 
 
 def _more(results: "Results") -> list[str]:
-    """What has no column: the classes that are worst off, the stages of ensembles, and what papers print of an attack
-    without a ball."""
+    """What has no column: the worst classes, stages of ensembles, and accuracies that papers print without a ball."""
     from evaluators.plan.suites import SUITES
 
     lines = [_worst_class("clean", results.clean.classes)]
@@ -84,7 +88,7 @@ def _worst_class(when: str, classes: "Sequence[ClassShare]") -> str:
 
 
 def _doubts(results: "Results") -> dict[str, list[str]]:
-    """What to know about checks and rows, each text once, with the names it is said of."""
+    """What to know about checks and rows: each text once, with the names of what it is about."""
     doubts: dict[str, list[str]] = {}
     for item in results.checks.items:
         if item.verdict != "high" and item.name not in doubts.setdefault(item.detail, []):
@@ -98,7 +102,7 @@ def _doubts(results: "Results") -> dict[str, list[str]]:
 
 
 def _rows(results: "Results") -> list[list[str]]:
-    rows = [["clean", "", _percent(results.clean.accuracy), "", "", "", ""]]
+    rows = [["clean", "", share_text(results.clean.accuracy), "", "", "", ""]]
     for row in results.attacks:
         if row.status != "done":
             rows.append([row.id, eps_text(row.eps), row.status, "", "", "", ""])
@@ -107,22 +111,22 @@ def _rows(results: "Results") -> list[list[str]]:
             [
                 row.id if row.n == results.dataset.n else f"{row.id} (first {row.n:,})",
                 eps_text(row.eps),
-                _percent(row.robust_accuracy),
-                _interval(row.ci95),
-                _percent(row.success),
+                share_text(row.robust_accuracy),
+                interval_text(row.ci95),
+                share_text(row.success),
                 "" if row.median_l2 is None else f"{row.median_l2:.3f}",
                 f"{row.seconds:.1f}",
             ]
         )
     for worst in results.worst_case:
-        share, interval = _percent(worst.robust_accuracy), _interval(worst.ci95)
+        share, interval = share_text(worst.robust_accuracy), interval_text(worst.ci95)
         rows.append([f"worst case {worst.norm}", format_fraction(worst.eps), share, interval, "", "", ""])
     return rows
 
 
-def _percent(share: float | None) -> str:
+def share_text(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
 
 
-def _interval(ends: "Interval | None") -> str:
+def interval_text(ends: "Interval | None") -> str:
     return "" if ends is None else f"{ends[0]:.1%} to {ends[1]:.1%}"

@@ -1,4 +1,4 @@
-"""What a model file is and takes, for whoever wants to run it and not to attack it."""
+"""What a model file is and takes, for running it without attacking it."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ import onnx
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import sha256_file
-from exporters.bench.complexity import Complexity, Shape, module_complexity, onnx_complexity
+from exporters.bench.complexity import Complexity, Sizes, module_complexity, onnx_complexity
 from exporters.formats import load
-from exporters.onnx_open.image_axes import Shape as ImageShape
+from exporters.onnx_open.image_axes import Shape
 from exporters.onnx_open.image_input import image_inputs
 from exporters.onnx_open.session import open_session, tried
 from exporters.onnx_read.external_data import external_files
@@ -36,7 +36,7 @@ class Subject:
     format: str
     sha256: str
     bytes: int
-    sample: Shape
+    sample: Sizes
     dtype: str
     fixed_batch: int | None
     complexity: Complexity
@@ -44,7 +44,7 @@ class Subject:
 
 
 def describe(
-    path: Path, input_shape: ImageShape | None = None, interface: Interface = AS_IS, *, trust: bool = False
+    path: Path, input_shape: Shape | None = None, interface: Interface = AS_IS, *, trust: bool = False
 ) -> Subject:
     """What a file is and takes.
 
@@ -75,22 +75,14 @@ def describe(
     batch = image.feed().array(np.zeros((image.batch or 1, *image.shape), np.float32))
     counts = onnx_complexity(proto, batch if image.has_batch_axis else batch[0], len(batch))
     sample, dtype = batch.shape[1:], str(batch.dtype)
-    size = _stored_bytes(path)
+    files = {path.resolve(), *external_files(onnx.load(str(path), load_external_data=False), path)}
+    size = sum(file.stat().st_size for file in files)
     return Subject(path, "onnx", sha256_file(path), size, sample, dtype, image.batch, counts, image.has_batch_axis)
 
 
-def _flat_images(sizes: Sequence[object]) -> ImageShape | None:
-    """Images that an input of these sizes may take, which is not in three axes; None where it is, or leaves one open.
-
-    Nobody has to name the images of a flat input for timing it, which takes noise.
-    """
+def _flat_images(sizes: Sequence[object]) -> Shape | None:
+    """(1, 1, pixels) for a flat input, which is timed on noise; None for an image, or if a size is open."""
     numbers = [size for size in sizes[1:] if isinstance(size, int)]
     if len(sizes) in (0, 1, 4) or len(numbers) < len(sizes) - 1:
         return None
     return 1, 1, math.prod(numbers)
-
-
-def _stored_bytes(path: Path) -> int:
-    """Size on disk, with the files that hold a graph's tensors."""
-    files = external_files(onnx.load(str(path), load_external_data=False), path)
-    return sum(file.stat().st_size for file in {path.resolve(), *files})

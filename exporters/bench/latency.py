@@ -1,23 +1,22 @@
 """How fast model files run, in their deployed runtimes, side by side.
 
-Each file has a process of its own (`worker.py`), so that its memory is its own and no other library's threads
-are in it. Only one process works at a time; they take turns, a tenth of a second each, so that whatever else the
-machine does hits all files alike.
+Each file has a process of its own (`worker.py`), so that its memory is its own and no other library's threads are in
+it. Only one process works at a time. They take turns of a tenth of a second, so that whatever else the machine does
+affects all files alike.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from dgad_tk.common import UserError
 from exporters.bench.describe import Subject
-from exporters.bench.worker import Job, Request, serve
+from exporters.bench.worker import Job, serve
 
 TURN = 0.1
 """Seconds that a file is timed before it is the next one's turn."""
@@ -29,15 +28,13 @@ class Measurement:
     """One file at one batch size and thread count.
 
     Attributes:
-        p50_ms, p95_ms: of a call: a batch in the host's memory to its logits in the host's memory.
+        p50_ms, p95_ms: of a call, from a batch in the host's memory to its logits in the host's memory.
         images_per_second: batch size over the median.
-        relative: how many times the first file's throughput, in the same setting; None where that was not measured.
+        relative: how many times the first file's throughput, in the same setting; None if that was not measured.
         runs: number of calls timed.
         peak_memory_bytes: the process' largest resident memory, from before the file was opened up to calls of this
-            batch size (the sizes are warmed up in ascending order), less what it was after the imports. Modules
-            that the runtime imports only to open a file do count. The host's memory: what lies on a GPU is not in it.
-            None off Linux.
-        runtime: what ran it.
+            batch size (the sizes are warmed up in ascending order), less what it was after the imports. It includes
+            modules that the runtime imports to open a file, and nothing on a GPU. None off Linux.
     """
 
     batch: int
@@ -72,7 +69,7 @@ def measure(
         threads: of the runtime's pool inside an operator; none given is all cores.
         provider: row of PROVIDERS. A file that would run elsewhere is an error.
         seconds: to time each file at each setting, and MIN_RUNS calls at least.
-        on_progress: told the share that is done.
+        on_progress: receives the share that is done.
 
     Raises:
         UserError: a file does not open, not on that provider, or does not run at a batch size.
@@ -81,8 +78,15 @@ def measure(
     found: list[list[Measurement]] = [[] for _ in subjects]
     for done, count in enumerate(counts):
         with ExitStack() as stack:
-            workers = [stack.enter_context(_Worker(subject, provider, count)) for subject in subjects]
-            cells = _warmed_up(workers, sorted(set(batches)))
+            workers = [stack.enter_context(closing(_Worker(subject, provider, count))) for subject in subjects]
+            for worker in workers:
+                worker.runtime = worker.answer()
+            cells = [
+                _Cell(worker, batch, worker.ask(batch))
+                for worker in workers
+                for batch in ([worker.subject.fixed_batch] if worker.subject.fixed_batch else sorted(set(batches)))
+            ]
+            cells.sort(key=lambda cell: cell.batch)  # files of one size take their turns one after another
             for share in _take_turns(cells, seconds):
                 if on_progress:
                     on_progress((done + share) / len(counts))
@@ -90,18 +94,6 @@ def measure(
         for worker, measurements in zip(workers, found, strict=True):
             measurements += [cell.measurement(reference.get(cell.batch)) for cell in cells if cell.worker is worker]
     return found
-
-
-def _warmed_up(workers: "Sequence[_Worker]", batches: Sequence[int]) -> "list[_Cell]":
-    """One cell for each file and size, ordered so that files of one size take their turns one after another."""
-    for worker in workers:
-        worker.runtime = worker.answer()
-    cells = [
-        _Cell(worker, batch, worker.ask(batch))
-        for worker in workers
-        for batch in ([worker.subject.fixed_batch] if worker.subject.fixed_batch else batches)
-    ]
-    return sorted(cells, key=lambda cell: cell.batch)
 
 
 def _take_turns(cells: "Sequence[_Cell]", seconds: float) -> Iterator[float]:
@@ -114,7 +106,7 @@ def _take_turns(cells: "Sequence[_Cell]", seconds: float) -> Iterator[float]:
 
 
 class _Worker:
-    """The process of one file. A context manager: it ends with the block."""
+    """The process of one file, until `close`."""
 
     runtime = ""
 
@@ -127,19 +119,14 @@ class _Worker:
         self.process.start()
         other.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self.process.kill()
         self.process.join()
         self.connection.close()
 
     def ask(self, batch: int, seconds: float | None = None) -> Any:
-        with suppress(ConnectionError):  # `answer` finds out why
-            self.connection.send(Request(batch, seconds))
+        with suppress(ConnectionError):  # `answer` tells why
+            self.connection.send((batch, seconds))
         return self.answer()
 
     def answer(self) -> Any:

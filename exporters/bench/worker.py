@@ -1,8 +1,8 @@
 """One model file in a process of its own, timed on request: `latency.py` asks and this answers.
 
-What is opened is what would be deployed: ONNX Runtime with its default optimisation and its threads spinning, and no
-differentiable twin (`exporters.formats.load` builds one, and keeps the threads from spinning, for attacks). The process
-of an ONNX file imports no torch, so that its memory is the runtime's.
+A file is opened as it would be deployed: ONNX Runtime with its default optimisation and its threads spinning, and no
+differentiable twin. (`exporters.formats.load` builds a twin and keeps the threads from spinning, for attacks.) The
+process of an ONNX file imports no torch, so that its memory is the runtime's.
 """
 
 import os
@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from dgad_tk.common import UserError, reason_of
 
-Call = Callable[[NDArray[Any]], object]
+Predict = Callable[[NDArray[Any]], object]
 """A batch in the host's memory to its logits in the host's memory."""
+Request = tuple[int, float | None]
+"""A batch size, and for how many seconds to time calls with it; None only warms it up."""
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 WARM_UP = 4
@@ -37,10 +39,7 @@ class Job:
     """The file that a process times, and how.
 
     Attributes:
-        path: of a file that `describe` has opened.
-        sample: shape of one image as the file takes it, without the batch.
-        dtype: of its input.
-        has_batch_axis: False where the file takes one image as it is, without an axis that counts images.
+        path, sample, dtype, has_batch_axis: of a `Subject`.
         provider: row of PROVIDERS.
         threads: of the runtime's pool inside an operator.
     """
@@ -52,12 +51,12 @@ class Job:
     provider: str = "cpu"
     threads: int = 1
 
-    def open(self) -> tuple[Call, str]:
-        """What runs the file, and its runtime's name. Errors as for `open_onnx`."""
-        return open_onnx(self) if self.path.endswith(".onnx") else open_torch(self)
+    @property
+    def is_onnx(self) -> bool:
+        return self.path.endswith(".onnx")
 
     def noise(self, batch: int) -> NDArray[Any]:
-        """Uniform in [0, 1]; in 0..255 for a model that takes integers, in -128..127 for signed ones of eight bits."""
+        """Uniform in [0, 1]; for integers in 0..255, for int8 in -128..127."""
         dtype = np.dtype(self.dtype)
         shape = (batch, *self.sample) if self.has_batch_axis else self.sample
         values = np.random.default_rng(0).random(shape, dtype=np.float32)
@@ -66,11 +65,11 @@ class Job:
         return values.astype(dtype)
 
 
-def open_onnx(job: Job) -> tuple[Call, str]:
-    """A session as a deployment would have it, and its runtime's name.
+def open_onnx(job: Job) -> tuple[Predict, str]:
+    """What runs the file as a deployment would, and the name of its runtime.
 
     Raises:
-        UserError: ONNX Runtime cannot load the file, or would run it elsewhere than on the provider asked for.
+        UserError: ONNX Runtime cannot load the file, or would run it on another provider than asked for.
     """
     import onnxruntime
 
@@ -92,11 +91,11 @@ def open_onnx(job: Job) -> tuple[Call, str]:
     return (lambda batch: session.run(None, {name: batch})), f"onnxruntime {onnxruntime.__version__} {wanted}"
 
 
-def open_torch(job: Job) -> tuple[Call, str]:
-    """A torch format as `exporters.formats.load` opens it: nothing there but the deployed module.
+def open_torch(job: Job) -> tuple[Predict, str]:
+    """The same for a torch format, which `exporters.formats.load` opens as a deployment would.
 
     Raises:
-        UserError: the file cannot be opened, or torch would run it elsewhere than on the provider asked for.
+        UserError: the file cannot be opened, or torch would run it on another provider than asked for.
     """
     import torch
 
@@ -114,10 +113,10 @@ def _check_device(job: Job, found: str, wanted: str) -> None:
         raise UserError(f"'{job.path}' would run on {found}, not on {wanted}", hint=HINTS[job.provider])
 
 
-def timed(call: Call, batch: NDArray[Any], seconds: float) -> list[float]:
+def timed(call: Predict, batch: NDArray[Any], seconds: float) -> list[float]:
     """Seconds of each call during about `seconds`.
 
-    The first call finds the caches that other processes left, so it counts only where it alone takes all the time.
+    The first call finds the caches that other processes left, so it counts only if it takes all the time alone.
     """
 
     def once() -> float:
@@ -134,36 +133,12 @@ def timed(call: Call, batch: NDArray[Any], seconds: float) -> list[float]:
     return times
 
 
-def _reset_high_water() -> bool:
-    """Make this moment's resident memory the high-water mark; False where the system has no such thing."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _memory(field: str) -> int:
-    """Bytes of a field of /proc/self/status: VmRSS now, VmHWM at most since the reset."""
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found
-    return int(found[1]) * 1024
-
-
-@dataclass(frozen=True)
-class Request:
-    """To time calls with a batch of this size for so many seconds; None only warms it up."""
-
-    batch: int
-    seconds: float | None = None
-
-
 def serve(connection: Connection, job: Job) -> None:
     """Answer the requests that come, in a process of its own, until there are no more or the file fails."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks, which ends this one
     os.dup2(2, 1)  # what libraries print is no result
     if job.provider == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch formats go to a GPU where there is one
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch formats go to a GPU if there is one
     try:
         for answer in answers(job, iter(connection.recv, None)):
             connection.send(answer)
@@ -176,39 +151,44 @@ def serve(connection: Connection, job: Job) -> None:
 def answers(job: Job, requests: Iterator[Request]) -> Iterator[str | int | list[float] | None]:
     """The name of the runtime that opened the file, then an answer to each request.
 
-    It is the largest memory so far in bytes for one that warms up, None where the system does not say, and the seconds
-    of each call for one that times.
+    A request for no seconds warms a batch size up; the answer is the largest memory so far in bytes, None off Linux.
+    The answer to another one is the seconds of each call.
 
     Raises:
         UserError: the file does not open, or does not run at a batch size.
     """
-    _import_runtime(job)
-    baseline = _memory("VmRSS") if _reset_high_water() else None
-    call, runtime = job.open()
+    if not job.is_onnx:  # before memory is first looked at
+        import exporters.formats  # noqa: F401
+    else:
+        import onnxruntime  # noqa: F401
+
+        if job.provider == "cuda":
+            import torch  # noqa: F401 - loads the CUDA libraries that ONNX Runtime then finds
+    baseline = _memory_at_most(reset=True)
+    call, runtime = open_onnx(job) if job.is_onnx else open_torch(job)
     yield runtime
     batches: dict[int, NDArray[Any]] = {}
-    for request in requests:
-        if request.seconds is not None:
-            yield timed(call, batches[request.batch], request.seconds)
+    for size, seconds in requests:
+        if seconds is not None:
+            yield timed(call, batches[size], seconds)
             continue
-        batches[request.batch] = job.noise(request.batch)
-        warm_up(call, batches[request.batch], job.path)
-        yield None if baseline is None else _memory("VmHWM") - baseline
+        batches[size] = job.noise(size)
+        warm_up(call, batches[size], job.path)
+        yield None if baseline is None else (_memory_at_most() or 0) - baseline
 
 
-def _import_runtime(job: Job) -> None:
-    """Before memory is first looked at."""
-    if not job.path.endswith(".onnx"):
-        import exporters.formats  # noqa: F401
+def _memory_at_most(*, reset: bool = False) -> int | None:
+    """The largest resident memory in bytes since the last reset; None off Linux."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
 
-        return
-    import onnxruntime  # noqa: F401
 
-    if job.provider == "cuda":
-        import torch  # noqa: F401 - loads the CUDA libraries that ONNX Runtime then finds
-
-
-def warm_up(call: Call, batch: NDArray[Any], path: str) -> None:
+def warm_up(call: Predict, batch: NDArray[Any], path: str) -> None:
     """
     Raises:
         UserError: the file does not take this batch.

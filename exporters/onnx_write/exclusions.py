@@ -14,7 +14,7 @@ from dgad_tk.artifacts.predictor import Images, Logits
 from exporters.onnx_write.values import values_of
 
 ENOUGH = 0.99
-"""Agreement on adversarial images at which the search is content."""
+"""Agreement on adversarial images at which the search stops."""
 MOST = 4
 """Layers that are left in float at most: each breaks a chain of integer operators in two, and costs speed."""
 RANKED_ON = 64
@@ -25,30 +25,11 @@ Quantise = Callable[[Sequence[str]], onnx.ModelProto]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """How one network's answers compare with another's on the same images.
-
-    Attributes:
-        agreement: share of equal predictions.
-        distance: mean over the images of the largest difference of a logit.
-    """
-
-    agreement: float
-    distance: float
-
-
-@dataclass(frozen=True)
 class Exclusion:
     """One step of the search: the nodes left in float, and the agreement on adversarial images that this gave."""
 
     nodes: tuple[str, ...]
     agreement: float
-
-
-def compare(reference: Logits, other: Logits) -> Comparison:
-    """Compare the logits `(N, K)` of two networks."""
-    agreement = float((reference.argmax(axis=1) == other.argmax(axis=1)).mean())
-    return Comparison(agreement, float(np.abs(reference - other).max(axis=1).mean()))
 
 
 def logits_of(model: onnx.ModelProto, images: Images) -> Logits:
@@ -57,35 +38,37 @@ def logits_of(model: onnx.ModelProto, images: Images) -> Logits:
     return np.concatenate([values[name] for values in values_of(model, [name], images)])
 
 
-def search(
+def agreement(reference: Logits, other: Logits) -> float:
+    """The share of images that two networks with these logits `(N, K)` predict alike."""
+    return float((reference.argmax(axis=1) == other.argmax(axis=1)).mean())
+
+
+def find_exclusions(
     quantise: Quantise, nodes: Sequence[str], excluded: Sequence[str], expected: Logits, images: Images
 ) -> list[Exclusion]:
     """Leave more and more nodes in float, the most harmful first.
 
     Args:
-        quantise: makes an INT8 graph.
         nodes: that can be left in float.
-        excluded: that are in any case.
+        excluded: nodes that are left in float in any case.
         expected: logits `(N, K)` of the fp32 network for `images`.
         images: adversarial ones `(N, C, H, W)`.
 
     Returns:
         What was tried, the chosen one last: the first that agrees on ENOUGH of the images, else the best.
     """
-    free = [name for name in nodes if name not in excluded]
-    few = images[:RANKED_ON]
 
     def harm(name: str) -> float:
-        alone = quantise([other for other in nodes if other != name])
-        return compare(expected[:RANKED_ON], logits_of(alone, few)).distance
+        """Mean over the images of the largest difference of a logit, where this node alone is quantised."""
+        alone = logits_of(quantise([other for other in nodes if other != name]), images[:RANKED_ON])
+        return float(np.abs(expected[:RANKED_ON] - alone).max(axis=1).mean())
 
-    ranked = sorted(free, key=harm, reverse=True)
+    ranked = sorted((name for name in nodes if name not in excluded), key=harm, reverse=True)
     tried: list[Exclusion] = []
     for count in range(min(MOST, len(ranked)) + 1):
-        left_out = [name for name in nodes if name in excluded or name in ranked[:count]]
-        found = compare(expected, logits_of(quantise(left_out), images)).agreement
-        tried.append(Exclusion(tuple(left_out), found))
-        if found >= ENOUGH:
+        left_out = tuple(name for name in nodes if name in excluded or name in ranked[:count])
+        tried.append(Exclusion(left_out, agreement(expected, logits_of(quantise(left_out), images))))
+        if tried[-1].agreement >= ENOUGH:
             return tried
     best = max(tried, key=lambda each: each.agreement)  # the first of equals has the fewest nodes
     return [*(each for each in tried if each is not best), best]

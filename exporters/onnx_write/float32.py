@@ -17,20 +17,20 @@ INPUT, OUTPUT = "input", "logits"
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
 IR_VERSION = 10
-"""What ONNX Runtime 1.18 and newer load, and the first in which nodes say which module they come from."""
+"""ONNX Runtime 1.18 and newer load it, and it is the first in which nodes say which module they come from."""
 SCOPES = "pkg.torch.onnx.name_scopes"
-"""Key of a node's metadata: names of the modules it was called in, as a Python list, its own name last."""
+"""Key of a node's metadata: a Python list of the modules it was called in, with its own name last."""
 EXTERNAL_BYTES = 1_500_000_000
-"""Weights above this stand in a file of their own: a protobuf ends at 2 GiB."""
+"""Weights above this are in a file of their own: a protobuf holds at most 2 GiB."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What there is to say of a file that a format wrote.
+    """What a format says about a file that it wrote.
 
     Attributes:
         findings: for people and for JSON, such as how it was calibrated.
-        failures: why it is wrong, whatever a comparison with its source says.
+        failures: why the file is wrong, whatever a comparison with its source says.
         warnings: what to doubt.
     """
 
@@ -54,7 +54,11 @@ def save_onnx(model: nn.Module, artifact: Artifact, path: Path, opset: int = DEF
 
 
 def to_onnx(model: nn.Module, artifact: Artifact, opset: int) -> onnx.ModelProto:
-    """The graph that `save_onnx` writes, without its record. Arguments and errors as there."""
+    """The graph that `save_onnx` writes, without its record.
+
+    Raises:
+        UserError: an opset that the exporter cannot write.
+    """
     check_opset(opset)
     program = torch.onnx.export(
         model.eval(),
@@ -74,16 +78,17 @@ def to_onnx(model: nn.Module, artifact: Artifact, opset: int) -> onnx.ModelProto
         raise UserError(f"asked for opset {opset}, the exporter wrote {written}", hint=f"use --opset {written}")
     proto.ir_version = IR_VERSION
     for node in proto.graph.node:
-        # Its module is what a comparison layer by layer goes by; the rest are paths of the machine that wrote it.
-        for index in reversed(range(len(node.metadata_props))):
-            if node.metadata_props[index].key != SCOPES:
-                del node.metadata_props[index]
+        # A comparison layer by layer needs the module's name; the rest are paths of the machine that wrote it.
+        kept = [entry for entry in node.metadata_props if entry.key == SCOPES]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
     return proto
 
 
 def check_opset(opset: int) -> None:
-    """Raises:
-    UserError: an opset that the exporter cannot write.
+    """
+    Raises:
+        UserError: an opset that the exporter cannot write.
     """
     if opset not in OPSETS:
         raise UserError(

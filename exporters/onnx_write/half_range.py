@@ -1,8 +1,8 @@
 """Whether a network's activations fit float16, whose largest number is 65,504.
 
-Where no device computes in float16, a comparison of logits says nothing of that: ONNX Runtime's CPU provider casts to
-float32 and back, fuses operators in between, and never sees an overflow that a GPU will. So the float32 graph that the
-file is made from is run on the images that exports are compared on, and every value between its operators is looked at.
+On a CPU, a comparison of logits does not tell: ONNX Runtime casts to float32 and back, fuses operators in between, and
+never sees an overflow that a GPU will see. So the float32 graph that the file is made from is run on the images that
+exports are compared on, and every value between its operators is looked at.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ from exporters.onnx_write.values import describe_node, scopes_of, values_of
 
 LARGEST = float(np.finfo(np.float16).max)
 NEAR = LARGEST / 4
-"""Above this an export warns: the images of a deployment are others than those that were looked at."""
-AT_A_TIME = 8
+"""Above this an export warns: other images than those that were looked at may give larger values."""
+HELD = 8
 """Images of which all values are held at once."""
 
 
@@ -27,7 +27,7 @@ class Peak:
     """The largest value that an operator gave.
 
     Attributes:
-        layer: module of the source, where the graph says.
+        layer: module of the source; empty if the graph does not say.
         place: the operator, for people.
         images: name of the set of images that it was found on.
     """
@@ -53,7 +53,7 @@ def activation_peaks(proto: onnx.ModelProto, sets: Mapping[str, Images]) -> list
     plain = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     found: dict[str, tuple[float, str]] = {}
     for set_name, images in sets.items():
-        for values in values_of(proto, [name for _, name in made], images, at_a_time=AT_A_TIME, level=plain):
+        for values in values_of(proto, [name for _, name in made], images, at_a_time=HELD, level=plain):
             for name, value in values.items():
                 if value.dtype.kind == "f" and value.size:
                     largest = float(np.nan_to_num(np.abs(value).max(), nan=np.inf))
@@ -66,13 +66,17 @@ def activation_peaks(proto: onnx.ModelProto, sets: Mapping[str, Images]) -> list
 
 
 def judge_range(peaks: Sequence[Peak]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What makes a half-precision file wrong, and what to warn of."""
+    """What makes a half-precision file wrong, and what to warn of.
+
+    Args:
+        peaks: one at least.
+    """
     beyond = [peak for peak in peaks if peak.value > LARGEST]
     if beyond:
         more = f", and {len(beyond) - 1} operators behind it go beyond too" if len(beyond) > 1 else ""
         return (f"float16 ends at {LARGEST:,.0f}, and in float32 there is {beyond[0]}{more}",), ()
-    largest = max(peaks, key=lambda peak: peak.value, default=None)
-    if largest is None or largest.value <= NEAR:
+    largest = max(peaks, key=lambda peak: peak.value)
+    if largest.value <= NEAR:
         return (), ()
     doubt = (
         f"float16 ends at {LARGEST:,.0f}, and in float32 there is {largest}: other images may overflow on a device "

@@ -1,8 +1,8 @@
 """INT8 ONNX files: onnxruntime's static quantisation, calibrated on training images, clean or adversarial.
 
-QDQ format, weights int8 with a scale per channel, activations uint8: what ONNX Runtime's CPU kernels are made for on
-x86 with VNNI. Where a CPU has no VNNI its kernels add pairs of products in 16 bits and may saturate; `reduce_range`
-quantises weights to 7 bits, which cannot.
+The format is QDQ, weights are int8 with a scale per channel, and activations are uint8: ONNX Runtime's CPU kernels for
+x86 with VNNI are made for that. On a CPU without VNNI, the kernels add pairs of products in 16 bits, which may
+saturate. With `reduce_range` weights have 7 bits, and these sums cannot saturate.
 """
 
 import logging
@@ -26,23 +26,23 @@ from dgad_tk.artifacts.predictor import Images
 from dgad_tk.artifacts.record import Artifact, threat_of
 from dgad_tk.ascent.pgd import pgd_on
 from dgad_tk.common import UserError, lookup, nearest
-from exporters.onnx_write.calibration import METHODS, calibrate
-from exporters.onnx_write.exclusions import compare, logits_of, search
+from exporters.onnx_write.calibration import CALIBRATORS, calibrate
+from exporters.onnx_write.exclusions import agreement, find_exclusions, logits_of
 from exporters.onnx_write.float32 import DEFAULT_OPSET, Report, save_onnx, write_onnx
 from exporters.onnx_write.float_logits import logits_are_clipped, unquantise_logits
 
 IMAGES = {
-    "clean": "clean images",
-    "adversarial": "adversarial images",
-    "both": "images, half of them adversarial",
+    "clean": ("clean images", 0.0),
+    "adversarial": ("adversarial images", 1.0),
+    "both": ("images, half of them adversarial", 0.5),
 }
-"""What can be calibrated on, in words."""
+"""What can be calibrated on: in words, and the share of the images that PGD changes."""
 
 MIN_SAMPLES = 16
 JUDGED = 512
 """Images on which agreement with fp32 is measured: enough to see 0.2 %."""
-HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-"""Operators that multiply. They can be left in float; the others follow their neighbours."""
+HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul"} & set(QDQRegistry)
+"""Operators that multiply. Each is quantised or left in float; the others follow their neighbours."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Int8:
 
     Attributes:
         calibration_samples: number of images to calibrate on.
-        calibration_method: row of METHODS.
+        calibration_method: row of CALIBRATORS.
         calibrate_on: clean, adversarial (PGD on the network, at the threat it was trained for), or both, half and half.
         exclude: nodes to leave in float, by name or pattern (`node_conv2d*`).
         search_exclusions: also look for the few nodes whose exclusion restores agreement with fp32 on adversarial
@@ -59,7 +59,7 @@ class Int8:
         reduce_range: 7-bit weights, for CPUs without VNNI.
 
     Raises:
-        UserError: an option that there is not, or too few samples.
+        UserError: an unknown method or choice of images, or too few samples.
     """
 
     calibration_samples: int = 512
@@ -70,7 +70,7 @@ class Int8:
     reduce_range: bool = False
 
     def __post_init__(self) -> None:
-        lookup(METHODS, self.calibration_method, "calibration method")
+        lookup(CALIBRATORS, self.calibration_method, "calibration method")
         lookup(IMAGES, self.calibrate_on, "--calibrate-on")
         if self.calibration_samples < MIN_SAMPLES:
             raise UserError(
@@ -91,8 +91,8 @@ def save_onnx_int8(
     """Write `model` (eval mode) as an INT8 ONNX file. Input and logits stay float32.
 
     Args:
-        images: training images `(N, C, H, W)` in [0, 1]. The first ones calibrate; agreement with fp32 is measured on
-            those behind them, or on the same ones where there are no more.
+        images: training images `(N, C, H, W)` in [0, 1]. The first ones calibrate. Agreement with fp32 is measured on
+            those behind them, or on the same ones if there are no more.
         int8: how it is quantised; None for the defaults.
 
     Returns:
@@ -110,20 +110,22 @@ def save_onnx_int8(
         )
     clean = images[:samples]
     held_out = images[samples : samples + JUDGED] if len(images) > samples else clean
-    calibration = _calibration_images(model, artifact, clean, int8.calibrate_on)
+    words, share = IMAGES[int8.calibrate_on]
+    kept, threat = int(samples * (1 - share)), threat_of(artifact)
+    calibration = np.concatenate([clean[:kept], pgd_on(model, clean[kept:], threat)]) if share else clean
     with tempfile.TemporaryDirectory() as folder, _quietly():
         plain, prepared = Path(folder) / "plain.onnx", Path(folder) / "prepared.onnx"
         save_onnx(model, artifact, plain, opset)
         quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
         fp32, fp32_size = onnx.load(str(plain)), plain.stat().st_size
-        nodes = _quantisable(onnx.load(str(prepared)).graph)
+        nodes = [node.name for node in onnx.load(str(prepared)).graph.node if node.op_type in HEAVY]
         left_out = _left_out(int8.exclude, nodes)
         quantiser = _Quantiser(prepared, calibration, int8)
-        adversarial = pgd_on(model, held_out, threat_of(artifact))
+        adversarial = pgd_on(model, held_out, threat)
         on_clean, on_adversarial = logits_of(fp32, held_out), logits_of(fp32, adversarial)
         tried = []
         if int8.search_exclusions:
-            tried = search(quantiser.quantise, nodes, left_out, on_adversarial, adversarial)
+            tried = find_exclusions(quantiser.quantise, nodes, left_out, on_adversarial, adversarial)
             left_out = list(tried[-1].nodes)
         proto = quantiser.quantise(left_out)
     record = artifact.model_copy(
@@ -138,38 +140,32 @@ def save_onnx_int8(
             },
         }
     )
-    agreement = {
-        "clean": compare(on_clean, logits_of(proto, held_out)).agreement,
-        "adversarial": compare(on_adversarial, logits_of(proto, adversarial)).agreement,
-        "n": len(held_out),
-    }
     write_onnx(proto, record, path)
     return Report(
         {
-            "calibration": f"{samples} {IMAGES[int8.calibrate_on]}, {int8.calibration_method}",
+            "calibration": f"{samples} {words}, {int8.calibration_method}",
             "size_bytes": path.stat().st_size,
             "fp32_size_bytes": fp32_size,
             "excluded": left_out,
             "quantised_nodes": len(nodes) - len(left_out),
-            "agreement": agreement,
+            "agreement": {
+                "clean": agreement(on_clean, logits_of(proto, held_out)),
+                "adversarial": agreement(on_adversarial, logits_of(proto, adversarial)),
+                "n": len(held_out),
+            },
             "search": [{"excluded": list(each.nodes), "adversarial_agreement": each.agreement} for each in tried],
         }
     )
 
 
 class _Quantiser:
-    """Quantises one network, whichever nodes are left in float.
-
-    Args:
-        prepared: the pre-processed fp32 file. Ranges are kept beside it.
-        calibration: images `(N, C, H, W)`.
-    """
+    """Quantises one network, whichever nodes are left in float. Files are kept beside `prepared`, the fp32 graph."""
 
     def __init__(self, prepared: Path, calibration: Images, int8: Int8) -> None:
         self._prepared, self._reduce_range = prepared, int8.reduce_range
         self._clipped = logits_are_clipped(onnx.load(str(prepared)).graph)
         self._ranges = prepared.with_name("ranges.json")
-        save_tensors_data(calibrate(prepared, calibration, METHODS[int8.calibration_method]), self._ranges)
+        save_tensors_data(calibrate(prepared, calibration, int8.calibration_method), self._ranges)
 
     def quantise(self, excluded: Sequence[str]) -> onnx.ModelProto:
         """The INT8 graph with the nodes `excluded` left in float."""
@@ -196,26 +192,8 @@ class _Quantiser:
         return proto
 
 
-def _calibration_images(model: nn.Module, artifact: Artifact, clean: Images, calibrate_on: str) -> Images:
-    if calibrate_on == "clean":
-        return clean
-    if calibrate_on == "adversarial":
-        return pgd_on(model, clean, threat_of(artifact))
-    half = len(clean) // 2
-    return np.concatenate([clean[:half], pgd_on(model, clean[half:], threat_of(artifact))])
-
-
-def _quantisable(graph: onnx.GraphProto) -> list[str]:
-    """Nodes that multiply, each of which is quantised or left in float."""
-    return [node.name for node in graph.node if node.op_type in QDQRegistry and node.op_type in HEAVY]
-
-
 def _left_out(patterns: Sequence[str], nodes: Sequence[str]) -> list[str]:
-    """The nodes that any of `patterns` names, in the graph's order.
-
-    Raises:
-        UserError: a pattern names none, or nothing is left to quantise.
-    """
+    """The nodes that any of `patterns` names, in the graph's order; an error if nothing is left to quantise."""
     if not nodes:
         raise UserError(
             "INT8 has nothing to quantise: the network has none of " + ", ".join(sorted(HEAVY)),
@@ -232,7 +210,7 @@ def _left_out(patterns: Sequence[str], nodes: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """onnxruntime's quantiser prints its progress and logs to the root logger, advice that was followed among it."""
+    """Silence onnxruntime's quantiser, which prints its progress and logs advice to the root logger."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Values inside an ONNX graph of ours, as ONNX Runtime computes them, and where in the source they come from."""
+"""Values inside an ONNX graph of ours, as ONNX Runtime computes them, and which modules of the source they are of."""
 
 import ast
 from collections.abc import Iterator, Sequence
@@ -27,15 +27,15 @@ def values_of(
     level: onnxruntime.GraphOptimizationLevel = FULL,
     folder: Path | None = None,
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """The values called `names`, for some images at a time.
+    """The values that are called `names`, for some images at a time.
 
     Args:
         model: of one input. It is not changed.
         names: of outputs of nodes.
         images: `(N, C, H, W)` in [0, 1].
-        at_a_time: number of images run together; all their values are held at once.
+        at_a_time: images that are run together; all their values are held at once.
         level: how far ONNX Runtime optimises the graph.
-        folder: where the graph's external data are, if it has any.
+        folder: of the graph's external data, if it has any.
     """
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
@@ -60,6 +60,6 @@ def scopes_of(node: onnx.NodeProto) -> list[str]:
 
 
 def describe_node(node: onnx.NodeProto) -> str:
-    """Its name, operator, and the first of its inputs that looks like a module's weight."""
+    """The operator of a node, the first of its inputs that looks like a module's weight, and its name."""
     weight = next((f" of {name}" for name in node.input[1:] if "weight" in name), "")
     return f"{node.op_type}{weight.removesuffix('_DequantizeLinear_Output')}, node {node.name}"

@@ -27,12 +27,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Value:
-    """What an exported file computes for a module of its source, and where in the file that stands.
+    """What an exported file computes for a module of its source.
 
     Attributes:
         arrays: one of them stands for the module's output. There are two where a quantiser has taken in the ReLU
             behind the module, or inside it: the value before its clipping and the one after.
-        place: for people.
+        place: where in the file that is, for people.
     """
 
     arrays: tuple[NDArray[Any], ...]
@@ -40,7 +40,7 @@ class Value:
 
 
 Layers = Callable[[Predictor, Mapping[str, Call]], dict[str, Value]]
-"""Runs a file on the images that the source was given; the values that stand for modules, by the modules' names."""
+"""Runs a file on the images that the source was given: modules of the source to the values that stand for them."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Divergence:
 
     Attributes:
         layer: name of the module in the source, empty for the whole network.
-        place: where it stands in the file.
-        relative: max|difference| of its output over the output's largest value, or over its range where that is less.
-        within: no layer is beyond the tolerance; this is the one that adds most to the difference.
+        place: where it is in the file.
+        relative: max|difference| of its output over the output's largest value, or over its range if that is less.
+        within: no layer is beyond the tolerance, and this one adds most to the difference.
     """
 
     layer: str
@@ -84,35 +84,35 @@ def first_divergence(
     """
     calls = _calls(source, torch.from_numpy(images))
     values = layers(exported, calls)
-    before = -np.inf
-    jumps: list[tuple[float, Divergence]] = []
+    before, jumps = 0.0, list[tuple[float, Divergence]]()
     for name, call in calls.items():
         if name not in values or values[name].arrays[0].shape != tuple(call.output.shape):
             continue  # folded into its neighbour, or laid out in another way
         relative = min(_relative(call.output.numpy(), array) for array in values[name].arrays)
         if allowed is not None and relative > allowed:
             return Divergence(name, values[name].place, relative, within=False)
-        jumps.append((relative - max(before, 0.0), Divergence(name, values[name].place, relative, within=True)))
+        jumps.append((relative - before, Divergence(name, values[name].place, relative, within=True)))
         before = relative
     return max(jumps, key=lambda jump: jump[0])[1] if jumps else None
 
 
 def onnx_layers(exported: Predictor, calls: Mapping[str, Call]) -> dict[str, Value]:
-    """Layers of an ONNX file of ours, by ONNX Runtime: a copy of the graph hands out what its modules compute.
+    """Layers of an ONNX file of ours, by ONNX Runtime: a copy of the graph gives out what its modules compute.
 
     torch's exporter notes at each node which modules it was called in. The last node of a module makes its output.
     """
     assert exported.path is not None
     proto = onnx.load(str(exported.path), load_external_data=False)
-    quantised = _quantised(proto.graph)
+    made = {(node.op_type, node.input[0]): node.output[0] for node in proto.graph.node if node.input}
     places: dict[str, tuple[list[str], str]] = {}
     for node in proto.graph.node:
         value = node.output[0]
+        restored = made.get(("DequantizeLinear", made.get(("QuantizeLinear", value), "")))
         for scope in scopes_of(node):
-            places[scope] = ([value, *quantised.get(value, ())], describe_node(node))
+            places[scope] = ([value, restored] if restored else [value], describe_node(node))
     wanted = sorted({value for values, _ in places.values() for value in values})
-    images, folder = _images(calls), exported.path.parent
-    (arrays,) = values_of(proto, wanted, images, at_a_time=len(images), folder=folder)
+    images = _images(calls)
+    (arrays,) = values_of(proto, wanted, images, at_a_time=len(images), folder=exported.path.parent)
     return {scope: Value(tuple(arrays[value] for value in values), place) for scope, (values, place) in places.items()}
 
 
@@ -136,14 +136,14 @@ def program_layers(exported: Predictor, calls: Mapping[str, Call]) -> dict[str, 
 
 
 def script_layers(exported: Predictor, calls: Mapping[str, Call]) -> dict[str, Value]:
-    """Layers of a TorchScript file: each of its modules is given what the source's was, so errors do not add up."""
+    """Layers of a TorchScript file: each module is given what the source's was given, so errors do not add up."""
     assert exported.network is not None
     modules = dict(exported.network.named_modules())
     device = _device(exported.network)
     values: dict[str, Value] = {}
     for name, call in calls.items():
         forward = getattr(modules.get(name), "forward", None)
-        # Tracing drops modules that compute nothing, and may hand others more than they take in Python.
+        # Tracing drops modules that compute nothing, and may give others more arguments than they take in Python.
         if forward is None or len(forward.schema.arguments) != len(call.inputs) + 1:
             continue
         with torch.no_grad():
@@ -188,18 +188,8 @@ def _images(calls: Mapping[str, Call]) -> Images:
     return images
 
 
-def _quantised(graph: onnx.GraphProto) -> dict[str, list[str]]:
-    """Values, by the value that was quantised and dequantised to make them."""
-    made = {(node.op_type, node.input[0]): node.output[0] for node in graph.node if node.input}
-    return {
-        value: [made["DequantizeLinear", quantised]]
-        for (operator, value), quantised in made.items()
-        if operator == "QuantizeLinear" and ("DequantizeLinear", quantised) in made
-    }
-
-
 def _relative(reference: NDArray[Any], other: NDArray[Any]) -> float:
-    """Over the largest value; under a large common offset over the range, which that leaves what it is."""
+    """The largest difference over the largest value, or over the range, which a common offset does not change."""
     difference = np.abs(reference - other.astype(np.float64)).max()
     largest, span = float(np.abs(reference).max()), float(np.ptp(reference.astype(np.float64)))
     scale = max(min(largest, span or largest), float(np.finfo(np.float32).tiny))

@@ -1,8 +1,8 @@
 """Parity of an exported file with its source. An export is not done until it has been compared.
 
-Logits may be scaled and shifted without changing an answer. So a difference is held against the spread of an image's
-logits, the largest less the smallest, and never against their size. An image whose logits are nearly equal has the
-spread of a typical one: its rounding errors come from values as large as those of any other.
+Logits may be scaled and shifted without changing an answer. So a difference is divided by the spread of an image's
+logits, the largest less the smallest, and never by their size. An image whose logits are nearly equal gets the spread
+of a typical one: its rounding errors come from values as large as those of other images.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,12 +20,12 @@ from dgad_tk.artifacts.record import Artifact, threat_of
 from dgad_tk.ascent.pgd import pgd_on
 
 BATCHES = (1, 2, 7)
-"""The first images of a set are run so; the rest in batches of REST."""
+"""The first images of a set are run in batches of these sizes, the rest in batches of REST."""
 REST = 64
 TIE = 1e-4
-"""Two logits this close, relative to the spread of an image's logits, are a tie: either prediction is right."""
+"""Two logits that are this close, relative to the spread of an image's logits, are a tie: either class is right."""
 LOST = 64 * float(np.finfo(np.float32).eps)
-"""Logits of an image within this, relative to the largest, are too few steps of float32 apart to compare anything."""
+"""If an image's logits are this close, relative to the largest, float32 has too few steps between them to compare."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Tolerance:
     """How far an exported file may be from its source.
 
     Attributes:
-        relative: max|difference| <= relative * spread of the logits of each image; None where they differ by design,
-            and the predictions have to speak for the file.
+        relative: max|difference| <= relative * spread of the logits of each image; None if logits differ by design,
+            and only the predictions are judged.
         agreement: least share of equal predictions among images without a tie, on clean and on PGD images each.
         survival: least share of the adversarial examples that stay adversarial.
     """
@@ -45,12 +45,12 @@ class Tolerance:
 
 
 EXACT = Tolerance(relative=1e-4, agreement=1.0, survival=1.0)
-"""The same arithmetic in another order: float32 rounds at 1.2e-7, and a hundred layers make some 1e-5 of it."""
+"""The same arithmetic in another order: float32 rounds at 1.2e-7, which a hundred layers raise to about 1e-5."""
 HALF = Tolerance(relative=2e-2, agreement=0.99, survival=0.99)
-"""float16 rounds at 1e-3 in each layer, in either direction; an overflow or a layer gone wrong is far beyond this."""
+"""float16 rounds at 1e-3 in each layer, in either direction; an overflow or a wrong layer is far beyond this."""
 QUANTISED = Tolerance(relative=None, agreement=0.95, survival=0.9)
-"""8 bits differ in most logits and in a few answers: a network calibrated on images like
-those it is asked about, keeps 97 % and more of them. Much less means ranges that do not fit, or a layer gone wrong."""
+"""8 bits change most logits and a few answers. A network that was calibrated on images like those it is asked about
+keeps 97 % of its answers and more. Much less means ranges that do not fit, or a wrong layer."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ class SetParity:
     Attributes:
         max_abs_diff: largest difference of any logit.
         mean_abs_diff: mean difference over all logits.
-        relative: the largest of any image, over the spread of that image's logits.
-        agreement: share of equal predictions among images without a tie, among all where each is one.
+        relative: largest difference of any image over the spread of that image's logits.
+        agreement: share of equal predictions among images without a tie; among all images if all are ties.
         compared: number of images.
-        told_apart: whether float32 has steps enough between the logits of an image; under a large common offset it
-            has not, and both sides are rounded to the same few numbers whatever they compute.
+        told_apart: whether float32 has enough steps between the logits of an image. Under a large common offset it
+            has not: both sides are rounded to the same few numbers, whatever they compute.
     """
 
     max_abs_diff: float
@@ -99,9 +99,9 @@ class Parity:
         sets: by name.
         judged: the sets whose predictions count: the images and the PGD images made from them.
         adversarial: number of PGD images that fool the source.
-        survival: share of those that fool the exported file too, 1 where there are none.
-        tolerance: that it is held to.
-        not_judged: what the comparison says nothing of, for the runtime that it was made on; empty for nothing.
+        survival: share of those that fool the exported file too, 1 if there are none.
+        tolerance: that the file is held to.
+        not_judged: what the comparison does not show on this runtime; empty for nothing.
     """
 
     sets: Mapping[str, SetParity]
@@ -197,7 +197,7 @@ def compare_logits(reference: Logits, other: Logits, usual: float = 0.0) -> SetP
     """Parity of two sets of logits `(N, K)` for the same images.
 
     Args:
-        usual: the least spread that an image is held to have; that of a typical one of these if it is larger.
+        usual: least spread that is taken for an image; that of a typical image of these if it is larger.
     """
     finite = np.isfinite(other).all() and np.isfinite(reference).all()
     if reference.shape != other.shape or not finite:

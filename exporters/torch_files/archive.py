@@ -1,7 +1,7 @@
-"""Zip archives of PyTorch (`.pt`, `.pt2`): what one is, told without running or unpickling anything in it.
+"""Zip archives of PyTorch (`.pt`, `.pt2`): what a file is, without running or unpickling anything in it.
 
-Both kinds are programs. TorchScript is code, and `torch.export.load` unpickles, evaluates and calls by name what a
-doctored file tells it to. So they are opened only for a user who trusts their author.
+Both kinds are programs. TorchScript is code, and `torch.export.load` unpickles, evaluates and calls by name whatever
+a manipulated file tells it to. So they are opened only for a user who trusts their author.
 """
 
 import zipfile
@@ -15,21 +15,16 @@ from dgad_tk.strangers.first_bytes import archive_of, beginning, is_pickle, refu
 
 EXTRA_FILE = f"{KEY}.json"
 MAX_RECORD = 2**20
-"""Bytes of the metadata record."""
+"""Bytes of the largest metadata record that is read."""
 
 _DAMAGED = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError)
-"""What a damaged archive leads zipfile to. The last is a seek to nowhere."""
+"""What zipfile raises on a damaged archive. The last is a seek outside the file."""
 _NOT_WEIGHTS = "only a teacher of `dgad train` is read from weights; export the network itself to ONNX"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of archive that is a program.
-
-    Attributes:
-        name: for people.
-        members: an archive of this kind holds one of these.
-    """
+    """A kind of archive that is a program; it holds one of `members`."""
 
     name: str
     members: frozenset[str]
@@ -37,7 +32,7 @@ class Kind:
 
 PROGRAMS = {
     ".pt": Kind("a TorchScript file", frozenset({"constants.pkl"})),
-    # The second is of PyTorch before 2.8.
+    # PyTorch before 2.8 wrote the second.
     ".pt2": Kind("a torch.export file", frozenset({"archive_format", "serialized_exported_program.json"})),
 }
 """By suffix."""
@@ -50,7 +45,7 @@ def check_program(path: Path, *, trust: bool) -> None:
         trust: whether its user trusts its author.
 
     Raises:
-        UserError: it is something else, or a program that nobody vouches for.
+        UserError: it is something else, or not trusted.
         OSError: it cannot be read.
     """
     kind = PROGRAMS[path.suffix]

@@ -15,15 +15,15 @@ from exporters.torch_files.archive import EXTRA_FILE, read_archived_record
 
 
 class ExportedModule(nn.Module):
-    """The network of a .pt2 file. It was exported in eval mode and has no other; it can be copied and pickled.
+    """The network of a .pt2 file, which has eval mode alone. It can be copied and pickled.
 
     Args:
-        program: of one input, `(N, C, H, W)`.
+        program: with one input, `(N, C, H, W)`.
     """
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
         super().__init__()
-        # Without the program's own guards, which do not pickle: `load_torch_export` looks at the input's shape instead.
+        # The program's own guards do not pickle. `load_torch_export` looks at the input's shape instead.
         graph = program.module(check_guards=False)
         # What `module()` returns refuses `eval()` as well as `train()`; a plain GraphModule of the same graph does not.
         self.net = fx.GraphModule(graph, graph.graph)
@@ -60,7 +60,7 @@ def load_torch_export(
     """Open a .pt2 file, which can run its author's code.
 
     Args:
-        input_shape: (C, H, W), where the program leaves its input's shape open.
+        input_shape: (C, H, W), for a program that leaves its input's shape open.
         interface: what is done to images before a file from elsewhere takes them.
 
     Raises:

@@ -18,7 +18,7 @@ from exporters.torch_files.archive import EXTRA_FILE, read_archived_record
 
 @contextmanager
 def _deprecation_known() -> Iterator[None]:
-    """torch.jit warns of its deprecation at every call; `dgad export` says so once, in words."""
+    """Without the warnings that torch.jit gives at every call. `dgad export` says once that it is deprecated."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit\..*deprecated.*")
         warnings.filterwarnings("ignore", message=r".*torch\.jit\..*not supported in Python.*")

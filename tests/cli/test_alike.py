@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from cli.alike import ALIKE
+from cli.commands.alike import ALIKE
 
 ASK = """
 import json, os, sys
 from pathlib import Path
 {before}
-from cli.alike import ALIKE, compute_alike
+from cli.commands.alike import ALIKE, compute_alike
 compute_alike(Path({cpu!r}))
 print(json.dumps({{name: os.environ.get(name) for name in ALIKE}}))
 """

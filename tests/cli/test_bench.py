@@ -1,8 +1,10 @@
 """`dgad bench` as a user meets it."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -12,6 +14,7 @@ from shared import Run, Victim, refused, runner
 
 from dgad_tk.artifacts.record import KEY, Artifact
 from dgad_tk.artifacts.weights import load_model
+from dgad_tk.common import UserError
 from exporters.torch_files.torchscript import save_torchscript
 
 QUICK = ["--threads", "1", "--seconds", "0.05"]
@@ -100,6 +103,35 @@ def test_the_table_leaves_out_what_a_fixed_batch_cannot(dgad: Run, tmp_path: Pat
     assert rows[2].split()[:2] == ["1", "3"]
     assert "1.00" in rows[2].split()  # the measure of itself
     assert "takes batches of exactly 3" in out
+
+
+def test_the_survival_table(dgad: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is refused has its row and its reason, and costs the other one nothing."""
+    from evaluators.engine import evaluate
+
+    evaluated, right = [], evaluate.evaluate
+
+    def once(predictor: Any, *arguments: Any, **options: Any) -> Any:
+        evaluated.append(predictor.path.name)
+        if predictor.path.name == "refused.safetensors":
+            raise UserError("its gradients are another function's")
+        return right(predictor, *arguments, **options)
+
+    monkeypatch.setattr(evaluate, "evaluate", once)
+    for name in ("attacked.safetensors", "refused.safetensors"):
+        shutil.copy(weights, tmp_path / name)
+    code, out, err = dgad(
+        "attacked.safetensors", "refused.safetensors", "--robust", "--limit", 16, "--batch", "1,2", "--quiet", *QUICK
+    )
+    assert code == 0, err
+    assert evaluated == ["attacked.safetensors", "refused.safetensors"]
+    table = out[out.index("\n\n") :].splitlines()[2:]
+    assert " ".join(table[0].split()) == "file size p50 ms images/s clean PGD-10 0.15 95 % interval"
+    assert table[1].split()[0] == "attacked.safetensors"
+    assert table[1].count("%") == 4
+    assert table[2].split()[-3:] == ["refused", "refused", "-"]
+    assert "PGD on 16 test images of digits: through each file's own gradients" in out
+    assert out.splitlines()[-1] == "refused.safetensors: refused: its gradients are another function's"
 
 
 class _Bytes(torch.nn.Module):

@@ -359,6 +359,25 @@ def test_an_interrupt_says_how_to_go_on(dgad: Run, monkeypatch: pytest.MonkeyPat
     assert out.startswith("a run: resnet8 by dgad, best epoch ")
 
 
+def test_a_run_whose_teacher_is_a_program_goes_on_with_trust(
+    dgad: Run, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cli.printing.progress import TrainingProgress
+
+    def interrupting(self: TrainingProgress, state: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    export(weights, "torchscript", Path("teacher.pt"))
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "__call__", interrupting)
+        code, _, err = dgad("train", *QUICK, "--teacher", "teacher.pt", "--trust", "--out", "r")
+    assert code == 130, err
+    assert "to go on: dgad train --out r --resume --trust\n" in err
+    refused(dgad("train", "--out", "r", "--resume"), "is a program")
+    code, _, err = dgad("train", "--out", "r", "--resume", "--trust")
+    assert code == 0, err
+
+
 def test_an_interrupt_before_there_is_a_run(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: Any, **more: Any) -> None:
         raise KeyboardInterrupt

@@ -194,7 +194,7 @@ def test_int8_is_held_to_its_answers(
     assert written.parity.sets["clean"].agreement >= 0.95
     assert written.parity.sets["clean"].relative > 1e-4
     assert written.parity.adversarial > 10
-    assert written.findings["quantised_nodes"] > 5
+    assert written.report.findings["quantised_nodes"] > 5
     assert load(target).artifact.precision == "int8"  # type: ignore[union-attr]
     before = target.read_bytes()
     row = EXPORTERS["onnx-int8"]

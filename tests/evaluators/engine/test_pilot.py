@@ -161,18 +161,19 @@ def test_the_same_command_goes_on_with_the_same_images(tmp_path: Path) -> None:
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     rows = RowForecast(BEFORE, image=0.001), RowForecast("it", image=0.119), RowForecast("gone", note="skipped: no")
-    document = forecast(*rows, shares=(0.5, 0.25)).to_dict(1000)
+    there = forecast(*rows, shares=(0.5, 0.25))
+    document = there.to_dict(1000)
     assert json.loads(json.dumps(document)) == document
     assert document["seconds"] == pytest.approx(sum(line["seconds"] for line in document["rows"])) == pytest.approx(120)
-    plan_table([("a.onnx", document)])
+    plan_table([(Path("a.onnx"), there, 1000)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["model", "attack", "images", "time"]
     assert [line.split()[1] for line in lines[1:4]] == [BEFORE.split()[0], "it", "total"]
     assert lines[3].split()[:3] == ["a.onnx", "total", "1,000"]
     assert lines[4] == "a.onnx: gone skipped: no"
-    assert lines[5] == f"a.onnx: {summary(document)}"
-    assert summary(document) == (
+    assert lines[5] == f"a.onnx: {summary(there, 1000)}"
+    assert summary(there, 1000) == (
         "1,000 images in about 2 min, extrapolated from 64: shares to ±3.1 points (95 % Wilson interval)"
     )
-    plan_table([("a.onnx", document), ("b.onnx", document)])
+    plan_table([(Path("a.onnx"), there, 1000), (Path("b.onnx"), there, 1000)])
     assert capsys.readouterr().out.count("b.onnx") == 5

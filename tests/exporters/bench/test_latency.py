@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,17 +105,16 @@ def test_no_twin_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_onnx_file_is_timed_without_torch_in_the_process(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from exporters.bench.worker import Job, Request, answers\n"
+        "from exporters.bench.worker import Job, answers\n"
         "job = Job(sys.argv[1], (16,), 'float32')\n"
-        "runtime, memory, seconds = answers(job, iter([Request(2), Request(2, 0.01)]))\n"
+        "runtime, memory, seconds = answers(job, iter([(2, None), (2, 0.01)]))\n"
         "assert not {'torch', 'onnx', 'exporters.formats'} & set(sys.modules)\n"
         "assert runtime.startswith('onnxruntime')\n"
         "assert memory is None or memory > 0\n"
         "assert all(each > 0 for each in seconds)"
     )
     command = [sys.executable, "-P", "-c", code, str(linear(tmp_path / "net.onnx"))]
-    root = str(ROOT)
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root})
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
 
 
@@ -159,7 +159,7 @@ def test_a_batch_that_does_not_run_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_process_that_is_killed_is_an_error(tmp_path: Path) -> None:
-    with _Worker(describe(linear(tmp_path / "net.onnx")), "cpu", 1) as worker:
+    with closing(_Worker(describe(linear(tmp_path / "net.onnx")), "cpu", 1)) as worker:
         assert "onnxruntime" in worker.answer()
         worker.process.kill()
         worker.process.join()

@@ -76,8 +76,8 @@ def test_an_export_says_what_was_not_judged(
     written = export(Source(weights_file, victim[1]), "onnx-fp16", Path("s.onnx"))
     assert written.parity.passed
     assert "this CPU does in float32" in written.parity.not_judged
-    assert written.warnings == ()
-    assert " images" in written.findings["largest_activation"]
+    assert written.report.warnings == ()
+    assert " images" in written.report.findings["largest_activation"]
     assert "this CPU does in float32" in written.parity.as_dict()["not_judged"]
     print_export(written)
     assert "not judged: arithmetic in float16" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from dgad_tk.ascent.pgd import pgd_on
 from dgad_tk.common import UserError
 from dgad_tk.models import build_model
 from exporters.onnx_write import exclusions, int8
-from exporters.onnx_write.calibration import METHODS, Method, calibrate
+from exporters.onnx_write.calibration import CALIBRATORS, calibrate
 from exporters.onnx_write.float32 import to_onnx, write_onnx
 from exporters.onnx_write.int8 import Int8, save_onnx_int8
 
@@ -100,7 +100,7 @@ def test_the_file_multiplies_integers_and_leaves_logits_float(
     assert record.to_dict()["calibration"]["on"] == "clean"
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(CALIBRATORS))
 def test_every_calibration_method_and_images(
     method: str, model: nn.Module, images: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,8 +156,8 @@ def test_ranges_by_every_method(tmp_path: Path) -> None:
     x = np.random.default_rng(0).uniform(-0.25, 1, (16384, 1, 8, 8)).astype(np.float32)
     x[7, 0, 0, 0] = 9
     ends = {}
-    for name, method in METHODS.items():
-        data = calibrate(path, x, method)["input"]
+    for name in CALIBRATORS:
+        data = calibrate(path, x, name)["input"]
         ends[name] = (data.lowest.item(), data.highest.item())
     assert ends["minmax"] == pytest.approx((-0.25, 9), abs=1e-4)
     assert ends["percentile"] == pytest.approx((-0.25, 1), abs=0.02)
@@ -189,7 +189,7 @@ def test_adversarial_calibration_sees_adversarial_images(
 ) -> None:
     seen: list[np.ndarray] = []
 
-    def spy(prepared: Path, calibration: np.ndarray, method: Method) -> TensorsData:
+    def spy(prepared: Path, calibration: np.ndarray, method: str) -> TensorsData:
         seen.append(calibration)
         return calibrate(prepared, calibration, method)
 
@@ -240,12 +240,12 @@ def test_search_is_content_with_the_best() -> None:
     answers = {0: [0, 0, 0, 0], 1: [1, 1, 1, 0], 2: [1, 1, 1, 0], 3: [1, 1, 0, 0]}  # right: 1 everywhere
 
     def fake(model: object, images: np.ndarray) -> np.ndarray:
-        assert isinstance(model, list)
+        assert isinstance(model, list | tuple)
         return np.eye(2, dtype=np.float32)[answers[min(3, len(model))]]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exclusions, "logits_of", fake)
-        tried = exclusions.search(list, ["a", "b", "c"], [], np.eye(2, dtype=np.float32)[[1, 1, 1, 1]], x)  # type: ignore[arg-type]
+        tried = exclusions.find_exclusions(list, ["a", "b", "c"], [], np.eye(2, dtype=np.float32)[[1, 1, 1, 1]], x)  # type: ignore[arg-type]
     assert [each.agreement for each in tried] == [0.0, 0.75, 0.5, 0.75]
     assert len(tried[-1].nodes) == 1
 
