@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dgad_tk.common import UserError
-from dgad_tk.strangers.first_bytes import archive_of, beginning, is_pickle, is_safetensors, placeholder_of, text_of
+from dgad_tk.strangers.first_bytes import archive_of, beginning, is_pickle, is_safetensors, placeholder, text_of
 
 # Accuracies are often saved as numpy scalars. Making one of these types computes nothing but the value.
 _NUMPY: list[Any] = [
@@ -114,7 +114,7 @@ def read_pickled(path: Path, before: str) -> object:
 
 def _of_another_kind(head: bytes) -> Refusal | None:
     """What no reader of weights need even try."""
-    if found := placeholder_of(head):
+    if found := placeholder(head):
         return f"it is {found[0]}", found[1]
     if text := text_of(head):
         return f"it is text that begins '{text}'", "it may be what a server answered in its place; download it again"

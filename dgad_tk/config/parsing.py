@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from dgad_tk.common import UserError, nearest, reason_of
-from dgad_tk.strangers.first_bytes import placeholder_of
+from dgad_tk.strangers.first_bytes import placeholder
 from dgad_tk.strangers.number_text import LONGEST, NotANumberError, exact, real, whole
 
 M = TypeVar("M", bound=BaseModel)
@@ -191,7 +191,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read config '{path}': {error.strerror}", hint="give --config a YAML file") from None
-    if content and (found := placeholder_of(content[:512])):
+    if content and (found := placeholder(content[:512])):
         raise UserError(f"'{path}' is {found[0]}, not a config", hint=found[1])
     if b"\0" in content[:1024]:
         raise UserError(

@@ -14,7 +14,7 @@ import numpy as np
 from dgad_tk.common import UserError, reason_of
 from dgad_tk.data.endings import first_names
 from dgad_tk.data.spec import Pixels
-from dgad_tk.strangers.first_bytes import archive_of, beginning, placeholder_of
+from dgad_tk.strangers.first_bytes import archive_of, beginning, placeholder
 from dgad_tk.strangers.names import shown
 
 BLOCK_BYTES = 2**22
@@ -142,7 +142,7 @@ def _found_instead(path: Path, error: Exception) -> Flaw:
         reason = f"cannot be read: {unreadable.strerror or unreadable}"
         return Flaw("a file that cannot be read", reason, "check it and its permissions")
     cannot = "cannot be read as an image: "
-    if found := placeholder_of(head):
+    if found := placeholder(head):
         return Flaw(found[0], f"{cannot}it is {found[0]}", found[1])
     if name := _other_image(head):
         return Flaw(name, f"{cannot}it is {name}, whatever its name says", _CONVERT)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dgad_tk.common import UserError, reason_of
-from dgad_tk.strangers.first_bytes import placeholder
+from dgad_tk.strangers.first_bytes import beginning, placeholder
 
 
 class Place(NamedTuple):
@@ -59,7 +59,7 @@ def readable(path: Path, what: str) -> Iterator[None]:
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason, hint = reason_of(error), "delete the file and fetch it again"
         with suppress(OSError):
-            if found := placeholder(path):
+            if found := placeholder(beginning(path)):
                 reason, hint = f"it is {found[0]}", found[1]
         raise UserError(f"{path} cannot be read as {what}: {reason}", hint=hint) from None
 

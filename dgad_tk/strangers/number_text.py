@@ -1,4 +1,4 @@
-"""Numbers and fractions as people write them: one grammar for flags, settings, variables and config files."""
+"""Numbers and fractions written by people: one grammar for flags, settings, variables and config files."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from fractions import Fraction
 from dgad_tk.common import UserError
 
 LONGEST = 100
-"""Characters. An exponent has three digits at most, so that no text makes a number that fills the memory."""
+"""Characters of a number. With at most three digits of exponent, no text makes a number that fills the memory."""
 
 _DIGITS = r"\d+(?:_\d+)*"
 _NUMBER = re.compile(rf"[+-]?(?P<whole>{_DIGITS})?(?:\.(?P<part>{_DIGITS})?)?(?:[eE][+-]?\d{{1,3}})?", re.ASCII)
@@ -17,11 +17,7 @@ _OTHER_BASE = re.compile(
 
 
 class NotANumberError(ValueError):
-    """A text is no number, or may be several.
-
-    Args:
-        hint: what to write instead; empty where nothing follows from the text.
-    """
+    """A text is not a number, or may mean several numbers; `hint` says what to write instead, where that is known."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -29,11 +25,11 @@ class NotANumberError(ValueError):
 
 
 def exact(text: str) -> Fraction:
-    """`10`, `0.45`, `.5`, `1e-1`, `1_000`, `8/255` or `4.5/255` as the very number that stands there.
+    """`10`, `0.45`, `.5`, `1e-1`, `1_000`, `8/255` or `4.5/255`, without rounding.
 
     Raises:
-        NotANumberError: anything else, infinite, not a number, a division by zero; or a whole number that begins with
-            a zero, which is octal to some readers and decimal to others.
+        NotANumberError: any other text, a division by zero, or a whole number that begins with a zero: some readers
+            take it as octal, others as decimal.
     """
     above, slash, below = text.partition("/")
     if not slash:
@@ -48,7 +44,7 @@ def whole(text: str) -> int:
     """`10`, `1_000`, `1e3` or `10.0` as a whole number.
 
     Raises:
-        NotANumberError: as `exact`, or with a fraction behind it, or written as one.
+        NotANumberError: as `exact`; or it is not whole, or written as a fraction.
     """
     if "/" in text:
         raise NotANumberError(f"'{text}' is a fraction")
@@ -59,10 +55,10 @@ def whole(text: str) -> int:
 
 
 def real(text: str) -> float:
-    """What `exact` reads, rounded once.
+    """The number of `exact`, rounded to a float.
 
     Raises:
-        NotANumberError: as `exact`, or too large for a float.
+        NotANumberError: as `exact`, or it is too large for a float.
     """
     try:
         return float(exact(text))
@@ -86,7 +82,7 @@ def parse_fraction(text: str | float, what: str = "eps", *, upper: float = 1.0) 
     """`8/255`, `4.5/255`, `0.03` or a number, as a float in [0, upper].
 
     Raises:
-        UserError: not a number, or outside these bounds.
+        UserError: it is not a number or is outside these bounds.
     """
     try:
         value = real(text) if isinstance(text, str) else float(text)
@@ -106,7 +102,7 @@ def parse_fraction(text: str | float, what: str = "eps", *, upper: float = 1.0) 
 
 
 def format_fraction(value: float) -> str:
-    """The way people write an eps: `8/255` where it is one, else `0.15`."""
+    """An eps as people write it: `8/255` for a multiple of 1/255, else `0.15`."""
     levels = value * 255
     if abs(levels - round(levels)) < 1e-6 and 0 < round(levels) < 255 and abs(value * 100 - round(value * 100)) > 1e-9:
         return f"{round(levels)}/255"
