@@ -1,4 +1,4 @@
-"""Files that came from elsewhere: where they lie, and one line for whatever is wrong with them."""
+"""Finds a dataset's files, and turns every error in reading them into one line."""
 
 import os
 import zlib
@@ -12,19 +12,18 @@ from dgad_tk.strangers.first_bytes import beginning, placeholder
 
 
 class Place(NamedTuple):
-    """A folder that may hold a dataset, and the files that the dataset would have there."""
+    """A folder that may hold a dataset, and the names that the dataset's files would have there."""
 
     folder: Path
     files: Sequence[str]
 
     @property
     def missing(self) -> list[str]:
-        """The files that are not there."""
         return [name for name in self.files if not os.path.isfile(self.folder / name)]
 
 
 class NotThereError(UserError):
-    """The files of a dataset are not where they were looked for, or not all of them; a download may help."""
+    """Some files of a dataset are missing; a download may help."""
 
 
 def find(title: str, places: Sequence[Place], hint: str) -> Place:
@@ -32,11 +31,11 @@ def find(title: str, places: Sequence[Place], hint: str) -> Place:
 
     Args:
         title: of the dataset.
-        places: where to look; the last one is named where there is nothing at all.
+        places: where to look. The error names the last one where no place has any file.
         hint: how to get the files.
 
     Raises:
-        NotThereError: there is none.
+        NotThereError: no place has all files.
     """
     for place in places:
         if not place.missing:
@@ -49,11 +48,7 @@ def find(title: str, places: Sequence[Place], hint: str) -> Place:
 
 @contextmanager
 def readable(path: Path, what: str) -> Iterator[None]:
-    """Damage of any kind inside the block becomes one line: `path` cannot be read as `what`.
-
-    Raises:
-        UserError: in place of OSError, EOFError, ValueError and zlib.error.
-    """
+    """Turn an OSError, EOFError, ValueError or zlib.error into a UserError: `path` cannot be read as `what`."""
     try:
         yield
     except (OSError, EOFError, ValueError, zlib.error) as error:
@@ -66,11 +61,7 @@ def readable(path: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def accessible(path: Path) -> Iterator[None]:
-    """Failing to read `path`, or a file below it, inside the block becomes one line.
-
-    Raises:
-        UserError: in place of OSError and UnicodeDecodeError.
-    """
+    """Turn an OSError or UnicodeDecodeError about `path`, or a file below it, into a UserError."""
     try:
         yield
     except (OSError, UnicodeDecodeError) as error:
