@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from dataset_files import random_pixels, write_fashion, write_idx
 from PIL import Image
 from shared import ROOT
 
@@ -17,16 +17,10 @@ from dgad_tk.data.sources.fashion_mnist import _find
 from dgad_tk.data.spec import Part
 from dgad_tk.data.splits import make_splits, shares_images, stratified_order, without_images
 
-Pixels = NDArray[np.uint8]
-
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGAD_CACHE", str(tmp_path / "cache"))
-
-
-def random_pixels(*shape: int, seed: int = 0) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def write_tree(root: Path, *, folders: tuple[str, ...] = ("train", "test"), per_class: int = 3, size: int = 8) -> Path:
@@ -37,23 +31,6 @@ def write_tree(root: Path, *, folders: tuple[str, ...] = ("train", "test"), per_
                 pixels = random_pixels(size, size, 3, seed=100 * number + 10 * row + image)
                 Image.fromarray(pixels).save(root / folder / name / f"{image}.png")
     return root
-
-
-def write_idx(path: Path, values: Pixels) -> None:
-    header = bytes([0, 0, 8, values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wb") if path.suffix == ".gz" else path.open("wb") as file:
-        file.write(header + values.tobytes())
-
-
-def write_fashion(folder: Path, *, suffix: str = ".gz", n: int = 40) -> dict[str, Pixels]:
-    arrays = {}
-    for seed, prefix in enumerate(("train", "t10k")):
-        arrays[f"{prefix}-images-idx3-ubyte"] = random_pixels(n, 28, 28, seed=seed)
-        arrays[f"{prefix}-labels-idx1-ubyte"] = (np.arange(n) % 10).astype(np.uint8)
-    for name, values in arrays.items():
-        write_idx(folder / f"{name}{suffix}", values)
-    return arrays
 
 
 def all_rows(dataset: Dataset) -> list[bytes]:
