@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 from torch import Tensor, fx, nn
 
-from dgad_tk.artifacts.predictor import Images, Logits, Predictor, check_classes, probe_classes
+from dgad_tk.artifacts.predictor import Images, Logits, Predictor, count_classes
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import UserError, reason_of, sha256_file
@@ -96,8 +96,7 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
         assert squash is not None
         return squash.log_probabilities(squash.probabilities(logits), answers[output].dtype)
 
-    classes = probe_classes(predict, image.shape, where)
-    check_classes(classes, artifact, where)
+    classes = count_classes(predict, image.shape, artifact, where)
     if len(answers) > 1:
         notes = [f"the logits are the output '{output}', one of {', '.join(answers)}", *notes]
     predictor = Predictor(
