@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.lib.format import open_memmap, write_array_header_1_0
 
-from dgad_tk.common import UserError, cache_dir, sha256_file, written_aside
+from dgad_tk.common import UserError, cache_dir, sha256_file, write_json, written_aside
 from dgad_tk.data.reading import accessible
 from dgad_tk.data.spec import Decoded, Labels, Part
 
@@ -162,8 +162,7 @@ def _write(folder: Path, classes: list[str], parts: Mapping[str, Iterable[Part]]
         "shapes": {name: content.shape for name, content in contents.items()},
         "sha256": content_sha256(classes, contents),
     }
-    with written_aside(folder / "meta.json") as aside:
-        aside.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_json(folder / "meta.json", record)
 
 
 def _write_images(path: Path, pieces: Iterable[Part]) -> Content:

@@ -77,9 +77,10 @@ def _decoded(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterat
     n = max(1, BLOCK_BYTES // (3 * size * size))
     decode_some = partial(_decode_all, root, size=size, exact=exact)
     pieces = (files[start : start + n] for start in range(0, len(files), n))
-    if (threads := _threads(root, files)) == 1:
-        yield from map(decode_some, pieces)
-        return
+    threads = 1
+    with suppress(OSError):  # the decoder says what is wrong with the file
+        if (root / files[len(files) // 2]).stat().st_size >= THREADS_FROM_BYTES:
+            threads = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         # A bounded number ahead, so that results do not pile up in memory when the disk is slow.
         ahead: deque[Future[_Block]] = deque()
@@ -89,14 +90,6 @@ def _decoded(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterat
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
-
-
-def _threads(root: Path, files: Sequence[str]) -> int:
-    """How many threads pay off, by the size of the file in the middle of the list."""
-    with suppress(OSError):  # the decoder says what is wrong with it
-        if (root / files[len(files) // 2]).stat().st_size >= THREADS_FROM_BYTES:
-            return min(8, os.cpu_count() or 1)
-    return 1
 
 
 def _decode_all(root: Path, files: Sequence[str], size: int, exact: bool) -> _Block:
