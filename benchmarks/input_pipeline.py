@@ -65,7 +65,7 @@ def ours(split: Split, batch_size: int, augmentation: Augmentation, noise: bool)
     def epoch() -> Iterable[Tensor]:
         number = next(epochs)
         order = draws.permutation("order", len(split), epoch=number)
-        for positions in batch_positions(order, batch_size):
+        for positions in batch_positions(order, batch_size, smallest=2):
             images, _, index = fetch(split, positions, CPU)
             batch = augment(images, augmentation=augmentation, draws=draws, index=index, epoch=number)
             if noise:

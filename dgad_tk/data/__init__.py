@@ -65,7 +65,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "imagefolder": DatasetSpec(
         description="your own images: train/CLASS/* and test/CLASS/* in --data-dir, as RGB of --image-size",
         load=imagefolder.load,
-        resizable=True,
+        image_size=32,
     ),
 }
 
@@ -86,7 +86,8 @@ def load_dataset(
             with a name that is not UTF-8, or no network.
     """
     spec = lookup(DATASETS, name, "dataset")
-    if image_size is not None and not spec.resizable:
+    size = spec.image_size if image_size is None else image_size
+    if image_size is not None and not spec.image_size:
         raise UserError(
             f"dataset '{name}' has images of one size and takes no --image-size",
             hint="only imagefolder resizes; leave the option out",
@@ -100,17 +101,17 @@ def load_dataset(
         options["data_dir"] = real if is_utf8(real) else os.path.abspath(folder)  # a link's own name may be UTF-8
         check_utf8(str(options["data_dir"]), "the path of the images")
     try:
-        decoded = spec.load(folder, image_size)
+        decoded = spec.load(folder, size)
     except NotThereError as error:
         if download and spec.fetch is not None:
             spec.fetch(folder or downloads(name))
-            decoded = spec.load(folder, image_size)
+            decoded = spec.load(folder, size)
         elif folder is not None and not os.path.isdir(folder):
             raise UserError(f"--data-dir {folder} is not a folder", hint=error.hint) from None
         else:
             raise
-    if decoded.image_size is not None:
-        options["image_size"] = decoded.image_size
+    if spec.image_size:
+        options["image_size"] = size
     train, val, test = make_splits(decoded.parts)
     notes = decoded.notes
     if shares_images(train, val):

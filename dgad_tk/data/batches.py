@@ -10,7 +10,7 @@ from torch import Tensor
 from dgad_tk.data import Split
 
 
-def batch_positions(order: Tensor, batch_size: int, smallest: int = 2) -> Iterator[NDArray[np.int64]]:
+def batch_positions(order: Tensor, batch_size: int, smallest: int) -> Iterator[NDArray[np.int64]]:
     """An epoch's order cut into batches. A last batch of fewer than `smallest` images joins the one before it.
 
     The reason is BatchNorm: a single image whose feature map is one pixel has no variance.

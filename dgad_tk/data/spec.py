@@ -53,14 +53,12 @@ class Decoded:
         classes: class names in the order of the labels.
         parts: "train", "test" and, where the data have their own, "val".
         sha256: `cache.content_sha256` of them.
-        image_size: height and width after resizing; None where the data have one size of their own.
         notes: a sentence per kind of file that was found and not used. The cache keeps none: the files may change.
     """
 
     classes: list[str]
     parts: Mapping[str, Part]
     sha256: str
-    image_size: int | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -104,22 +102,22 @@ class DatasetSpec:
 
     Attributes:
         description: one line for `dgad list datasets`.
-        load: maps (data_dir, image_size), each None if not given, to decoded arrays. Raises NotThereError for missing
-            files, UserError for damaged ones.
+        load: maps (data_dir or None, image_size) to decoded arrays. Raises NotThereError for missing files, UserError
+            for damaged ones.
         augmentation: of training images.
         eps: default radius per norm, as a fraction of 1.
         training: settings of a TrainConfig that differ from the paper's for CIFAR, by name.
         fetch: fetches missing files into a folder, or raises UserError; None where there is nothing to fetch.
-        resizable: `--image-size` applies; otherwise the data have one size of their own.
+        image_size: default of `--image-size`; 0 where the data have one size of their own.
     """
 
     description: str
-    load: Callable[[Path | None, int | None], Decoded]
+    load: Callable[[Path | None, int], Decoded]
     augmentation: Augmentation = Augmentation(padding=4, flip=True)
     eps: Mapping[str, float] = field(default_factory=lambda: {"linf": 8 / 255, "l2": 0.5, "l1": 12.0})
     training: Mapping[str, Any] = field(default_factory=dict)
     fetch: Callable[[Path], None] | None = None
-    resizable: bool = False
+    image_size: int = 0
 
 
 @dataclass(frozen=True, eq=False)

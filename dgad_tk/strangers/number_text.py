@@ -78,7 +78,7 @@ def _decimal(text: str) -> Fraction:
     return Fraction(text.replace("_", ""))
 
 
-def parse_fraction(text: str | float, what: str = "eps", *, upper: float = 1.0) -> float:
+def parse_fraction(text: str | float, *, upper: float = 1.0) -> float:
     """`8/255`, `4.5/255`, `0.03` or a number, as a float in [0, upper].
 
     Raises:
@@ -89,13 +89,13 @@ def parse_fraction(text: str | float, what: str = "eps", *, upper: float = 1.0) 
     except (TypeError, ValueError, OverflowError) as error:
         own = error.hint if isinstance(error, NotANumberError) else ""
         raise UserError(
-            f"{what} must be a fraction of 1 such as 8/255 or 0.03, got '{text}'",
+            f"eps must be a fraction of 1 such as 8/255 or 0.03, got '{text}'",
             hint=own or "pixels run from 0 to 1 here, whatever the dataset's own range",
         ) from None
     if not 0 <= value <= upper:
         bounds = "not be negative" if upper == math.inf else f"be between 0 and {upper:g}"
         raise UserError(
-            f"{what} must {bounds}, got '{text}'",
+            f"eps must {bounds}, got '{text}'",
             hint=f"write {text}/255 if you mean {text} of 255 grey levels" if 1 < value <= 255 else "for example 8/255",
         )
     return value

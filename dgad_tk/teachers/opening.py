@@ -24,7 +24,8 @@ from dgad_tk.teachers.matching import Wanted, match_network
 
 BETTER = 0.05
 """Share of the images by which the other normalisation has to be better before a warning is given."""
-BATCH_SIZE = 250
+LOOKED_AT, BATCH_SIZE = 1000, 250
+"""Images that the check of a teacher uses, in all and at a time."""
 
 
 def open_teacher(
@@ -92,12 +93,10 @@ def check_record(record: Artifact, dataset: Dataset, *, given: Sequence[float] =
         )
 
 
-def check_teacher(
-    teacher: nn.Module, dataset: Dataset, *, device: torch.device, name: str = "", limit: int = 1000
-) -> tuple[str, list[str]]:
+def check_teacher(teacher: nn.Module, dataset: Dataset, *, device: torch.device, name: str) -> tuple[str, list[str]]:
     """How well a teacher knows the images that it will teach on: a line of summary, and what to doubt.
 
-    The teacher answers the first `limit` training images twice: as they are, and with the other normalisation. That
+    The teacher answers the first 1,000 training images twice: as they are, and with the other normalisation. That
     is the images normalised by their own mean and std or, where the teacher normalises inside, without that.
 
     Args:
@@ -105,7 +104,7 @@ def check_teacher(
         name: as `open_teacher` returned it.
     """
     teacher = teacher.to(device).eval()
-    split = dataset.train.subset(min(limit, len(dataset.train)))
+    split = dataset.train.subset(LOOKED_AT)
     inside = isinstance(getattr(teacher, "normalize", None), Normalize)
     # Over these images alone: over all of a large dataset it would take minutes.
     mean, std = replace(dataset, train=split).statistics()

@@ -13,7 +13,7 @@ from dgad_tk.data.splits import stratified_order
 TEST_IMAGES = 360
 
 
-def load(data_dir: Path | None, image_size: int | None) -> Decoded:
+def load(data_dir: Path | None, image_size: int) -> Decoded:
     """The digits that come with scikit-learn. A fixed fifth is the test part; UserError where a folder was given."""
     if data_dir is not None:
         raise UserError(

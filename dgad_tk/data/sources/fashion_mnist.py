@@ -24,7 +24,7 @@ LARGEST = 2**30
 GET_IT = "install Debian's package dataset-fashion-mnist, give --data-dir ROOT, or --download"
 
 
-def load(data_dir: Path | None, image_size: int | None) -> Decoded:
+def load(data_dir: Path | None, image_size: int) -> Decoded:
     """Fashion-MNIST from its four idx files, gzipped or not, in one folder or below torchvision's root."""
     root, files = _find(data_dir)
     return cached(

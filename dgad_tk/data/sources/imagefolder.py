@@ -14,22 +14,20 @@ from dgad_tk.data.reading import NotThereError
 from dgad_tk.data.spec import Decoded, Labels, Part
 from dgad_tk.data.tree import LAYOUT, Tree, check_classes, parts_in, tree_of
 
-DEFAULT_SIZE, SMALLEST, LARGEST = 32, 4, 512
+SMALLEST, LARGEST = 4, 512
 
 
-def load(data_dir: Path | None, image_size: int | None) -> Decoded:
-    """A tree of class folders as RGB images of `image_size` x `image_size`, 32 by default.
+def load(data_dir: Path | None, image_size: int) -> Decoded:
+    """A tree of class folders as RGB images of `image_size` x `image_size`.
 
     Images are resized without cropping by Pillow's bilinear filter, which averages over all pixels where it shrinks.
     Transparency is dropped and EXIF rotation is not applied, as in torchvision. With train/, val/ and test/, val/ is
     the validation split; with train/ and val/ only, val/ is the test split. Other names with the same meaning
     (`Validation`, `dev_set`) work too. Class names are compared in Unicode's composed form.
     """
-    size = DEFAULT_SIZE if image_size is None else image_size
-    if not SMALLEST <= size <= LARGEST:
+    if not SMALLEST <= image_size <= LARGEST:
         raise UserError(
-            f"image_size must be from {SMALLEST} to {LARGEST}, got {size}",
-            hint=f"the default is {DEFAULT_SIZE}",
+            f"image_size must be from {SMALLEST} to {LARGEST}, got {image_size}", hint="leave it out for the default"
         )
     if data_dir is None or not os.path.isdir(data_dir):
         raise NotThereError("dataset 'imagefolder' needs --data-dir", hint=LAYOUT)
@@ -41,8 +39,8 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
     classes = check_classes(data_dir, trees)
     # The names of parts and classes belong to the cache's key anyway, but as they are on disk. Entries of older
     # versions hold them so.
-    salt = f"image_size {size}" + ("" if all(map(str.isascii, classes)) else " composed")
-    return replace(cached_trees("imagefolder", data_dir, trees, size, salt=salt), image_size=size, notes=notes)
+    salt = f"image_size {image_size}" + ("" if all(map(str.isascii, classes)) else " composed")
+    return replace(cached_trees("imagefolder", data_dir, trees, image_size, salt=salt), notes=notes)
 
 
 def cached_trees(

@@ -22,7 +22,7 @@ GET_IT = (
 )
 
 
-def load(data_dir: Path | None, image_size: int | None) -> Decoded:
+def load(data_dir: Path | None, image_size: int) -> Decoded:
     """Tiny ImageNet as its archive unpacks, or with val/ sorted into class folders. Classes are the sorted wnids.
 
     The archive's val/ is the test part, since the labels of its test/ are not public. Grey images become RGB.
