@@ -33,7 +33,7 @@ from torchvision import transforms
 from dgad_tk.ascent.inner_max import draw_noise
 from dgad_tk.data import Augmentation, Split
 from dgad_tk.data.augment import augment
-from dgad_tk.data.batches import batch_positions, fetch
+from dgad_tk.data.batches import batch_positions, on_device
 from dgad_tk.draws import Draws
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def ours(split: Split, batch_size: int, augmentation: Augmentation, noise: bool)
         number = next(epochs)
         order = draws.permutation("order", len(split), epoch=number)
         for positions in batch_positions(order, batch_size, smallest=2):
-            images, _, index = fetch(split, positions, CPU)
+            images, _, index = on_device(split, positions, CPU)
             batch = augment(images, augmentation=augmentation, draws=draws, index=index, epoch=number)
             if noise:
                 draw_noise(draws, "noise", tuple(batch.shape[1:]), index, "uniform", epoch=number)

@@ -64,7 +64,10 @@ def other_order(labels: Classes, answers: Classes, names: Sequence[str]) -> Othe
     known = int(max(answers.max(initial=NONE) + 1, len(names)))
     found = _found_order(labels, answers, len(names), known)
     orders = [(found, _moves(found, names))] if (found != np.arange(len(names))).any() else []
-    orders += [each for each in _common_orders(names, known) if _explains(labels, answers, each[0])]
+    for order, reason in _common_orders(names, known):
+        wanted = order[labels]
+        if _convincing((wanted != labels) & (wanted != NOWHERE), labels, answers, wanted):
+            orders.append((order, reason))
     before = int((answers == labels).sum())
     told = [OtherOrder(before, int((answers == order[labels]).sum()), len(labels), why) for order, why in orders]
     # Of orders that correct as much, a common one is believed before the found one.
@@ -99,14 +102,11 @@ def _counted(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts]
 
 
-def _explains(labels: Classes, answers: Classes, order: Classes) -> bool:
-    about = (order[labels] != labels) & (order[labels] != NOWHERE)
-    right, spoilt = about & (answers == order[labels]), about & (answers == labels)
-    return _convincing(int(right.sum()), int(spoilt.sum()), int(about.sum()))
-
-
-def _convincing(right: int, spoilt: int, n: int) -> bool:
-    """Whether an order that corrects `right` of `n` images and spoils others is surely better than none."""
+def _convincing(rows: NDArray[np.bool_], labels: Classes, answers: Classes, wanted: Classes) -> bool:
+    """Whether, on the images `rows`, the answers are surely the classes `wanted` and not the labels."""
+    right = int((rows & (answers == wanted) & (answers != labels)).sum())
+    spoilt = int((rows & (answers == labels) & (answers != wanted)).sum())
+    n = int(rows.sum())
     return right - spoilt >= EXPLAINED * (n - spoilt) and right >= 2 * spoilt and outnumbers(right, spoilt)
 
 
@@ -133,10 +133,7 @@ def _found_order(labels: Classes, answers: Classes, k: int, known: int) -> Class
     wanted = np.where(half == 0, orders[0][labels], orders[1][labels])
     whole, found = _assigned(labels, answers, k, known), kept.copy()
     for group in _groups(whole):
-        rows = np.isin(labels, group)
-        right = rows & (answers == wanted) & (answers != labels)
-        spoilt = rows & (answers == labels) & (answers != wanted)
-        if _convincing(int(right.sum()), int(spoilt.sum()), int(rows.sum())):
+        if _convincing(np.isin(labels, group), labels, answers, wanted):
             found[group] = whole[group]
     return found
 

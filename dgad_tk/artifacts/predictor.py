@@ -83,7 +83,7 @@ def predictor_of_module(
         UserError: it does not map `(N, C, H, W)` to `(N, K)`, or `interface` does not apply to it.
     """
     where = str(path or "the module")
-    interface.check_record(artifact, where)
+    interface.check_unneeded(artifact, where)
     if interface.layout or interface.logits_output:
         raise UserError(
             f"'{where}' is no ONNX file: it takes (N, C, H, W) and has one output",

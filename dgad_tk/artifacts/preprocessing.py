@@ -81,7 +81,7 @@ class Interface:
             steps["normalize"] = Normalize(self.mean or (0.0,), self.std or (1.0,))
         return nn.Sequential(steps)
 
-    def check_record(self, artifact: Artifact | None, where: str) -> None:
+    def check_unneeded(self, artifact: Artifact | None, where: str) -> None:
         """Raise UserError where a file of this package, which takes images as they are, is to get other ones."""
         if artifact is not None and (self.changes_values or self.layout == "nhwc"):
             raise UserError(

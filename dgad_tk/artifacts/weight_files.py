@@ -138,7 +138,7 @@ def _other_archive(path: Path) -> Refusal | None:
     """What a zip archive is instead of a file of `torch.save`; None where it may be one."""
     names = _members(path)
     inner = {name.partition("/")[2] for name in names}
-    if is_torchscript(path):
+    if "constants.pkl" in inner:
         return (
             "it is a TorchScript file, a program of its own",
             "save the state_dict() of the network that it was made from",

@@ -23,7 +23,7 @@ def batch_positions(order: Tensor, batch_size: int, smallest: int) -> Iterator[N
         yield positions[start:end]
 
 
-def fetch(split: Split, positions: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def on_device(split: Split, positions: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """uint8 images `(N, C, H, W)`, labels and dataset indices of `positions`, on `device`."""
     images = torch.from_numpy(split.take(positions)).to(device, non_blocking=True)
     labels = torch.from_numpy(split.labels[positions]).to(device, non_blocking=True)

@@ -17,10 +17,6 @@ class Place(NamedTuple):
     folder: Path
     files: Sequence[str]
 
-    @property
-    def missing(self) -> list[str]:
-        return [name for name in self.files if not os.path.isfile(self.folder / name)]
-
 
 class NotThereError(UserError):
     """Some files of a dataset are missing; a download may help."""
@@ -37,12 +33,13 @@ def find(title: str, places: Sequence[Place], hint: str) -> Place:
     Raises:
         NotThereError: no place has all files.
     """
-    for place in places:
-        if not place.missing:
+    lacking = [[name for name in place.files if not os.path.isfile(place.folder / name)] for place in places]
+    for place, missing in zip(places, lacking, strict=True):
+        if not missing:
             return place
-    for place in places:
-        if len(place.missing) < len(place.files):
-            raise NotThereError(f"{place.folder}: {title} without {', '.join(place.missing)}", hint=hint)
+    for place, missing in zip(places, lacking, strict=True):
+        if len(missing) < len(place.files):
+            raise NotThereError(f"{place.folder}: {title} without {', '.join(missing)}", hint=hint)
     raise NotThereError(f"no {title} in {places[-1].folder}", hint=hint)
 
 

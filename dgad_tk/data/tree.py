@@ -8,7 +8,7 @@ from pathlib import Path
 from dgad_tk.common import UserError, nearest
 from dgad_tk.data.endings import by_ending, counted, ending_of, first_names, is_image, notes_on, readable_endings
 from dgad_tk.data.reading import accessible
-from dgad_tk.strangers.names import check_class_name, composed, shown
+from dgad_tk.strangers.names import RENAME, check_utf8, composed, shown
 
 LAYOUT = "the folder must hold train/CLASS/image files, and test/CLASS/ or val/CLASS/ likewise"
 
@@ -92,7 +92,10 @@ def tree_of(root: Path, folder: str, usual: Set[str] = frozenset()) -> tuple[Tre
             if ending_of(entry.name) not in usual:
                 beside.append(entry.name)
             continue
-        check_class_name(entry.name, str(root / folder))
+        what = f"{root / folder}: the class folder"
+        check_utf8(entry.name, what)
+        if shown(entry.name) != entry.name:
+            raise UserError(f"{what} '{shown(entry.name)}' has control characters in its name", hint=RENAME)
         name = composed(entry.name)
         if name in on_disk:
             raise UserError(
@@ -152,7 +155,7 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))
 
 
-def check_classes(root: Path, trees: dict[str, Tree]) -> list[str]:
+def classes_of(root: Path, trees: dict[str, Tree]) -> list[str]:
     """The classes of "train".
 
     Raises:

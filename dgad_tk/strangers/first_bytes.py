@@ -9,7 +9,6 @@ _ANNEX = (b"/annex/objects/", b"../.git/annex/objects/")
 _ARCHIVES = {b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a gzip archive", b"BZh": "a bzip2 archive"}
 _ARCHIVES |= {b"\xfd7zXZ\x00": "an xz archive", b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"Rar!": "a RAR archive"}
 
-_FETCH = "fetch the file itself: `git lfs pull`"
 _AGAIN = "download it again; the address may ask for a login or a confirmation"
 
 
@@ -26,7 +25,7 @@ def placeholder(head: bytes) -> tuple[str, str] | None:
     if not head.strip(b"\0"):
         return "a file of zeros", "copy it again; a download or a disk failed half-way"
     if head.startswith(_LFS):
-        return "a Git LFS pointer", _FETCH
+        return "a Git LFS pointer", "fetch the file itself: `git lfs pull`"
     if head.startswith(_ANNEX):
         return "a git-annex pointer", "fetch the file itself: `git annex get`"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()

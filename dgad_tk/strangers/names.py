@@ -42,17 +42,6 @@ def check_utf8(name: str, what: str, hint: str = RENAME) -> None:
         raise UserError(f"{what} '{shown(name)}' is not UTF-8, and could not be written into any record", hint=hint)
 
 
-def check_class_name(name: str, where: str) -> None:
-    """Refuse a class folder in `where` whose name cannot be a class name: one line of UTF-8.
-
-    Raises:
-        UserError: the name holds bytes that are not UTF-8, or control characters.
-    """
-    check_utf8(name, f"{where}: the class folder")
-    if shown(name) != name:
-        raise UserError(f"{where}: the class folder '{shown(name)}' has control characters in its name", hint=RENAME)
-
-
 def composed(name: str) -> str:
     """The name in Unicode's composed form (NFC), in which equal names are equal text."""
     return unicodedata.normalize("NFC", name)

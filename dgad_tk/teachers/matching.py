@@ -51,7 +51,7 @@ class Wanted:
         return find_model(model)(self.channels, self.classes)
 
 
-Found = tuple[StateDict, Reading]
+Match = tuple[StateDict, Reading]
 """A state dict of a file, and the network that it was read as."""
 
 
@@ -158,7 +158,7 @@ def _refuse_all(readings: Sequence[tuple[StateDict, Reading | None]], wanted: Wa
     raise AssertionError(f"{path}: nothing is wrong with it")
 
 
-def _refuse_others(usable: Sequence[Found], on_message: Callable[[str], None]) -> None:
+def _refuse_others(usable: Sequence[Match], on_message: Callable[[str], None]) -> None:
     """Report a network that differs from the chosen one; raise UserError where neither comes first by its rank."""
     chosen, reading = usable[0]
     shapes, _ = layout_of(find_model(reading.model))
@@ -189,7 +189,7 @@ def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return names == theirs and all(same(one[name], other[name]) for name in names)
 
 
-def _refuse_misfit(found: Found, net: nn.Module, wanted: Wanted) -> None:
+def _refuse_misfit(found: Match, net: nn.Module, wanted: Wanted) -> None:
     """Raise UserError where names, shapes or types differ from the network's; it lists the first five."""
     (chosen, reading), state = found, net.state_dict()
     path, model, tensors = chosen.path, reading.model, reading.weights(state)

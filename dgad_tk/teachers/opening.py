@@ -16,7 +16,7 @@ from dgad_tk.artifacts.weights import has_record, load_model
 from dgad_tk.common import UserError, sha256_file
 from dgad_tk.data import Dataset
 from dgad_tk.data.augment import to_float
-from dgad_tk.data.batches import fetch
+from dgad_tk.data.batches import on_device
 from dgad_tk.models import Normalize, check_input
 from dgad_tk.strangers.names import same_names
 from dgad_tk.teachers.foreign import SUFFIXES, read_state_dicts
@@ -112,7 +112,7 @@ def check_teacher(teacher: nn.Module, dataset: Dataset, *, device: torch.device,
     answers = np.full((2, len(split)), NONE)
     with torch.no_grad():
         for positions in np.array_split(np.arange(len(split)), math.ceil(len(split) / BATCH_SIZE)):
-            x = to_float(fetch(split, positions, device)[0])
+            x = to_float(on_device(split, positions, device)[0])
             for row, net in zip(answers, (teacher, other), strict=True):
                 logits = net(x)
                 predicted = torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), NONE)

@@ -68,7 +68,7 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
     where = str(path)
     proto = read_onnx(path)
     artifact = Artifact.from_mapping({entry.key: entry.value for entry in proto.metadata_props}, where)
-    interface.check_record(artifact, where)
+    interface.check_unneeded(artifact, where)
     if artifact is not None:
         input_shape, interface = artifact.input_shape, replace(interface, layout="nchw")
     session = open_session(path)

@@ -22,7 +22,7 @@ BLOCK = 1024
 _log = logging.getLogger(__name__)
 
 
-class Layout(NamedTuple):
+class Form(NamedTuple):
     """One of the two published forms: the archive, the folder in it, the file of class names, the ending of the others.
 
     Pickles have no ending. Records, which are label bytes and pixel bytes, end in `.bin`.
@@ -55,10 +55,10 @@ class Cifar:
     prefix: str
     label_bytes: int
     parts: Mapping[str, Sequence[str]]
-    layouts: tuple[Layout, Layout]
+    layouts: tuple[Form, Form]
     md5: Mapping[str, str]
 
-    def files(self, layout: Layout) -> list[str]:
+    def files(self, layout: Form) -> list[str]:
         """All files that are read: the class names, and the images of both parts."""
         return [layout.names, *(name + layout.ending for part in sorted(self.parts) for name in self.parts[part])]
 
@@ -71,8 +71,8 @@ CIFAR10 = Cifar(
     label_bytes=1,
     parts={"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]},
     layouts=(
-        Layout("cifar-10-python.tar.gz", "cifar-10-batches-py", "batches.meta", ""),
-        Layout("cifar-10-binary.tar.gz", "cifar-10-batches-bin", "batches.meta.txt", ".bin"),
+        Form("cifar-10-python.tar.gz", "cifar-10-batches-py", "batches.meta", ""),
+        Form("cifar-10-binary.tar.gz", "cifar-10-batches-bin", "batches.meta.txt", ".bin"),
     ),
     md5={
         "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
@@ -92,8 +92,8 @@ CIFAR100 = Cifar(
     label_bytes=2,
     parts={"train": ["train"], "test": ["test"]},
     layouts=(
-        Layout("cifar-100-python.tar.gz", "cifar-100-python", "meta", ""),
-        Layout("cifar-100-binary.tar.gz", "cifar-100-binary", "fine_label_names.txt", ".bin"),
+        Form("cifar-100-python.tar.gz", "cifar-100-python", "meta", ""),
+        Form("cifar-100-binary.tar.gz", "cifar-100-binary", "fine_label_names.txt", ".bin"),
     ),
     md5={
         "meta": "7973b15100ade9c7d40fb424638fde48",

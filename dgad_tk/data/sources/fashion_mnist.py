@@ -19,7 +19,7 @@ CLASSES = [
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the four files."""
 PREFIXES = {"train": "train", "test": "t10k"}
-LARGEST = 2**30
+LARGEST_BYTES = 2**30
 """Most bytes of an array. The largest official one has 47 million."""
 GET_IT = "install Debian's package dataset-fashion-mnist, give --data-dir ROOT, or --download"
 
@@ -72,7 +72,7 @@ def _array(path: Path, dimensions: int) -> Pixels:
             raise ValueError(f"not an idx file of unsigned bytes in {dimensions} dimensions")
         shape = [int.from_bytes(file.read(4)) for _ in range(dimensions)]
         size = math.prod(shape)
-        if size > LARGEST:
+        if size > LARGEST_BYTES:
             raise ValueError(f"it announces {size:,} bytes")
         content = file.read(size + 1)  # one more, so that gzip reaches its checksum
         if len(content) != size:

@@ -12,7 +12,7 @@ from dgad_tk.data.cache import cached
 from dgad_tk.data.decoding import blocks
 from dgad_tk.data.reading import NotThereError
 from dgad_tk.data.spec import Decoded, Labels, Part
-from dgad_tk.data.tree import LAYOUT, Tree, check_classes, parts_in, tree_of
+from dgad_tk.data.tree import LAYOUT, Tree, classes_of, parts_in, tree_of
 
 SMALLEST, LARGEST = 4, 512
 
@@ -36,7 +36,7 @@ def load(data_dir: Path | None, image_size: int) -> Decoded:
     for part, folder in folders.items():
         trees[part], left_out = tree_of(data_dir, folder)
         notes += left_out
-    classes = check_classes(data_dir, trees)
+    classes = classes_of(data_dir, trees)
     # The names of parts and classes belong to the cache's key anyway, but as they are on disk. Entries of older
     # versions hold them so.
     salt = f"image_size {image_size}" + ("" if all(map(str.isascii, classes)) else " composed")

@@ -10,7 +10,7 @@ import pickle
 import struct
 from typing import Any, BinaryIO, ClassVar
 
-LARGEST = 2**28
+LARGEST_BYTES = 2**28
 """Most bytes of a file; CIFAR's largest has 155 million. A hostile file takes a multiple of its size in memory."""
 
 _NAMES = {
@@ -67,7 +67,7 @@ def read(file: BinaryIO) -> object:
         ValueError: the file is damaged or too large, or holds anything but plain values and arrays.
     """
     size = os.fstat(file.fileno()).st_size
-    if size > LARGEST:
+    if size > LARGEST_BYTES:
         raise ValueError(f"{size:,} bytes are more than a file of CIFAR's has")
     try:
         return _Unpickler(file, encoding="bytes").load()

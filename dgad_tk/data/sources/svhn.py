@@ -22,7 +22,7 @@ from dgad_tk.data.spec import Decoded, Part
 
 FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 CLASSES = [str(digit) for digit in range(10)]
-LARGEST = 2**30
+LARGEST_BYTES = 2**30
 """Most bytes of a file or of an array. The largest official one has 225 million."""
 MATRIX, COMPRESSED = 14, 15
 STORED = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
@@ -63,15 +63,19 @@ def _read(path: Path) -> Iterator[Part]:
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of numbers in a MATLAB file of version 5, by name; ValueError where it is damaged or another file."""
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"it has more than {LARGEST:,} bytes")
+    if path.stat().st_size > LARGEST_BYTES:
+        raise ValueError(f"it has more than {LARGEST_BYTES:,} bytes")
     content = memoryview(path.read_bytes())
     if bytes(content[124:128]) != b"\x00\x01IM":
         raise ValueError("it is no little-endian MATLAB file of version 5")
     found = {}
     for kind, element in _elements(content[128:], 1):
         if kind == COMPRESSED:
-            ((kind, element),) = islice(_elements(_inflated(element)), 1)
+            machine = zlib.decompressobj()
+            inflated = machine.decompress(element, LARGEST_BYTES)
+            if not machine.eof:  # the checksum is compared at the end
+                raise ValueError("it ends too early")
+            ((kind, element),) = islice(_elements(memoryview(inflated)), 1)
         if kind == MATRIX:
             _, dims, name, numbers = islice(_elements(element), 4)
             if numbers[0] in STORED:
@@ -95,11 +99,3 @@ def _elements(content: memoryview, align: int = 8) -> Iterator[tuple[int, memory
             raise ValueError("it ends too early")
         yield kind, content[start:end]
         content = content[end + -end % align :]
-
-
-def _inflated(packed: memoryview) -> memoryview:
-    machine = zlib.decompressobj()
-    content = machine.decompress(packed, LARGEST)
-    if not machine.eof:  # the checksum is compared at the end
-        raise ValueError("it ends too early")
-    return memoryview(content)

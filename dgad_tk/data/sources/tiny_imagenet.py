@@ -10,7 +10,7 @@ from dgad_tk.data.endings import notes_on
 from dgad_tk.data.reading import NotThereError, accessible
 from dgad_tk.data.sources.imagefolder import cached_trees
 from dgad_tk.data.spec import Decoded
-from dgad_tk.data.tree import Tree, check_classes, images_below, tree_of
+from dgad_tk.data.tree import Tree, classes_of, images_below, tree_of
 
 SIZE = 64
 FOLDER = "tiny-imagenet-200"
@@ -33,7 +33,7 @@ def load(data_dir: Path | None, image_size: int) -> Decoded:
         test, more = _annotated(root, set(train))
     else:
         test, more = tree_of(root, "val", USUAL)
-    check_classes(root, {"train": train, "val": test})
+    classes_of(root, {"train": train, "val": test})
     beside = ANNOTATIONS if annotated else ""
     trees = {"train": train, "test": test}
     return replace(cached_trees("tiny-imagenet", root, trees, SIZE, exact=True, beside=beside), notes=notes + more)

@@ -141,7 +141,7 @@ def test_random_damage_is_a_user_error_or_none(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(svhn, "LARGEST", 2**20)
+    monkeypatch.setattr(svhn, "LARGEST_BYTES", 2**20)
     write_svhn(tmp_path, n=1000, X=np.zeros((32, 32, 3, 1000), np.uint8))
     assert (tmp_path / "train_32x32.mat").stat().st_size < 2**14
     with pytest.raises(UserError, match="train_32x32.mat cannot be read as SVHN"):
