@@ -1,6 +1,6 @@
 """What it costs to bring augmented training images to the network, against a torchvision DataLoader.
 
-Ours is what training does for each batch: `fetch` from the memory-mapped array, `augment`; with `--noise` the start
+Ours is what training does for each batch: `on_device` from the memory-mapped array, `augment`; with `--noise` the start
 noise of the attack too. The DataLoader is torchvision's usual CIFAR recipe over the same uint8 array: to PIL,
 RandomCrop with padding 4, RandomHorizontalFlip, ToTensor, in the process itself and in two workers that live through
 all epochs. Both make float32 batches of the same size in random order from the same synthetic images, in turn, so that

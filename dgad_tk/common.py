@@ -48,11 +48,7 @@ def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
 
 
 def lookup(table: Mapping[str, T], name: str, what: str) -> T:
-    """The row `name` of a table; `what` says what a row is, such as "method".
-
-    Raises:
-        UserError: there is no such row. The hint names the nearest one.
-    """
+    """The row `name` of a table of `what`s ("method", "model"); UserError with the nearest name where there is none."""
     if name not in table:
         raise UserError(f"unknown {what} '{name}'", hint=nearest(name, table))
     return table[name]

@@ -154,11 +154,7 @@ def count_classes(
 def load_safetensors(
     path: Path, input_shape: tuple[int, int, int] | None = None, interface: Interface = AS_IS
 ) -> Predictor:
-    """Open weights that `dgad train` wrote. `input_shape` is ignored, since the record holds it.
-
-    Raises:
-        UserError: as `load_model`, or `interface` contradicts the record.
-    """
+    """Open weights that `dgad train` wrote. `input_shape` is ignored, since the record holds it."""
     model, artifact = load_model(path)
     return predictor_of_module(
         model,

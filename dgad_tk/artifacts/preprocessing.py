@@ -63,11 +63,7 @@ class Interface:
         return f"for the file, pixels are {', '.join(parts)}" if parts else ""
 
     def preprocessing(self, channels: int) -> nn.Module:
-        """A module that brings images `(N, C, H, W)` in [0, 1] to the file's range and normalisation.
-
-        Raises:
-            UserError: mean or std are for another number of channels.
-        """
+        """A module that brings images `(N, C, H, W)` in [0, 1] to the file's range and normalisation."""
         steps: OrderedDict[str, nn.Module] = OrderedDict()
         for flag, values in (("--mean", self.mean), ("--std", self.std)):
             if len(values) not in (0, 1, channels):

@@ -13,11 +13,7 @@ _NOT_CONFIG = {"DGAD_CACHE"}
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Config values from `DGAD_*` variables: `DGAD_EPOCHS=5` is `epochs: 5`.
-
-    Raises:
-        UserError: a variable names no key, or its text is not a value of the key.
-    """
+    """Config values from `DGAD_*` variables: `DGAD_EPOCHS=5` is `epochs: 5`. UserError for an unknown key or value."""
     hints, found = hints_of(TrainConfig), {}
     for name, text in environment.items():
         if not name.startswith(ENVIRONMENT_PREFIX) or name in _NOT_CONFIG:

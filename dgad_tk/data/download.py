@@ -28,11 +28,7 @@ def downloads(name: str) -> Path:
 
 
 def fetch_files(folder: Path, remotes: Sequence[Remote]) -> None:
-    """Fetch those of `remotes` that `folder` lacks.
-
-    Raises:
-        UserError: no network, a wrong MD5, or `folder` cannot be written.
-    """
+    """Fetch those of `remotes` that `folder` lacks; UserError without network, or where the MD5 is wrong."""
     for remote in remotes:
         if not (folder / remote.name).exists():
             with _aside(folder) as aside:
@@ -42,8 +38,7 @@ def fetch_files(folder: Path, remotes: Sequence[Remote]) -> None:
 def fetch_archive(root: Path, remote: Remote, folder: str) -> None:
     """Unpack `folder` of a .tar.gz below `root`. The archive is fetched unless `root` holds it; no file is replaced.
 
-    Raises:
-        UserError: no network, a wrong MD5, or `root` cannot be written.
+    Errors are those of `fetch_files`.
     """
     from torchvision.datasets.utils import check_integrity  # imports torch
 

@@ -86,11 +86,7 @@ class Split:
         return np.ascontiguousarray(self.base[self.index[positions]])
 
     def subset(self, n: int) -> "Split":
-        """The first `n` images, nearly class-proportional; all of them when there are fewer.
-
-        Raises:
-            UserError: `n` is below 1.
-        """
+        """The first `n` >= 1 images, nearly class-proportional; all of them where there are fewer."""
         if n < 1:
             raise UserError(f"a number of images must be at least 1, got {n}", hint="leave it out to use all of them")
         return replace(self, index=self.index[:n], labels=self.labels[:n])

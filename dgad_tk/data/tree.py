@@ -77,10 +77,7 @@ def _listed(names: list[str]) -> str:
 
 
 def tree_of(root: Path, folder: str, usual: Set[str] = frozenset()) -> tuple[Tree, tuple[str, ...]]:
-    """The files of each class below `root/folder`, and notes on the files that are not used.
-
-    Args:
-        usual: endings of files that no note mentions.
+    """The files of each class below `root/folder`, and notes on unused files without a `usual` ending.
 
     Raises:
         UserError: a folder cannot be read, a class has no image, or a name cannot be a class name.
@@ -156,11 +153,7 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
 
 
 def classes_of(root: Path, trees: dict[str, Tree]) -> list[str]:
-    """The classes of "train".
-
-    Raises:
-        UserError: there are fewer than two, or another part has other classes.
-    """
+    """The classes of "train"; UserError where there are fewer than two, or another part has others."""
     classes = list(trees["train"])
     for part, tree in trees.items():
         if len(tree) < 2:

@@ -68,14 +68,6 @@ def text_of(head: bytes) -> str:
 
 
 def refuse_placeholder(path: Path, what: str) -> None:
-    """Refuse a file that is only a placeholder, before a reader complains about its header.
-
-    Args:
-        what: what the file should be, such as "an ONNX model".
-
-    Raises:
-        UserError: it is a pointer, an HTML page, an error message or empty.
-        OSError: it cannot be read.
-    """
+    """Raise UserError for a placeholder of a file that should be `what`, such as "an ONNX model"."""
     if found := placeholder(beginning(path)):
         raise UserError(f"'{path}' is {found[0]}, not {what}", hint=found[1])

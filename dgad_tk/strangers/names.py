@@ -33,11 +33,7 @@ def is_utf8(name: str) -> bool:
 
 
 def check_utf8(name: str, what: str, hint: str = RENAME) -> None:
-    """Refuse a name that cannot be written into records; `what` says what it names, such as "--out".
-
-    Raises:
-        UserError: it holds bytes that are not UTF-8.
-    """
+    """Raise UserError for a name that is not UTF-8; `what` says what it names, such as "--out"."""
     if not is_utf8(name):
         raise UserError(f"{what} '{shown(name)}' is not UTF-8, and could not be written into any record", hint=hint)
 

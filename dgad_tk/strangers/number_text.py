@@ -41,11 +41,7 @@ def exact(text: str) -> Fraction:
 
 
 def whole(text: str) -> int:
-    """`10`, `1_000`, `1e3` or `10.0` as a whole number.
-
-    Raises:
-        NotANumberError: as `exact`; or it is not whole, or written as a fraction.
-    """
+    """`10`, `1_000`, `1e3` or `10.0` as a whole number; NotANumberError for a fraction, and as `exact`."""
     if "/" in text:
         raise NotANumberError(f"'{text}' is a fraction")
     number = _decimal(text)
@@ -55,11 +51,7 @@ def whole(text: str) -> int:
 
 
 def real(text: str) -> float:
-    """The number of `exact`, rounded to a float.
-
-    Raises:
-        NotANumberError: as `exact`, or it is too large for a float.
-    """
+    """The number of `exact` rounded to a float; NotANumberError where it is too large, and as `exact`."""
     try:
         return float(exact(text))
     except OverflowError:
@@ -79,11 +71,7 @@ def _decimal(text: str) -> Fraction:
 
 
 def parse_fraction(text: str | float, *, upper: float = 1.0) -> float:
-    """`8/255`, `4.5/255`, `0.03` or a number, as a float in [0, upper].
-
-    Raises:
-        UserError: it is not a number or is outside these bounds.
-    """
+    """`8/255`, `4.5/255`, `0.03` or a number as a float; UserError where it is not one in [0, upper]."""
     try:
         value = real(text) if isinstance(text, str) else float(text)
     except (TypeError, ValueError, OverflowError) as error:

@@ -33,11 +33,7 @@ def normaliser_role(name: str, tensor: Tensor) -> str:
 
 
 def check_given(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
-    """Check that --teacher-mean and --teacher-std are for pixels in [0, 1], one value per channel.
-
-    Raises:
-        UserError: they are not.
-    """
+    """Raise UserError unless --teacher-mean and --teacher-std are for pixels in [0, 1], one value per channel."""
     for flag, values in (("--teacher-mean", mean), ("--teacher-std", std)):
         if bool(mean) != bool(std) or (values and len(values) != channels):
             example = ",".join(["0.5"] * channels)

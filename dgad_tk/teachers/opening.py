@@ -67,13 +67,9 @@ def open_teacher(
 
 
 def check_record(record: Artifact, dataset: Dataset, *, given: Sequence[float] = ()) -> None:
-    """Check that a teacher with this record was trained for the dataset's channels and classes.
+    """Raise UserError where a teacher's record does not fit the dataset's channels and classes.
 
-    Args:
-        given: --teacher-mean and --teacher-std; must be empty, since these teachers normalise inside.
-
-    Raises:
-        UserError: the record or `given` does not fit.
+    These teachers normalise inside, so --teacher-mean and --teacher-std (`given`) must be empty.
     """
     if given:
         raise UserError(

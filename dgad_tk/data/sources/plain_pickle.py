@@ -61,11 +61,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 def read(file: BinaryIO) -> object:
-    """The value pickled in `file`. Keys of dicts are text; Python 2's strings are bytes.
-
-    Raises:
-        ValueError: the file is damaged or too large, or holds anything but plain values and arrays.
-    """
+    """The value in `file`, with text as keys and Python 2's strings as bytes; ValueError where it cannot be read so."""
     size = os.fstat(file.fileno()).st_size
     if size > LARGEST_BYTES:
         raise ValueError(f"{size:,} bytes are more than a file of CIFAR's has")

@@ -54,11 +54,7 @@ def _find(data_dir: Path | None) -> Path:
 
 
 def _annotated(root: Path, classes: set[str]) -> tuple[Tree, tuple[str, ...]]:
-    """The images of val/images by class. Each line of the annotations holds file name, wnid and a box.
-
-    Raises:
-        UserError: the annotations cannot be read or belong to other images.
-    """
+    """The images of val/images by class. Each line of the annotations holds file name, wnid and a box."""
     path = root / ANNOTATIONS
     hint = f"unpack {FOLDER}.zip again"
     images, others = images_below(root, "val/images", USUAL)
