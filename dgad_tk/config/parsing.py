@@ -24,6 +24,8 @@ M = TypeVar("M", bound=BaseModel)
 NOTHING = ("", "null", "none", "~")
 SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
+_NUMBERS: dict[Any, tuple[Callable[[str], Any], str]] = {int: (whole, "a whole number"), float: (real, "a number")}
+
 _CALLED = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "keys and values"}
 """Names of YAML's types in messages."""
 
@@ -118,10 +120,13 @@ def read_text(hint: Any, text: str, what: str) -> Any:
         if text.strip().lower() not in SWITCHES:
             raise UserError(f"{what} must be true or false, got '{text}'", hint="write true or false")
         return SWITCHES[text.strip().lower()]
-    if base is int:
-        return _number(whole, "a whole number", text, what)
-    if base is float:
-        return _number(real, "a number", text, what)
+    if base in _NUMBERS:
+        read, expected = _NUMBERS[base]
+        try:
+            return read(text)
+        except NotANumberError as error:
+            hint_text = error.hint or "for example 10, 0.05 or 1e-3"
+            raise UserError(f"{what} must be {expected}, got '{text[:LONGEST]}'", hint=hint_text) from None
     if get_origin(base) is tuple:
         return tuple(read_text(get_args(base)[0], part, what) for part in _parts(text))
     if get_origin(base) is dict or (isinstance(base, type) and issubclass(base, BaseModel)):
@@ -138,14 +143,6 @@ def _plain_type(hint: Any) -> Any:
     while get_origin(hint) is Annotated or NoneType in get_args(hint):
         hint = next(each for each in get_args(hint) if each is not NoneType)
     return hint
-
-
-def _number(read: Callable[[str], Any], expected: str, text: str, what: str) -> Any:
-    try:
-        return read(text)
-    except NotANumberError as error:
-        hint = error.hint or "for example 10, 0.05 or 1e-3"
-        raise UserError(f"{what} must be {expected}, got '{text[:LONGEST]}'", hint=hint) from None
 
 
 def _parts(text: str) -> list[str]:
