@@ -126,7 +126,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def _members(path: Path) -> list[str]:
-    """The names in a zip archive; none where it is damaged or no archive."""
+    """The names in a zip archive; an empty list where it is damaged or another file."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()

@@ -54,7 +54,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "svhn": DatasetSpec(
         description="SVHN's cropped digits, 3x32x32, 73,257 + 26,032 images; --data-dir or --download",
         load=svhn.load,
-        augmentation=Augmentation(padding=4, flip=False),  # a mirrored digit is no digit, or another one
+        augmentation=Augmentation(padding=4, flip=False),  # a mirrored digit may be another digit
         fetch=svhn.fetch,
     ),
     "tiny-imagenet": DatasetSpec(

@@ -137,7 +137,7 @@ def _files_below(root: Path, folder: str, ancestors: tuple[Path, ...] = ()) -> I
 
 
 def _is_device(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a pipe or a socket: opening one would wait for ever. A dead link is none."""
+    """Whether it is a pipe or a socket: opening one would wait for ever. A dead link is neither."""
     return not entry.is_file(follow_symlinks=False) and os.path.exists(entry) and not os.path.isfile(entry)
 
 

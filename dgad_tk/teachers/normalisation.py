@@ -23,7 +23,7 @@ _NO_NORMALISER |= {"denormalize", "unnormalize", "denormalise", "unnormalise", "
 
 
 def normaliser_role(name: str, tensor: Tensor) -> str:
-    """ "mean" or "std" where a tensor's name and shape say that an input is normalised with it; else empty."""
+    """The role "mean" or "std" where name and shape say that a tensor normalises the input; else empty."""
     if odd_kind(tensor) or not tensor.is_floating_point() or not 1 <= tensor.numel() <= _MOST_CHANNELS:
         return ""
     if sum(size > 1 for size in tensor.shape) > 1 or _NO_NORMALISER & _words(name):

@@ -51,7 +51,7 @@ class Reading:
 def recognised(tensors: Mapping[str, Tensor]) -> Reading | None:
     """The largest model whose names are all in a state dict; there may be other names too.
 
-    A WideResNet is recognised by its depth and width, even where it is no row of MODELS: `wrn-40-2`.
+    A WideResNet is recognised by its depth and width, even where MODELS has no such row: `wrn-40-2`.
     """
     layouts = [(name, *layout_of(build)) for name, build in _candidates(tensors).items()]
     for name, shapes, free in sorted(layouts, key=lambda each: -len(each[1])):

@@ -104,7 +104,7 @@ CIFAR100 = Cifar(
 
 
 def load(which: Cifar, data_dir: Path | None, image_size: int) -> Decoded:
-    """CIFAR from its pickles, of which nothing is run, or from its binary version."""
+    """CIFAR from its pickles, read without running anything, or from its binary version."""
     root = data_dir or downloads(which.name)
     folders = " or ".join(layout.folder for layout in which.layouts)
     hint = f"give --data-dir ROOT, where ROOT holds {folders} unpacked, or --download"
