@@ -373,7 +373,7 @@ class Undoing(nn.Module):
 
 def test_a_good_teacher(digits: Dataset, victim: Victim) -> None:
     net = victim[0]
-    few = replace(digits, train=digits.train.subset(300))
+    few = first(digits, 300)
     x = torch.from_numpy(few.train.take(slice(None)) / np.float32(255))
     right = float((net(x).argmax(1).numpy() == few.train.labels).mean())
     mean, std = (torch.tensor(values) for values in few.statistics())
@@ -387,6 +387,11 @@ def test_a_good_teacher(digits: Dataset, victim: Victim) -> None:
     assert "of 1,000 training images" in check_teacher(net, digits, device=CPU, name="")[0]
 
 
+def first(dataset: Dataset, n: int) -> Dataset:
+    """The dataset with its first `n` training images alone."""
+    return replace(dataset, train=dataset.train.subset(n))
+
+
 def shares(summary: str) -> tuple[float, float]:
     """Percentages of images right as they are, and with the other normalisation."""
     as_is, otherwise = re.findall(r"([\d.]+)%", summary)
@@ -396,7 +401,7 @@ def shares(summary: str) -> tuple[float, float]:
 def test_a_teacher_of_normalised_images_is_noticed(digits: Dataset, victim: Victim) -> None:
     mean, std = digits.statistics()
     teacher = nn.Sequential(OrderedDict(normalize=nn.Identity(), net=Undoing(victim[0], mean[0], std[0])))
-    summary, warnings = check_teacher(teacher, digits, device=CPU, name="")
+    summary, warnings = check_teacher(teacher, first(digits, 500), device=CPU, name="")
     as_is, otherwise = shares(summary)
     assert otherwise > as_is + 5  # from where on it is worth a warning
     (warning,) = [text for text in warnings if "normalised images" in text]
@@ -407,7 +412,7 @@ def test_a_teacher_of_normalised_images_is_noticed(digits: Dataset, victim: Vict
 def test_a_teacher_that_normalises_and_should_not_is_noticed(digits: Dataset, victim: Victim) -> None:
     net = victim[0].get_submodule("net")
     teacher = nn.Sequential(OrderedDict(normalize=Normalize([0.9], [0.1]), net=net)).eval()
-    summary, warnings = check_teacher(teacher, digits, device=CPU, name="")
+    summary, warnings = check_teacher(teacher, first(digits, 500), device=CPU, name="")
     as_is, otherwise = shares(summary)
     assert otherwise > 90 > as_is + 5
     assert any("leave out --teacher-mean and --teacher-std" in text for text in warnings)
@@ -415,6 +420,6 @@ def test_a_teacher_that_normalises_and_should_not_is_noticed(digits: Dataset, vi
 
 
 def test_a_guessing_teacher_is_noticed(digits: Dataset) -> None:
-    _, (warning,) = check_teacher(network(), digits, device=CPU, name="")
+    _, (warning,) = check_teacher(network(), first(digits, 200), device=CPU, name="")
     assert "guessing on 10.0%" in warning
     assert "--teacher-mean, --teacher-std" in warning
