@@ -1,6 +1,6 @@
 """What it costs to bring augmented training images to the network, against a torchvision DataLoader.
 
-Ours is what training does for each batch: `fetch` from the memory-mapped array, `augment`; with `--noise` the start
+Ours is what training does for each batch: `on_device` from the memory-mapped array, `augment`; with `--noise` the start
 noise of the attack too. The DataLoader is torchvision's usual CIFAR recipe over the same uint8 array: to PIL,
 RandomCrop with padding 4, RandomHorizontalFlip, ToTensor, in the process itself and in two workers that live through
 all epochs. Both make float32 batches of the same size in random order from the same synthetic images, in turn, so that
@@ -33,7 +33,7 @@ from torchvision import transforms
 from dgad_tk.ascent.inner_max import draw_noise
 from dgad_tk.data import Augmentation, Split
 from dgad_tk.data.augment import augment
-from dgad_tk.data.batches import batch_positions, fetch
+from dgad_tk.data.batches import batch_positions, on_device
 from dgad_tk.draws import Draws
 
 CPU = torch.device("cpu")
@@ -65,8 +65,8 @@ def ours(split: Split, batch_size: int, augmentation: Augmentation, noise: bool)
     def epoch() -> Iterable[Tensor]:
         number = next(epochs)
         order = draws.permutation("order", len(split), epoch=number)
-        for positions in batch_positions(order, batch_size):
-            images, _, index = fetch(split, positions, CPU)
+        for positions in batch_positions(order, batch_size, smallest=2):
+            images, _, index = on_device(split, positions, CPU)
             batch = augment(images, augmentation=augmentation, draws=draws, index=index, epoch=number)
             if noise:
                 draw_noise(draws, "noise", tuple(batch.shape[1:]), index, "uniform", epoch=number)

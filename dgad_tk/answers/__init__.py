@@ -1,1 +1,1 @@
-"""What a model's answers tell: doubts about it, how far logits lie apart, intervals."""
+"""What a model's answers say: doubts about it, how far its logits are apart, intervals of accuracies."""

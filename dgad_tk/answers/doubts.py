@@ -1,8 +1,8 @@
-"""What answers to labelled images tell beyond their average: another order of classes, one answer for everything.
+"""Finds what an accuracy hides: classes in another order, or one answer for everything. Also intervals of shares.
 
-An accuracy above chance is easily taken for sound. Two classes of ten that have changed places leave 80 % right, and
-one answer for all is 95 % right where 95 % of the images are of one class. Each doubt here needs enough images and a
-gain far above noise, so that a model which is merely not good raises none.
+Where two of ten classes have changed places, 80 % of the answers are still right. Where 95 % of the images are of one
+class, that one answer is 95 % right. Each doubt needs enough images and a gain far above noise, so that a model that is
+only weak raises none.
 """
 
 import math
@@ -15,28 +15,26 @@ from numpy.typing import NDArray
 
 Classes = NDArray[np.int64]
 NONE = -1
-"""The answer of a model whose logits are not finite: no class at all."""
-
+"""The answer of a model whose logits are not finite."""
 NOWHERE = -2
-"""What an order gives for a label that it has no class for; never an answer."""
-
+"""Where an order has no class for a label. Never an answer."""
 CHANCE = 0.005
-"""Level of the sign test: how often an order that is no better may seem better."""
+"""Level of the sign test: how often an order that is no better seems better."""
 EXPLAINED = 1 / 3
-"""Share of the errors on the classes concerned that another order has to put right, less what it spoils."""
+"""Share of the errors on the classes concerned that another order must correct, less what it spoils."""
 MOST_NAMED = 10
 MOST_PAIRS = 2**22
-"""Pairs of a label and an answer that an assignment is looked for among: 2,000 classes take seconds and 32 MB."""
+"""Most pairs of label and answer for the search of an assignment: 2,000 classes take seconds and 32 MB."""
 
 
 @dataclass(frozen=True)
 class OtherOrder:
-    """A one-to-one relabelling of the answers that makes most errors of the classes it concerns right.
+    """A one-to-one relabelling of the answers that corrects most errors of the classes that it moves.
 
     Attributes:
-        before, after: images of all that are right as they are, and with this order.
-        n: images.
-        reason: what explains it, or the classes that take each other's places; a clause.
+        before, after: number of images right without and with this order.
+        n: number of images.
+        reason: a clause that explains the order, or names the classes that have changed places.
     """
 
     before: int
@@ -52,12 +50,11 @@ class OtherOrder:
 
 
 def other_order(labels: Classes, answers: Classes, names: Sequence[str]) -> OtherOrder | None:
-    """The order of classes in which a model seems to answer, where it is not that of the labels.
+    """The order of classes in which a model seems to answer; None where that is the order of the labels.
 
-    Orders that have a reason come first: one too high, as behind a class for the background, or one too low; names
-    sorted as text where the model counts the numbers in them; both. They need one image per class. Any other order is
-    found by the best assignment of answers to labels on one half of the images, and has to prove itself on the other.
-    It is not looked for among more than 2,000 classes.
+    Common orders are tried first, and need one image per class: answers that are one too high or too low, names sorted
+    as text or by the numbers in them, and both. Any other order is the best assignment of answers to labels on one half
+    of the images, and must prove itself on the other half. It is not searched among more than 2,000 classes.
 
     Args:
         labels: int64 `(N,)`, below `len(names)`.
@@ -66,24 +63,19 @@ def other_order(labels: Classes, answers: Classes, names: Sequence[str]) -> Othe
     """
     known = int(max(answers.max(initial=NONE) + 1, len(names)))
     found = _found_order(labels, answers, len(names), known)
-    told = (
-        [OtherOrder(*_counts(labels, answers, found), _moves(found, names))]
-        if (found != np.arange(len(names))).any()
-        else []
-    )
-    for order, reason in _reasonable_orders(names, known):
-        if _explains(labels, answers, order):
-            told.append(OtherOrder(*_counts(labels, answers, order), reason))
-    # An order with a reason is believed before one without, unless it explains less.
+    orders = [(found, _moves(found, names))] if (found != np.arange(len(names))).any() else []
+    for order, reason in _common_orders(names, known):
+        wanted = order[labels]
+        if _convincing((wanted != labels) & (wanted != NOWHERE), labels, answers, wanted):
+            orders.append((order, reason))
+    before = int((answers == labels).sum())
+    told = [OtherOrder(before, int((answers == order[labels]).sum()), len(labels), why) for order, why in orders]
+    # Of orders that correct as much, a common one is believed before the found one.
     return max(reversed(told), key=lambda each: each.after, default=None)
 
 
-def _counts(labels: Classes, answers: Classes, order: Classes) -> tuple[int, int, int]:
-    return int((answers == labels).sum()), int((answers == order[labels]).sum()), len(labels)
-
-
-def _reasonable_orders(names: Sequence[str], known: int) -> Iterator[tuple[Classes, str]]:
-    """Orders that happen, label to answer, NOWHERE for a label that has none; and what one would say of each."""
+def _common_orders(names: Sequence[str], known: int) -> Iterator[tuple[Classes, str]]:
+    """Orders `(K,)`, label to answer or NOWHERE, and the reason of each."""
     here = np.arange(len(names))
     orders = [(here, "")]
     for key, what in ((_counted, "counts the numbers in the names"), (str.casefold, "ignores capitals")):
@@ -105,61 +97,55 @@ def _reasonable_orders(names: Sequence[str], known: int) -> Iterator[tuple[Class
 
 
 def _counted(name: str) -> list[tuple[int, int, str]]:
-    """A key that sorts the numbers in names by their size."""
+    """A key that sorts names by the numbers in them."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
     return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts]
 
 
-def _explains(labels: Classes, answers: Classes, order: Classes) -> bool:
-    about = (order[labels] != labels) & (order[labels] != NOWHERE)
-    right, spoilt = about & (answers == order[labels]), about & (answers == labels)
-    return _convincing(int(right.sum()), int(spoilt.sum()), int(about.sum()))
-
-
-def _convincing(right: int, spoilt: int, n: int) -> bool:
-    """Whether an order that puts `right` of `n` images right and spoils so many others is meant, and no accident."""
+def _convincing(rows: NDArray[np.bool_], labels: Classes, answers: Classes, wanted: Classes) -> bool:
+    """Whether, on the images `rows`, the answers are surely the classes `wanted` and not the labels."""
+    right = int((rows & (answers == wanted) & (answers != labels)).sum())
+    spoilt = int((rows & (answers == labels) & (answers != wanted)).sum())
+    n = int(rows.sum())
     return right - spoilt >= EXPLAINED * (n - spoilt) and right >= 2 * spoilt and outnumbers(right, spoilt)
 
 
 def outnumbers(gained: int, lost: int) -> bool:
-    """Whether more images were gained than lost, of as many that changed, by no accident (a one-sided sign test)."""
+    """Whether images gained outnumber images lost by more than chance (a one-sided sign test)."""
     if gained <= lost:
         return False
-    from scipy.stats import binom  # a second to import, and most models are beyond doubt
+    from scipy.stats import binom  # takes a second to import, and few models need it
 
     return bool(binom.sf(gained - 1, gained + lost, 0.5) <= CHANCE)
 
 
 def _found_order(labels: Classes, answers: Classes, k: int, known: int) -> Classes:
-    """The best assignment, label to answer `(K,)`, of the labels that move with good reason; the others stay."""
+    """The best assignment, label to answer `(K,)`, for labels that surely move; the others stay."""
     kept = np.arange(k)
     if (answers == labels).all() or k * known > MOST_PAIRS:
         return kept
-    half = np.zeros(len(labels), dtype=np.int64)  # every other image of a class, in the order they come in
+    half = np.zeros(len(labels), dtype=np.int64)  # alternates within each class
     for label in range(k):
         of_label = np.flatnonzero(labels == label)
         half[of_label] = np.arange(len(of_label)) % 2
-    # What an order gains on the images that it was chosen by proves nothing.
+    # Each order is judged on the half that did not choose it.
     orders = [_assigned(labels[half != side], answers[half != side], k, known) for side in (0, 1)]
     wanted = np.where(half == 0, orders[0][labels], orders[1][labels])
     whole, found = _assigned(labels, answers, k, known), kept.copy()
     for group in _groups(whole):
-        rows = np.isin(labels, group)
-        right = rows & (answers == wanted) & (answers != labels)
-        spoilt = rows & (answers == labels) & (answers != wanted)
-        if _convincing(int(right.sum()), int(spoilt.sum()), int(rows.sum())):
+        if _convincing(np.isin(labels, group), labels, answers, wanted):
             found[group] = whole[group]
     return found
 
 
 def _assigned(labels: Classes, answers: Classes, k: int, known: int) -> Classes:
-    """The one-to-one order, label to answer `(K,)`, in which most images are right; as it is where nothing decides."""
+    """The one-to-one order, label to answer `(K,)`, with most images right. Without evidence a label stays."""
     from scipy.optimize import linear_sum_assignment
 
     counts = np.zeros((k, known), dtype=np.int64)
     some = answers != NONE
     np.add.at(counts, (labels[some], answers[some]), 1)
-    # A class that stays counts a little more, less than one image in all.
+    # Staying counts a little more, in all by less than one image.
     worth = counts * (k + 1) + np.eye(k, known, dtype=np.int64)
     rows, columns = linear_sum_assignment(worth, maximize=True)
     order = np.arange(k)
@@ -168,7 +154,7 @@ def _assigned(labels: Classes, answers: Classes, k: int, known: int) -> Classes:
 
 
 def _groups(order: Classes) -> list[Classes]:
-    """Classes that take each other's places: what one of them moves to is the next one's."""
+    """The moved classes, in groups that exchange places among themselves."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -195,10 +181,10 @@ def _moves(order: Classes, names: Sequence[str]) -> str:
 
 
 def one_answer(labels: Classes, answers: Classes, names: Sequence[str]) -> str:
-    """A sentence where a model does no better than one answer for everything would; else empty.
+    """A sentence where a model is no better than one answer for everything; else empty.
 
-    That is so where its accuracy is not surely above the share of the largest class, and most images of the other
-    classes get that class for an answer.
+    It is no better where its accuracy is not surely above the share of the largest class, and most images of the other
+    classes get that class as the answer.
     """
     counts = np.bincount(labels, minlength=len(names))
     largest, n = int(counts.argmax()), len(labels)
@@ -215,7 +201,7 @@ def one_answer(labels: Classes, answers: Classes, names: Sequence[str]) -> str:
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson, JASA 22, 1927); (0, 1) of nothing."""
+    """95 % score interval of a share (Wilson, JASA 22, 1927); (0, 1) for n = 0."""
     if n == 0:
         return 0.0, 1.0
     z = 1.959963984540054
@@ -226,5 +212,5 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def per_class(labels: Classes, right: NDArray[np.bool_], classes: int) -> tuple[Classes, Classes]:
-    """Images of each class, and how many of them are right, int64 `(K,)` each."""
+    """Per class: images, and right ones, int64 `(K,)` each."""
     return np.bincount(labels, minlength=classes), np.bincount(labels[right], minlength=classes)

@@ -1,4 +1,4 @@
-"""What the evaluator attacks: images to logits by the deployed runtime, and gradients where there are any."""
+"""An opened model file: logits from the deployed runtime, and a torch module with gradients where there is one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,11 +25,11 @@ class Predictor:
     """An opened model file.
 
     Attributes:
-        predict: float32 images `(N, C, H, W)` in [0, 1] to float32 logits `(N, K)`, by the runtime that is deployed.
-            This is the judge: an adversarial example counts when these logits are wrong. A file that answers with
-            probabilities gives their logarithms, the same up to a constant per image, with the same first largest one.
-        module: a differentiable torch module of the same function, in eval mode, as a search goes through it: with
-            BatchNorm folded and frozen. None for a black box.
+        predict: maps float32 images `(N, C, H, W)` in [0, 1] to float32 logits `(N, K)` by the deployed runtime. This
+            is the judge: an adversarial example counts when these logits are wrong. For a file that answers with
+            probabilities they are the logarithms, which differ from logits by a constant per image.
+        module: a torch module of the same function for gradients, frozen, in eval mode, with BatchNorm folded. None
+            for a black box.
         input_shape: (C, H, W).
         classes: K.
         format: row of the EXPORTERS table, or "safetensors".
@@ -37,15 +37,15 @@ class Predictor:
         sha256: of that file.
         artifact: the file's metadata record, where it carries one.
         runtime: what `predict` runs on, for the results ("onnxruntime 1.31.1 CPUExecutionProvider").
-        finish: logits `(N, K)` of `module` to what `predict` gives, for a file with a final Softmax: gradients come
-            from what stands before it. None where both are the same.
-        answer_error: by how much a probability that `predict` takes the logarithm of may be off, whatever its size.
-        interface: what is done to images before the file takes them; `predict` and `module` both do it.
-        notes: what a reader of the results should know about how this file is run: one sentence each.
-        batch: how many images the runtime is given at a time, where a file demands that; None for any number.
+        finish: maps the logits of `module` to those of `predict` for a file with a final Softmax, since gradients
+            come from before the Softmax. None where both are the same.
+        answer_error: absolute error of the probabilities whose logarithms `predict` returns.
+        interface: how images are changed before the file takes them; `predict` and `module` both do it.
+        notes: sentences for the results about how this file is run.
+        batch: number of images that the file takes at a time; None for any number.
         precision: what the file computes in, and so how near `module` can be to `predict`.
-        logit_step: the quantisation step of the logits, 0 where they are not quantised themselves.
-        network: the torch module that the file holds and `predict` runs; None where another runtime than torch does.
+        logit_step: the quantisation step of the logits; 0 where they are not quantised.
+        network: the torch module that the file holds and `predict` runs; None for another runtime.
     """
 
     predict: Callable[[Images], Logits] = field(repr=False)
@@ -77,13 +77,13 @@ def predictor_of_module(
     artifact: Artifact | None = None,
     interface: Interface = AS_IS,
 ) -> Predictor:
-    """Wrap `module`, put into eval mode and frozen, on the GPU where there is one.
+    """Wrap `module`, which is put into eval mode, frozen, and moved to the GPU where there is one.
 
     Raises:
-        UserError: it does not map `(N, C, H, W)` to `(N, K)`, or `interface` says what does not apply to it.
+        UserError: it does not map `(N, C, H, W)` to `(N, K)`, or `interface` does not apply to it.
     """
     where = str(path or "the module")
-    interface.check_record(artifact, where)
+    interface.check_unneeded(artifact, where)
     if interface.layout or interface.logits_output:
         raise UserError(
             f"'{where}' is no ONNX file: it takes (N, C, H, W) and has one output",
@@ -102,8 +102,7 @@ def predictor_of_module(
         result: Logits = logits.float().cpu().numpy()
         return result
 
-    classes = probe_classes(predict, input_shape, where)
-    check_classes(classes, artifact, where)
+    classes = count_classes(predict, input_shape, artifact, where)
     return Predictor(
         predict,
         Folded(module),
@@ -120,18 +119,20 @@ def predictor_of_module(
     )
 
 
-def probe_classes(predict: Callable[[Images], Logits], input_shape: tuple[int, int, int], where: str) -> int:
-    """How many logits the model gives for two blank images.
+def count_classes(
+    predict: Callable[[Images], Logits], input_shape: tuple[int, int, int], artifact: Artifact | None, where: str
+) -> int:
+    """The number of logits that a model gives for each of two black images.
 
     Raises:
-        UserError: it fails on them, or does not return `(2, K)` with K >= 2.
+        UserError: it fails on them, does not return `(2, K)` with K >= 2, or its record names another K.
     """
     try:
         logits = np.asarray(predict(np.zeros((2, *input_shape), dtype=np.float32)))
-    except UserError:  # it knows more of the file
+    except UserError:  # already says what is wrong
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a foreign model raises, it cannot be used
-        reason = " ".join(str(error).split())[-200:]  # of a TorchScript error, the end says what happened
+    except Exception as error:  # noqa: BLE001 - a foreign model may raise anything
+        reason = " ".join(str(error).split())[-200:]  # the end of a TorchScript error says what happened
         raise UserError(
             f"'{where}' does not run on images of shape {input_shape}: {reason}",
             hint="is it an image classifier with input (N, C, H, W)?",
@@ -141,28 +142,19 @@ def probe_classes(predict: Callable[[Images], Logits], input_shape: tuple[int, i
             f"'{where}' is not a classifier: expected logits of shape (2, K) for two images, got {logits.shape}",
             hint="a classifier gives one row of K >= 2 numbers per image",
         )
-    return int(logits.shape[1])
-
-
-def check_classes(classes: int, artifact: Artifact | None, where: str) -> None:
-    """Raises:
-    UserError: the record names another number of classes than the model has.
-    """
+    classes = int(logits.shape[1])
     if artifact is not None and classes != len(artifact.classes):
         raise UserError(
             f"'{where}' gives {classes} logits, its metadata record names {len(artifact.classes)} classes",
             hint="export it again",
         )
+    return classes
 
 
 def load_safetensors(
     path: Path, input_shape: tuple[int, int, int] | None = None, interface: Interface = AS_IS
 ) -> Predictor:
-    """Open weights that `dgad train` wrote. `input_shape` is not needed: the record says it.
-
-    Raises:
-        UserError: as `dgad_tk.artifacts.weights.load_model`, or an `interface` that contradicts the record.
-    """
+    """Open weights that `dgad train` wrote. `input_shape` is ignored, since the record holds it."""
     model, artifact = load_model(path)
     return predictor_of_module(
         model,

@@ -1,4 +1,4 @@
-"""How a model file from elsewhere wants its images, where that differs from the contract of this package."""
+"""How images are changed for a model file that does not take float32 `(N, C, H, W)` in [0, 1]."""
 
 import math
 from collections import OrderedDict
@@ -17,17 +17,14 @@ UNIT_RANGE = (0.0, 1.0)
 
 @dataclass(frozen=True)
 class Interface:
-    """What has to happen to images `(N, C, H, W)` in [0, 1] before a model file takes them, and what is read off it.
-
-    Whoever calls a `Predictor` never sees this: images stay in [0, 1] and eps a fraction of 1.
+    """What a model file's input and output look like. A `Predictor` hides this: its callers use images in [0, 1].
 
     Attributes:
-        layout: order of the axes of the file's input; of an input that is flat, the order its pixels are read in. None
-            to tell it from the shape.
-        mean, std: normalisation that the file expects outside, `(x - mean) / std` after the range, and so in units of
-            it: one number for all channels or one per channel; empty for none.
-        input_range: what 0 and 1 become.
-        logits_output: name of the output that holds the logits, where a file has several. None to tell it from them.
+        layout: order of the axes of the input, or of the pixels of a flat input. None to tell it from the shape.
+        mean, std: `(x - mean) / std` is computed after `input_range`, in its units. One number for all channels or one
+            per channel; empty for none.
+        input_range: the values that 0 and 1 become.
+        logits_output: name of the output with the logits; None to choose it among several by their shapes.
 
     Raises:
         UserError: numbers that cannot be a normalisation or a range.
@@ -53,12 +50,12 @@ class Interface:
 
     @property
     def changes_values(self) -> bool:
-        """Whether pixels get other values, and not just another order."""
+        """Whether the values of pixels change, not only their order."""
         return bool(self.mean or self.std) or self.input_range != UNIT_RANGE
 
     @property
     def note(self) -> str:
-        """What is done to pixels, in a sentence; empty for nothing."""
+        """A sentence on how the values of pixels change; empty where they do not."""
         low, high = self.input_range
         parts = [f"brought to {low:g} to {high:g}"] if self.input_range != UNIT_RANGE else []
         parts += [f"less {_list(self.mean)}"] if self.mean else []
@@ -66,11 +63,7 @@ class Interface:
         return f"for the file, pixels are {', '.join(parts)}" if parts else ""
 
     def preprocessing(self, channels: int) -> nn.Module:
-        """Maps images `(N, C, H, W)` in [0, 1] to the same, with range and normalisation of the file.
-
-        Raises:
-            UserError: mean or std are for another number of channels.
-        """
+        """A module that brings images `(N, C, H, W)` in [0, 1] to the file's range and normalisation."""
         steps: OrderedDict[str, nn.Module] = OrderedDict()
         for flag, values in (("--mean", self.mean), ("--std", self.std)):
             if len(values) not in (0, 1, channels):
@@ -84,10 +77,8 @@ class Interface:
             steps["normalize"] = Normalize(self.mean or (0.0,), self.std or (1.0,))
         return nn.Sequential(steps)
 
-    def check_record(self, artifact: Artifact | None, where: str) -> None:
-        """Raises:
-        UserError: the file says itself that it takes images as they are, and this says otherwise.
-        """
+    def check_unneeded(self, artifact: Artifact | None, where: str) -> None:
+        """Raise UserError where a file of this package, which takes images as they are, is to get other ones."""
         if artifact is not None and (self.changes_values or self.layout == "nhwc"):
             raise UserError(
                 f"'{where}' carries a dgad record: it takes images (N, C, H, W) in [0, 1] and normalises them itself",
@@ -95,7 +86,7 @@ class Interface:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for results and for what stored results are kept under."""
+        """The fields as JSON values, for results."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 

@@ -1,6 +1,6 @@
-"""The metadata record that every artifact carries: checkpoint, TorchScript file, ONNX file.
+"""The metadata record that every weights, TorchScript, torch.export and ONNX file carries.
 
-It is why `dgad attack --model student.onnx` needs no further flag, and why a file found in a year explains itself.
+Because of it, `dgad attack --model student.onnx` needs no further flag, and an old file says where it came from.
 """
 
 import math
@@ -17,7 +17,7 @@ from dgad_tk.config.threat import ThreatModel
 
 SCHEMA = "dgad/artifact/1"
 LARGEST_IMAGE = 2**28
-"""Numbers in one image: what a file claims beyond that is a mistake, or malice."""
+"""Numbers in one image. A record that claims more is damaged or hostile."""
 
 KEY = "dgad"
 """Name of the record in a file's string metadata (safetensors, ONNX `metadata_props`, TorchScript extra file)."""
@@ -35,7 +35,7 @@ _TOOLS = [
 
 
 class Artifact(BaseModel):
-    """What a model file says about itself. Unknown keys are kept: an older reader hands on a newer record."""
+    """What a model file says about itself. Unknown keys are kept, so that an older version passes on a newer record."""
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
@@ -47,22 +47,22 @@ class Artifact(BaseModel):
     input_shape: tuple[int, int, int]
     """(C, H, W)."""
     value_range: tuple[float, float] = (0.0, 1.0)
-    """Of the input; normalisation is inside the model."""
+    """Of the input. Normalisation is inside the model."""
     output: Literal["logits"] = "logits"
     dataset: str
     dataset_options: dict[str, Any] = {}
-    """What it takes to load the same images again: data_dir, image_size."""
+    """Arguments that load the same images again: data_dir, image_size."""
     method: str = ""
     teacher: str = ""
-    """Model name and SHA-256 of the teacher's weights, empty for a method without one."""
+    """Model name and SHA-256 of the teacher's weights; empty for a method without one."""
     threat: dict[str, Any] = {}
     """Norm, eps, step size and steps it was trained for."""
     precision: str = "float32"
-    """That the file computes in: float32, float16 or int8. Input and logits are float32 in any case."""
+    """What the file computes in: float32, float16 or int8. Input and logits are always float32."""
     normalize: dict[str, list[float]] = {}
     """mean and std that the model applies to its input."""
     training: dict[str, Any] = {}
-    """Epochs, seed, best epoch, accuracies on the validation split and how the epoch was selected."""
+    """Epochs, seed, best epoch, how it was selected, and accuracies on the validation split."""
     versions: dict[str, str] = {}
     source_sha256: str = ""
     """SHA-256 of the file this one was made from."""
@@ -83,11 +83,7 @@ class Artifact(BaseModel):
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "Artifact":
-        """Read a record back.
-
-        Raises:
-            UserError: it is not one.
-        """
+        """The record in a text; UserError where the text is not one."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -99,12 +95,12 @@ class Artifact(BaseModel):
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, str], where: str) -> "Artifact | None":
-        """The record among a file's string metadata, or None where the file carries none."""
+        """The record in a file's string metadata; None where there is none."""
         return cls.from_json(mapping[KEY], where) if KEY in mapping else None
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of what computes the numbers, for the record and for results."""
+    """Versions of Python and of the libraries that compute, for the record and for results."""
     found = {"python": platform.python_version()}
     for name in _TOOLS:
         with suppress(packages.PackageNotFoundError):  # ONNX Runtime comes under one of two names

@@ -1,4 +1,4 @@
-"""Run folders: what they are called, which is finished, which is newest.
+"""Run folders: their names, their files, and which run is finished or newest.
 
 runs/<dataset>-<method>-<student>[-N]/
     config.yaml         every setting, reloadable with --config
@@ -11,7 +11,6 @@ runs/<dataset>-<method>-<student>[-N]/
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,27 +22,15 @@ from dgad_tk.config.training import TrainConfig
 RUNS = Path("runs")
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Paths and state of one run."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def last(self) -> Path:
-        return self.path / "last.ckpt"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best.safetensors"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.last = path / "last.ckpt"
+        self.best = path / "best.safetensors"
 
     @property
     def teacher(self) -> "RunFolder":
@@ -56,7 +43,7 @@ class RunFolder:
         return validated(TrainConfig, read_yaml(self.config), str(self.config))
 
     def records(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl, up to the first that is not whole: a killed process may leave half of one."""
+        """Lines of metrics.jsonl up to the first that is not whole, which a killed process may leave."""
         found: list[dict[str, Any]] = []
         if self.metrics.is_file():
             with suppress(json.JSONDecodeError):
@@ -80,31 +67,26 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def cut_back(self, epochs: int) -> None:
-        """Forget what metrics.jsonl says of epochs from `epochs` on: a resumed run will write them again."""
-        kept = [
-            record for record in self.records() if record["event"] == "epoch" and record.get("epoch", epochs) < epochs
-        ]
+        """Delete the lines of epochs from `epochs` on, which a resumed run will write again."""
+        kept = [each for each in self.records() if each["event"] == "epoch" and each.get("epoch", epochs) < epochs]
         with written_aside(self.metrics) as aside:
             aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
 
 def new_run_folder(config: TrainConfig, root: Path = RUNS) -> RunFolder:
-    """A folder made for a run of `config`, under the first free name: of several processes, each gets its own."""
+    """Make a folder for a run of `config` under the first free name. Each of several processes gets its own."""
     name = f"{config.dataset}-{config.method}-{config.student}".replace(":", "-")  # no colon in a name on Windows
-    for number in count(1):
-        path = root / (name if number == 1 else f"{name}-{number}")
-        with suppress(FileExistsError):  # of several processes, one alone can make it
+    path, numbers = root / name, count(2)
+    while True:
+        try:
             path.mkdir(parents=True)
             return RunFolder(path)
-    raise AssertionError("there is no last number")
+        except FileExistsError:
+            path = root / f"{name}-{next(numbers)}"
 
 
 def newest_run(root: Path = RUNS, *, finished: bool) -> RunFolder:
-    """The run folder under `root` that was written to last.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The finished or unfinished run under `root` that was written to last; UserError where there is none."""
     kind = "finished" if finished else "unfinished"
     folders = [RunFolder(path) for path in root.glob("*/") if RunFolder(path).exists()]
     fitting = [folder for folder in folders if folder.finished() == finished]
@@ -117,16 +99,11 @@ def newest_run(root: Path = RUNS, *, finished: bool) -> RunFolder:
 
 
 def weights_of(source: Path) -> Path:
-    """The .safetensors file behind a run folder or a file's path.
-
-    Raises:
-        UserError: neither.
-    """
+    """The best.safetensors of a run folder, or `source` itself where that is a file; UserError where it is neither."""
     path = RunFolder(source).best if source.is_dir() else source
     if path.is_file():
         return path
     if source.is_dir():
-        raise UserError(
-            f"'{source}' holds no best.safetensors", hint="give a run folder of `dgad train` that got past epoch 1"
-        )
+        hint = "give a run folder of `dgad train` that got past epoch 1"
+        raise UserError(f"'{source}' holds no best.safetensors", hint=hint)
     raise UserError(f"no such file or run folder: '{source}'", hint="`ls runs` shows what there is")

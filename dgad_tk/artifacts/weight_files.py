@@ -1,4 +1,4 @@
-"""Files of weights, read without running anything; where one cannot be read, why, and what helps against that."""
+"""Reads safetensors and `torch.save` files without running anything. An error says why and what to do."""
 
 import json
 import re
@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dgad_tk.common import UserError
-from dgad_tk.strangers.first_bytes import archive_of, beginning, is_pickle, is_safetensors, placeholder_of, text_of
+from dgad_tk.strangers.first_bytes import archive_of, beginning, is_pickle, is_safetensors, placeholder, text_of
 
-# Accuracies are often saved as numpy scalars. Making one of these types computes nothing but the value.
+# Accuracies are often saved as numpy scalars. Creating one runs no foreign code.
 _NUMPY: list[Any] = [
     np.dtype,
     (np.float64().__reduce__()[0], "numpy.core.multiarray.scalar"),  # as NumPy 1 wrote it
@@ -31,7 +31,7 @@ _EXPECTED = "expected what torch.save or safetensors writes"
 _OTHER_KINDS = {b"\x89HDF": "an HDF5 file", b"\x93NUMPY": "a NumPy array", b"GGUF": "a GGUF file"}
 
 Refusal = tuple[str, str]
-"""Why a file cannot be read, as a clause such as "it is cut short", and what to do about it."""
+"""Why a file cannot be read, such as "it is cut short", and what to do about it."""
 
 _CODE = "it holds more than weights, {} would have to be run"
 _MEANINGS: dict[str, Refusal] = {
@@ -52,17 +52,17 @@ _MEANINGS: dict[str, Refusal] = {
     r"WeightsUnpickler error:\s*(.*)": ("it is damaged: {}", f"{_AGAIN}, or save the state dict anew"),
     "": ("it is damaged", f"{_AGAIN}, or save the state dict anew"),
 }
-"""What the libraries say of a file, what it means, and what helps. The first that is found counts."""
+"""Patterns of library errors, what each means, and what to do. The first match counts."""
 
 
 def read_safetensors(path: Path, before: str) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     """Tensors and string metadata of a safetensors file.
 
     Args:
-        before: begins the error, such as "cannot read 'x.safetensors' as a teacher".
+        before: beginning of the error, such as "cannot read 'x.safetensors' as a teacher".
 
     Raises:
-        UserError: it is damaged or something else.
+        UserError: the file is damaged or of another kind.
         OSError: it cannot be opened.
     """
     head = beginning(path)
@@ -80,14 +80,9 @@ def read_safetensors(path: Path, before: str) -> tuple[dict[str, Tensor], Mappin
 
 
 def read_pickled(path: Path, before: str) -> object:
-    """What `torch.save` wrote, zipped or not, as tensors and plain values; nothing in it is run.
+    """What `torch.save` wrote, zipped or not, as tensors and plain values. Arguments and errors: `read_safetensors`.
 
-    Args:
-        before: as for `read_safetensors`.
-
-    Raises:
-        UserError: it is damaged, something else, or holds objects that would have to be run.
-        OSError: it cannot be opened.
+    Objects that would have to be run are refused.
     """
     head = beginning(path)
     zipped = archive_of(head) == "a zip archive"
@@ -113,8 +108,8 @@ def read_pickled(path: Path, before: str) -> object:
 
 
 def _of_another_kind(head: bytes) -> Refusal | None:
-    """What no reader of weights need even try."""
-    if found := placeholder_of(head):
+    """Why a file is certainly neither safetensors nor of `torch.save`, by its first bytes; else None."""
+    if found := placeholder(head):
         return f"it is {found[0]}", found[1]
     if text := text_of(head):
         return f"it is text that begins '{text}'", "it may be what a server answered in its place; download it again"
@@ -126,12 +121,12 @@ def _of_another_kind(head: bytes) -> Refusal | None:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a program of `torch.jit.save`, by the names in its archive: nothing in it is read or run."""
+    """Whether `torch.jit.save` wrote a file, by the names in its archive. Its content is not read."""
     return "constants.pkl" in {name.partition("/")[2] for name in _members(path)}
 
 
 def _members(path: Path) -> list[str]:
-    """The names in a zip archive; none where it is no archive or damaged."""
+    """The names in a zip archive; an empty list where it is damaged or another file."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
@@ -140,10 +135,10 @@ def _members(path: Path) -> list[str]:
 
 
 def _other_archive(path: Path) -> Refusal | None:
-    """What a zip archive is that `torch.save` did not write; None for one that it may have written."""
+    """What a zip archive is instead of a file of `torch.save`; None where it may be one."""
     names = _members(path)
     inner = {name.partition("/")[2] for name in names}
-    if is_torchscript(path):
+    if "constants.pkl" in inner:
         return (
             "it is a TorchScript file, a program of its own",
             "save the state_dict() of the network that it was made from",
@@ -159,7 +154,7 @@ def _other_archive(path: Path) -> Refusal | None:
 
 
 def _by_its_sizes(path: Path) -> Refusal:
-    """What is wrong with a safetensors file whose header is whole, and whose tensors do not end where it ends."""
+    """The refusal of a safetensors file whose size is not what its header says."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         there = path.stat().st_size - file.tell()
@@ -170,7 +165,7 @@ def _by_its_sizes(path: Path) -> Refusal:
 
 
 def _meaning(said: str) -> Refusal:
-    """What an error of a library means, without torch's advice to load the file unsafely."""
+    """What a library's error means, without torch's advice to load the file unsafely."""
     found = ((re.search(pattern, said), refusal) for pattern, refusal in _MEANINGS.items())
     match, (reason, hint) = next((match, refusal) for match, refusal in found if match)
     return reason.format(*(text[:200] for text in match.groups())), hint

@@ -1,4 +1,4 @@
-"""Weights with their metadata record (safetensors), and what a run resumes from. Nothing here unpickles code."""
+"""Weights with their metadata record (safetensors), and the state that a run resumes from. Nothing here runs code."""
 
 from collections.abc import Collection, Mapping
 from io import BytesIO
@@ -20,26 +20,26 @@ STATE_FORMAT = 1
 
 
 def save_weights(path: Path, model: nn.Module, artifact: Artifact) -> None:
-    """Write a model's parameters, buffers and record. The file holds tensors and text: opening it runs nothing."""
+    """Write a model's parameters, buffers and record as safetensors."""
     _write(path, {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, artifact)
 
 
 def save_record(path: Path, artifact: Artifact) -> None:
-    """Put another record into a file of `save_weights`, beside the same tensors."""
+    """Replace the record in a file of `save_weights`."""
     _write(path, read_weights(path)[0], artifact)
 
 
 def _write(path: Path, tensors: dict[str, Tensor], artifact: Artifact) -> None:
     content = save(tensors, metadata={KEY: artifact.to_json()})
     with written_aside(path) as aside:
-        aside.write_bytes(content)  # by Python, whose error on a full disk says so
+        aside.write_bytes(content)  # by Python, whose error names a full disk
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Artifact]:
     """Tensors and record of a file that `save_weights` wrote.
 
     Raises:
-        UserError: missing, not safetensors, damaged, or without a record.
+        UserError: the file is missing, not safetensors, damaged, or without a record.
     """
     if not path.is_file():
         raise UserError(f"no such file: '{path}'", hint="give a .safetensors file or a run folder of `dgad train`")
@@ -60,7 +60,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Artifact]:
 
 
 def has_record(path: Path) -> bool:
-    """Whether a file says of itself that `save_weights` wrote it. Of a damaged one, whoever reads it says why."""
+    """Whether a file is safetensors with a record. False for a damaged file: its reader will say what is wrong."""
     try:
         with safe_open(path, framework="pt") as file:
             return KEY in (file.metadata() or {})
@@ -92,7 +92,7 @@ def load_model(path: Path) -> tuple[nn.Module, Artifact]:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write what a run needs to resume: tensors and plain values only, so that it loads with `weights_only`."""
+    """Write the state that a run resumes from: tensors and plain values, so that reading it runs nothing."""
     content = BytesIO()
     torch.save({"format": STATE_FORMAT, **state}, content)
     with written_aside(path) as aside:
@@ -100,13 +100,10 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
-    """What `save_state` wrote.
-
-    Args:
-        keys: what has to be there.
+    """Read what `save_state` wrote; `keys` are those that it must have.
 
     Raises:
-        UserError: missing, corrupt, of another version, or a pickle that holds more than tensors and plain values.
+        UserError: missing, damaged, of another version, or with more than tensors and plain values.
     """
     if not path.is_file():
         raise UserError(f"nothing to resume: no such file '{path}'", hint="start the run without --resume")

@@ -1,8 +1,8 @@
-"""A value by the type of the key that it was given for: a path is the text that stands there, a number is a number.
+"""Reads a value by the type of its key: for a path the text as it is, for a number a number.
 
-Texts come from `--set`, from `DGAD_*` variables, from flags and, in quotes, from files. Other values come from YAML,
-whose own types follow from how a value looks and not from what it is for: `data_dir: 2024-05-01` would be a date.
-What a reader of YAML may take for something else is refused, with what to write instead.
+Texts come from `--set`, `DGAD_*` variables, flags and quoted values in files. Other values come from YAML, whose types
+follow from how a value looks, not from its key: `data_dir: 2024-05-01` would be a date. A value that YAML may read as
+something else is refused, with a hint on what to write.
 """
 
 import re
@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from dgad_tk.common import UserError, nearest, reason_of
-from dgad_tk.strangers.first_bytes import placeholder_of
+from dgad_tk.strangers.first_bytes import placeholder
 from dgad_tk.strangers.number_text import LONGEST, NotANumberError, exact, real, whole
 
 M = TypeVar("M", bound=BaseModel)
@@ -24,12 +24,14 @@ M = TypeVar("M", bound=BaseModel)
 NOTHING = ("", "null", "none", "~")
 SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
+_NUMBERS: dict[Any, tuple[Callable[[str], Any], str]] = {int: (whole, "a whole number"), float: (real, "a number")}
+
 _CALLED = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "keys and values"}
-"""What YAML takes a value for."""
+"""Names of YAML's types in messages."""
 
 
 class TypedKeys(BaseModel):
-    """Keys whose values are read by the type of the key, whoever wrote them."""
+    """A model that reads each value by the type of its key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -40,11 +42,7 @@ class TypedKeys(BaseModel):
 
 
 def validated(model: type[M], values: Mapping[str, Any], where: str) -> M:
-    """`values` as a `model`.
-
-    Raises:
-        UserError: an unknown key (with the nearest known one) or a value out of range.
-    """
+    """`values` as a `model`; UserError for an unknown key (the hint is the nearest known one) or a bad value."""
     try:
         return model.model_validate(dict(values))
     except UserError as error:
@@ -59,20 +57,12 @@ def validated(model: type[M], values: Mapping[str, Any], where: str) -> M:
             hint = nearest(str(first["loc"][-1]), owner.model_fields)
             raise UserError(f"{where}: unknown key '{name}'", hint=hint) from None
         message = first["msg"].removeprefix("Value error, ")
-        said = f"{name}: {message}, got {first['input']!r}" if name else message  # of several keys, it names them
+        said = f"{name}: {message}, got {first['input']!r}" if name else message  # a message on several keys names them
         raise UserError(f"{where}: {said}", hint="see `dgad train --help`") from None
 
 
 def typed(owner: type, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """`values` with each known key's value `fitted` to the annotation that `owner` has for it.
-
-    Args:
-        owner: a pydantic model or a dataclass.
-        where: stands before the key in an error, such as the name of a file and a colon.
-
-    Raises:
-        UserError: as `fitted`.
-    """
+    """`values`, with `fitted` applied to each key that the class `owner` annotates. Errors begin with `where`."""
     known, found = hints_of(owner), dict(values)
     try:
         return found | {key: fitted(known[key], found[key], key) for key in found if key in known}
@@ -87,12 +77,11 @@ def hints_of(owner: type) -> dict[str, Any]:
 
 
 def fitted(hint: Any, value: Any, what: str) -> Any:
-    """A value from Python or YAML for a key of type `hint`: texts are read, and what YAML took for something else than
-    the key wants is refused. The rest the model judges.
+    """A value from Python or YAML for a key of type `hint`: texts are read; other values are left to the model.
 
     Raises:
-        UserError: text that YAML took for a number or a switch, a switch in the place of a number, or a text that is
-            no value of this type.
+        UserError: the key takes text and YAML read something else, the key takes a number and YAML read a boolean, or
+            a text is not a value of this type.
     """
     base = _plain_type(hint)
     if base is Any or (isinstance(value, str) and _is_textual(base)):
@@ -113,29 +102,31 @@ def fitted(hint: Any, value: Any, what: str) -> Any:
 
 
 def read_text(hint: Any, text: str, what: str) -> Any:
-    """A text as a value of the type `hint`. A key of type text or path takes it as it stands.
+    """A text as a value of type `hint`. A key of type text or path takes it unchanged.
 
     Args:
-        hint: annotation of the key. The only unions are those with None.
-        text: as given.
-        what: names the key in an error, as it was given: `--set lr`, `DGAD_LR`.
+        hint: annotation of the key. Its only union is with None.
+        what: name of the key in an error, such as `--set lr` or `DGAD_LR`.
 
     Raises:
-        UserError: it is no such value, or may be several.
+        UserError: it is not such a value, or may be several.
     """
     base = _plain_type(hint)
     if base is not hint and any(isinstance(each, BeforeValidator) for each in get_args(hint)):
-        return text  # this one reads it
+        return text  # pydantic's validator reads it
     if NoneType in get_args(hint) and (not text if _is_textual(base) else text.strip().lower() in NOTHING):
         return None
     if base is bool:
         if text.strip().lower() not in SWITCHES:
             raise UserError(f"{what} must be true or false, got '{text}'", hint="write true or false")
         return SWITCHES[text.strip().lower()]
-    if base is int:
-        return _number(whole, "a whole number", text, what)
-    if base is float:
-        return _number(real, "a number", text, what)
+    if base in _NUMBERS:
+        read, expected = _NUMBERS[base]
+        try:
+            return read(text)
+        except NotANumberError as error:
+            hint_text = error.hint or "for example 10, 0.05 or 1e-3"
+            raise UserError(f"{what} must be {expected}, got '{text[:LONGEST]}'", hint=hint_text) from None
     if get_origin(base) is tuple:
         return tuple(read_text(get_args(base)[0], part, what) for part in _parts(text))
     if get_origin(base) is dict or (isinstance(base, type) and issubclass(base, BaseModel)):
@@ -148,22 +139,14 @@ def _is_textual(base: Any) -> bool:
 
 
 def _plain_type(hint: Any) -> Any:
-    """`X` of `X | None` and of `Annotated[X, ...]`."""
+    """`X` in `X | None` and in `Annotated[X, ...]`."""
     while get_origin(hint) is Annotated or NoneType in get_args(hint):
         hint = next(each for each in get_args(hint) if each is not NoneType)
     return hint
 
 
-def _number(read: Callable[[str], Any], expected: str, text: str, what: str) -> Any:
-    try:
-        return read(text)
-    except NotANumberError as error:
-        hint = error.hint or "for example 10, 0.05 or 1e-3"
-        raise UserError(f"{what} must be {expected}, got '{text[:LONGEST]}'", hint=hint) from None
-
-
 def _parts(text: str) -> list[str]:
-    """What stands between commas, with brackets around it or without."""
+    """The texts between commas, with or without brackets around all."""
     text = text.strip()
     if (text[:1], text[-1:]) in {("[", "]"), ("(", ")")}:
         text = text[1:-1].strip().removesuffix(",")
@@ -171,7 +154,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _guessed(text: str) -> Any:
-    """A text for a key that takes anything: a number or a switch where it is one."""
+    """A text for a key of any type: a number or a boolean where it is one."""
     for read in (whole, real):
         try:
             return read(text)
@@ -181,17 +164,17 @@ def _guessed(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds one mapping.
+    """The mapping in a YAML file.
 
     Raises:
-        UserError: missing, not text in UTF-8, not YAML, not a mapping, a key given twice, or a value that YAML reads
-            as something else than it looks like.
+        UserError: the file is missing, not in UTF-8, not YAML, not a mapping, holds a key twice, or a value that YAML
+            does not read as it looks.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read config '{path}': {error.strerror}", hint="give --config a YAML file") from None
-    if content and (found := placeholder_of(content[:512])):
+    if content and (found := placeholder(content[:512])):
         raise UserError(f"'{path}' is {found[0]}, not a config", hint=found[1])
     if b"\0" in content[:1024]:
         raise UserError(
@@ -207,13 +190,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, what: str) -> dict[str, Any]:
-    """The same from a text, such as `{steps: 7, eps: 8/255}`; `what` names it in an error."""
+    """The mapping in a text such as `{steps: 7, eps: 8/255}`; `what` names it in an error."""
     hint = "one `key: value` a line; text with `: ` or ` #` in it goes in quotes"
     try:
         content = yaml.load(text, Loader=_Loader)  # a SafeLoader
     except _TrapError as error:
         raise UserError(f"{what}, line {error.line}: {error}", hint=error.hint) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # nested too deep, a tag with what is no such value
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # nested too deep; a tag on a wrong value
         raise UserError(f"{what} is not YAML that can be read: {reason_of(error)}", hint=hint) from None
     if not isinstance(content, dict):
         raise UserError(f"{what} must hold keys and values, got {type(content).__name__}", hint="such as `epochs: 30`")
@@ -221,12 +204,12 @@ def parse_yaml(text: str, what: str) -> dict[str, Any]:
 
 
 def written_yaml(values: dict[str, Any]) -> str:
-    """Values as a YAML file that this and every other reader reads back the same, in the order given."""
+    """Values as YAML that every reader reads back the same, in the order given."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _TrapError(Exception):
-    """Something that YAML reads in a way that its writer may not have meant."""
+    """A value that YAML may read otherwise than its writer meant."""
 
     def __init__(self, message: str, hint: str, node: yaml.Node) -> None:
         super().__init__(message)
@@ -234,7 +217,7 @@ class _TrapError(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which knows YAML 1.1, without what nobody expects of it."""
+    """PyYAML's safe loader (YAML 1.1) without its surprises: dates, base 60, octal numbers."""
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         text, kind = node.value, node.tag.removeprefix("tag:yaml.org,2002:")
@@ -253,7 +236,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """A mapping whose keys are text. PyYAML takes the last value of a key given twice."""
+    """A mapping whose keys are text and given once. PyYAML itself would keep the last of two equal keys."""
     names = set()
     for key, _ in node.value:
         if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
@@ -262,14 +245,14 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any
         if key.value in names:
             raise _TrapError(f"the key '{key.value}' is given twice", "give it once: the first would be lost", key)
         names.add(key.value)
-    return loader.construct_mapping(node, deep=True)  # at once and whole: one that holds itself is refused
+    return loader.construct_mapping(node, deep=True)  # deep, so that a mapping that holds itself is refused
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper; text that another reader would take for a number or for nothing is in quotes."""
+    """PyYAML's safe dumper. Text that another reader may take for a number or for null gets quotes."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

@@ -1,23 +1,21 @@
-"""Recipes: configs that build on one another, with what the paper prints for them.
+"""Recipes: configs that extend one another, with the figures that the paper prints for them.
 
-A recipe is a YAML file of TrainConfig's keys and of two more: `extends` names another recipe or file whose keys it
-takes over, and `paper` holds what the paper prints for this run, where that is from and how the table was read.
-
-Importing this file imports no torch, so that the command line can list recipes at once.
+A recipe is a YAML file with keys of TrainConfig and two more: `extends` names another recipe or file whose keys it
+takes over; `paper` holds the printed figures, their source and how the table was read. Imports no torch, so that the
+command line lists recipes quickly.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgad_tk.common import UserError
+from dgad_tk.common import UserError, nearest
 from dgad_tk.config.parsing import read_yaml, typed
 from dgad_tk.config.training import TrainConfig
 
 RECIPES = Path(__file__).parent / "recipes"
-"""Those that come with the package. Folders whose name begins with an underscore hold what others extend."""
+"""The package's own. A folder whose name begins with an underscore holds recipes that are only extended."""
 
 _FIGURES = {"clean": "clean", "fgsm": "FGSM", "pgd": "PGD", "cw": "CW", "aa": "AA"}
 
@@ -27,64 +25,60 @@ class Recipe:
     """A recipe with everything that it extends.
 
     Attributes:
-        name: what it was asked for as.
         values: keys of a TrainConfig, not validated yet.
-        paper: `table`, `row`, `figures` (percent), `source`, `reading`, `teacher_file`, each where it is known.
+        paper: those known of `table`, `row`, `figures` (percent), `source`, `reading`, `teacher_file`.
     """
 
-    name: str
     values: dict[str, Any]
     paper: dict[str, Any]
 
     @property
     def summary(self) -> str:
         """One line: method, student, teacher, dataset, and the paper's figures."""
-
-        def value(key: str) -> str:
-            return str(self.values.get(key, TrainConfig.model_fields[key].default))
-
-        teacher = f" <- {value('teacher_model')}" if value("teacher_model") else ""
+        keys = ("method", "student", "teacher_model", "dataset")
+        method, student, teacher, dataset = (
+            self.values.get(key, TrainConfig.model_fields[key].default) for key in keys
+        )
         figures = printed_figures(self.paper)
-        return f"{value('method')} {value('student')}{teacher} on {value('dataset')}" + (
-            f"; paper: {figures}" if figures else ""
+        return (
+            f"{method} {student}{f' <- {teacher}' if teacher else ''} on {dataset}"
+            f"{f'; paper: {figures}' if figures else ''}"
         )
 
 
 def load_recipe(name: str) -> Recipe:
-    """The recipe or YAML file `name`, with what it extends merged into it.
+    """The recipe or YAML file `name`, merged with what it extends.
 
     Args:
-        name: path of a file, or of a recipe below `recipes/` without its `.yaml`.
+        name: path of a file, or of a recipe below `recipes/` without `.yaml`.
 
     Raises:
-        UserError: no such recipe or file, not YAML, or it extends itself.
+        UserError: there is no such recipe or file, it is not YAML, or it extends itself.
     """
     values = _merged(_find(name, Path(), f"unknown recipe '{name}'"), ())
-    return Recipe(name, values, values.pop("paper", None) or {})
+    return Recipe(values, values.pop("paper", None) or {})
 
 
 def recipe_names() -> list[str]:
-    """Every recipe that can be run, sorted."""
+    """All recipes that can be run, sorted."""
     names = (path.relative_to(RECIPES).with_suffix("") for path in RECIPES.rglob("*.yaml"))
     return sorted(name.as_posix() for name in names if not any(part.startswith("_") for part in name.parts))
 
 
 def printed_figures(paper: Mapping[str, Any]) -> str:
-    """`clean 87.58, AA 50.59`, as far as the paper's figures are known."""
+    """The known figures of the paper, such as `clean 87.58, AA 50.59`."""
     figures = paper.get("figures")
     found = figures if isinstance(figures, dict) else {}
-    return ", ".join(f"{label} {found[key]:.2f}" for key, label in _FIGURES.items() if _is_number(found.get(key)))
+    return ", ".join(
+        f"{label} {found[key]:.2f}" for key, label in _FIGURES.items() if type(found.get(key)) in (int, float)
+    )
 
 
 def printed_place(paper: Mapping[str, Any]) -> str:
-    """`test set, Table 4, second hand`: what the figures are of, where they stand, and whether we saw them there."""
+    """`test set, Table 4, second hand`: the split, the place in the paper, and whether another paper quotes it."""
     table = paper.get("table")
     where = f", Table {table}" if isinstance(table, int) else f", {str(table).capitalize()}" if table else ""
     return "test set" + where + (", second hand" if "second hand" in str(paper.get("source", "")) else "")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _find(name: str, folder: Path, unknown: str) -> Path:
@@ -95,16 +89,13 @@ def _find(name: str, folder: Path, unknown: str) -> Path:
     if recipe.is_file():
         return recipe
     if path.suffix in (".yaml", ".yml"):
-        return path  # reading it says what is wrong
-    close = difflib.get_close_matches(name, recipe_names(), n=1)
-    hint = (
-        f"did you mean '{close[0]}'?" if close else "`dgad list recipes` shows them; a file of your own ends in .yaml"
-    )
-    raise UserError(unknown, hint=hint)
+        return path  # reading it reports the error
+    otherwise = "`dgad list recipes` shows them; a file of your own ends in .yaml"
+    raise UserError(unknown, hint=nearest(name, recipe_names(), otherwise))
 
 
 def _merged(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
-    """A file's keys over those of what it extends; `chain` are the files that extend it."""
+    """A file's keys over those that it extends; `chain` holds the files that extend it."""
     if path.resolve() in chain:
         way = " -> ".join(each.stem for each in (*chain, path.resolve()))
         raise UserError(f"'{path}' extends itself: {way}", hint="take one `extends` out")

@@ -1,4 +1,4 @@
-"""Settings that come as text: `--set key=value` and `DGAD_*` variables. The type of the key says how each is read."""
+"""Settings given as text: `--set key=value` and `DGAD_*` variables. Each is read by the type of its key."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,11 +13,7 @@ _NOT_CONFIG = {"DGAD_CACHE"}
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Config values from `DGAD_*` variables: `DGAD_EPOCHS=5` is `epochs: 5`.
-
-    Raises:
-        UserError: a variable that names no key, or whose text is no value of its key.
-    """
+    """Config values from `DGAD_*` variables: `DGAD_EPOCHS=5` is `epochs: 5`. UserError for an unknown key or value."""
     hints, found = hints_of(TrainConfig), {}
     for name, text in environment.items():
         if not name.startswith(ENVIRONMENT_PREFIX) or name in _NOT_CONFIG:
@@ -32,11 +28,11 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """`--set` arguments as config values: `lr=0.05`, `threat.eps=8/255`, `dgad.pcr_weight=10`.
 
-    What stands before the dot is a key of the config that holds keys itself, or the method, whose options follow.
-    Those stay text until the method is known, and a wrong name is found when it is built.
+    Before the dot is a key of the config that holds keys, or a method. Options of methods stay text until the method
+    is built, which also finds wrong names.
 
     Raises:
-        UserError: not of the form key=value, or no value of its key.
+        UserError: not of the form key=value, or not a value of the key.
     """
     values: dict[str, Any] = {}
     for setting in settings:
@@ -55,11 +51,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_setting(setting: str) -> tuple[str, str]:
-    """`key=value` as two texts.
-
-    Raises:
-        UserError: not of that form.
-    """
+    """The key and the value of `key=value`; UserError for another form."""
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise UserError(f"--set needs key=value, got '{setting}'", hint="for example --set lr=0.05")

@@ -1,4 +1,4 @@
-"""What a model is trained and attacked for: norm, radius, steps."""
+"""The threat model that a model is trained for: norm, radius, steps."""
 
 import math
 from functools import partial
@@ -10,15 +10,14 @@ from dgad_tk.config.parsing import TypedKeys
 from dgad_tk.strangers.number_text import parse_fraction
 
 Radius = Annotated[float, BeforeValidator(partial(parse_fraction, upper=math.inf)), Field(gt=0)]
-"""A distance in units of the pixel range [0, 1]; `8/255` is accepted. In L2 and L1 it may be above 1."""
-
+"""A distance for pixels in [0, 1]; `8/255` is accepted. In L2 and L1 it may be above 1."""
 
 Norm = Literal["linf", "l2", "l1"]
-"""What distances are measured by; what is done in one: `dgad_tk.ascent.balls`."""
+"""Norm of a perturbation. `dgad_tk.ascent.balls` computes with it."""
 
 
 class ThreatModel(TypedKeys):
-    """What the adversary may do to an image, and how hard the inner maximisation tries.
+    """The perturbations allowed, and the steps of the inner maximisation.
 
     The paper's setting on colour images is Linf 8/255 in 10 steps of 2/255.
     """
@@ -36,5 +35,5 @@ class ThreatModel(TypedKeys):
 
     @classmethod
     def of(cls, norm: Norm, eps: float, steps: int = 10) -> Self:
-        """The convention of every evaluation here: steps of eps / 4."""
+        """A threat model with the default step size of eps / 4."""
         return cls(norm=norm, eps=eps, step_size=eps / 4, steps=steps)

@@ -1,6 +1,6 @@
-"""What a run is: every choice that changes its numbers, validated, written beside what it produced, readable again.
+"""The config of a training run: every setting that changes its results, checked, saved in the run folder.
 
-Importing this file imports no torch, so that the command line can check a config before it loads anything heavy.
+Imports no torch, so that the command line can check a config quickly.
 """
 
 import math
@@ -16,17 +16,16 @@ from dgad_tk.config.threat import ThreatModel
 from dgad_tk.strangers.number_text import parse_fraction
 
 When = Annotated[float, Field(ge=0)]
-"""A moment of a run: below 1 a share of its epochs, else a number of whole epochs."""
-
+"""A moment of a run: below 1 a share of its epochs, else an epoch."""
 
 AUTO = "auto"
-"""Teacher of a run that trains one first."""
+"""`teacher` of a run that trains its teacher first."""
 
 FREE = {"checkpoint_minutes", "paper"}
 """Keys that a resumed run may change."""
 
 PLACES = {"data_dir", "teacher", "device"}
-"""Keys that say where something is, and may change: the SHA-256 that a run keeps of it says what it is."""
+"""Keys that say where something is. A resumed run may change them, since it compares SHA-256 sums of the content."""
 
 
 def epoch_of(when: float, epochs: int) -> int:
@@ -35,7 +34,7 @@ def epoch_of(when: float, epochs: int) -> int:
 
 
 class TrainConfig(TypedKeys):
-    """One training run. Defaults are the paper's for CIFAR; `resolved` puts a dataset's own in their place."""
+    """One training run. Defaults are the paper's for CIFAR; `resolved` replaces them by the dataset's own."""
 
     dataset: str = "digits"
     data_dir: Path | None = None
@@ -51,12 +50,12 @@ class TrainConfig(TypedKeys):
     """Normalisation inside the student: none as in the paper's code, or the training split's mean and std."""
 
     teacher: str = AUTO
-    """`auto` trains one first; else a run folder, a file of weights or a model file. Ignored by methods without one."""
+    """`auto` trains one first; else a run folder or a file of weights. Ignored by methods without a teacher."""
     teacher_model: str = ""
-    """Network of the teacher. If not given, resnet20 for an auto teacher, else what the file's weights say."""
+    """Network of the teacher. The default is resnet20 for an auto teacher, else the network that the file holds."""
     teacher_mean: tuple[float, ...] = ()
     teacher_std: tuple[float, ...] = ()
-    """Normalisation that a teacher from a file expects, one value per channel; none for one that has it inside."""
+    """Normalisation that a teacher from a file expects, one value per channel; empty where that is inside."""
     teacher_method: str = "trades"
     teacher_epochs: int | None = Field(None, ge=1)
     teacher_lr: float | None = Field(None, gt=0)
@@ -72,16 +71,16 @@ class TrainConfig(TypedKeys):
     weight_decay: float = Field(5e-4, ge=0)
     nesterov: bool = False
     schedule: Literal["piecewise", "cosine", "cyclic", "constant"] = "piecewise"
-    """`cyclic` rises from 0 to `lr` over two fifths of the run and falls back to 0, in straight lines."""
+    """`cyclic` rises linearly from 0 to `lr` over two fifths of the run, and falls linearly back to 0."""
     milestones: tuple[When, ...] = (0.5, 0.75)
-    """When the learning rate falls to a tenth, as shares of the epochs or as epochs: the paper's 100 and 150 of 200."""
+    """When the learning rate falls to a tenth, as shares or as epochs. The paper's are 100 and 150 of 200."""
     warmup_epochs: float = Field(0.0, ge=0)
-    """Number of epochs over which the learning rate rises in a straight line to that of its schedule."""
+    """Number of epochs over which the learning rate rises linearly to that of its schedule."""
     clip_grad: float | None = Field(None, gt=0)
     """Largest L2 norm of the gradient over all weights; a longer one is scaled down to it."""
 
     averaging: Literal["none", "ema", "swa"] = "none"
-    """Select and save an average of the weights: exponential over the steps, or plain over the late epochs."""
+    """Select and save an average of the weights: exponential over the steps, or the mean over the late epochs."""
     ema_decay: float = Field(0.999, gt=0, lt=1)
     swa_start: When = 0.75
     awp_gamma: float = Field(0.0, ge=0)
@@ -89,33 +88,33 @@ class TrainConfig(TypedKeys):
     awp_start: When = 0
 
     select_on: Literal["val", "test"] = "val"
-    """Split for choosing the best epoch. `test` is what the papers do; it leaks, and the record says so."""
+    """Split for choosing the best epoch. The papers use `test`; that leaks, and the record says so."""
     select_every: int = Field(1, ge=1)
     early_stop: int | None = Field(None, ge=1)
-    """Stop after this number of epochs without a better one."""
+    """Number of epochs without a better one after which the run stops."""
     max_seconds: float | None = Field(None, gt=0)
-    """Stop after the epoch in which this much time has passed. The result then depends on the machine."""
+    """Stop after the epoch in which this time has passed. The result then depends on the machine."""
 
     seed: int = Field(0, ge=0, lt=2**32)
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the inner maximisation."""
     outer_precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the forward passes that the weights learn from."""
+    """Precision of the forward passes that update the weights."""
     compile: bool = False
     """Compile the networks of the inner maximisation with torch.compile."""
     sync_bn: bool = False
-    """Compute BatchNorm's statistics over the batches of all processes, as one process would."""
+    """Compute BatchNorm's statistics over the batches of all processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_minutes: float | None = Field(10.0, gt=0)
-    """Minutes between checkpoints within an epoch. The end of each epoch is saved in any case."""
+    """Minutes between checkpoints within an epoch. The end of each epoch is always saved."""
 
     paper: dict[str, Any] = Field({})
-    """What the paper prints for this run, for reports; changes nothing."""
+    """What the paper prints for this run. Only reports use it."""
 
     @model_validator(mode="before")
     @classmethod
     def _complete_threat(cls, values: Any) -> Any:
-        """What a threat model leaves open is the dataset's: `threat: {steps: 7}` is enough."""
+        """Complete a partial threat model by the dataset's radius: `threat: {steps: 7}` is enough."""
         threat = values.get("threat") if isinstance(values, dict) else None
         if not isinstance(threat, dict) or {"eps", "step_size"} <= threat.keys():
             return values
@@ -148,18 +147,14 @@ class TrainConfig(TypedKeys):
         return self.threat
 
     def resolved(self) -> Self:
-        """The same run with what nobody set filled in from the dataset.
-
-        Raises:
-            UserError: unknown dataset.
-        """
+        """This config with the dataset's values for keys that nobody set; UserError for an unknown dataset."""
         from dgad_tk.data import DATASETS  # numpy, and no torch
 
         spec = lookup(DATASETS, self.dataset, "dataset")
         own: dict[str, Any] = {key: value for key, value in spec.training.items() if key not in self.model_fields_set}
         if self.teacher_method != type(self).model_fields["teacher_method"].default:
-            own.pop("teacher_options", None)  # they are another method's
-        # An auto teacher is trained for as long and as fast as the student unless somebody says otherwise.
+            own.pop("teacher_options", None)  # the dataset's options belong to another method
+        # By default an auto teacher has the student's epochs and learning rate.
         for key in ("epochs", "lr"):
             same = own.get(key, getattr(self, key))
             if key in self.model_fields_set:
@@ -171,7 +166,7 @@ class TrainConfig(TypedKeys):
         return self.model_copy(update=own)
 
     def for_teacher(self) -> Self:
-        """The run that makes this run's teacher, when none was given."""
+        """The config of the run that trains this run's auto teacher."""
         return self.model_copy(
             update={
                 "method": self.teacher_method,
@@ -194,9 +189,9 @@ class TrainConfig(TypedKeys):
             aside.write_text(self.to_yaml(), encoding="utf-8")
 
     def differences(self, other: "TrainConfig") -> list[str]:
-        """`key: mine, not theirs` for each key in which two runs differ and which changes what comes out.
+        """`key: mine, not theirs` for each key that differs and changes results.
 
-        Where images and teacher lie changes nothing; whether there is a teacher does.
+        Places of images and teacher do not count, but a teacher from a file differs from an auto teacher.
         """
         free = FREE | (PLACES if (self.teacher == AUTO) == (other.teacher == AUTO) else PLACES - {"teacher"})
         mine = self.model_dump(mode="json", exclude=free)
@@ -204,5 +199,5 @@ class TrainConfig(TypedKeys):
 
 
 def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """`key: mine, not theirs` for each key in which two mappings differ, of those that both have."""
+    """`key: mine, not theirs` for each key of both mappings whose values differ."""
     return [f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if key in theirs and mine[key] != theirs[key]]

@@ -1,4 +1,4 @@
-"""Datasets: the table, and `load_dataset`. No torch is imported here: the command line reads the names."""
+"""The table of datasets, and `load_dataset`. Imports no torch, since the command line lists the names."""
 
 import os
 from functools import partial
@@ -54,7 +54,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "svhn": DatasetSpec(
         description="SVHN's cropped digits, 3x32x32, 73,257 + 26,032 images; --data-dir or --download",
         load=svhn.load,
-        augmentation=Augmentation(padding=4, flip=False),  # a mirrored digit is another one, or none
+        augmentation=Augmentation(padding=4, flip=False),  # a mirrored digit may be another digit
         fetch=svhn.fetch,
     ),
     "tiny-imagenet": DatasetSpec(
@@ -65,7 +65,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "imagefolder": DatasetSpec(
         description="your own images: train/CLASS/* and test/CLASS/* in --data-dir, as RGB of --image-size",
         load=imagefolder.load,
-        resizable=True,
+        image_size=32,
     ),
 }
 
@@ -77,17 +77,17 @@ def load_dataset(
 
     Args:
         name: row of DATASETS.
-        data_dir: where the files are, for a dataset that is read from some. Without it they are looked for where
-            `download` puts them, `downloads/NAME` below `dgad_tk.common.cache_dir()`.
-        image_size: height and width to bring the images to, for a dataset that has no size of its own.
-        download: fetch the files first unless they are there; otherwise nothing is ever fetched.
+        data_dir: folder of the files. The default is where `download` puts them: `downloads/NAME` in the cache.
+        image_size: height and width for a dataset that has no size of its own.
+        download: fetch the files if they are not there. Otherwise nothing is ever fetched.
 
     Raises:
         UserError: unknown name, an option that does not apply, data that are missing or damaged, a folder or a class
-            with a name that is no UTF-8, or no network.
+            with a name that is not UTF-8, or no network.
     """
     spec = lookup(DATASETS, name, "dataset")
-    if image_size is not None and not spec.resizable:
+    size = spec.image_size if image_size is None else image_size
+    if image_size is not None and not spec.image_size:
         raise UserError(
             f"dataset '{name}' has images of one size and takes no --image-size",
             hint="only imagefolder resizes; leave the option out",
@@ -95,23 +95,23 @@ def load_dataset(
     if download and spec.fetch is None:
         raise UserError(f"dataset '{name}' takes no --download", hint="there is nothing to fetch; leave it out")
     folder = data_dir and Path(os.path.expanduser(data_dir))
-    place = _place(folder) if folder is not None else None
+    options: dict[str, str | int] = {}
+    if folder is not None:
+        real = str(folder.resolve())
+        options["data_dir"] = real if is_utf8(real) else os.path.abspath(folder)  # a link's own name may be UTF-8
+        check_utf8(str(options["data_dir"]), "the path of the images")
     try:
-        decoded = spec.load(folder, image_size)
+        decoded = spec.load(folder, size)
     except NotThereError as error:
         if download and spec.fetch is not None:
             spec.fetch(folder or downloads(name))
-            decoded = spec.load(folder, image_size)
+            decoded = spec.load(folder, size)
         elif folder is not None and not os.path.isdir(folder):
             raise UserError(f"--data-dir {folder} is not a folder", hint=error.hint) from None
         else:
             raise
-
-    options: dict[str, str | int] = {}
-    if place is not None:
-        options["data_dir"] = place
-    if decoded.image_size is not None:
-        options["image_size"] = decoded.image_size
+    if spec.image_size:
+        options["image_size"] = size
     train, val, test = make_splits(decoded.parts)
     notes = decoded.notes
     if shares_images(train, val):
@@ -120,15 +120,3 @@ def load_dataset(
             "images, and its accuracy is none of held-out images",
         )
     return Dataset(spec, name, decoded.classes, train, val, test, options, decoded.sha256, notes)
-
-
-def _place(folder: Path) -> str:
-    """Where the images are, as records keep it: the real folder, unless only a link to it has a name that is text.
-
-    Raises:
-        UserError: neither has one.
-    """
-    real = str(folder.resolve())
-    given = real if is_utf8(real) else os.path.abspath(folder)
-    check_utf8(given, "the path of the images")
-    return given

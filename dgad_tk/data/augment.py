@@ -1,4 +1,4 @@
-"""Augmentation on the device, a whole batch at once; what happens to an image depends on that image alone."""
+"""Augmentation of a whole batch on the device. The draws for an image do not depend on the rest of the batch."""
 
 import torch
 from torch import Tensor
@@ -10,19 +10,18 @@ from dgad_tk.draws import Draws
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 `(N, C, H, W)` to float32 in [0, 1]: v / 255, correctly rounded on every device."""
-    # By a tensor on the device: by a plain number, CUDA multiplies by the rounded reciprocal.
+    # CUDA divides by a tensor on the device; by a Python number it would multiply by the rounded reciprocal.
     return images.to(torch.float32, copy=True).div_(torch.full((), 255.0, device=images.device))
 
 
 def augment(images: Tensor, *, augmentation: Augmentation, draws: Draws, index: Tensor, epoch: int) -> Tensor:
-    """Each image cropped at random from its zero-padded self, then perhaps mirrored; float32 in [0, 1].
+    """Random crop of each zero-padded image, then a random flip; float32 in [0, 1].
 
     Args:
         images: uint8 `(N, C, H, W)` on any device.
-        augmentation: how far and whether.
         draws: of the run's seed.
-        index: dataset indices, int64 `(N,)`; an image meets the same draws in any batch.
-        epoch: 0, 1, ...
+        index: dataset indices, int64 `(N,)`; they choose the draws.
+        epoch: from 0.
     """
     n, _, height, width = images.shape
     assert index.shape == (n,), f"{n} images, indices {tuple(index.shape)}"
@@ -34,10 +33,10 @@ def augment(images: Tensor, *, augmentation: Augmentation, draws: Draws, index: 
     padded = F.pad(images, (padding,) * 4)[:, None]
     side = torch.zeros_like(index)
     if augmentation.flip:
-        # To mirror a crop is to crop the mirrored image as far from its right edge.
+        # A mirrored crop is a crop of the mirrored image, as far from its right edge.
         side = draws.integers("augment-flip", (1,), low=0, high=2, index=index, epoch=epoch)[:, 0]
         padded = torch.cat([padded, padded.flip(-1)], dim=1)
         left = torch.where(side == 1, 2 * padding - left, left)
-    # Every crop there is, as a view; so the chosen ones are copied by whole images and not pixel by pixel.
+    # All possible crops as a view, so that the chosen ones are copied by whole images, not pixel by pixel.
     crops = padded.unfold(3, height, 1).unfold(4, width, 1)
     return to_float(crops[torch.arange(n, device=device), side, :, top, left])

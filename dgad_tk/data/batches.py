@@ -1,4 +1,4 @@
-"""Which images come in which batch, and how they get onto the device; the learning rate of each step."""
+"""Cuts an epoch into batches, and brings a batch onto the device."""
 
 from collections.abc import Iterator
 
@@ -10,9 +10,11 @@ from torch import Tensor
 from dgad_tk.data import Split
 
 
-def batch_positions(order: Tensor, batch_size: int, smallest: int = 2) -> Iterator[NDArray[np.int64]]:
-    """Cut an epoch's order into batches. The last may be short, but fewer than `smallest` images join the batch before:
-    a single one has no variance for BatchNorm where the feature map has shrunk to one pixel."""
+def batch_positions(order: Tensor, batch_size: int, smallest: int) -> Iterator[NDArray[np.int64]]:
+    """An epoch's order cut into batches. A last batch of fewer than `smallest` images joins the one before it.
+
+    The reason is BatchNorm: a single image whose feature map is one pixel has no variance.
+    """
     positions = order.numpy()
     ends = [*range(batch_size, len(positions), batch_size), len(positions)]
     if len(ends) > 1 and ends[-1] - ends[-2] < smallest:
@@ -21,7 +23,7 @@ def batch_positions(order: Tensor, batch_size: int, smallest: int = 2) -> Iterat
         yield positions[start:end]
 
 
-def fetch(split: Split, positions: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def on_device(split: Split, positions: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """uint8 images `(N, C, H, W)`, labels and dataset indices of `positions`, on `device`."""
     images = torch.from_numpy(split.take(positions)).to(device, non_blocking=True)
     labels = torch.from_numpy(split.labels[positions]).to(device, non_blocking=True)

@@ -1,10 +1,10 @@
-"""Decode once into uint8 arrays, then map them into memory.
+"""Decodes a dataset once into uint8 arrays and maps them into memory.
 
     <cache_dir>/datasets/<dataset>-<content key>/   meta.json  train-images.npy  train-labels.npy  test-...
     <cache_dir>/datasets/index/<stat fingerprint>   the content key
 
-An entry is built in a temporary folder beside its place and renamed, so it is whole or not there, however
-many processes build it at once and wherever one is killed.
+An entry is built in a temporary folder and then renamed. So it is whole or not there, even where several processes
+build it at once or one is killed.
 """
 
 import hashlib
@@ -24,17 +24,17 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.lib.format import open_memmap, write_array_header_1_0
 
-from dgad_tk.common import UserError, cache_dir, sha256_file, written_aside
+from dgad_tk.common import UserError, cache_dir, sha256_file, write_json, written_aside
 from dgad_tk.data.reading import accessible
 from dgad_tk.data.spec import Decoded, Labels, Part
 
 FORMAT = 1
-"""Raise it when the same files would decode to other arrays."""
+"""Must be raised when the same files decode to other arrays."""
 BLOCK = 1024
-"""Images that are written at once."""
+"""Images per write."""
 
 Build = Callable[[], tuple[list[str], Mapping[str, Iterable[Part]]]]
-"""Class names, and for each part its images, some at a time."""
+"""Class names, and the images of each part in pieces."""
 
 _IMAGES, _LABELS = np.dtype("|u1"), np.dtype("<i8")
 _STALE_SECONDS = 24 * 3600
@@ -42,13 +42,13 @@ _log = logging.getLogger(__name__)
 
 
 def cached(name: str, root: Path, files: Sequence[str], build: Build, salt: str = "") -> Decoded:
-    """The decoded arrays of `files`, mapped read-only from the cache, which is filled first if need be.
+    """The decoded arrays of `files`, mapped read-only from the cache; the cache is filled first where needed.
 
     Args:
         name: of the dataset.
-        root: the folder that `files` are in.
+        root: folder of `files`.
         files: all that `build` reads.
-        build: called only when the cache has no sound entry. Raises nothing but UserError.
+        build: called only when the cache has no sound entry. Raises only UserError.
         salt: the options that `build` depends on.
 
     Raises:
@@ -57,7 +57,7 @@ def cached(name: str, root: Path, files: Sequence[str], build: Build, salt: str 
     stats = _stats(root, files)
     key = _content_key(root, stats, f"{name} format {FORMAT} {salt}")
     entry = cache_dir() / "datasets" / f"{name}-{key[:24]}"
-    # Once is enough, unless another process replaces a damaged entry at the very moment we look for ours.
+    # One round is enough, unless another process replaces a damaged entry at the same moment.
     for _ in range(3):
         if (decoded := _open(entry)) is not None:
             return decoded
@@ -66,7 +66,7 @@ def cached(name: str, root: Path, files: Sequence[str], build: Build, salt: str 
             with _aside(entry) as built:
                 _write(built, *build())
                 if changed := [file for file, stat in _stats(root, files).items() if stat != stats[file]]:
-                    raise UserError(  # under its key, the entry would hold something else for ever
+                    raise UserError(  # the entry would not hold what its key says
                         f"{root / changed[0]} was changed while it was being read",
                         hint="wait until the files are complete",
                     )
@@ -79,10 +79,7 @@ def cached(name: str, root: Path, files: Sequence[str], build: Build, salt: str 
 
 
 def _stats(root: Path, files: Sequence[str]) -> dict[str, str]:
-    """For each file its size in bytes, and when its content and its inode were last changed, in nanoseconds.
-
-    The inode tells new content of the same size whose time was set back.
-    """
+    """Per file: size, time of modification, and time of change of its inode, which nobody can set back."""
     found = {}
     with accessible(root):
         for file in files:
@@ -92,11 +89,11 @@ def _stats(root: Path, files: Sequence[str]) -> dict[str, str]:
 
 
 def _content_key(root: Path, stats: Mapping[str, str], salt: str) -> str:
-    """A SHA-256 of the files' names and bytes and of `salt`. A folder that was moved or copied has the same key.
+    """A SHA-256 of the files' names, their bytes and `salt`. A folder that was moved or copied keeps its key.
 
-    Reading all bytes takes seconds to minutes. So an index is kept, from what `stat` says to the key.
+    Reading all bytes takes seconds to minutes, so an index keeps the key under a digest of what `stat` says.
     """
-    # With the folder: two unpacked archives may agree in every name, size and time, and differ in content.
+    # The folder belongs to the digest: two archives may agree in all names, sizes and times, but not in content.
     seen = _sha256([str(root.resolve()), salt, *map("\0".join, stats.items())])
     index = cache_dir() / "datasets" / "index" / seen
     with suppress(OSError, UnicodeDecodeError):
@@ -109,7 +106,7 @@ def _content_key(root: Path, stats: Mapping[str, str], salt: str) -> str:
         with accessible(root / file):
             lines.append(f"{file}\0{sha256_file(root / file)}")
     key = _sha256(lines)
-    # A cache that cannot be written to may still hold the entry; whoever has to write one complains then.
+    # A cache that cannot be written may still hold the entry. If not, writing the entry reports the error.
     with suppress(OSError), written_aside(index) as aside:
         aside.write_text(key, encoding="ascii")
     return key
@@ -124,10 +121,10 @@ def _sha256(lines: Iterable[str]) -> str:
 
 @contextmanager
 def _aside(entry: Path) -> Iterator[Path]:
-    """A folder to build an entry in, which takes its place when the block ends well."""
+    """A folder to build an entry in. It becomes `entry` when the block ends well."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     for leftover in entry.parent.glob(".building-*"):
-        with suppress(OSError):  # of a process that was killed, if it is old enough
+        with suppress(OSError):  # an old one belongs to a process that was killed
             if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=entry.parent, ignore_cleanup_errors=True) as aside:
@@ -137,7 +134,7 @@ def _aside(entry: Path) -> Iterator[Path]:
         if _open(entry) is not None:
             return  # another process was faster
         with suppress(OSError):
-            entry.rename(Path(aside) / "damaged")  # whatever is there does not open, and goes with the folder
+            entry.rename(Path(aside) / "damaged")  # an entry that does not open is deleted with the folder
         try:
             built.rename(entry)
         except OSError:
@@ -146,7 +143,7 @@ def _aside(entry: Path) -> Iterator[Path]:
 
 
 class Content(NamedTuple):
-    """What the digest of a dataset needs to know of a part: shape and SHA-256 of its images, and its labels."""
+    """What a dataset's digest is computed from, per part: shape and SHA-256 of its images, and its labels."""
 
     shape: tuple[int, ...]
     sha256: str
@@ -165,20 +162,19 @@ def _write(folder: Path, classes: list[str], parts: Mapping[str, Iterable[Part]]
         "shapes": {name: content.shape for name, content in contents.items()},
         "sha256": content_sha256(classes, contents),
     }
-    with written_aside(folder / "meta.json") as aside:
-        aside.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_json(folder / "meta.json", record)
 
 
 def _write_images(path: Path, pieces: Iterable[Part]) -> Content:
     digest = hashlib.sha256()
     labels: list[Labels] = []
     shape: tuple[int, ...] = ()
-    # Written, not mapped: on a full disk a write fails with an error, a mapped page kills the process.
+    # Not through a memory map: on a full disk a write raises an error, but a mapped page kills the process.
     with written_aside(path) as aside, aside.open("wb") as file:
         for piece in pieces:
             if not labels:
                 shape = piece.images.shape[1:]
-                _write_header(file, (0, *shape))  # as long as that of any other number of images
+                _write_header(file, (0, *shape))  # its length does not depend on the number of images
             assert (piece.images.dtype, *piece.images.shape) == (_IMAGES, len(piece.labels), *shape), f"{piece}"
             for start in range(0, len(piece.labels), BLOCK):
                 block = piece.images[start : start + BLOCK].tobytes()
@@ -196,7 +192,7 @@ def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
 
 
 def _open(entry: Path) -> Decoded | None:
-    """The entry, or None if it is not there or not whole."""
+    """The entry; None where it is missing or damaged."""
     try:
         record = json.loads((entry / "meta.json").read_bytes())
         if record["format"] != FORMAT:
@@ -207,7 +203,7 @@ def _open(entry: Path) -> Decoded | None:
             labels = _map(entry / f"{name}-labels.npy", _LABELS, tuple(shape[:1]))
             parts[name] = Part(images, np.array(labels, dtype=np.int64))
         return Decoded([str(label) for label in record["classes"]], parts, str(record["sha256"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, TokenError):  # the last of a damaged .npy header
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, TokenError):  # the last: a damaged .npy header
         return None
 
 
@@ -219,7 +215,7 @@ def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap:
 
 
 def content_sha256(classes: list[str], contents: Mapping[str, Content]) -> str:
-    """A digest of class names, labels and pixels. The same images in another container have the same digest."""
+    """A SHA-256 of class names, labels and pixels, whatever files they came from."""
     digest = hashlib.sha256(json.dumps(classes).encode())
     for name, content in sorted(contents.items()):
         digest.update(f"\n{name} {list(content.shape)} {content.sha256}\n".encode())

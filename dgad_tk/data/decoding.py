@@ -1,4 +1,4 @@
-"""From image files to arrays of one size. Files that are no sound images are counted and named by what they are."""
+"""Decodes image files into arrays of one size. Files that cannot be used are counted and named by what they are."""
 
 import os
 from collections import deque
@@ -14,15 +14,15 @@ import numpy as np
 from dgad_tk.common import UserError, reason_of
 from dgad_tk.data.endings import first_names
 from dgad_tk.data.spec import Pixels
-from dgad_tk.strangers.first_bytes import archive_of, beginning, placeholder_of
+from dgad_tk.strangers.first_bytes import archive_of, beginning, placeholder
 from dgad_tk.strangers.names import shown
 
 BLOCK_BYTES = 2**22
 THREADS_FROM_BYTES = 4096
-"""File size from which threads pay off. Two are 2.0 times as fast as one at 90 KB per file, 1.4 times at 7 KB,
-but 0.7 times at CIFAR's 1 KB, where most of the work needs the interpreter's lock."""
+"""File size from which threads pay off. Two threads are 2.0 times as fast as one at 90 KB per file, 1.4 times at 7 KB,
+and 0.7 times at CIFAR's 1 KB, where most of the work needs the interpreter's lock."""
 COUNTED = 10_000
-"""How many more images are looked at after a bad one: a user learns of the others and does not wait for ever."""
+"""How many more images are decoded after a bad one, so that the message can count the others."""
 
 _AGAIN = "copy it again, or take it out of the folder"
 _CONVERT = "convert it to .png or .jpg"
@@ -35,8 +35,8 @@ class Flaw:
     """Why a file cannot be used.
 
     Attributes:
-        kind: what it is, the same for all files with this flaw: "a Git LFS pointer".
-        message: what is wrong with the file, after its name.
+        kind: the same for all files with this flaw, such as "a Git LFS pointer".
+        message: what is wrong with this file; follows its name.
         hint: what to do about it.
     """
 
@@ -46,17 +46,17 @@ class Flaw:
 
 
 _Block = tuple[Pixels, dict[str, Flaw]]
-"""The images of some files, and by file name what is wrong with those that cannot be used."""
+"""The images of some files, and the flaws of those that cannot be used, by file name."""
 
 
 def blocks(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterator[Pixels]:
-    """The images, uint8 `(n, 3, size, size)` at a time, in the order of `files`.
+    """The images in the order of `files`, in blocks of uint8 `(n, 3, size, size)`.
 
     Args:
-        exact: refuse an image of another size instead of squeezing it.
+        exact: refuse an image of another size instead of resizing it.
 
     Raises:
-        UserError: some files are no sound images. The message says how many and names the first ones.
+        UserError: some files cannot be used. The message says how many and names the first ones.
     """
     flawed: dict[str, Flaw] = {}
     seen = until = 0
@@ -77,11 +77,12 @@ def _decoded(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterat
     n = max(1, BLOCK_BYTES // (3 * size * size))
     decode_some = partial(_decode_all, root, size=size, exact=exact)
     pieces = (files[start : start + n] for start in range(0, len(files), n))
-    if (threads := _threads(root, files)) == 1:
-        yield from map(decode_some, pieces)
-        return
+    threads = 1
+    with suppress(OSError):  # the decoder says what is wrong with the file
+        if (root / files[len(files) // 2]).stat().st_size >= THREADS_FROM_BYTES:
+            threads = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
-        # Only so many ahead: results must not pile up in memory when the disk is slower than the decoding.
+        # A bounded number ahead, so that results do not pile up in memory when the disk is slow.
         ahead: deque[Future[_Block]] = deque()
         for piece in pieces:
             ahead.append(pool.submit(decode_some, piece))
@@ -89,14 +90,6 @@ def _decoded(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterat
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
-
-
-def _threads(root: Path, files: Sequence[str]) -> int:
-    """How many threads pay off, judged by the file in the middle of the list."""
-    with suppress(OSError):  # the decoder says what is wrong with it
-        if (root / files[len(files) // 2]).stat().st_size >= THREADS_FROM_BYTES:
-            return min(8, os.cpu_count() or 1)
-    return 1
 
 
 def _decode_all(root: Path, files: Sequence[str], size: int, exact: bool) -> _Block:
@@ -115,19 +108,19 @@ def decode(path: Path, size: int, *, exact: bool = False) -> Pixels | Flaw:
     """One image file as uint8 `(size, size, 3)`.
 
     Returns:
-        A Flaw where the file is damaged, is no image, has more than 8 bits per channel, or, with `exact`, has another
-        size.
+        A Flaw where the file is damaged, is not an image, has more than 8 bits per channel or, with `exact`, has
+        another size.
     """
     from PIL import Image  # not needed to know the names of the datasets
 
     try:
         with Image.open(path) as file:
-            if file.mode[0] in "IF":  # Pillow would clip to 255, which makes most of such an image white
+            if file.mode[0] in "IF":  # Pillow would clip to 255, which makes most of the image white
                 message = f"has 16-bit or float pixels (mode {file.mode})"
                 return Flaw("a 16-bit or float image", message, "convert it to 8 bits")
             if exact and file.size != (size, size):
                 return Flaw("of another size", f"is {file.width}x{file.height}, not {size}x{size}", _AGAIN)
-            # Straight from a palette with transparency to RGB, the colours are the same, but Pillow warns.
+            # By way of RGBA, since Pillow warns when it converts a palette with transparency to RGB.
             image = file.convert("RGBA") if file.mode == "P" and "transparency" in file.info else file
             return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
     except Exception as error:  # noqa: BLE001 - Pillow's many decoders raise whatever damaged bytes lead them to
@@ -135,14 +128,14 @@ def decode(path: Path, size: int, *, exact: bool = False) -> Pixels | Flaw:
 
 
 def _found_instead(path: Path, error: Exception) -> Flaw:
-    """What a file is that Pillow cannot read."""
+    """The flaw of a file that Pillow cannot read."""
     try:
         head = beginning(path)
     except OSError as unreadable:
         reason = f"cannot be read: {unreadable.strerror or unreadable}"
         return Flaw("a file that cannot be read", reason, "check it and its permissions")
     cannot = "cannot be read as an image: "
-    if found := placeholder_of(head):
+    if found := placeholder(head):
         return Flaw(found[0], f"{cannot}it is {found[0]}", found[1])
     if name := _other_image(head):
         return Flaw(name, f"{cannot}it is {name}, whatever its name says", _CONVERT)
@@ -153,7 +146,7 @@ def _found_instead(path: Path, error: Exception) -> Flaw:
 
 
 def _other_image(head: bytes) -> str:
-    """The kind of an image that other programs read; empty for none that is known."""
+    """The kind of an image that other programs can read; else empty."""
     if head[4:8] == b"ftyp":
         return _BRANDS.get(head[8:12], "")
     if head.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")):
@@ -162,7 +155,7 @@ def _other_image(head: bytes) -> str:
 
 
 def _refusal(root: Path, flawed: dict[str, Flaw], looked_at: str) -> UserError:
-    """One error for all flawed images, with the hint for the most frequent flaw."""
+    """One error for all flawed images, with the hint of the most frequent flaw."""
     first, flaw = next(iter(flawed.items()))
     if len(flawed) == 1:
         return UserError(f"{root / shown(first)} {flaw.message}", hint=flaw.hint)

@@ -1,6 +1,6 @@
-"""Fetching official files on request, whole or not at all. Nothing that was fetched is run or unpickled.
+"""Fetches official files on request, each whole or not at all.
 
-torchvision knows the addresses and the MD5 sums; its dataset classes are not used, since they unpickle.
+torchvision provides the addresses and MD5 sums. Its dataset classes are not used, since they run pickles.
 """
 
 import tarfile
@@ -15,7 +15,7 @@ from dgad_tk.common import UserError, cache_dir, reason_of
 
 
 class Remote(NamedTuple):
-    """A file somewhere else: its address, what it is called here, the MD5 of its content in hex digits."""
+    """A file to fetch: its address, its name here, the MD5 of its content in hex digits."""
 
     url: str
     name: str
@@ -23,16 +23,12 @@ class Remote(NamedTuple):
 
 
 def downloads(name: str) -> Path:
-    """Where the dataset `name` is downloaded to, and looked for, when no folder is given."""
+    """The folder that the dataset `name` is downloaded to and read from when no --data-dir is given."""
     return cache_dir() / "downloads" / name
 
 
 def fetch_files(folder: Path, remotes: Sequence[Remote]) -> None:
-    """Put those of `remotes` into `folder` that are not there.
-
-    Raises:
-        UserError: no network, another content than announced, or `folder` cannot be written.
-    """
+    """Fetch those of `remotes` that `folder` lacks; UserError without network, or where the MD5 is wrong."""
     for remote in remotes:
         if not (folder / remote.name).exists():
             with _aside(folder) as aside:
@@ -40,12 +36,9 @@ def fetch_files(folder: Path, remotes: Sequence[Remote]) -> None:
 
 
 def fetch_archive(root: Path, remote: Remote, folder: str) -> None:
-    """Unpack `folder` of a .tar.gz below `root`: of the archive if it lies there already, else of a fetched one.
+    """Unpack `folder` of a .tar.gz below `root`. The archive is fetched unless `root` holds it; no file is replaced.
 
-    Files that are there stay as they are.
-
-    Raises:
-        UserError: no network, another content than announced, or `root` cannot be written.
+    Errors are those of `fetch_files`.
     """
     from torchvision.datasets.utils import check_integrity  # imports torch
 
@@ -65,7 +58,7 @@ def fetch_archive(root: Path, remote: Remote, folder: str) -> None:
 
 @contextmanager
 def _aside(folder: Path) -> Iterator[Path]:
-    """A temporary folder in `folder`: what takes its name from there is whole."""
+    """A temporary folder in `folder`, so that a whole file can be renamed into place."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".downloading-", dir=folder, ignore_cleanup_errors=True) as aside:
@@ -82,7 +75,7 @@ def _fetch(folder: Path, remote: Remote) -> Path:
 
     try:
         download_url(remote.url, folder, remote.name, remote.md5)
-    except (OSError, HTTPException, RuntimeError, ValueError) as error:  # the third when the MD5 is another one
+    except (OSError, HTTPException, RuntimeError, ValueError) as error:  # RuntimeError: the MD5 is wrong
         raise UserError(
             f"cannot download {remote.url}: {reason_of(error)}",
             hint="fetch it on another machine and give its folder as --data-dir",

@@ -1,4 +1,4 @@
-"""Which files are images that can be read, by their endings, and what to say about the others."""
+"""Which files are readable images, by their endings, and what to say about the others."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 from dgad_tk.strangers.names import shown
 
 _FORMATS = {"JPEG", "MPO", "JPEG2000", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "TGA", "PCX", "QOI"}
-"""Pillow's names of formats that hold a picture of 8 bits per channel and nothing else. It also registers documents
-(PDF, EPS), films (MPEG) and tables (HDF5)."""
+"""Pillow's names of formats for pictures of 8 bits per channel. Pillow also registers documents (PDF, EPS), films
+(MPEG) and tables (HDF5)."""
 _OPTIONAL = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
-"""Formats that Pillow may register without having been built with their decoder, and the name of that."""
+"""Formats that Pillow registers even when it was built without their decoder, and the decoder's name."""
 _OTHER_IMAGES = {".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".ico", ".psd", ".eps", ".exr", ".hdr", ".pfm"}
 _OTHER_IMAGES |= {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".raw"}  # of cameras
 
@@ -31,7 +31,7 @@ def readable_endings() -> tuple[str, ...]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's ending is that of an image, readable here or not."""
+    """Whether a file's ending is that of an image, even of one that cannot be read here."""
     return ending_of(name) in {*readable_endings(), *_OTHER_IMAGES}
 
 
@@ -41,12 +41,12 @@ def ending_of(name: str) -> str:
 
 
 def notes_on(folder: Path, inside: Mapping[str, Sequence[str]], beside: Sequence[str] = ()) -> tuple[str, ...]:
-    """A sentence for each kind of file that is in the folder of a part and is not used.
+    """Sentences about the files of a part that are not used.
 
     Args:
-        folder: of the part, as the user knows it.
-        inside: for every class, the files in its folder that are not read.
-        beside: the files that lie in no class folder.
+        folder: of the part.
+        inside: per class, the files in its folder that are not read.
+        beside: the files in no class folder.
     """
     notes = []
     if passed := [name for names in inside.values() for name in names]:
@@ -61,7 +61,7 @@ def notes_on(folder: Path, inside: Mapping[str, Sequence[str]], beside: Sequence
 
 def by_ending(names: Iterable[str]) -> str:
     """`10 .heic, 3 .txt`, the most frequent first."""
-    # Not by Counter.most_common, which leaves ties in the order of the file system.
+    # Counter.most_common would leave ties in the order of the file system.
     ranked = sorted(Counter(map(ending_of, names)).items(), key=lambda item: (-item[1], item[0] or "~"))
     listed = [f"{count:,} {shown(ending) or 'without an ending'}" for ending, count in ranked[:_LISTED]]
     rest = sum(count for _, count in ranked[_LISTED:])
@@ -69,7 +69,7 @@ def by_ending(names: Iterable[str]) -> str:
 
 
 def first_names(names: Iterable[str]) -> str:
-    """`a.jpg, b.jpg, c.jpg, ...`, the first in alphabetical order."""
+    """`a.jpg, b.jpg, c.jpg, ...`, in alphabetical order."""
     known = sorted(names)
     return ", ".join(map(shown, known[:_NAMED])) + (", ..." if len(known) > _NAMED else "")
 

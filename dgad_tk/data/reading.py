@@ -1,4 +1,4 @@
-"""Files that came from elsewhere: where they lie, and one line for whatever is wrong with them."""
+"""Finds a dataset's files, and turns every error in reading them into one line."""
 
 import os
 import zlib
@@ -8,23 +8,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dgad_tk.common import UserError, reason_of
-from dgad_tk.strangers.first_bytes import placeholder
+from dgad_tk.strangers.first_bytes import beginning, placeholder
 
 
 class Place(NamedTuple):
-    """A folder that may hold a dataset, and the files that the dataset would have there."""
+    """A folder that may hold a dataset, and the names that the dataset's files would have there."""
 
     folder: Path
     files: Sequence[str]
 
-    @property
-    def missing(self) -> list[str]:
-        """The files that are not there."""
-        return [name for name in self.files if not os.path.isfile(self.folder / name)]
-
 
 class NotThereError(UserError):
-    """The files of a dataset are not where they were looked for, or not all of them; a download may help."""
+    """Some files of a dataset are missing; a download may help."""
 
 
 def find(title: str, places: Sequence[Place], hint: str) -> Place:
@@ -32,45 +27,38 @@ def find(title: str, places: Sequence[Place], hint: str) -> Place:
 
     Args:
         title: of the dataset.
-        places: where to look; the last one is named where there is nothing at all.
+        places: where to look. The error names the last one where no place has any file.
         hint: how to get the files.
 
     Raises:
-        NotThereError: there is none.
+        NotThereError: no place has all files.
     """
-    for place in places:
-        if not place.missing:
+    lacking = [[name for name in place.files if not os.path.isfile(place.folder / name)] for place in places]
+    for place, missing in zip(places, lacking, strict=True):
+        if not missing:
             return place
-    for place in places:
-        if len(place.missing) < len(place.files):
-            raise NotThereError(f"{place.folder}: {title} without {', '.join(place.missing)}", hint=hint)
+    for place, missing in zip(places, lacking, strict=True):
+        if len(missing) < len(place.files):
+            raise NotThereError(f"{place.folder}: {title} without {', '.join(missing)}", hint=hint)
     raise NotThereError(f"no {title} in {places[-1].folder}", hint=hint)
 
 
 @contextmanager
 def readable(path: Path, what: str) -> Iterator[None]:
-    """Damage of any kind inside the block becomes one line: `path` cannot be read as `what`.
-
-    Raises:
-        UserError: in place of OSError, EOFError, ValueError and zlib.error.
-    """
+    """Turn an OSError, EOFError, ValueError or zlib.error into a UserError: `path` cannot be read as `what`."""
     try:
         yield
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason, hint = reason_of(error), "delete the file and fetch it again"
         with suppress(OSError):
-            if found := placeholder(path):
+            if found := placeholder(beginning(path)):
                 reason, hint = f"it is {found[0]}", found[1]
         raise UserError(f"{path} cannot be read as {what}: {reason}", hint=hint) from None
 
 
 @contextmanager
 def accessible(path: Path) -> Iterator[None]:
-    """Failing to read `path`, or a file below it, inside the block becomes one line.
-
-    Raises:
-        UserError: in place of OSError and UnicodeDecodeError.
-    """
+    """Turn an OSError or UnicodeDecodeError about `path`, or a file below it, into a UserError."""
     try:
         yield
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""What a dataset is: its row in the table, its decoded arrays, its three splits."""
+"""Types of a dataset: its row in the table, its decoded arrays, its three splits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,8 +23,8 @@ GREY_LEVEL = 1 / 255
 class Augmentation:
     """Random crop and flip of training images.
 
-    Args:
-        padding: zero pixels put around the image before it is cropped to its own size; it moves by at most as many.
+    Attributes:
+        padding: zero pixels around the image before it is cropped to its own size.
         flip: mirror half of the images left to right.
     """
 
@@ -34,7 +34,7 @@ class Augmentation:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Decoded images of a dataset in the order of its files: of a whole folder, or of some files in it.
+    """Decoded images in the order of their files: a whole part of a dataset, or a piece of it.
 
     Attributes:
         images: uint8 `(N, C, H, W)`, memory-mapped where they come from the cache.
@@ -51,28 +51,25 @@ class Decoded:
 
     Attributes:
         classes: class names in the order of the labels.
-        parts: "train", "test" and, where the data come with one of their own, "val".
+        parts: "train", "test" and, where the data have their own, "val".
         sha256: `cache.content_sha256` of them.
-        image_size: the size the images were brought to, None where the data have one size of their own.
-        notes: a sentence for each kind of thing that was found and not used. They are about the files as they are now,
-            so the cache keeps none.
+        notes: a sentence per kind of file that was found and not used. The cache keeps none: the files may change.
     """
 
     classes: list[str]
     parts: Mapping[str, Part]
     sha256: str
-    image_size: int | None = None
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images of one split in its fixed stratified order; the pixels stay where they are until `take`.
+    """Images of one split in its fixed stratified order. Pixels are read only by `take`.
 
-    Position p means the same image in every run, whatever the seed and however many images are used.
+    Position p is the same image in every run, for every seed and every number of images.
 
     Attributes:
-        base: uint8 `(M, C, H, W)`, all images of the part this split is cut from.
+        base: uint8 `(M, C, H, W)`, all images of the part that this split is cut from.
         index: int64 `(N,)`, rows of `base`.
         labels: int64 `(N,)`, of the rows in `index`.
     """
@@ -89,11 +86,7 @@ class Split:
         return np.ascontiguousarray(self.base[self.index[positions]])
 
     def subset(self, n: int) -> "Split":
-        """The first `n` images, nearly class-proportional; all of them when there are fewer.
-
-        Raises:
-            UserError: `n` is below 1.
-        """
+        """The first `n` >= 1 images, nearly class-proportional; all of them where there are fewer."""
         if n < 1:
             raise UserError(f"a number of images must be at least 1, got {n}", hint="leave it out to use all of them")
         return replace(self, index=self.index[:n], labels=self.labels[:n])
@@ -101,27 +94,26 @@ class Split:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A row of the DATASETS table; augmentation and radii are those of CIFAR unless it says otherwise.
+    """A row of the DATASETS table. Augmentation and radii default to those of CIFAR.
 
     Attributes:
         description: one line for `dgad list datasets`.
-        load: (data_dir, image_size) to decoded arrays; either is None when the user gave none. Raises UserError where
-            the files are damaged or hold something else, NotThereError where they are not there.
+        load: maps (data_dir or None, image_size) to decoded arrays. Raises NotThereError for missing files, UserError
+            for damaged ones.
         augmentation: of training images.
-        eps: norm ("linf", "l2") to the default radius, as a fraction of 1.
+        eps: default radius per norm, as a fraction of 1.
         training: settings of a TrainConfig that differ from the paper's for CIFAR, by name.
-        fetch: puts the files that are not there into a folder; None where there is nothing to fetch. Raises UserError
-            where there is no network, or something else comes.
-        resizable: `--image-size` applies; otherwise the data have one size of their own.
+        fetch: fetches missing files into a folder, or raises UserError; None where there is nothing to fetch.
+        image_size: default of `--image-size`; 0 where the data have one size of their own.
     """
 
     description: str
-    load: Callable[[Path | None, int | None], Decoded]
+    load: Callable[[Path | None, int], Decoded]
     augmentation: Augmentation = Augmentation(padding=4, flip=True)
     eps: Mapping[str, float] = field(default_factory=lambda: {"linf": 8 / 255, "l2": 0.5, "l1": 12.0})
     training: Mapping[str, Any] = field(default_factory=dict)
     fetch: Callable[[Path], None] | None = None
-    resizable: bool = False
+    image_size: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,13 +124,13 @@ class Dataset:
         spec: its row.
         name: of the row.
         classes: class names in the order of the labels.
-        train: the training split, without what is held out as `val`.
-        val: held out of the training data, for choosing a checkpoint. Where no class has an image to spare, some of
-            the training images themselves; a note says so.
+        train: the training split without `val`.
+        val: for choosing a checkpoint; held out of the training data. Where no class has an image to spare, it shares
+            images with `train`, and a note says so.
         test: for reporting.
-        options: what `load_dataset` takes to load the same again: `data_dir` as given, `image_size`.
+        options: arguments with which `load_dataset` loads the same again: `data_dir`, `image_size`.
         sha256: of the decoded content.
-        notes: what a user should know about these data, a sentence each.
+        notes: sentences about these data for the user.
     """
 
     spec: DatasetSpec
@@ -159,10 +151,10 @@ class Dataset:
 
     @property
     def train_and_val(self) -> Split:
-        """All training images, for runs that hold none of them out: where validation was cut from them, with it."""
+        """`train` and, where it was cut from the same images, `val`: for runs that hold no images out."""
         if self.val.base is not self.train.base:
             return self.train
-        fresh = ~np.isin(self.val.index, self.train.index)  # all of them, unless no image was to spare
+        fresh = ~np.isin(self.val.index, self.train.index)  # all, unless no image was to spare
         index = np.concatenate([self.val.index[fresh], self.train.index])
         return replace(self.train, index=index, labels=np.concatenate([self.val.labels[fresh], self.train.labels]))
 
@@ -172,16 +164,16 @@ class Dataset:
         return {"train": self.train, "val": self.val, "test": self.test}
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel over the training split, in units of [0, 1].
+        """Mean and standard deviation per channel over the training split, in units of [0, 1].
 
-        A deviation is at least GREY_LEVEL: whoever divides by it makes no noise of a channel that hardly varies.
+        A deviation is at least GREY_LEVEL, so that dividing by it makes no noise of a channel that hardly varies.
         """
         mean, std = self._spread
         return tuple(mean.tolist()), tuple(np.maximum(std, GREY_LEVEL).tolist())
 
     @property
     def flat_channels(self) -> tuple[int, ...]:
-        """Which channels, from 0, vary by less than GREY_LEVEL, so that `statistics` gives this in its place."""
+        """Channels, from 0, whose deviation is below GREY_LEVEL."""
         return tuple(np.flatnonzero(self._spread[1] < GREY_LEVEL).tolist())
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Fixed, stratified splits and orders: a function of the labels only, never of the user's seed."""
+"""Fixed, stratified splits and orders. They depend on the labels only, never on the user's seed."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -9,25 +9,25 @@ from numpy.typing import NDArray
 from dgad_tk.data.spec import Labels, Part, Split
 
 VALIDATION_SHARE = 10
-"""One in this many training images is held out for validation ..."""
+"""One in ten training images is held out for validation ..."""
 VALIDATION_MOST = 1000
-"""... but at most this many: enough to tell checkpoints apart by some points, few enough to attack every epoch."""
-NAMED = 10
-"""How many classes a message names at most."""
+"""... but at most this number: enough to rank checkpoints, few enough to attack in every epoch."""
+MOST_NAMED = 10
+"""Classes that a message names."""
 
 
 def stratified_order(labels: Labels, purpose: str) -> NDArray[np.int64]:
-    """A permutation of 0..N-1 whose every prefix, and so every stretch, is nearly class-proportional.
+    """A permutation of 0..N-1 in which every prefix is nearly class-proportional.
 
-    Within its class each image gets a random rank; all are then merged by (rank + 1/2) / size of class.
-    With classes of one size, two classes never differ by more than one image in any prefix.
+    Each image gets a random rank within its class, and all are sorted by (rank + 1/2) / size of the class. Where all
+    classes have the same size, two classes never differ by more than one image in a prefix.
 
     Args:
         labels: int64 `(N,)`.
-        purpose: what the order is for; two purposes have unrelated orders.
+        purpose: seeds the ranks; different purposes have unrelated orders.
     """
     key = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:16], "little")
-    # Raw words: numpy keeps a bit generator's stream for ever, but may change what Generator makes of it.
+    # Raw words: numpy guarantees the stream of a bit generator, but not what Generator makes of it.
     words = np.random.Philox(key=key).random_raw(2 * len(labels))
     within, between = words[: len(labels)], words[len(labels) :]
 
@@ -35,12 +35,12 @@ def stratified_order(labels: Labels, purpose: str) -> NDArray[np.int64]:
     by_class = np.lexsort((within, classes))
     rank = np.empty(len(labels), dtype=np.int64)
     rank[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    # Ties are settled at random: a prefix shorter than the list of classes is not always the first ones.
+    # Ties are settled at random, so that a very short prefix does not always hold the first classes.
     return np.lexsort((between, (rank + 0.5) / sizes[classes])).astype(np.int64)
 
 
 def make_splits(parts: Mapping[str, Part]) -> tuple[Split, Split, Split]:
-    """Train, validation and test; validation is held out of train where the data have none of their own.
+    """Train, validation and test. Without a validation part, validation images are held out of the training part.
 
     Every class keeps an image to train on. Where no class has one to spare, validation and training share images.
     """
@@ -57,22 +57,22 @@ def make_splits(parts: Mapping[str, Part]) -> tuple[Split, Split, Split]:
 
 
 def _to_spare(labels: Labels) -> NDArray[np.int64]:
-    """The positions of all images but the last one of each class, ascending."""
+    """Positions of all images but the last one per class, ascending."""
     _, last = np.unique(labels[::-1], return_index=True)
     return np.setdiff1d(np.arange(len(labels)), len(labels) - 1 - last)
 
 
 def shares_images(train: Split, val: Split) -> bool:
-    """Whether validation uses images that are trained on, because there are no others."""
+    """Whether some validation images are also trained on."""
     return val.base is train.base and bool(np.isin(val.index, train.index).any())
 
 
 def without_images(split: Split, classes: Sequence[str]) -> str:
-    """A sentence about the classes that have no image in a split; empty if every class has one."""
+    """A sentence about the classes without an image in a split; empty where every class has one."""
     lost = sorted(set(range(len(classes))) - set(np.unique(split.labels).tolist()))
     if not lost:
         return ""
-    names = ", ".join(classes[k] for k in lost[:NAMED]) + (", ..." if len(lost) > NAMED else "")
+    names = ", ".join(classes[k] for k in lost[:MOST_NAMED]) + (", ..." if len(lost) > MOST_NAMED else "")
     return f"classes without an image to train on: {len(lost):,} of {len(classes):,} ({names})"
 
 

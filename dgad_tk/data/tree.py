@@ -1,4 +1,4 @@
-"""Folders of images: which one plays which part of a dataset, and which files its classes hold."""
+"""Folders of images: which folder is which part of a dataset, and which files belong to each class."""
 
 import os
 import re
@@ -8,11 +8,11 @@ from pathlib import Path
 from dgad_tk.common import UserError, nearest
 from dgad_tk.data.endings import by_ending, counted, ending_of, first_names, is_image, notes_on, readable_endings
 from dgad_tk.data.reading import accessible
-from dgad_tk.strangers.names import check_class_name, composed, shown
+from dgad_tk.strangers.names import RENAME, check_utf8, composed, shown
 
 LAYOUT = "the folder must hold train/CLASS/image files, and test/CLASS/ or val/CLASS/ likewise"
 
-_PART_OF = {  # as Hugging Face's datasets knows them
+_PART_OF = {  # the names of Hugging Face's datasets
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
@@ -21,11 +21,11 @@ _FILLERS = {"", "set", "data", "dataset", "split", "images", "imgs", "img", "ima
 _HIDDEN = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 
 Tree = dict[str, list[str]]
-"""Class name, composed, to its files, both sorted. The files are paths below the dataset's folder, as on disk."""
+"""Files per class, both sorted. Class names are in Unicode's composed form; files are paths in the dataset's folder."""
 
 
 def part_of(name: str) -> str | None:
-    """The part that a folder's name says it is: "val" for `Validation`, `dev_set` or `val2017`; else None."""
+    """The part that a folder's name means: "val" for `Validation`, `dev_set` or `val2017`; else None."""
     words = [word for word in re.split(r"[\W_\d]+", name.lower()) if word not in _FILLERS]
     if len(words) != 1:
         return None
@@ -33,13 +33,12 @@ def part_of(name: str) -> str | None:
 
 
 def parts_in(root: Path) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Part to the folder in `root` that plays it, and notes on what plays none.
+    """The folder of each part in `root`, and notes on what belongs to none.
 
-    With a folder of training, one of validation and one of test images, each is itself; where there are only two, the
-    second is the test part.
+    Where there are training and validation images but no test images, the validation images are the test part.
 
     Raises:
-        UserError: there is none to train or to test on, or two folders claim one part.
+        UserError: there is no folder to train or to test on, or two folders have the name of one part.
     """
     found: dict[str, list[str]] = {}
     loose = []
@@ -78,13 +77,10 @@ def _listed(names: list[str]) -> str:
 
 
 def tree_of(root: Path, folder: str, usual: Set[str] = frozenset()) -> tuple[Tree, tuple[str, ...]]:
-    """The files of every class below `root/folder`, and notes on the files that are not used.
-
-    Args:
-        usual: endings of files that belong there and that no note mentions.
+    """The files of each class below `root/folder`, and notes on unused files without a `usual` ending.
 
     Raises:
-        UserError: a folder cannot be read, a class is empty, or a name cannot be a class's.
+        UserError: a folder cannot be read, a class has no image, or a name cannot be a class name.
     """
     on_disk: dict[str, str] = {}
     beside = []
@@ -93,7 +89,10 @@ def tree_of(root: Path, folder: str, usual: Set[str] = frozenset()) -> tuple[Tre
             if ending_of(entry.name) not in usual:
                 beside.append(entry.name)
             continue
-        check_class_name(entry.name, str(root / folder))
+        what = f"{root / folder}: the class folder"
+        check_utf8(entry.name, what)
+        if shown(entry.name) != entry.name:
+            raise UserError(f"{what} '{shown(entry.name)}' has control characters in its name", hint=RENAME)
         name = composed(entry.name)
         if name in on_disk:
             raise UserError(
@@ -115,7 +114,7 @@ def tree_of(root: Path, folder: str, usual: Set[str] = frozenset()) -> tuple[Tre
 
 
 def images_below(root: Path, folder: str, usual: Set[str] = frozenset()) -> tuple[list[str], list[str]]:
-    """The image files in and below a folder, sorted, and the other files but those with a `usual` ending."""
+    """The image files below a folder, sorted, and the other files except those with a `usual` ending."""
     images, others = [], []
     for name, entry in _files_below(root, folder):
         if name.lower().endswith(readable_endings()) and not _is_device(entry):
@@ -138,27 +137,23 @@ def _files_below(root: Path, folder: str, ancestors: tuple[Path, ...] = ()) -> I
 
 
 def _is_device(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a pipe or a socket, which to open would mean to wait for ever. A dead link is none."""
+    """Whether it is a pipe or a socket: opening one would wait for ever. A dead link is neither."""
     return not entry.is_file(follow_symlinks=False) and os.path.exists(entry) and not os.path.isfile(entry)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, in no order, without what systems hide there (`.DS_Store`, `._copy.jpg`, `Thumbs.db`)."""
+    """The entries of a folder, unsorted, without hidden files such as `.DS_Store`, `._copy.jpg` or `Thumbs.db`."""
     with accessible(folder), os.scandir(folder) as found:
         return [entry for entry in found if not entry.name.startswith(".") and entry.name not in _HIDDEN]
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder, or a link to one."""
+    """Whether it is a folder or a link to one."""
     return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))
 
 
-def check_classes(root: Path, trees: dict[str, Tree]) -> list[str]:
-    """The classes of "train": two at least, and the same in every part.
-
-    Raises:
-        UserError: they are not.
-    """
+def classes_of(root: Path, trees: dict[str, Tree]) -> list[str]:
+    """The classes of "train"; UserError where there are fewer than two, or another part has others."""
     classes = list(trees["train"])
     for part, tree in trees.items():
         if len(tree) < 2:

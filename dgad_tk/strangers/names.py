@@ -1,8 +1,8 @@
-"""Names from the file system as text: which of them can be written down, and which two are the same name.
+"""Names from the file system: which of them can be written into records, and which two are the same name.
 
-A name there is bytes. Python keeps the bytes that are no UTF-8 as lone surrogates, which JSON, YAML, safetensors and
-native libraries refuse, each at a moment of its own. And one visible name has several spellings: `é` is one code point
-(NFC, as Linux and Windows keep it) or two (NFD, as a Mac or its archives leave it).
+A file name is bytes. Python represents bytes that are not UTF-8 by lone surrogates, which JSON, YAML, safetensors and
+native libraries refuse. And one visible name has several encodings: `é` is one code point (NFC, usual on Linux and
+Windows) or two (NFD, usual on a Mac).
 """
 
 import unicodedata
@@ -17,7 +17,7 @@ _UNWRITABLE = {"Cs", "Cc", "Zl", "Zp"}
 
 
 def shown(name: str) -> str:
-    """A name as it can be printed anywhere: bytes that are no UTF-8 as `\\xfc`, control characters as `\\n`."""
+    """A name that can be printed anywhere: bytes that are not UTF-8 become `\\xfc`, control characters `\\n`."""
     return "".join(_escaped(char) if unicodedata.category(char) in _UNWRITABLE else char for char in name)
 
 
@@ -33,27 +33,9 @@ def is_utf8(name: str) -> bool:
 
 
 def check_utf8(name: str, what: str, hint: str = RENAME) -> None:
-    """See that a name can be written into records and handed to native libraries, before hours of work for it.
-
-    Args:
-        what: what it names, such as "--out".
-
-    Raises:
-        UserError: it holds bytes that are no UTF-8.
-    """
+    """Raise UserError for a name that is not UTF-8; `what` says what it names, such as "--out"."""
     if not is_utf8(name):
         raise UserError(f"{what} '{shown(name)}' is not UTF-8, and could not be written into any record", hint=hint)
-
-
-def check_class_name(name: str, where: str) -> None:
-    """See that a class can be called so wherever classes are written: one line of UTF-8.
-
-    Raises:
-        UserError: it holds bytes that are no UTF-8, or control characters.
-    """
-    check_utf8(name, f"{where}: the class folder")
-    if shown(name) != name:
-        raise UserError(f"{where}: the class folder '{shown(name)}' has control characters in its name", hint=RENAME)
 
 
 def composed(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Numbers and fractions as people write them: one grammar for flags, settings, variables and config files."""
+"""Numbers and fractions written by people: one grammar for flags, settings, variables and config files."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from fractions import Fraction
 from dgad_tk.common import UserError
 
 LONGEST = 100
-"""Characters. An exponent has three digits at most, so that no text makes a number that fills the memory."""
+"""Characters of a number. With at most three digits of exponent, no text makes a number that fills the memory."""
 
 _DIGITS = r"\d+(?:_\d+)*"
 _NUMBER = re.compile(rf"[+-]?(?P<whole>{_DIGITS})?(?:\.(?P<part>{_DIGITS})?)?(?:[eE][+-]?\d{{1,3}})?", re.ASCII)
@@ -17,11 +17,7 @@ _OTHER_BASE = re.compile(
 
 
 class NotANumberError(ValueError):
-    """A text is no number, or may be several.
-
-    Args:
-        hint: what to write instead; empty where nothing follows from the text.
-    """
+    """A text is not a number, or may mean several numbers; `hint` says what to write instead, where that is known."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -29,11 +25,11 @@ class NotANumberError(ValueError):
 
 
 def exact(text: str) -> Fraction:
-    """`10`, `0.45`, `.5`, `1e-1`, `1_000`, `8/255` or `4.5/255` as the very number that stands there.
+    """`10`, `0.45`, `.5`, `1e-1`, `1_000`, `8/255` or `4.5/255`, without rounding.
 
     Raises:
-        NotANumberError: anything else, infinite, not a number, a division by zero; or a whole number that begins with
-            a zero, which is octal to some readers and decimal to others.
+        NotANumberError: any other text, a division by zero, or a whole number that begins with a zero: some readers
+            take it as octal, others as decimal.
     """
     above, slash, below = text.partition("/")
     if not slash:
@@ -45,11 +41,7 @@ def exact(text: str) -> Fraction:
 
 
 def whole(text: str) -> int:
-    """`10`, `1_000`, `1e3` or `10.0` as a whole number.
-
-    Raises:
-        NotANumberError: as `exact`, or with a fraction behind it, or written as one.
-    """
+    """`10`, `1_000`, `1e3` or `10.0` as a whole number; NotANumberError for a fraction, and as `exact`."""
     if "/" in text:
         raise NotANumberError(f"'{text}' is a fraction")
     number = _decimal(text)
@@ -59,11 +51,7 @@ def whole(text: str) -> int:
 
 
 def real(text: str) -> float:
-    """What `exact` reads, rounded once.
-
-    Raises:
-        NotANumberError: as `exact`, or too large for a float.
-    """
+    """The number of `exact` rounded to a float; NotANumberError where it is too large, and as `exact`."""
     try:
         return float(exact(text))
     except OverflowError:
@@ -82,31 +70,27 @@ def _decimal(text: str) -> Fraction:
     return Fraction(text.replace("_", ""))
 
 
-def parse_fraction(text: str | float, what: str = "eps", *, upper: float = 1.0) -> float:
-    """`8/255`, `4.5/255`, `0.03` or a number, as a float in [0, upper].
-
-    Raises:
-        UserError: not a number, or outside these bounds.
-    """
+def parse_fraction(text: str | float, *, upper: float = 1.0) -> float:
+    """`8/255`, `4.5/255`, `0.03` or a number as a float; UserError where it is not one in [0, upper]."""
     try:
         value = real(text) if isinstance(text, str) else float(text)
     except (TypeError, ValueError, OverflowError) as error:
         own = error.hint if isinstance(error, NotANumberError) else ""
         raise UserError(
-            f"{what} must be a fraction of 1 such as 8/255 or 0.03, got '{text}'",
+            f"eps must be a fraction of 1 such as 8/255 or 0.03, got '{text}'",
             hint=own or "pixels run from 0 to 1 here, whatever the dataset's own range",
         ) from None
     if not 0 <= value <= upper:
         bounds = "not be negative" if upper == math.inf else f"be between 0 and {upper:g}"
         raise UserError(
-            f"{what} must {bounds}, got '{text}'",
+            f"eps must {bounds}, got '{text}'",
             hint=f"write {text}/255 if you mean {text} of 255 grey levels" if 1 < value <= 255 else "for example 8/255",
         )
     return value
 
 
 def format_fraction(value: float) -> str:
-    """The way people write an eps: `8/255` where it is one, else `0.15`."""
+    """An eps as people write it: `8/255` for a multiple of 1/255, else `0.15`."""
     levels = value * 255
     if abs(levels - round(levels)) < 1e-6 and 0 < round(levels) < 255 and abs(value * 100 - round(value * 100)) > 1e-9:
         return f"{round(levels)}/255"

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects: the state dicts in a file, in the order in which they are asked for a network."""
+"""Reads the state dicts in a checkpoint of another project, the likeliest network first."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,24 +15,24 @@ from dgad_tk.teachers.wrappers import counts_batches, odd_kind, without_transpar
 SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".ckpt", ".bin")
 
 CONTAINERS = ("net", "state_dict", "model_state_dict", "model", "student", "ema")
-"""Keys under which projects keep the weights beside epochs and optimizers, the first ones before the others."""
+"""Keys under which projects keep the weights beside epochs and optimizers, in order of preference."""
 
 _TRAINING = ("optim", "sched", "scaler", "rng", "random", "callbacks", "loops", "hyper")
-"""How keys begin under which no network is looked for."""
+"""Beginnings of keys that hold no network."""
 
 _AVERAGED = {"ema", "swa", "average", "averaged", "shadow", "teacher"}
 _DEEPEST = 8
-"""Containers in containers; a pickle may also hold itself."""
+"""How deep containers are searched; a pickle may also hold itself."""
 
 
 @dataclass(frozen=True)
 class StateDict:
-    """Tensors that stand together in a file.
+    """One mapping of names to tensors in a file.
 
     Attributes:
         path: of the file.
-        keys: that lead to them, such as ("model", "ema"); none for the file itself.
-        tensors: under their names, but for what PyTorch's own wrappers put in between.
+        keys: that lead to the mapping, such as ("model", "ema"); none where the file itself is the mapping.
+        tensors: by name, without what PyTorch's own wrappers insert into names.
     """
 
     path: Path
@@ -45,15 +45,21 @@ class StateDict:
 
     @property
     def rank(self) -> tuple[int, ...]:
-        """The lower, the more it is what projects mean by their network."""
-        return tuple(map(_rank, self.keys))
+        """Lower for a likelier network: by CONTAINERS, then unknown keys, then an average or a teacher."""
+
+        def rank_of(key: str) -> int:
+            if _AVERAGED & set(re.split(r"[\W_]+", key.lower())):
+                return len(CONTAINERS) + 1
+            return CONTAINERS.index(key) if key in CONTAINERS else len(CONTAINERS)
+
+        return tuple(map(rank_of, self.keys))
 
 
 def read_state_dicts(path: Path) -> list[StateDict]:
-    """The state dicts in a safetensors file or in anything that `torch.save` wrote: at least one, by rank.
+    """The state dicts in a safetensors file or in a file of `torch.save`, by rank; at least one.
 
     Raises:
-        UserError: damaged, of another kind, with objects that would have to be run, or without weights.
+        UserError: the file is damaged, of another kind, holds objects that would have to be run, or has no weights.
     """
     before = f"cannot read '{path}' as a teacher"
     content: object = read_safetensors(path, before)[0] if path.suffix == ".safetensors" else read_pickled(path, before)
@@ -74,7 +80,7 @@ def same(one: Tensor, other: Tensor) -> bool:
     if odd_kind(one) or odd_kind(other) or one.dtype != other.dtype or one.shape != other.shape:
         return False
     if one.numel() > one.untyped_storage().nbytes():
-        return False  # one number, expanded to more than the file holds, and maybe to more than a day can compare
+        return False  # an expanded number: a small file can claim more elements than can be compared in a day
     return torch.equal(one, other)
 
 
@@ -100,26 +106,15 @@ def _inside(
 
 
 def _as_tensor(value: object) -> Tensor | None:
-    """Tensors, and the short lists of numbers that a mean and a std are also kept as; None for anything else."""
+    """A tensor, or a short list of floats (a mean or std) as one; else None."""
     if isinstance(value, Tensor):
         return value
     short = isinstance(value, list | tuple) and 0 < len(value) <= _DEEPEST
     return torch.tensor(value) if short and all(type(each) is float for each in value) else None  # type: ignore[attr-defined]
 
 
-def _rank(key: str) -> int:
-    """Where a key stands among CONTAINERS; unknown ones follow, then what is named an average or a teacher."""
-    if _AVERAGED & set(re.split(r"[\W_]+", key.lower())):
-        return len(CONTAINERS) + 1
-    return CONTAINERS.index(key) if key in CONTAINERS else len(CONTAINERS)
-
-
 def _plain_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The same without what PyTorch's wrappers put into names.
-
-    Raises:
-        UserError: so two tensors that differ come to one name.
-    """
+    """The tensors by name without PyTorch's wrappers; UserError where two different tensors get the same name."""
     plain: dict[str, Tensor] = {}
     for long_name, tensor in tensors.items():
         name = without_transparent(long_name)

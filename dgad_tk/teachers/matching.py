@@ -1,4 +1,4 @@
-"""Weights of other projects brought into a network: which one it is, whether they fit, how it normalises."""
+"""Builds the network that a foreign file holds: which one it is, whether its weights fit, how it normalises."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -35,10 +35,9 @@ class Wanted:
     """The network that is looked for in a file.
 
     Attributes:
-        model: what `build_model` takes; empty to tell it from names and shapes, which works for rows of MODELS and for
-            families.
-        channels, classes: of the images that it is for.
-        mean, std: of images in [0, 1], applied inside the network unless the file brings its own; empty for none.
+        model: name for `build_model`; empty to recognise a row of MODELS or a family by names and shapes.
+        channels, classes: of the dataset.
+        mean, std: normalisation of images in [0, 1], unless the file brings its own; empty for none.
     """
 
     model: str
@@ -48,16 +47,12 @@ class Wanted:
     std: Values = ()
 
     def build(self, model: str) -> nn.Module:
-        """The bare network `model` for these images."""
+        """The network `model` without normalisation for these images."""
         return find_model(model)(self.channels, self.classes)
 
 
-@dataclass(frozen=True)
-class Found:
-    """A state dict of a file, and the network that it was read as."""
-
-    state: StateDict
-    reading: Reading
+Match = tuple[StateDict, Reading]
+"""A state dict of a file, and the network that it was read as."""
 
 
 def match_network(
@@ -65,24 +60,27 @@ def match_network(
 ) -> tuple[nn.Module, str]:
     """The network that a file holds, in eval mode on the CPU, and its name.
 
-    It is found under any prefix that all its names share. Of several state dicts the first that is such a network
-    counts.
+    Its names may share any prefix. Of several state dicts, the first that holds the network counts.
 
     Args:
         state_dicts: of the file, by rank.
-        on_message: told what else the file holds, a line at a time.
+        on_message: called with one line for each other thing that the file holds.
 
     Raises:
         UserError: it is another network, or several, or one for other images or classes; or mean and std do not fit.
     """
     check_given(wanted.mean, wanted.std, wanted.channels)
     if wanted.model:
-        find_model(wanted.model)  # a misspelt name, before anything is said about the file
+        find_model(wanted.model)  # reports a misspelt name before anything about the file
     readings = [(each, _read(each.tensors, wanted)) for each in state_dicts]
-    usable = [Found(each, reading) for each, reading in readings if reading is not None and _is_whole(reading, wanted)]
+    usable = [
+        (each, reading)
+        for each, reading in readings
+        if reading is not None and reading.complete and not reading.unexpected and wanted.model in ("", reading.model)
+    ]
     if not usable:
         _refuse_all(readings, wanted)
-    chosen, reading = usable[0].state, usable[0].reading
+    chosen, reading = usable[0]
     beside = _beside(state_dicts, chosen, wanted.channels)
     own = beside | {name: reading.tensors[name] for name in reading.normaliser}
     mean, std = normalisation_of(chosen.path, own, (wanted.mean, wanted.std), wanted.channels)
@@ -90,14 +88,14 @@ def match_network(
     net = teacher.get_submodule("net")
     _refuse_misfit(usable[0], net, wanted)
     _refuse_others(usable, on_message)
-    # In the network's own types: some have no isfinite, and what float64 holds float32 may not.
+    # In the network's own types: some others have no isfinite, and a finite float64 may be infinite as float32.
     types = {name: tensor.dtype for name, tensor in net.state_dict().items()}
     weights = {name: each.to(types[name]) for name, each in reading.weights(types).items()}
     if broken := [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]:
         raise UserError(
             f"'{chosen.path}': {broken[0]} is not finite", hint="its training broke down; take another checkpoint"
         )
-    net.load_state_dict(weights, strict=False)  # of what strict would refuse, only missing batch counts are left
+    net.load_state_dict(weights, strict=False)  # only counts of batches may be missing
     if beside:
         on_message(
             f"'{chosen.path}' holds {' and '.join(beside)} beside its network: its images are normalised by them"
@@ -108,7 +106,7 @@ def match_network(
 
 
 def _read(tensors: Mapping[str, Tensor], wanted: Wanted) -> Reading | None:
-    """A state dict as the network that it holds, else as the named one, as far as it goes; None without either."""
+    """A state dict as the network that it holds, else, as far as it goes, as the named one; else None."""
     found = recognised(tensors)
     if not wanted.model or (found is not None and (found.model == wanted.model or not found.unexpected)):
         return found
@@ -116,14 +114,10 @@ def _read(tensors: Mapping[str, Tensor], wanted: Wanted) -> Reading | None:
         return read_as(tensors, wanted.model, wanted.build(wanted.model).state_dict())
 
 
-def _is_whole(reading: Reading, wanted: Wanted) -> bool:
-    return reading.complete and not reading.unexpected and reading.model == (wanted.model or reading.model)
-
-
 def _beside(state_dicts: Sequence[StateDict], chosen: StateDict, channels: int) -> dict[str, Tensor]:
-    """A mean and std that a file keeps outside its network's state dict, in what holds that or under a telling key.
+    """A mean and std beside the network's state dict: in a mapping around it, or under a key such as "preproc".
 
-    Anything else can be a statistic of something else, of accuracies over seeds, say.
+    Elsewhere they may be statistics of something else, such as of accuracies over seeds.
     """
     found: dict[str, Tensor] = {}
     for other in state_dicts:
@@ -138,7 +132,7 @@ def _beside(state_dicts: Sequence[StateDict], chosen: StateDict, channels: int) 
 
 
 def _refuse_all(readings: Sequence[tuple[StateDict, Reading | None]], wanted: Wanted) -> NoReturn:
-    """Say what the largest state dict of a file holds, where none is the network that is wanted."""
+    """Raise for a file without the wanted network: the error says what its largest state dict holds."""
     chosen, reading = max(readings, key=lambda each: len(each[0].tensors))
     path = chosen.path
     if reading is None:
@@ -149,7 +143,7 @@ def _refuse_all(readings: Sequence[tuple[StateDict, Reading | None]], wanted: Wa
             if _is_a_part(chosen)
             else "name it: --teacher-model torchvision:NAME or timm:NAME; `dgad list models` shows the others",
         )
-    if reading.model != (wanted.model or reading.model):
+    if wanted.model not in ("", reading.model):
         raise UserError(
             f"'{path}': the file holds a {reading.model}, not a {wanted.model}",
             hint=f"--teacher-model {reading.model}, or leave it out",
@@ -160,54 +154,50 @@ def _refuse_all(readings: Sequence[tuple[StateDict, Reading | None]], wanted: Wa
             f"{_under(second.prefixes[0])}",
             hint=_ONE_OF_THEM,
         )
-    _refuse_misfit(Found(chosen, reading), wanted.build(reading.model), wanted)
+    _refuse_misfit((chosen, reading), wanted.build(reading.model), wanted)
     raise AssertionError(f"{path}: nothing is wrong with it")
 
 
-def _refuse_others(usable: Sequence[Found], on_message: Callable[[str], None]) -> None:
-    """Look at the other networks in a file: equal copies do not matter, of others it is said which one counts.
-
-    Raises:
-        UserError: nothing tells which one that is.
-    """
-    chosen, reading = usable[0].state, usable[0].reading
+def _refuse_others(usable: Sequence[Match], on_message: Callable[[str], None]) -> None:
+    """Report a network that differs from the chosen one; raise UserError where neither comes first by its rank."""
+    chosen, reading = usable[0]
     shapes, _ = layout_of(find_model(reading.model))
     first = reading.weights(shapes)
     copies = [(prefix, reading.weights(shapes, prefix)) for prefix in reading.prefixes[1:]]
     differing = [_under(prefix) for prefix, copy in copies if not _equal(first, copy)]
     others = [
-        other
-        for other in usable[1:]
-        if other.reading.model != reading.model or not _equal(first, other.reading.weights(shapes))
+        (state, other)
+        for state, other in usable[1:]
+        if other.model != reading.model or not _equal(first, other.weights(shapes))
     ]
     names = [(_under(reading.prefixes[0]), under) for under in differing]
-    names += [(_under(chosen.where), _under(each.state.where)) for each in others if each.state.rank == chosen.rank]
+    names += [(_under(chosen.where), _under(state.where)) for state, _ in others if state.rank == chosen.rank]
     if names:
         raise UserError(
             f"'{chosen.path}' holds two networks that differ, {names[0][0]} and {names[0][1]}", hint=_ONE_OF_THEM
         )
-    for other in others:
+    for state, other in others:
         on_message(
-            f"'{chosen.path}' holds a {other.reading.model} {_under(other.state.where)} too, which differs: "
+            f"'{chosen.path}' holds a {other.model} {_under(state.where)} too, which differs: "
             f"the teacher is the {reading.model} {_under(chosen.where)}"
         )
 
 
 def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether two networks have the same weights. Counts of batches do not matter."""
+    """Whether two networks have the same weights, except for counts of batches."""
     names, theirs = ({name for name in each if not counts_batches(name)} for each in (one, other))
     return names == theirs and all(same(one[name], other[name]) for name in names)
 
 
-def _refuse_misfit(found: Found, net: nn.Module, wanted: Wanted) -> None:
-    """Compare names and shapes with the network's, and say at once what differs."""
-    path, model, state = found.state.path, found.reading.model, net.state_dict()
-    tensors = found.reading.weights(state)
+def _refuse_misfit(found: Match, net: nn.Module, wanted: Wanted) -> None:
+    """Raise UserError where names, shapes or types differ from the network's; it lists the first five."""
+    (chosen, reading), state = found, net.state_dict()
+    path, model, tensors = chosen.path, reading.model, reading.weights(state)
     for name, tensor in tensors.items():
         if kind := odd_kind(tensor):
             raise UserError(f"'{path}': {name} is no plain tensor, but {kind}", hint=_PLAIN[kind])
     missing = [name for name in state if name not in tensors and not counts_batches(name)]
-    unexpected = [name.removeprefix(found.reading.prefixes[0]) for name in found.reading.unexpected]
+    unexpected = [name.removeprefix(reading.prefixes[0]) for name in reading.unexpected]
     wrong = [name for name, tensor in tensors.items() if tensor.shape != state[name].shape]
     rounded = [
         name
@@ -232,7 +222,7 @@ def _refuse_misfit(found: Found, net: nn.Module, wanted: Wanted) -> None:
     ]
     if not reasons:
         return
-    if missing and _is_a_part(found.state):
+    if missing and _is_a_part(chosen):
         hint = _JOIN
     elif missing or wrong:
         told = "leave --teacher-model out to tell the network from the weights"

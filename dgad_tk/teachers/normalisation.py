@@ -1,4 +1,4 @@
-"""The mean and std that a teacher from elsewhere wants its images normalised with: as given, or as its file says."""
+"""The mean and std with which a foreign teacher normalises its images: given by the user or found in its file."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from dgad_tk.common import UserError
 from dgad_tk.teachers.wrappers import odd_kind
 
 LEAST_STD = 1 / 2550
-"""A tenth of a grey level. A channel divided by less hardly varies in any image, and every change in it is blown up."""
+"""A tenth of a grey level. A smaller std belongs to a channel that hardly varies; dividing by it makes noise."""
 
 Values = tuple[float, ...]
 
@@ -23,10 +23,7 @@ _NO_NORMALISER |= {"denormalize", "unnormalize", "denormalise", "unnormalise", "
 
 
 def normaliser_role(name: str, tensor: Tensor) -> str:
-    """Whether a tensor is the "mean" or "std" that an input is normalised with; empty for neither.
-
-    What is named otherwise is not guessed at, and not dropped either: it is unexpected.
-    """
+    """The role "mean" or "std" where name and shape say that a tensor normalises the input; else empty."""
     if odd_kind(tensor) or not tensor.is_floating_point() or not 1 <= tensor.numel() <= _MOST_CHANNELS:
         return ""
     if sum(size > 1 for size in tensor.shape) > 1 or _NO_NORMALISER & _words(name):
@@ -36,11 +33,7 @@ def normaliser_role(name: str, tensor: Tensor) -> str:
 
 
 def check_given(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
-    """See that --teacher-mean and --teacher-std are of pixels, one value per channel.
-
-    Raises:
-        UserError: they are not.
-    """
+    """Raise UserError unless --teacher-mean and --teacher-std are for pixels in [0, 1], one value per channel."""
     for flag, values in (("--teacher-mean", mean), ("--teacher-std", std)):
         if bool(mean) != bool(std) or (values and len(values) != channels):
             example = ",".join(["0.5"] * channels)
@@ -64,16 +57,16 @@ def check_given(mean: Sequence[float], std: Sequence[float], channels: int) -> N
 def normalisation_of(
     path: Path, tensors: Mapping[str, Tensor], given: tuple[Values, Values], channels: int
 ) -> tuple[Values, Values]:
-    """Mean and std that a file itself normalises with, one value per channel; else those given.
+    """Mean and std of the file, one value per channel; else those given.
 
     Args:
         path: of the file, for messages.
-        tensors: by name, those with a `normaliser_role`.
-        given: --teacher-mean and --teacher-std, twice empty for none.
+        tensors: of the file, those with a `normaliser_role`.
+        given: --teacher-mean and --teacher-std, both empty for none.
 
     Raises:
-        UserError: those of the file contradict each other or those given, are incomplete, for other images, or cannot
-            be a normalisation.
+        UserError: those of the file are several or incomplete, contradict those given, are for another number of
+            channels, or cannot be a normalisation.
     """
     if not tensors:
         return given
@@ -110,7 +103,7 @@ def _own(path: Path, tensors: Mapping[str, Tensor], given: tuple[Values, Values]
     """The one mean and the one std among a file's tensors."""
     found: dict[str, dict[Values, str]] = {"mean": {}, "std": {}}
     for name, tensor in tensors.items():
-        # As float32, in which a copy may be kept: 0.4914 is another number there.
+        # As float32: one copy may be float32 and the other float64, and 0.4914 differs between them.
         values = tuple(tensor.float().double().flatten().tolist())
         found[normaliser_role(name, tensor)].setdefault(values, name)
     for role, named in found.items():
@@ -131,7 +124,7 @@ def _own(path: Path, tensors: Mapping[str, Tensor], given: tuple[Values, Values]
 
 
 def _words(name: str) -> set[str]:
-    """`normalizer.new_mean`, `pixelStd`: the words that a name is made of, in small letters."""
+    """The words of a name in lower case, such as {"pixel", "std"} of `pixelStd` and of `pixel_std`."""
     return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
 
 

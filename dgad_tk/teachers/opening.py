@@ -1,8 +1,8 @@
-"""Teachers from files: opened, checked against the images, frozen."""
+"""Opens a teacher from a file, frozen, and checks whether it knows the images."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,16 @@ from dgad_tk.artifacts.weights import has_record, load_model
 from dgad_tk.common import UserError, sha256_file
 from dgad_tk.data import Dataset
 from dgad_tk.data.augment import to_float
-from dgad_tk.data.batches import fetch
+from dgad_tk.data.batches import on_device
 from dgad_tk.models import Normalize, check_input
 from dgad_tk.strangers.names import same_names
 from dgad_tk.teachers.foreign import SUFFIXES, read_state_dicts
 from dgad_tk.teachers.matching import Wanted, match_network
 
 BETTER = 0.05
-"""By how much of the images the other reading has to be better before it is worth a warning."""
+"""Share of the images by which the other normalisation has to be better before a warning is given."""
+LOOKED_AT, BATCH_SIZE = 1000, 250
+"""Images that the check of a teacher uses, in all and at a time."""
 
 
 def open_teacher(
@@ -35,14 +37,14 @@ def open_teacher(
     std: tuple[float, ...] = (),
     on_message: Callable[[str], None] = lambda line: None,
 ) -> tuple[nn.Module, str]:
-    """The teacher in a file or run folder, in eval mode with frozen weights on the CPU, and `name sha256` of it.
+    """The teacher in a file or run folder, in eval mode with frozen weights on the CPU, and its `name sha256`.
 
     Args:
-        source: a run folder or weights file of `dgad train`, or a checkpoint of another project: safetensors, or what
-            `torch.save` wrote, read as weights only.
-        model: network of a foreign checkpoint; empty to tell it from the weights. A file of ours says it itself.
-        mean, std: what a foreign teacher's images were normalised with, unless its file says so.
-        on_message: told what else a foreign file holds, a line at a time.
+        source: a run folder or weights file of `dgad train`, or another project's checkpoint (safetensors or
+            `torch.save`), which is read without running anything.
+        model: network of a foreign checkpoint; empty to recognise it by its weights.
+        mean, std: normalisation of a foreign teacher, unless its file holds one.
+        on_message: called with one line for each other thing that a foreign file holds.
 
     Raises:
         UserError: it cannot be read, is another network, or was made for other images or classes.
@@ -65,13 +67,9 @@ def open_teacher(
 
 
 def check_record(record: Artifact, dataset: Dataset, *, given: Sequence[float] = ()) -> None:
-    """See that a teacher with this record takes a dataset's images and means its classes.
+    """Raise UserError where a teacher's record does not fit the dataset's channels and classes.
 
-    Args:
-        given: --teacher-mean and --teacher-std.
-
-    Raises:
-        UserError: it was trained for others, or it normalises its images itself and `given` is not empty.
+    These teachers normalise inside, so --teacher-mean and --teacher-std (`given`) must be empty.
     """
     if given:
         raise UserError(
@@ -91,101 +89,59 @@ def check_record(record: Artifact, dataset: Dataset, *, given: Sequence[float] =
         )
 
 
-@dataclass(frozen=True)
-class TeacherCheck:
-    """How well a teacher knows the images it is to teach on.
+def check_teacher(teacher: nn.Module, dataset: Dataset, *, device: torch.device, name: str) -> tuple[str, list[str]]:
+    """How well a teacher knows the images that it will teach on: a line of summary, and what to doubt.
 
-    Attributes:
-        name: of its network.
-        n: number of training images looked at.
-        as_is: share of them that it gets right.
-        other_reading: the same with the images normalised by their own mean and std, or, where the teacher normalises
-            inside, without that.
-        normalises: the teacher normalises inside.
-        warnings: what to doubt; empty for a teacher to rely on.
-    """
-
-    name: str
-    n: int
-    as_is: float
-    other_reading: float
-    normalises: bool
-    warnings: Sequence[str] = ()
-
-    def describe(self) -> str:
-        """One line of summary, without the warnings."""
-        other = "without the teacher's normalisation" if self.normalises else "with the images normalised"
-        return (
-            f"teacher {self.name}: {self.as_is:.1%} of {self.n:,} training images right as they are, "
-            f"{self.other_reading:.1%} {other}"
-        )
-
-
-def check_teacher(
-    teacher: nn.Module,
-    dataset: Dataset,
-    *,
-    device: torch.device,
-    name: str = "",
-    limit: int = 1000,
-    batch_size: int = 250,
-) -> TeacherCheck:
-    """Clean accuracy of a teacher on the first `limit` training images, in the split's order; draws nothing at random.
+    The teacher answers the first 1,000 training images twice: as they are, and with the other normalisation. That
+    is the images normalised by their own mean and std or, where the teacher normalises inside, without that.
 
     Args:
         teacher: of `open_teacher`; moved to `device`.
-        name: of its network, or what `open_teacher` returned.
-        limit: at least 1.
+        name: as `open_teacher` returned it.
     """
     teacher = teacher.to(device).eval()
-    split = dataset.train.subset(min(limit, len(dataset.train)))
+    split = dataset.train.subset(LOOKED_AT)
     inside = isinstance(getattr(teacher, "normalize", None), Normalize)
     # Over these images alone: over all of a large dataset it would take minutes.
     mean, std = replace(dataset, train=split).statistics()
     other = teacher.get_submodule("net") if inside else nn.Sequential(Normalize(mean, std), teacher).to(device)
     answers = np.full((2, len(split)), NONE)
     with torch.no_grad():
-        for positions in np.array_split(np.arange(len(split)), math.ceil(len(split) / batch_size)):
-            x = to_float(fetch(split, positions, device)[0])
-            for reading, net in zip(answers, (teacher, other), strict=True):
+        for positions in np.array_split(np.arange(len(split)), math.ceil(len(split) / BATCH_SIZE)):
+            x = to_float(on_device(split, positions, device)[0])
+            for row, net in zip(answers, (teacher, other), strict=True):
                 logits = net(x)
                 predicted = torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), NONE)
-                reading[positions] = predicted.cpu().numpy()
-    as_is, other_reading = (answers == split.labels).mean(axis=1).tolist()
-    found = TeacherCheck(name.partition(" ")[0], len(split), as_is, other_reading, inside)
-    warnings = _doubts(found, len(dataset.classes), mean, std) + _doubts_of_classes(
-        split.labels, answers[0], dataset.classes
-    )
-    return replace(found, warnings=warnings)
-
-
-def _doubts(check: TeacherCheck, classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> list[str]:
-    chance = 1 / classes
-    # Twice what guessing gives, less than that where classes are few; never within its noise on so few images.
-    noise = 3 * math.sqrt(chance * (1 - chance) / check.n)
-    guessing = chance + max(noise, min(chance, (1 - chance) / 4))
+                row[positions] = predicted.cpu().numpy()
+    as_is, otherwise = (answers == split.labels).mean(axis=1).tolist()
+    images = f"{len(split):,} training images"
+    reading = "without the teacher's normalisation" if inside else "with the images normalised"
+    summary = f"teacher {name.partition(' ')[0]}: {as_is:.1%} of {images} right as they are, {otherwise:.1%} {reading}"
     doubts = []
-    if check.as_is < guessing:
+    chance = 1 / len(dataset.classes)
+    # Twice what guessing gives, less than that where classes are few; never within its noise on so few images.
+    noise = 3 * math.sqrt(chance * (1 - chance) / len(split))
+    guessing = chance + max(noise, min(chance, (1 - chance) / 4))
+    if as_is < guessing:
         doubts.append(
-            f"the teacher is right on {check.as_is:.1%} of {check.n:,} training images, "
-            f"and guessing on {chance:.1%}: it may be made for other images, for classes in another order, "
-            "or for another normalisation (--teacher-mean, --teacher-std)"
+            f"the teacher is right on {as_is:.1%} of {images}, and guessing on {chance:.1%}: it may be made for other "
+            "images, for classes in another order, or for another normalisation (--teacher-mean, --teacher-std)"
         )
-    if check.other_reading >= max(guessing, check.as_is + BETTER):
-        better = f"{check.other_reading:.1%} instead of {check.as_is:.1%} of {check.n:,} training images"
+    if otherwise >= max(guessing, as_is + BETTER):
+        better = f"{otherwise:.1%} instead of {as_is:.1%} of {images}"
         near_mean, near_std = (",".join(f"{value:.4f}" for value in values) for values in (mean, std))
         doubts.append(
             f"the teacher gets {better} right without its normalisation: it was trained on plain images; "
             "leave out --teacher-mean and --teacher-std"
-            if check.normalises
+            if inside
             else f"the teacher gets {better} right when they are normalised: it was trained on normalised images; "
             f"give the values of its training, about --teacher-mean {near_mean} --teacher-std {near_std}"
         )
-    return doubts
+    return summary, doubts + _doubts_of_classes(split.labels, answers[0], dataset.classes)
 
 
 def _doubts_of_classes(labels: Classes, answers: Classes, names: Sequence[str]) -> list[str]:
-    """What an average hides: a teacher of this accuracy would teach some classes wrongly, all of the time."""
+    """Doubts that an accuracy does not show, such as two classes that have changed places."""
     doubts = []
     if missing := int((answers == NONE).sum()):
         doubts.append(f"the teacher answers {missing:,} of {len(labels):,} training images with NaN or infinity")

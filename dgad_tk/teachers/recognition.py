@@ -1,4 +1,4 @@
-"""Which of the networks here a state dict holds, and under which prefix, by names and shapes alone."""
+"""Recognises which network a state dict holds, and under which prefix, by names and shapes alone."""
 
 import re
 from collections import Counter, defaultdict
@@ -17,21 +17,21 @@ from dgad_tk.teachers.normalisation import normaliser_role
 from dgad_tk.teachers.wrappers import counts_batches, is_bookkeeping, is_of_training, is_unread
 
 _DEEPEST = 64
-"""Parts of a name that are looked at; a hostile one has thousands."""
+"""Parts of a name that are looked at. A hostile name has thousands."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Tensors, read as one network.
+    """A state dict, read as one network.
 
     Attributes:
-        tensors: that were read.
-        model: name of that network.
-        prefixes: before the network's names; several where it is there several times.
-        complete: all of the network's names are there, under every one of the prefixes.
-        normaliser: names of the tensors that an input is normalised with.
-        aside: names of bookkeeping that the network's answers do not depend on.
-        unexpected: names of whatever else is there.
+        tensors: of the state dict.
+        model: name of the network.
+        prefixes: that stand before the network's names; several where it is stored several times.
+        complete: all of the network's names are there, under each prefix.
+        normaliser: names of tensors that normalise the input.
+        aside: names of tensors that do not change the answers, such as counts.
+        unexpected: names of all other tensors.
     """
 
     tensors: Mapping[str, Tensor]
@@ -43,15 +43,15 @@ class Reading:
     unexpected: tuple[str, ...]
 
     def weights(self, names: Collection[str], prefix: str | None = None) -> dict[str, Tensor]:
-        """Those of the network's tensors that are there, under its own names."""
+        """The network's tensors that are there, by its own names; under the first prefix if none is given."""
         before = self.prefixes[0] if prefix is None else prefix
         return {name: self.tensors[before + name] for name in names if before + name in self.tensors}
 
 
 def recognised(tensors: Mapping[str, Tensor]) -> Reading | None:
-    """The largest model that is in a state dict with all its names, of which there may be more.
+    """The largest model whose names are all in a state dict; there may be other names too.
 
-    A WideResNet is told by its own depth and width, also one that is no row: `wrn-40-2`.
+    A WideResNet is recognised by its depth and width, even where MODELS has no such row: `wrn-40-2`.
     """
     layouts = [(name, *layout_of(build)) for name, build in _candidates(tensors).items()]
     for name, shapes, free in sorted(layouts, key=lambda each: -len(each[1])):
@@ -64,9 +64,9 @@ def recognised(tensors: Mapping[str, Tensor]) -> Reading | None:
 
 
 def read_as(tensors: Mapping[str, Tensor], model: str, expected: Collection[str]) -> Reading:
-    """How a state dict holds a network whose state has the names `expected`.
+    """A state dict read as a network with the names `expected`.
 
-    Under every prefix that all of these names are found with; else under the one with the most of them.
+    The prefixes are all those under which every name is found; else the one with the most names.
     """
     needed = [name for name in expected if not counts_batches(name)]
     found = _prefixes(tensors, needed)
@@ -82,7 +82,7 @@ def read_as(tensors: Mapping[str, Tensor], model: str, expected: Collection[str]
 
 
 def _kind(name: str, tensor: Tensor) -> str:
-    """What a tensor is that belongs to no network."""
+    """What a tensor outside the network is: the field of Reading that lists it."""
     if is_of_training(name):
         return "aside"
     if normaliser_role(name, tensor):
@@ -91,7 +91,7 @@ def _kind(name: str, tensor: Tensor) -> str:
 
 
 def _prefixes(names: Iterable[str], needed: Collection[str]) -> Counter[str]:
-    """Everything that stands before one of `needed` in one of `names`, and before how many of them."""
+    """How many of `needed` are found in `names`, per prefix that stands before them."""
     behind: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
         for cut in (0, *(dot.end() for dot in islice(re.finditer(r"\.", name), _DEEPEST))):
@@ -100,7 +100,7 @@ def _prefixes(names: Iterable[str], needed: Collection[str]) -> Counter[str]:
 
 
 def _candidates(tensors: Mapping[str, Tensor]) -> dict[str, Builder]:
-    """Rows of MODELS, and the members of families that names and shapes speak of, be they rows or not."""
+    """Builders by name: the rows of MODELS, and each WideResNet that the tensors' names and shapes speak of."""
     found = {name: build for name, build in MODELS.items() if not any(family(name) for family in FAMILIES.values())}
     blocks = [
         match for name in tensors if (match := re.fullmatch(r"((?:.*\.)?)block1\.layer\.\d+\.conv1\.weight", name))
@@ -111,16 +111,16 @@ def _candidates(tensors: Mapping[str, Tensor]) -> dict[str, Builder]:
             name = f"wrn-{6 * len(list(matches)) + 4}-{last.shape[0] // 64}"
             try:
                 build = FAMILIES["wrn-D-K"](name)
-            except UserError:  # no network: shapes can say anything
+            except UserError:  # the shapes belong to no WideResNet
                 continue
             if build is not None:
                 found.setdefault(name, build)
     return found
 
 
-@lru_cache(maxsize=64)  # a second for all of them, and a file may hold several state dicts
+@lru_cache(maxsize=64)  # all models take a second, and a file may hold several state dicts
 def layout_of(build: Builder) -> tuple[dict[str, torch.Size], set[str]]:
-    """Shapes by name of a network for 3 channels and 10 classes, and the names that these numbers matter to."""
+    """Shapes by name of a network for 3 channels and 10 classes, and the names whose shapes depend on these numbers."""
     with torch.device("meta"):
         net = build(3, 10)
     stem, head = ends_of(net)

@@ -18,7 +18,7 @@ from dgad_tk.ascent.inner_max import draw_noise, kept_statistics
 from dgad_tk.config.training import TrainConfig, epoch_of
 from dgad_tk.data import Augmentation, Split
 from dgad_tk.data.augment import augment
-from dgad_tk.data.batches import batch_positions, fetch
+from dgad_tk.data.batches import batch_positions, on_device
 from dgad_tk.distributed import World, across, world
 from dgad_tk.draws import Draws
 from dgad_tk.methods import Batch, Method, Step
@@ -214,7 +214,7 @@ class Epoch:
     ) -> dict[str, float]:
         config, learner = self.config, self.learner
         own = np.array_split(positions, here.size)[here.rank]
-        images, labels, index = fetch(self.split, own, self.device)
+        images, labels, index = on_device(self.split, own, self.device)
         x = augment(images, augmentation=self.augmentation, draws=self.draws, index=index, epoch=epoch)
         batch = Batch(
             x,

@@ -13,7 +13,7 @@ from dgad_tk.ascent.losses import cross_entropy
 from dgad_tk.config.threat import ThreatModel
 from dgad_tk.data import Split
 from dgad_tk.data.augment import to_float
-from dgad_tk.data.batches import fetch
+from dgad_tk.data.batches import on_device
 from dgad_tk.distributed import across, world
 from dgad_tk.draws import Draws
 
@@ -44,7 +44,7 @@ def accuracies(
     counts = torch.zeros(2, device=device, dtype=torch.float64)
     for positions in np.split(np.arange(len(split)), range(batch_size, len(split), batch_size)):
         positions = np.array_split(positions, here.size)[here.rank]
-        images, labels, index = fetch(split, positions, device)
+        images, labels, index = on_device(split, positions, device)
         x = to_float(images)
         noise = partial(draw_noise, draws, "selection", x.shape[1:], index)
         begin = start_point(x, threat, "uniform", noise, clip=True)

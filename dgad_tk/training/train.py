@@ -92,8 +92,8 @@ def train(
             say(f"warning: {line}")
         given = _given_teacher(config, dataset, teacher, say) if method.needs_teacher else None
         if given is not None and here.leads:
-            check = check_teacher(given[0], dataset, device=device, name=given[1])
-            for line in (check.describe(), *(f"warning: {line}" for line in check.warnings)):
+            summary, doubts = check_teacher(given[0], dataset, device=device, name=given[1])
+            for line in (summary, *(f"warning: {doubt}" for doubt in doubts)):
                 say(line)
         with ExitStack() as stack:
             held = by_leader(lambda: stack.enter_context(claimed(_folder(config, out), config, resume=resume)))

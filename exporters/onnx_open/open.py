@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 from torch import Tensor, fx, nn
 
-from dgad_tk.artifacts.predictor import Images, Logits, Predictor, check_classes, probe_classes
+from dgad_tk.artifacts.predictor import Images, Logits, Predictor, count_classes
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import UserError, reason_of, sha256_file
@@ -68,7 +68,7 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
     where = str(path)
     proto = read_onnx(path)
     artifact = Artifact.from_mapping({entry.key: entry.value for entry in proto.metadata_props}, where)
-    interface.check_record(artifact, where)
+    interface.check_unneeded(artifact, where)
     if artifact is not None:
         input_shape, interface = artifact.input_shape, replace(interface, layout="nchw")
     session = open_session(path)
@@ -96,8 +96,7 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
         assert squash is not None
         return squash.log_probabilities(squash.probabilities(logits), answers[output].dtype)
 
-    classes = probe_classes(predict, image.shape, where)
-    check_classes(classes, artifact, where)
+    classes = count_classes(predict, image.shape, artifact, where)
     if len(answers) > 1:
         notes = [f"the logits are the output '{output}', one of {', '.join(answers)}", *notes]
     predictor = Predictor(

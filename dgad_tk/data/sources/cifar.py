@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,15 +22,10 @@ BLOCK = 1024
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """One of the two forms in which the authors publish the files.
+class Form(NamedTuple):
+    """One of the two published forms: the archive, the folder in it, the file of class names, the ending of the others.
 
-    Attributes:
-        archive: the file they publish.
-        folder: what it unpacks to.
-        names: the file with the class names.
-        ending: of the files with images. Pickles have none; records of label bytes and pixel bytes have `.bin`.
+    Pickles have no ending. Records, which are label bytes and pixel bytes, end in `.bin`.
     """
 
     archive: str
@@ -40,17 +36,17 @@ class Layout:
 
 @dataclass(frozen=True)
 class Cifar:
-    """What tells CIFAR-10 and CIFAR-100 apart.
+    """What distinguishes CIFAR-10 and CIFAR-100.
 
     Attributes:
         name: row of DATASETS.
-        title: the name as it is written in messages.
-        classes: how many.
-        prefix: of the keys of labels and of class names in a pickle; CIFAR-100 has coarse labels as well.
-        label_bytes: in front of the pixels of a record; the last one is the label.
-        parts: "train" and "test" to file names, without their ending.
+        title: name in messages.
+        classes: their number.
+        prefix: of the keys of labels and class names in a pickle; CIFAR-100 has coarse labels too.
+        label_bytes: before the pixels of a record; the last one is the label.
+        parts: file names without ending of "train" and "test".
         layouts: the pickles, which torchvision reads, and the records.
-        md5: of the official pickles by file name; they hold no checksum of their own.
+        md5: of the official pickles by file name, since these hold no checksum.
     """
 
     name: str
@@ -59,11 +55,11 @@ class Cifar:
     prefix: str
     label_bytes: int
     parts: Mapping[str, Sequence[str]]
-    layouts: tuple[Layout, Layout]
+    layouts: tuple[Form, Form]
     md5: Mapping[str, str]
 
-    def files(self, layout: Layout) -> list[str]:
-        """All that is read: the class names, and the images of both parts."""
+    def files(self, layout: Form) -> list[str]:
+        """All files that are read: the class names, and the images of both parts."""
         return [layout.names, *(name + layout.ending for part in sorted(self.parts) for name in self.parts[part])]
 
 
@@ -75,8 +71,8 @@ CIFAR10 = Cifar(
     label_bytes=1,
     parts={"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]},
     layouts=(
-        Layout("cifar-10-python.tar.gz", "cifar-10-batches-py", "batches.meta", ""),
-        Layout("cifar-10-binary.tar.gz", "cifar-10-batches-bin", "batches.meta.txt", ".bin"),
+        Form("cifar-10-python.tar.gz", "cifar-10-batches-py", "batches.meta", ""),
+        Form("cifar-10-binary.tar.gz", "cifar-10-batches-bin", "batches.meta.txt", ".bin"),
     ),
     md5={
         "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
@@ -96,8 +92,8 @@ CIFAR100 = Cifar(
     label_bytes=2,
     parts={"train": ["train"], "test": ["test"]},
     layouts=(
-        Layout("cifar-100-python.tar.gz", "cifar-100-python", "meta", ""),
-        Layout("cifar-100-binary.tar.gz", "cifar-100-binary", "fine_label_names.txt", ".bin"),
+        Form("cifar-100-python.tar.gz", "cifar-100-python", "meta", ""),
+        Form("cifar-100-binary.tar.gz", "cifar-100-binary", "fine_label_names.txt", ".bin"),
     ),
     md5={
         "meta": "7973b15100ade9c7d40fb424638fde48",
@@ -107,9 +103,16 @@ CIFAR100 = Cifar(
 )
 
 
-def load(which: Cifar, data_dir: Path | None, image_size: int | None) -> Decoded:
-    """CIFAR from its pickles, which run nothing, or from its binary version."""
-    place = _find(which, data_dir)
+def load(which: Cifar, data_dir: Path | None, image_size: int) -> Decoded:
+    """CIFAR from its pickles, read without running anything, or from its binary version."""
+    root = data_dir or downloads(which.name)
+    folders = " or ".join(layout.folder for layout in which.layouts)
+    hint = f"give --data-dir ROOT, where ROOT holds {folders} unpacked, or --download"
+    for layout in which.layouts:
+        if os.path.isfile(root / layout.archive):
+            hint = f"{layout.archive} is not unpacked: tar -xzf {layout.archive} in {root}, then again"
+    places = [Place(folder, which.files(layout)) for layout in which.layouts for folder in (root / layout.folder, root)]
+    place = find(which.title, places, hint)
     return cached(which.name, place.folder, place.files, lambda: _build(which, place))
 
 
@@ -119,17 +122,6 @@ def fetch(which: Cifar, root: Path) -> None:
 
     official = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[which.name]
     fetch_archive(root, Remote(official.url, official.filename, official.tgz_md5), official.base_folder)
-
-
-def _find(which: Cifar, data_dir: Path | None) -> Place:
-    root = data_dir or downloads(which.name)
-    folders = " or ".join(layout.folder for layout in which.layouts)
-    hint = f"give --data-dir ROOT, where ROOT holds {folders} unpacked, or --download"
-    for layout in which.layouts:
-        if os.path.isfile(root / layout.archive):
-            hint = f"{layout.archive} is not unpacked: tar -xzf {layout.archive} in {root}, then again"
-    places = [Place(folder, which.files(layout)) for layout in which.layouts for folder in (root / layout.folder, root)]
-    return find(which.title, places, hint)
 
 
 def _build(which: Cifar, place: Place) -> tuple[list[str], dict[str, Iterator[Part]]]:
@@ -152,7 +144,7 @@ def _class_names(which: Cifar, path: Path) -> list[str]:
 
 
 _Batch = tuple[bytes, list[object]]
-"""The pixels of some images, one image after the other, and their labels."""
+"""The pixels of some images in one string, and their labels."""
 
 
 def _checked(which: Cifar, paths: list[Path], read: Callable[[Cifar, Path], Iterator[_Batch]]) -> Iterator[Part]:
@@ -183,7 +175,7 @@ def _recorded(which: Cifar, path: Path) -> Iterator[_Batch]:
 def _unpickled(which: Cifar, path: Path) -> Iterator[_Batch]:
     values = _values(which, path)
     match values.get("data"):
-        # As numpy writes it: a version, the shape, the dtype, whether the first index runs fastest, the bytes.
+        # numpy writes a version, the shape, the dtype, whether the order is Fortran's, and the bytes.
         case Call(state=(_, (int(), 3072), Call(arguments=("u1" | b"u1", *_)), 0, pixels)):
             yield as_bytes(pixels), _list(values, f"{which.prefix}labels")
         case _:
@@ -191,7 +183,7 @@ def _unpickled(which: Cifar, path: Path) -> Iterator[_Batch]:
 
 
 def _values(which: Cifar, path: Path) -> dict[str, object]:
-    """The dict in a pickle. A flipped bit shows in the MD5 and nowhere else."""
+    """The dict in a pickle. Only the MD5 shows a flipped bit."""
     with path.open("rb") as file:
         md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         if md5 != which.md5[path.name]:

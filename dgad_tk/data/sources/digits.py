@@ -1,4 +1,4 @@
-"""The embedded default: scikit-learn's handwritten digits, 1,797 grey images of 8x8 pixels."""
+"""The default dataset: scikit-learn's handwritten digits, 1,797 grey images of 8x8 pixels."""
 
 import hashlib
 from pathlib import Path
@@ -13,12 +13,8 @@ from dgad_tk.data.splits import stratified_order
 TEST_IMAGES = 360
 
 
-def load(data_dir: Path | None, image_size: int | None) -> Decoded:
-    """The digits that come with scikit-learn. They have no split of their own; a fixed fifth is the test.
-
-    Raises:
-        UserError: a folder was given; there is nothing to read from it.
-    """
+def load(data_dir: Path | None, image_size: int) -> Decoded:
+    """The digits that come with scikit-learn. A fixed fifth is the test part; UserError where a folder was given."""
     if data_dir is not None:
         raise UserError(
             "dataset 'digits' comes with scikit-learn and takes no --data-dir",
@@ -27,15 +23,15 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
     from sklearn.datasets import load_digits  # half a second, for this dataset only
 
     grey, digit = load_digits(return_X_y=True)
-    # Inks 0 to 16 become 0 to 255.
+    # Values 0 to 16 become 0 to 255.
     images: Pixels = np.round(grey * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     labels: Labels = digit.astype(np.int64)
     order = stratified_order(labels, "digits test")
     rows = {"train": np.sort(order[TEST_IMAGES:]), "test": np.sort(order[:TEST_IMAGES])}
     parts = {part: Part(images[index], labels[index]) for part, index in rows.items()}
     classes = [str(label) for label in range(10)]
-    return Decoded(classes, parts, content_sha256(classes, {part: _content(parts[part]) for part in parts}))
-
-
-def _content(part: Part) -> Content:
-    return Content(part.images.shape, hashlib.sha256(part.images.tobytes()).hexdigest(), part.labels)
+    contents = {
+        name: Content(part.images.shape, hashlib.sha256(part.images.tobytes()).hexdigest(), part.labels)
+        for name, part in parts.items()
+    }
+    return Decoded(classes, parts, content_sha256(classes, contents))

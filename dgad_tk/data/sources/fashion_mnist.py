@@ -19,13 +19,13 @@ CLASSES = [
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the four files."""
 PREFIXES = {"train": "train", "test": "t10k"}
-LARGEST = 2**30
-"""Bytes of an array at most; the largest official one has 47 million."""
+LARGEST_BYTES = 2**30
+"""Most bytes of an array. The largest official one has 47 million."""
 GET_IT = "install Debian's package dataset-fashion-mnist, give --data-dir ROOT, or --download"
 
 
-def load(data_dir: Path | None, image_size: int | None) -> Decoded:
-    """Fashion-MNIST from its four idx files, packed or not: in one folder, or below torchvision's root."""
+def load(data_dir: Path | None, image_size: int) -> Decoded:
+    """Fashion-MNIST from its four idx files, gzipped or not, in one folder or below torchvision's root."""
     root, files = _find(data_dir)
     return cached(
         "fashion-mnist", root, sorted(files), lambda: (CLASSES, {part: _read(root, files, part) for part in PREFIXES})
@@ -33,7 +33,7 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
 
 
 def fetch(root: Path) -> None:
-    """Fetch the four files to torchvision's place below `root`."""
+    """Fetch the four files into torchvision's folder below `root`."""
     from torchvision.datasets import FashionMNIST  # knows where they are; imports torch
 
     remotes = [Remote(FashionMNIST.mirrors[0] + name, name, md5) for name, md5 in FashionMNIST.resources]
@@ -41,13 +41,13 @@ def fetch(root: Path) -> None:
 
 
 def _find(data_dir: Path | None) -> Place:
-    """The folder with the four files, and the name of each as it is there (packed or not)."""
+    """The folder with the four files, and their names there, gzipped or not."""
     root = data_dir or downloads("fashion-mnist")
     folders = [root / "FashionMNIST" / "raw", root / "raw", root]
     if data_dir is None:
         folders.insert(0, DEBIAN)
     wanted = [f"{prefix}-{kind}-ubyte" for prefix in PREFIXES.values() for kind in ("images-idx3", "labels-idx1")]
-    # Unpacked first: where torchvision left both, it reads these.
+    # Unpacked files first: torchvision, which may leave both, reads these.
     places = [
         Place(folder, [name if os.path.isfile(folder / name) else f"{name}.gz" for name in wanted])
         for folder in folders
@@ -66,19 +66,15 @@ def _read(root: Path, files: Sequence[str], part: str) -> Iterator[Part]:
 
 
 def _array(path: Path, dimensions: int) -> Pixels:
-    """The bytes in an idx file: two zeros, 8 for unsigned bytes, the number of dimensions, their sizes, the bytes.
-
-    Raises:
-        UserError: it is damaged, or something else.
-    """
+    """The array in an idx file: two zeros, 8 for uint8, the number of dimensions, their sizes, the values."""
     with readable(path, "Fashion-MNIST"), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         if file.read(4) != bytes([0, 0, 8, dimensions]):
             raise ValueError(f"not an idx file of unsigned bytes in {dimensions} dimensions")
         shape = [int.from_bytes(file.read(4)) for _ in range(dimensions)]
         size = math.prod(shape)
-        if size > LARGEST:
+        if size > LARGEST_BYTES:
             raise ValueError(f"it announces {size:,} bytes")
-        content = file.read(size + 1)  # beyond the end, where gzip compares its checksum
+        content = file.read(size + 1)  # one more, so that gzip reaches its checksum
         if len(content) != size:
             raise ValueError("it ends too early" if len(content) < size else "it is longer than its header says")
         return np.frombuffer(content, dtype=np.uint8).reshape(shape)

@@ -1,8 +1,8 @@
-"""A pickle of plain values and numpy arrays, read without importing or calling anything that it names.
+"""Reads a pickle of plain values and numpy arrays without importing or calling anything that it names.
 
-Python's own `pickle` reads it, with a list of allowed instructions and a list of allowed names. It is the version
-written in Python: `find_class` does not protect the one written in C, which takes gigabytes for a large memo index
-(an instruction of five bytes) and overflows its stack when it hashes a deeply nested key.
+Python's own `pickle` does it, restricted to lists of allowed instructions and names. This is its version written in
+Python. The version in C is not safe even with `find_class`: it takes gigabytes for a large memo index (an instruction
+of five bytes), and overflows its stack when it hashes a deeply nested key.
 """
 
 import os
@@ -10,9 +10,8 @@ import pickle
 import struct
 from typing import Any, BinaryIO, ClassVar
 
-LARGEST = 2**28
-"""Bytes of a file at most; the largest of CIFAR's has 155 million. The memory that a hostile file can take is a
-multiple of its size."""
+LARGEST_BYTES = 2**28
+"""Most bytes of a file; CIFAR's largest has 155 million. A hostile file takes a multiple of its size in memory."""
 
 _NAMES = {
     ("numpy", "ndarray"),
@@ -30,12 +29,7 @@ _INSTRUCTIONS = (
 
 
 class Call:
-    """Stands for what a call of an allowed name would have returned.
-
-    Attributes:
-        arguments: of the call.
-        state: what would have been handed to `__setstate__` of the result.
-    """
+    """Stands for the result of calling an allowed name: the call's `arguments`, and the `state` of the result."""
 
     def __init__(self, *arguments: object) -> None:
         self.arguments, self.state = arguments, None
@@ -45,7 +39,7 @@ class Call:
 
 
 class _Values(dict[str, object]):
-    """A dict with text as keys only: hashing a tuple recurses as deeply as the tuple is nested."""
+    """A dict whose keys are text. Hashing a nested tuple would recurse without limit."""
 
     def __setitem__(self, key: object, value: object) -> None:
         super().__setitem__(as_text(key), value)
@@ -67,13 +61,9 @@ class _Unpickler(pickle._Unpickler):
 
 
 def read(file: BinaryIO) -> object:
-    """The value pickled in `file`; the keys of its dicts are text, and Python 2's strings are bytes.
-
-    Raises:
-        ValueError: the file is damaged or too large, or asks for anything but plain values and arrays.
-    """
+    """The value in `file`, with text as keys and Python 2's strings as bytes; ValueError where it cannot be read so."""
     size = os.fstat(file.fileno()).st_size
-    if size > LARGEST:
+    if size > LARGEST_BYTES:
         raise ValueError(f"{size:,} bytes are more than a file of CIFAR's has")
     try:
         return _Unpickler(file, encoding="bytes").load()
@@ -86,11 +76,7 @@ def read(file: BinaryIO) -> object:
 
 
 def as_bytes(value: object) -> bytes:
-    """A string as bytes, also in the form in which Python 3 writes bytes for Python 2: a call of `codecs.encode`.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """A string as bytes; ValueError for anything else. Python 3 writes bytes for Python 2 as a call of `encode`."""
     match value:
         case bytes():
             return value
@@ -100,9 +86,5 @@ def as_bytes(value: object) -> bytes:
 
 
 def as_text(value: object) -> str:
-    """A string as text.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """A string as text; ValueError for anything else."""
     return (value.encode() if isinstance(value, str) else as_bytes(value)).decode()

@@ -1,8 +1,8 @@
 """Street View House Numbers, cropped digits (Netzer et al. 2011), 32x32 RGB: http://ufldl.stanford.edu/housenumbers.
 
-The files are MATLAB's of version 5: a header of 128 bytes, then an element for each variable, mostly compressed.
-MathWorks' "MAT-File Level 5 File Format" describes them. `scipy.io.loadmat` does not read them here: where one byte is
-damaged, that of the type of the numbers, it ends the process by a segmentation fault (scipy 1.17).
+The files are MATLAB files of version 5: a header of 128 bytes, then one element per variable, mostly compressed.
+MathWorks' "MAT-File Level 5 File Format" describes them. `scipy.io.loadmat` is not used: where the byte with the type
+of the numbers is damaged, it ends the process with a segmentation fault (scipy 1.17).
 """
 
 import struct
@@ -22,17 +22,17 @@ from dgad_tk.data.spec import Decoded, Part
 
 FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 CLASSES = [str(digit) for digit in range(10)]
-LARGEST = 2**30
-"""Bytes of a file or of an array at most; the largest one has 225 million."""
+LARGEST_BYTES = 2**30
+"""Most bytes of a file or of an array. The largest official one has 225 million."""
 MATRIX, COMPRESSED = 14, 15
 STORED = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
-"""Types of elements with numbers, to numpy's. MATLAB shrinks a double to the smallest one that holds its values."""
+"""numpy's names of the types of numbers. MATLAB stores doubles in the smallest type that holds their values."""
 GET_IT = "give --data-dir ROOT, where ROOT holds train_32x32.mat and test_32x32.mat, or --download"
 
 
-def load(data_dir: Path | None, image_size: int | None) -> Decoded:
-    """SVHN's cropped digits from its two MATLAB files; a label of 10 means the digit 0."""
-    root, files = _find(data_dir)
+def load(data_dir: Path | None, image_size: int) -> Decoded:
+    """SVHN's cropped digits from its two MATLAB files. The label 10 means the digit 0."""
+    root, files = find("SVHN", [Place(data_dir or downloads("svhn"), sorted(FILES.values()))], GET_IT)
     return cached("svhn", root, files, lambda: (CLASSES, {part: _read(root / name) for part, name in FILES.items()}))
 
 
@@ -41,10 +41,6 @@ def fetch(root: Path) -> None:
     from torchvision.datasets import SVHN  # knows where they are; imports torch
 
     fetch_files(root, [Remote(*SVHN.split_list[part]) for part in FILES])
-
-
-def _find(data_dir: Path | None) -> Place:
-    return find("SVHN", [Place(data_dir or downloads("svhn"), sorted(FILES.values()))], GET_IT)
 
 
 def _read(path: Path) -> Iterator[Part]:
@@ -66,20 +62,20 @@ def _read(path: Path) -> Iterator[Part]:
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of numbers in a MATLAB file of version 5, by name.
-
-    Raises:
-        ValueError: it is no such file, or it is damaged.
-    """
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"it has more than {LARGEST:,} bytes")
+    """The arrays of numbers in a MATLAB file of version 5, by name; ValueError where it is damaged or another file."""
+    if path.stat().st_size > LARGEST_BYTES:
+        raise ValueError(f"it has more than {LARGEST_BYTES:,} bytes")
     content = memoryview(path.read_bytes())
     if bytes(content[124:128]) != b"\x00\x01IM":
         raise ValueError("it is no little-endian MATLAB file of version 5")
     found = {}
     for kind, element in _elements(content[128:], 1):
         if kind == COMPRESSED:
-            ((kind, element),) = islice(_elements(_inflated(element)), 1)
+            machine = zlib.decompressobj()
+            inflated = machine.decompress(element, LARGEST_BYTES)
+            if not machine.eof:  # the checksum is compared at the end
+                raise ValueError("it ends too early")
+            ((kind, element),) = islice(_elements(memoryview(inflated)), 1)
         if kind == MATRIX:
             _, dims, name, numbers = islice(_elements(element), 4)
             if numbers[0] in STORED:
@@ -90,7 +86,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _elements(content: memoryview, align: int = 8) -> Iterator[tuple[int, memoryview]]:
-    """The kind and the bytes of each element; up to four bytes stand in its tag."""
+    """The kind and the bytes of each element. Up to four bytes are stored in the tag itself."""
     while content:
         if len(content) < 8:
             raise ValueError("it ends too early")
@@ -103,11 +99,3 @@ def _elements(content: memoryview, align: int = 8) -> Iterator[tuple[int, memory
             raise ValueError("it ends too early")
         yield kind, content[start:end]
         content = content[end + -end % align :]
-
-
-def _inflated(packed: memoryview) -> memoryview:
-    machine = zlib.decompressobj()
-    content = machine.decompress(packed, LARGEST)
-    if not machine.eof:  # where its checksum is compared
-        raise ValueError("it ends too early")
-    return memoryview(content)

@@ -5,13 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from dgad_tk.common import UserError
-from dgad_tk.data.cache import cached
 from dgad_tk.data.download import downloads
 from dgad_tk.data.endings import notes_on
 from dgad_tk.data.reading import NotThereError, accessible
-from dgad_tk.data.sources.imagefolder import images_of
+from dgad_tk.data.sources.imagefolder import cached_trees
 from dgad_tk.data.spec import Decoded
-from dgad_tk.data.tree import Tree, check_classes, images_below, tree_of
+from dgad_tk.data.tree import Tree, classes_of, images_below, tree_of
 
 SIZE = 64
 FOLDER = "tiny-imagenet-200"
@@ -23,10 +22,10 @@ GET_IT = (
 )
 
 
-def load(data_dir: Path | None, image_size: int | None) -> Decoded:
-    """Tiny ImageNet as its archive unpacks, or with val/ sorted into class folders; classes are the sorted wnids.
+def load(data_dir: Path | None, image_size: int) -> Decoded:
+    """Tiny ImageNet as its archive unpacks, or with val/ sorted into class folders. Classes are the sorted wnids.
 
-    The archive's val/ plays the test part, since the labels of its test/ are not public. Grey images become RGB.
+    The archive's val/ is the test part, since the labels of its test/ are not public. Grey images become RGB.
     """
     root = _find(data_dir)
     train, notes = tree_of(root, "train", USUAL)
@@ -34,20 +33,14 @@ def load(data_dir: Path | None, image_size: int | None) -> Decoded:
         test, more = _annotated(root, set(train))
     else:
         test, more = tree_of(root, "val", USUAL)
-    classes = check_classes(root, {"train": train, "val": test})
-    parts = {"train": train, "test": test}
-    decoded = cached(
-        "tiny-imagenet",
-        root,
-        [ANNOTATIONS] * annotated
-        + [file for part in sorted(parts) for files in parts[part].values() for file in files],
-        lambda: (classes, {part: images_of(root, tree, SIZE, exact=True) for part, tree in parts.items()}),
-    )
-    return replace(decoded, notes=notes + more)
+    classes_of(root, {"train": train, "val": test})
+    beside = ANNOTATIONS if annotated else ""
+    trees = {"train": train, "test": test}
+    return replace(cached_trees("tiny-imagenet", root, trees, SIZE, exact=True, beside=beside), notes=notes + more)
 
 
 def fetch(root: Path) -> None:
-    """There is no sum to check the archive against, so it is not fetched."""
+    """Refuse to fetch the archive: its authors publish no checksum."""
     raise UserError("dataset 'tiny-imagenet' cannot be downloaded by this command", hint=GET_IT)
 
 
@@ -61,11 +54,7 @@ def _find(data_dir: Path | None) -> Path:
 
 
 def _annotated(root: Path, classes: set[str]) -> tuple[Tree, tuple[str, ...]]:
-    """The images of val/images by class, as the annotations say: a line each of file name, wnid and a box.
-
-    Raises:
-        UserError: the annotations cannot be read, or are not those of these images.
-    """
+    """The images of val/images by class. Each line of the annotations holds file name, wnid and a box."""
     path = root / ANNOTATIONS
     hint = f"unpack {FOLDER}.zip again"
     images, others = images_below(root, "val/images", USUAL)
@@ -82,5 +71,5 @@ def _annotated(root: Path, classes: set[str]) -> tuple[Tree, tuple[str, ...]]:
         tree.setdefault(wnid, []).append(files.pop(name))
     if files:
         raise UserError(f"{path} does not name {min(files)} (and {len(files) - 1} more)", hint=hint)
-    # In the order that class folders would have: the same content then has the same digest.
+    # In the order of class folders, so that the same content has the same digest.
     return {wnid: sorted(tree[wnid]) for wnid in sorted(tree)}, notes_on(root / "val", {"images": others})

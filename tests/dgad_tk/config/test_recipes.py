@@ -146,13 +146,12 @@ def test_the_ablations_differ_in_what_they_are_called() -> None:
 
 def test_summaries() -> None:
     recipe = load_recipe("paper/table4/rn18-wrn34-10-dgad")
-    assert recipe.name == "paper/table4/rn18-wrn34-10-dgad"
     assert recipe.summary == "dgad resnet18 <- wrn-34-10 on cifar10; paper: clean 87.58, AA 50.59"
     assert load_recipe("fair/table4/rn18-trades").summary == "trades resnet18 on cifar10"
     assert printed_place(recipe.paper) == "test set, Table 4, second hand"
     assert printed_place({"table": "figure 2"}) == "test set, Figure 2"
     assert printed_figures({}) == printed_figures({"figures": None}) == printed_figures({"figures": {"aa": "?"}}) == ""
-    assert Recipe("x", {}, {}).summary == "dgad resnet8 on digits"
+    assert Recipe({}, {}).summary == "dgad resnet8 on digits"
 
 
 def write(path: Path, text: str) -> Path:

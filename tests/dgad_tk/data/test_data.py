@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fashion_files import random_pixels, write_fashion, write_idx
+from dataset_files import random_pixels, write_fashion, write_idx
 from PIL import Image
 from shared import ROOT
 

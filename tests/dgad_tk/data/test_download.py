@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_files import write_fashion, write_svhn
 from torchvision import datasets
 from torchvision.datasets import utils
 
@@ -122,9 +123,7 @@ def test_an_archive_cannot_write_elsewhere(tmp_path: Path, net: Net, monkeypatch
 
 
 def test_svhn(tmp_path: Path, net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    from svhn_files import write
-
-    write(tmp_path / "source")
+    write_svhn(tmp_path / "source")
     changed = {}
     for part, (url, name, _) in datasets.SVHN.split_list.items():
         if part != "extra":
@@ -136,8 +135,6 @@ def test_svhn(tmp_path: Path, net: Net, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_fashion_mnist(tmp_path: Path, net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fashion_files import write_fashion
-
     write_fashion(tmp_path / "source")
     resources = []
     for name, _ in datasets.FashionMNIST.resources:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dgad_tk.common import UserError
-from dgad_tk.strangers.first_bytes import archive_of, is_pickle, placeholder, refuse_placeholder, text_of
+from dgad_tk.strangers.first_bytes import archive_of, beginning, is_pickle, placeholder, refuse_placeholder, text_of
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1234567\n"
 
@@ -35,7 +35,7 @@ def test_what_stands_in_the_place_of_a_file_is_named(what: str, tmp_path: Path) 
 )
 def test_pages_as_servers_write_them(page: bytes, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(page)
-    found = placeholder(tmp_path / "a")
+    found = placeholder(beginning(tmp_path / "a"))
     assert found is not None
     assert found[0] == "an HTML page"
 
@@ -46,7 +46,7 @@ def test_pages_as_servers_write_them(page: bytes, tmp_path: Path) -> None:
 )
 def test_files_that_may_be_what_they_say(head: bytes, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(head)
-    assert placeholder(tmp_path / "a") is None
+    assert placeholder(beginning(tmp_path / "a")) is None
 
 
 def test_archives() -> None:

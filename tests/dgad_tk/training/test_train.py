@@ -296,7 +296,7 @@ def test_schedules() -> None:
 
 @pytest.mark.parametrize(("n", "sizes"), [(10, [4, 4, 2]), (9, [4, 5]), (4, [4]), (1, [1]), (8, [4, 4]), (5, [5])])
 def test_no_image_is_left_alone_in_a_batch(n: int, sizes: list[int]) -> None:
-    batches = list(batch_positions(torch.arange(n), 4))
+    batches = list(batch_positions(torch.arange(n), 4, smallest=2))
     assert [len(batch) for batch in batches] == sizes
     assert np.concatenate(batches).tolist() == list(range(n))
 
@@ -307,7 +307,7 @@ def test_run_folders(tmp_path: Path) -> None:
     assert first.path == tmp_path / "digits-standard-resnet8"
     train(config, out=first.path)
     assert new_run_folder(config, tmp_path).path.name == "digits-standard-resnet8-2"
-    assert newest_run(tmp_path, finished=True) == first
+    assert newest_run(tmp_path, finished=True).path == first.path
     assert weights_of(first.path) == first.best
     with pytest.raises(UserError, match="no unfinished run"):
         newest_run(tmp_path, finished=False)

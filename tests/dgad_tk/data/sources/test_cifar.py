@@ -238,7 +238,7 @@ def test_a_short_pickle_takes_little_memory(tmp_path: Path, body: bytes) -> None
 
 def test_a_pickle_that_is_too_large_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "cifar10")
-    monkeypatch.setattr(plain_pickle, "LARGEST", 50_000)
+    monkeypatch.setattr(plain_pickle, "LARGEST_BYTES", 50_000)
     with pytest.raises(UserError, match="data_batch_1 cannot be read as CIFAR-10: [0-9,]+ bytes are more than"):
         load_dataset("cifar10", data_dir=tmp_path)
 

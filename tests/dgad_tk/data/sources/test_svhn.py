@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_files import Arrays, svhn_arrays, write_svhn
 from scipy.io import savemat
-from svhn_files import Arrays, arrays, write
 
 from dgad_tk.common import UserError
 from dgad_tk.data import cache, load_dataset
@@ -27,7 +27,7 @@ def test_equals_torchvisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pa
         split_list = {part: [name, name, None] for part, name in svhn.FILES.items()}  # noqa: RUF012
 
     monkeypatch.setattr(cache, "BLOCK", 16)
-    write(tmp_path, packed=packed, n=n + 1)
+    write_svhn(tmp_path, packed=packed, n=n + 1)
     dataset = load_dataset("svhn", data_dir=tmp_path)
     train, test = (Unchecked(tmp_path, split=part) for part in ("train", "test"))
     np.testing.assert_array_equal(dataset.train.base, train.data)
@@ -41,23 +41,23 @@ def test_equals_torchvisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pa
 @pytest.mark.parametrize("kind", ["u1", "i2", "i4", "u8", "f4", "f8"])
 @pytest.mark.parametrize("packed", [True, False])
 def test_however_labels_are_stored(tmp_path: Path, kind: str, packed: bool) -> None:
-    plain = load_dataset("svhn", data_dir=write(tmp_path / "plain"))
-    labels = arrays(0, 41)["y"].astype(kind)
-    other = load_dataset("svhn", data_dir=write(tmp_path / "other", packed=packed, y=labels.T, note="hello"))
+    plain = load_dataset("svhn", data_dir=write_svhn(tmp_path / "plain"))
+    labels = svhn_arrays(0, 41)["y"].astype(kind)
+    other = load_dataset("svhn", data_dir=write_svhn(tmp_path / "other", packed=packed, y=labels.T, note="hello"))
     assert other.sha256 == plain.sha256
 
 
 def test_ten_means_zero(tmp_path: Path) -> None:
-    dataset = load_dataset("svhn", data_dir=write(tmp_path, n=20, y=np.array([10, 1, 9, 10] * 5)))
+    dataset = load_dataset("svhn", data_dir=write_svhn(tmp_path, n=20, y=np.array([10, 1, 9, 10] * 5)))
     labels = np.concatenate([dataset.train.labels, dataset.val.labels])
     index = np.concatenate([dataset.train.index, dataset.val.index])
     assert labels[np.argsort(index)].tolist() == [0, 1, 9, 0] * 5
 
 
 def test_variables_in_another_order(tmp_path: Path) -> None:
-    expected = load_dataset("svhn", data_dir=write(tmp_path / "plain")).sha256
-    root = write(tmp_path / "other")
-    found = arrays(0, 41)
+    expected = load_dataset("svhn", data_dir=write_svhn(tmp_path / "plain")).sha256
+    root = write_svhn(tmp_path / "other")
+    found = svhn_arrays(0, 41)
     savemat(root / "train_32x32.mat", {"note": "x" * 3000, "y": found["y"], "X": found["X"]}, do_compression=True)
     assert load_dataset("svhn", data_dir=root).sha256 == expected
 
@@ -83,7 +83,7 @@ def test_variables_in_another_order(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("packed", [True, False])
 def test_other_content_is_named(tmp_path: Path, changed: Arrays, message: str, packed: bool) -> None:
-    write(tmp_path, packed=packed, **changed)
+    write_svhn(tmp_path, packed=packed, **changed)
     with pytest.raises(UserError, match=f"train_32x32.mat cannot be read as SVHN: .*{message}") as error:
         load_dataset("svhn", data_dir=tmp_path)
     assert error.value.hint
@@ -93,9 +93,9 @@ def test_other_content_is_named(tmp_path: Path, changed: Arrays, message: str, p
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("how", ["half", "by one", "header", "empty", "no mat", "hdf5", "no X", "no y"])
 def test_damage_is_named(tmp_path: Path, how: str, packed: bool) -> None:
-    write(tmp_path, packed=packed)
+    write_svhn(tmp_path, packed=packed)
     path = tmp_path / "test_32x32.mat"
-    whole, found = path.read_bytes(), arrays(0, 5)
+    whole, found = path.read_bytes(), svhn_arrays(0, 5)
     match how:
         case "no X" | "no y":
             savemat(path, {name: value for name, value in found.items() if name not in how}, do_compression=packed)
@@ -115,7 +115,7 @@ def test_damage_is_named(tmp_path: Path, how: str, packed: bool) -> None:
 
 def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     """Of a compressed file, as the official ones are: zlib has a checksum."""
-    write(tmp_path)
+    write_svhn(tmp_path)
     path = tmp_path / "train_32x32.mat"
     whole = bytearray(path.read_bytes())
     whole[len(whole) // 2] ^= 1
@@ -126,7 +126,7 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
 
 def test_random_damage_is_a_user_error_or_none(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    write(tmp_path, packed=False, n=20)
+    write_svhn(tmp_path, packed=False, n=20)
     path = tmp_path / "train_32x32.mat"
     whole = path.read_bytes()
     at = [*range(124, 200), *range(len(whole) - 80, len(whole))]  # what is no pixel
@@ -141,8 +141,8 @@ def test_random_damage_is_a_user_error_or_none(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(svhn, "LARGEST", 2**20)
-    write(tmp_path, n=1000, X=np.zeros((32, 32, 3, 1000), np.uint8))
+    monkeypatch.setattr(svhn, "LARGEST_BYTES", 2**20)
+    write_svhn(tmp_path, n=1000, X=np.zeros((32, 32, 3, 1000), np.uint8))
     assert (tmp_path / "train_32x32.mat").stat().st_size < 2**14
     with pytest.raises(UserError, match="train_32x32.mat cannot be read as SVHN"):
         load_dataset("svhn", data_dir=tmp_path)
@@ -153,7 +153,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         load_dataset("svhn", data_dir=tmp_path)
     with pytest.raises(UserError, match="nowhere is not a folder"):
         load_dataset("svhn", data_dir=tmp_path / "nowhere")
-    (write(tmp_path) / "test_32x32.mat").unlink()
+    (write_svhn(tmp_path) / "test_32x32.mat").unlink()
     with pytest.raises(UserError, match="SVHN without test_32x32.mat") as error:
         load_dataset("svhn", data_dir=tmp_path)
     assert "--download" in error.value.hint
