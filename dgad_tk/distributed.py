@@ -155,3 +155,25 @@ def largest(value: int, device: torch.device) -> int:
     found = torch.tensor(value, device=device)
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
     return int(found)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device behind `auto`, `cpu` or `cuda`. `auto` is the GPU if there is one; each process takes its own.
+
+    Raises:
+        UserError: cuda was asked for and is not there, or there are more processes than GPUs.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError(
+            "device is cuda: this torch sees no GPU", hint="--device auto takes the CPU where there is none"
+        )
+    if not available or name == "cpu":
+        return torch.device("cpu")
+    here = launched()
+    if here.local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {here.local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}",
+            hint="torchrun --nproc-per-node takes as many as there are GPUs",
+        )
+    return torch.device("cuda", here.local_rank)
