@@ -16,7 +16,7 @@ class StopRequest:
         self.asked, self._on_asked = False, on_asked
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler. Asked a second time, it does not wait for the step to end."""
+        """The signal handler. A second signal does not wait for the end of the step."""
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
@@ -25,7 +25,7 @@ class StopRequest:
 
 @contextmanager
 def stop_requests(on_asked: Callable[[], None] = lambda: None) -> Iterator[StopRequest]:
-    """Note signals instead of dying of them. Only the main thread of a process can; elsewhere nothing is ever asked.
+    """Note SIGINT and SIGTERM instead of ending the process. In other threads than the main one nothing is noted.
 
     Args:
         on_asked: called in the signal handler, the first time.
