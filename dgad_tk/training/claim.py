@@ -65,14 +65,13 @@ class Held:
 
 
 def claimed(folder: RunFolder, config: TrainConfig, *, resume: bool) -> AbstractContextManager[Held]:
-    """Make the run folder this run's own, and keep it to this process.
+    """Make the run folder this run's own, and keep it to this process until it ends, however it ends.
 
-    The system releases it when the process ends, however it ends.
+    `check_claim` should come before: this makes the folder and its lock before it looks what the folder holds.
 
     Raises:
         UserError: it holds another run, a run of another config, or another process trains there.
     """
-    check_claim(folder, config, resume=resume)  # leaves no trace in a folder that is refused
     folder.path.mkdir(parents=True, exist_ok=True)
     return locked(folder, lambda: begin(folder, config, resume=resume))
 

@@ -1,4 +1,9 @@
-"""train(): from a config to a run folder; the teacher first, where the method needs one."""
+"""train(): from a config to a run folder.
+
+The life of a run: `train` opens images and teacher and claims the folder (`claim`); what is to be trained is a `Job`.
+`fit` goes through its epochs with a `Loop` (`epoch`), whose steps move a `Learner`. After each epoch it measures the
+accuracies (`selection`) and saves what a later process needs to go on (`snapshot`).
+"""
 
 import os
 from collections.abc import Callable
@@ -37,7 +42,7 @@ def train(
     download: bool = False,
     watcher: Watcher = SILENT,
 ) -> RunFolder:
-    """Train a student, and first its teacher where the method needs one and the config gives none.
+    """Train a student. Its teacher is trained first if the method needs one and the config names none.
 
     Under torchrun every process calls this, and one of them writes.
 
@@ -45,8 +50,8 @@ def train(
         config: what to train; need not be resolved.
         out: run folder; None takes the first free name under runs/.
         resume: go on from the last checkpoint in `out`.
-        teacher: opens a teacher of a format that is not read here; `config.teacher` says where it comes from.
-        download: fetch the dataset where it is not there yet.
+        teacher: opens `config.teacher` if this package cannot read its format.
+        download: fetch the dataset if it is not there.
         watcher: what to call on the way.
 
     Returns:
