@@ -29,10 +29,6 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-def _ignore(_: object) -> None:
-    pass
-
-
 @dataclass(frozen=True, kw_only=True)
 class Watcher:
     """What to call while a run goes on. Of several processes, only the leader has one that does something.
@@ -44,10 +40,10 @@ class Watcher:
         folder: gets the run folder, once it belongs to this run.
     """
 
-    progress: OnProgress = _ignore
-    message: Callable[[str], None] = _ignore
+    progress: OnProgress = lambda state: None
+    message: Callable[[str], None] = lambda line: None
     stopping: Callable[[], None] = lambda: None
-    folder: Callable[[RunFolder], None] = _ignore
+    folder: Callable[[RunFolder], None] = lambda folder: None
 
 
 SILENT = Watcher()
