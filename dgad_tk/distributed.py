@@ -1,8 +1,8 @@
-"""What `torchrun` needs: who we are among the processes, sums over all of them.
+"""The processes that `torchrun` starts: which one this is, on which device, and sums over all of them.
 
-Each process takes its part of every batch and computes the loss of the whole one: sums over samples go through
-`across`, whose gradient does too. Averaging the parameters' gradients over the processes, which is what
-DistributedDataParallel does, then gives exactly the gradient of that loss.
+Each process takes its part of every batch and computes the loss of the whole batch: `across` sums over the processes,
+forward and backward. DistributedDataParallel averages the parameters' gradients over the processes, which then gives
+exactly the gradient of that loss.
 """
 
 import os
@@ -20,12 +20,12 @@ from dgad_tk.common import UserError, reason_of
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)
-"""How long a process waits for the others: one of them may be decoding a dataset."""
+"""How long a process waits for the others. One of them may be decoding a dataset."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of this run, as `torchrun` made them; one of one without it."""
+    """This process among those of the run; without `torchrun` it is the only one."""
 
     rank: int = 0
     size: int = 1
@@ -33,20 +33,20 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes and reports."""
+        """Whether this process writes and reports."""
         return self.rank == 0
 
 
 def world() -> World:
-    """The processes that have met; this one alone where none has."""
+    """The place among the processes that have joined; that of a single process if none have."""
     return launched() if dist.is_initialized() else World()
 
 
 def launched() -> World:
-    """The processes that torchrun's environment speaks of.
+    """The place among the processes in torchrun's environment variables.
 
     Raises:
-        UserError: the environment is not one that torchrun makes.
+        UserError: torchrun does not set such values.
     """
     try:
         found = World(
@@ -63,13 +63,13 @@ def launched() -> World:
 
 @contextmanager
 def joined(device: torch.device, *, patience: timedelta = PATIENCE) -> Iterator[World]:
-    """Meet the other processes, by NCCL on GPUs and Gloo elsewhere; nothing to do for one alone.
+    """Join the other processes, by NCCL on GPUs and Gloo elsewhere; a single process has nothing to do.
 
     Args:
         patience: how long a process waits for the others before it gives up.
 
     Raises:
-        UserError: there is nobody to meet.
+        UserError: the others cannot be reached.
     """
     here = launched()
     if here.size == 1 or dist.is_initialized():
@@ -97,7 +97,7 @@ def across(value: Tensor) -> Tensor:
 
 
 class _Across(torch.autograd.Function):
-    """Every process holds the sum, so the gradient of each summand is the sum of the processes' gradients."""
+    """Every process uses the sum, so the gradient of each summand is the sum of the processes' gradients."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -122,10 +122,10 @@ def leaders(value: T) -> T:
 
 
 def by_leader(work: Callable[[], T]) -> T:
-    """What `work` returns, in every process; the leader alone does it.
+    """Let the leader alone do `work`; every process gets the result.
 
     Raises:
-        UserError, OSError: the leader's, in every process: the others would wait for it in vain.
+        UserError, OSError: those of the leader, in every process, since the others would wait for it in vain.
     """
     done: tuple[T | None, UserError | OSError | None] = None, None
     if world().leads:
@@ -149,9 +149,31 @@ def from_all(value: T) -> list[T]:
 
 
 def largest(value: int, device: torch.device) -> int:
-    """The largest `value` of any process: what one alone decided would leave the others waiting for it."""
+    """The largest `value` of all processes, so that they decide alike."""
     if not dist.is_initialized():
         return value
     found = torch.tensor(value, device=device)
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
     return int(found)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device behind `auto`, `cpu` or `cuda`. `auto` is the GPU if there is one; each process takes its own.
+
+    Raises:
+        UserError: cuda was asked for and is not there, or there are more processes than GPUs.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError(
+            "device is cuda: this torch sees no GPU", hint="--device auto takes the CPU where there is none"
+        )
+    if not available or name == "cpu":
+        return torch.device("cpu")
+    here = launched()
+    if here.local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {here.local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}",
+            hint="torchrun --nproc-per-node takes as many as there are GPUs",
+        )
+    return torch.device("cuda", here.local_rank)

@@ -1,8 +1,8 @@
-"""Random draws that belong to things, not to moments.
+"""Random draws that belong to an image, whenever and wherever it is used.
 
-Every draw is a function of (seed, purpose, epoch, dataset index, step) and of nothing else: not of global state, not of
-the order of calls, not of who shares the batch. So a resumed run, a sharded run and a run with another batch size see
-the same noise on the same image.
+Every draw is a function of (seed, purpose, epoch, dataset index, step) alone: neither global state, nor the order of
+calls, nor the rest of the batch changes it. So a resumed run, a run on several processes and a run with another batch
+size see the same noise on the same image.
 
 The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011),
 vectorised over a batch on whatever device the images live on. int64 arithmetic wraps, so the low 64 bits of a product
@@ -23,12 +23,12 @@ _ROUNDS = 10
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Philox4x32-10: four int64 tensors that hold 32-bit words, mapped to four random ones of the broadcast shape."""
+    """Philox4x32-10: four int64 tensors of 32-bit words to four tensors of random words, of the broadcast shape."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
         left, right = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        # The shift of a negative int64 drags its sign along; the mask cuts it off again.
+        # Shifting a negative int64 repeats its sign bit; the mask removes the copies.
         c0, c1, c2, c3 = (
             ((right >> 32) & _WORD) ^ c1 ^ k0,
             right & _WORD,
@@ -44,7 +44,7 @@ class Draws:
     """All random numbers of one seed.
 
     Args:
-        seed: any integer; its low 32 bits count.
+        seed: any integer; its low 32 bits are used.
     """
 
     seed: int
@@ -53,10 +53,10 @@ class Draws:
         """Random 32-bit words as int64, `(len(index), *shape)`, on `index`'s device.
 
         Args:
-            purpose: what they are for; two purposes never share numbers.
+            purpose: what they are for; each purpose has its own numbers.
             index: dataset indices, int64 `(N,)`.
             epoch: 0 to 2^32 - 1.
-            step: distinguishes several draws for one image in one epoch.
+            step: tells several draws for one image in one epoch apart.
         """
         size = math.prod(shape)
         blocks = torch.arange(-(-size // 4), device=index.device)
@@ -72,7 +72,7 @@ class Draws:
         return words.reshape(len(index), 4 * len(blocks))[:, :size].reshape(len(index), *shape)
 
     def uniform(self, purpose: str, shape: tuple[int, ...], *, index: Tensor, epoch: int = 0, step: int = 0) -> Tensor:
-        """Uniform on [0, 1), `(len(index), *shape)`. 24 random bits, so that float32 holds every value exactly."""
+        """Uniform on [0, 1), `(len(index), *shape)`. They have 24 random bits, which float32 holds exactly."""
         words = self.words(purpose, shape, index=index, epoch=epoch, step=step)
         return (words >> 8).float() * 2.0**-24
 
@@ -97,5 +97,5 @@ class Draws:
         """A permutation of 0..n-1, int64 `(n,)`, on the CPU."""
         index = torch.arange(n)
         word = self.words(purpose, (2,), index=index, epoch=epoch)
-        # 62 random bits each: two equal keys are out of reach, and a stable sort settles them anyway.
+        # Keys of 62 random bits are hardly ever equal, and a stable sort settles that too.
         return torch.argsort((word[:, 0] << 30) | (word[:, 1] >> 2), stable=True)

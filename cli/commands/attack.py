@@ -92,8 +92,7 @@ def attack(
 
     from datetime import timedelta
 
-    from dgad_tk.distributed import by_leader, joined
-    from dgad_tk.training.train import pick_device
+    from dgad_tk.distributed import by_leader, joined, pick_device
     from evaluators.attacks import ATTACKS
     from evaluators.engine.evaluate import default_batch_size, evaluate
     from evaluators.engine.pilot import pilot

@@ -31,11 +31,17 @@ def _methods() -> Lines:
 
 
 def _models() -> Lines:
-    from dgad_tk.models import FAMILIES, LIBRARIES, MODELS
+    import torch
 
-    named: dict[str, Callable[..., object]] = {**MODELS, **FAMILIES}
-    own = [(name, (build.__doc__ or "").strip().splitlines()[0]) for name, build in named.items()]
-    return own + [(f"{library}:NAME", f"any classifier of {library}, untrained") for library in LIBRARIES]
+    from dgad_tk.models import FAMILIES, LIBRARIES, MODELS, NOTES, count_parameters
+
+    lines = []
+    with torch.device("meta"):  # networks without memory
+        for name, build in MODELS.items():
+            summary = f"{count_parameters(build(3, 10)):,} parameters for 3 channels and 10 classes"
+            lines.append((name, f"{summary}: {NOTES[name]}" if name in NOTES else summary))
+    lines += [(name, (family.__doc__ or "").splitlines()[0]) for name, family in FAMILIES.items()]
+    return lines + [(f"{library}:NAME", f"any classifier of {library}, untrained") for library in LIBRARIES]
 
 
 def _attacks() -> Lines:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from dgad_tk.training.epoch import Progress as TrainingState
+    from dgad_tk.training.job import Progress as TrainingState
     from evaluators.engine.evaluate import Progress as AttackState
 
 QUIET_SECONDS = 10.0
@@ -73,7 +73,7 @@ def duration(seconds: float) -> str:
 
 
 class TrainingProgress(_Progress):
-    """`on_progress` of `dgad_tk.training.train.train`."""
+    """`progress` of a `dgad_tk.training.job.Watcher`."""
 
     def __call__(self, state: "TrainingState") -> None:
         terms = "  ".join(f"{name} {value:.3f}" for name, value in state.terms.items())

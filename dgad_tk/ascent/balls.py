@@ -1,8 +1,8 @@
-"""The eps-balls that images are attacked in: a random point of one, a step of the ascent, the way back into it.
+"""The eps-balls in which images are attacked: their random points, steps of the ascent, and the projection.
 
-A step is the steepest ascent of its norm, so that its length in that norm is the step size: signs for Linf and the unit
-vector for L2 (Madry et al., ICLR 2018, section 2.1). For L1 that would be a single pixel; see `L1Ball`. Gradients are
-finite (`dgad_tk.ascent.directions`).
+A step is the steepest ascent in the norm, and its length in the norm is the step size: signs for Linf, the unit vector
+for L2 (Madry et al., ICLR 2018, section 2.1). For L1 the steepest ascent changes a single pixel; `L1Ball` changes more.
+Gradients are finite (`dgad_tk.ascent.directions`).
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ Noise = Callable[[Literal["normal", "uniform"]], Tensor]
 """Draws of the images' shape: standard normal, or uniform on [-1, 1)."""
 
 SPARSITY = 100
-"""In L1, a step moves one of so many values of an image."""
+"""An L1 step changes one in this number of the values of an image."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Ball(ABC):
 
     @abstractmethod
     def step(self, x_adv: Tensor, gradient: Tensor, size: float) -> Tensor:
-        """`x_adv` moved by `size` along the gradient, out of the ball if it comes to that."""
+        """`x_adv` moved by `size` along the gradient; the result may lie outside the ball."""
 
     @abstractmethod
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """`x_adv` brought into the ball around `x` and into [0, 1]."""
+        """`x_adv` moved into the ball around `x` and into [0, 1]."""
 
 
 class LinfBall(Ball):
@@ -56,8 +56,10 @@ class LinfBall(Ball):
 
 
 class L2Ball(Ball):
-    """The radius of a uniform point of a d-dimensional ball is a d-th root. So a random point is one at a distance of
-    eps, and so is one of an L1 ball."""
+    """Random points lie at a distance of eps, as nearly all points of a ball with so many dimensions do.
+
+    The same holds for `L1Ball`.
+    """
 
     def random_point(self, x: Tensor, noise: Noise) -> Tensor:
         direction = noise("normal")
@@ -74,14 +76,14 @@ class L2Ball(Ball):
 class L1Ball(Ball):
     """Sparse L1 descent (Tramèr & Boneh, NeurIPS 2019, https://arxiv.org/abs/1904.13000, section 3 and algorithm 1).
 
-    A step goes by equal amounts along the largest hundredth of the gradient, leaving out pixels that it would push out
-    of [0, 1]. The way back is the nearest point of the ball's part in [0, 1] (Croce & Hein, ICML 2021), where the
-    authors project onto the ball and clip.
+    A step changes the values with the largest hundredth of the gradient by equal amounts, except those that it would
+    push out of [0, 1]. The projection is onto the part of the ball in [0, 1] (Croce & Hein, ICML 2021); the authors of
+    the descent project onto the ball and clip.
     """
 
     def random_point(self, x: Tensor, noise: Noise) -> Tensor:
         u = noise("uniform")
-        # Laplace draws are as likely in any direction of the same L1 norm. The least uniform draw is -1.
+        # Laplace noise is equally likely in all directions of one L1 norm. The smallest uniform draw is -1.
         direction = -u.sign() * torch.log1p(-u.abs().clamp(max=1 - 2.0**-24))
         return x + self.eps * direction / _norms(direction, 1)
 
@@ -102,7 +104,7 @@ BALLS: dict[Norm, type[Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
 
 
 def ball_of(threat: ThreatModel) -> Ball:
-    """The ball that an adversary has."""
+    """The ball of a threat model."""
     return BALLS[threat.norm](threat.eps)
 
 

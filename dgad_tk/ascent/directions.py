@@ -1,8 +1,8 @@
-"""Gradients made fit to be followed: where they lead must not hang on an entry that is no number, nor on their size.
+"""Gradients made fit to follow: one entry that is not finite, or a very small or large norm, must not end a search.
 
-One infinite entry, such as the slope of a square root at a black pixel, makes the norm of an image's gradient infinite
-and its unit vector zero or NaN. One that is NaN spreads over the image with the next step. Either would end the search
-for that image, and an image that nothing looks for counts as robust.
+An infinite entry, such as the slope of a square root at a black pixel, makes the norm of an image's gradient infinite
+and its unit vector zero or NaN. A NaN spreads over the whole image with the next step. Either ends the search for an
+adversarial example, and the image would count as robust.
 """
 
 import torch
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def finite(gradient: Tensor) -> Tensor:
-    """The gradient `(N, ...)` with each entry finite; the very tensor where that holds already.
+    """The gradient `(N, ...)` with each entry finite; the same tensor if all are.
 
-    NaN, which has no direction, becomes 0. An infinite entry keeps its sign and gets the size of its image's largest
-    finite one, or 1 where there is none but 0: large, and no reason to forget the rest.
+    NaN has no direction and becomes 0. An infinite entry keeps its sign and takes the size of the largest finite entry
+    of its image, or 1 if all of these are 0. So it is large and does not hide the rest.
     """
-    # On a GPU the answer would have to be waited for; there the same is computed without asking.
+    # A GPU would have to be waited for to know whether all are finite; so there every gradient is treated.
     if gradient.device.type == "cpu" and bool(gradient.sum().isfinite()):
         return gradient
     usable = torch.where(gradient.isfinite(), gradient, 0)
@@ -25,17 +25,17 @@ def finite(gradient: Tensor) -> Tensor:
 
 
 def in_range(gradient: Tensor) -> Tensor:
-    """The gradient `(N, ...)`, finite, with each image's brought to a size that can be squared; else as it is.
+    """The finite gradient `(N, ...)`, with each image's divided by its largest entry if its L2 norm is extreme.
 
-    The direction is the same for a model whose logits are a million times smaller or larger, and so must the step be.
-    Of an image whose L2 norm is very small, the squares are rounded away or drown in a divisor's 1e-12; where it is
-    very large, their sum overflows. Such a gradient is divided by its largest entry.
+    A model whose logits are a million times smaller or larger has the same directions, and must get the same steps.
+    But where the norm is very small, squares are rounded to 0 or vanish beside a divisor's 1e-12; where it is very
+    large, their sum overflows.
     """
     return _brought(gradient, _norms(gradient))
 
 
 def unit(gradient: Tensor) -> Tensor:
-    """Each image's gradient `(N, ...)`, finite, over its L2 norm; zero stays zero."""
+    """The finite gradient `(N, ...)`, each image's divided by its L2 norm; zero stays zero."""
     norms = _norms(gradient)
     brought = _brought(gradient, norms)
     if brought is not gradient:
@@ -57,5 +57,5 @@ def _norms(gradient: Tensor) -> Tensor:
 
 
 def _per_image(values: Tensor, gradient: Tensor) -> Tensor:
-    """`(N,)` in the shape that goes with a gradient, whose order in memory is then kept."""
+    """`(N,)` as `(N, 1, ...)`, which broadcasts against the gradient and keeps its memory layout."""
     return values.view(-1, *[1] * (gradient.dim() - 1))

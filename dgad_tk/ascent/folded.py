@@ -1,7 +1,7 @@
 """BatchNorm folded into the convolution before it: the same function in eval mode, with less to compute.
 
-The inner maximisation runs a network ten times and more between two changes of its weights, so folding once for all of
-these pays, and so does laying the weights out channels-last. The result differs from the network in eval mode by
+The inner maximisation runs a network ten times and more between two changes of its weights. So it pays to fold the
+network and to lay out its weights channels-last once per change. The result differs from the network in eval mode by
 rounding alone.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from dgad_tk.ascent.frozen_conv import FrozenConv2d, can_freeze, rectify_in_place
+from dgad_tk.ascent.frozen_conv import FrozenConv2d, rectify_in_place
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -26,8 +26,8 @@ class Folded(nn.Module):
     """A frozen copy of `source` in eval mode without the BatchNorms that follow a convolution.
 
     Args:
-        source: any module that `torch.fx` can trace; one that it cannot is copied as it is.
-        compiled: have torch.compile make the code at the first call; else convolutions are frozen.
+        source: any module; one that `torch.fx` cannot trace is copied as it is.
+        compiled: compile with torch.compile at the first call; otherwise convolutions are frozen.
     """
 
     def __init__(self, source: nn.Module, *, compiled: bool = False) -> None:
@@ -44,7 +44,8 @@ class Folded(nn.Module):
                 _freeze_convolutions(traced)
             _let_views_copy(traced)
             self.net = traced
-        if all(tensor.dim() < 5 for tensor in [*self.net.parameters(), *self.net.buffers()]):  # torch refuses those
+        # torch cannot lay out tensors of five axes channels-last.
+        if all(tensor.dim() < 5 for tensor in [*self.net.parameters(), *self.net.buffers()]):
             self.net.to(memory_format=torch.channels_last)
         self._layout = torch.channels_last
         self.refresh(source)
@@ -64,14 +65,14 @@ class Folded(nn.Module):
             )
             values |= {f"{conv_name}.weight": weight, f"{conv_name}.bias": bias}
         for name, tensor in [*self.net.named_parameters(), *self.net.named_buffers()]:
-            if name in values:  # tracing keeps tensors that the code writes down itself
+            if name in values:  # constants in the code become buffers that `source` does not have
                 tensor.copy_(values[name])
         for module in self.net.modules():
             if isinstance(module, FrozenConv2d):
                 module.refreshed()
 
     def forward(self, x: Tensor) -> Tensor:
-        # Channels-last all the way: convolutions run faster so, and with it nothing is reordered between them.
+        # Convolutions run faster on channels-last images, and nothing is reordered between two of them.
         try:
             logits = self._run[0](x.contiguous(memory_format=self._layout))
         except RuntimeError:  # TorchScript that calls `view` on a map
@@ -84,7 +85,7 @@ class Folded(nn.Module):
 
 
 def _traced(module: nn.Module) -> fx.GraphModule | None:
-    """None for what has control flow that depends on the data, and for TorchScript, which has no Python to trace."""
+    """The graph of a module; None if its control flow depends on the data, or for TorchScript, which has no Python."""
     if isinstance(module, torch.jit.ScriptModule):
         return None
     try:
@@ -94,7 +95,7 @@ def _traced(module: nn.Module) -> fx.GraphModule | None:
 
 
 def _let_views_copy(traced: fx.GraphModule) -> None:
-    """Put `reshape` in the place of `view`, which refuses a map that is laid out channels-last."""
+    """Replace `view`, which refuses channels-last maps, by `reshape`."""
     for node in traced.graph.nodes:
         if node.op == "call_method" and node.target == "view" and not isinstance(node.args[-1], torch.dtype):
             node.target = "reshape"
@@ -118,13 +119,13 @@ class Inner:
         return folded(model, compiled=self.compiled)
 
     def context(self, device: torch.device) -> AbstractContextManager[object]:
-        """Autocast, or nothing."""
+        """Autocast to bfloat16 if asked for, else nothing."""
         return autocast(self.precision, device)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 where it is asked for."""
-    # Without the cache of cast weights: until torch 2.10 at least, one filled under no_grad, as by AdaAD's clean
+    """Autocast to bfloat16 if `precision` is bf16, else nothing."""
+    # No cache of cast weights: up to torch 2.10 at least, a cache that was filled under no_grad, as by AdaAD's clean
     # forward, cuts the weights off from the loss.
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
@@ -133,7 +134,7 @@ _views: WeakKeyDictionary[nn.Module, dict[bool, Folded]] = WeakKeyDictionary()
 
 
 def folded(source: nn.Module, *, compiled: bool = False) -> Folded:
-    """`source` in eval mode as it is now, folded. The copy is made once per module and refreshed at each call."""
+    """`source` in eval mode as it is now, folded. It is copied once, and the copy is refreshed at each call."""
     views = _views.setdefault(source, {})
     view = views.get(compiled)
     if view is None or _place(view) != _place(source):
@@ -149,7 +150,7 @@ def _place(module: nn.Module) -> tuple[torch.device, torch.dtype] | None:
 
 
 def _drop_batch_norms(traced: fx.GraphModule) -> list[tuple[str, str]]:
-    """Take each BatchNorm that alone reads a convolution's output out of the graph; names of both."""
+    """Remove each BatchNorm that alone reads a convolution's output from the graph; the names of both."""
     modules = dict(traced.named_modules())
     calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
     pairs: list[tuple[str, str]] = []
@@ -175,9 +176,9 @@ def _drop_batch_norms(traced: fx.GraphModule) -> list[tuple[str, str]]:
 
 
 def _freeze_convolutions(traced: fx.GraphModule) -> None:
-    """Put a FrozenConv2d in each convolution's place."""
+    """Put a FrozenConv2d in the place of each convolution that it covers: zero padding, given in numbers."""
     for name, module in list(traced.named_modules()):
-        if can_freeze(module):
+        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
             traced.set_submodule(name, FrozenConv2d(module))
     rectify_in_place(traced)
     traced.delete_all_unused_submodules()

@@ -1,16 +1,16 @@
-"""A convolution whose weights stay as they are for a while: only the gradient to its input is ever asked for.
+"""A convolution whose weights do not change for a while, and which computes the gradient to its input alone.
 
-What pays (benchmarks/train_step.py):
+What makes it fast (benchmarks/train_step.py):
 
 - Under autocast the weights are cast once, not at every call.
 - On a CPU the gradient of depthwise and of strided 1x1 kernels is computed as a convolution with the kernel turned
-  round. By torch's own, a gradient of MobileNetV2 takes a tenth more time in float32, and twice the time in bfloat16.
-- On a CPU images are laid out channels-last, except float32 maps at most 4 pixels wide of 512 channels. There
-  channels-last takes 1.6 times as long.
-- A ReLU behind a convolution writes over its result, which saves a tenth of a forward pass of MobileNetV2.
+  round. torch's own gradient of MobileNetV2 takes a tenth more time in float32, and twice the time in bfloat16.
+- On a CPU images are laid out channels-last, except float32 maps of 512 channels that are at most 4 pixels wide, for
+  which channels-last takes 1.6 times as long.
+- A ReLU behind a convolution overwrites the convolution's result, which saves a tenth of a forward pass of MobileNetV2.
 """
 
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
 NARROW, HEAVY = 4, 2**20
-"""Width of the maps that are better not laid out channels-last, under a kernel of so many weights."""
+"""Maps at most this wide are not laid out channels-last if the kernel has at least this number of weights."""
 
 _Pair = tuple[int, int]
 _Kernel = tuple[Tensor, Tensor | None, Tensor | None]
@@ -29,7 +29,7 @@ class FrozenConv2d(nn.Module):
     """`conv` without gradients to its weights.
 
     Args:
-        conv: its parameters are taken over, not copied. `refreshed` has to be called when they change.
+        conv: its parameters are shared, not copied. Call `refreshed` when they have changed.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -42,8 +42,8 @@ class FrozenConv2d(nn.Module):
     def _turns(self) -> bool:
         """Whether `TurnedRound` is faster on a CPU.
 
-        With a stride, zeros go between the gradient's pixels. That multiplies the work by the square of the stride,
-        which is nothing for depthwise kernels; a 1x1 kernel does its work before.
+        A stride puts zeros between the gradient's pixels and so multiplies the work by its square. Depthwise kernels
+        have little work to multiply; 1x1 kernels are applied before the zeros come in.
         """
         sizes = self.weight.shape[2:]
         depthwise = self.groups > 1 and self.weight.shape[1] == 1
@@ -52,7 +52,7 @@ class FrozenConv2d(nn.Module):
         return self.dilation == (1, 1) and inside and (depthwise or strided_point)
 
     def refreshed(self) -> None:
-        """Forget what was made of the weights, which have changed."""
+        """Drop the cached kernels after the weights have changed."""
         self._kernels.clear()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class FrozenConv2d(nn.Module):
         return y
 
     def _kernel(self, dtype: torch.dtype, device: torch.device, narrow: bool) -> _Kernel:
-        """The weights, cast and laid out when they are first asked for."""
+        """The weights, cast and laid out; cached until `refreshed`."""
         if (known := self._kernels.get((dtype, device, narrow))) is not None:
             return known
         layout = torch.contiguous_format if narrow else torch.channels_last
@@ -100,19 +100,19 @@ class TurnedRound(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         sizes, turned, stride, padding, groups = ctx.kernel
-        # The sides that the result would have with a stride of 1.
+        # Height and width that the result would have with a stride of 1.
         dense = [side + 2 * edge - size + 1 for side, size, edge in zip(ctx.sides, sizes, padding, strict=True)]
         if sizes == (1, 1):
             found = _set_apart(F.conv2d(gradients[0], turned, groups=groups), stride, dense)
         else:
-            # The turned kernel reaches so far over the edges.
+            # How far the turned kernel reaches over the edges.
             around = [size - 1 - edge for size, edge in zip(sizes, padding, strict=True)]
             found = F.conv2d(_set_apart(gradients[0], stride, dense), turned, padding=around, groups=groups)
         return found, *[None] * 6
 
 
 def turned_round(weight: Tensor, groups: int) -> Tensor:
-    """`(O, I/g, h, w)` as the kernel of the gradient to the input, `(I, O/g, h, w)`."""
+    """The kernel `(O, I/g, h, w)` of a convolution to that of its gradient to the input, `(I, O/g, h, w)`."""
     out, per_group, height, width = weight.shape
     grouped = weight.view(groups, out // groups, per_group, height, width).transpose(1, 2).flip(3, 4)
     turned = grouped.reshape(groups * per_group, out // groups, height, width)
@@ -120,7 +120,7 @@ def turned_round(weight: Tensor, groups: int) -> Tensor:
 
 
 def _set_apart(gradient: Tensor, stride: _Pair, dense: list[int]) -> Tensor:
-    """`(N, C, h, w)` at every `stride`-th place of `(N, C, *dense)`, zeros between."""
+    """The gradient `(N, C, h, w)` at every `stride`-th place of `(N, C, *dense)`, with zeros between."""
     if stride == (1, 1):
         return gradient
     shape = (*gradient.shape[:2], *dense)
@@ -135,13 +135,8 @@ def _pair(numbers: object) -> _Pair:
     return int(numbers[0]), int(numbers[1])
 
 
-def can_freeze(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether a module is a convolution that `FrozenConv2d` covers: zero padding, given in numbers."""
-    return type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-
-
 def rectify_in_place(traced: fx.GraphModule) -> None:
-    """Let each ReLU that is the only reader of a frozen convolution write over what it reads."""
+    """Let each ReLU that alone reads a frozen convolution's result overwrite it."""
     modules = dict(traced.named_modules())
 
     def is_call_of(node: object, kind: type[nn.Module]) -> bool:

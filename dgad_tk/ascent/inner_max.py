@@ -1,12 +1,12 @@
 """The one inner maximisation: projected gradient ascent on a loss that the caller gives.
 
-PGD-AT, TRADES, AdaAD, DGAD and the PGD evaluation differ in that loss and in the start, in nothing else.
+PGD-AT, TRADES, AdaAD, DGAD and the PGD evaluation differ only in that loss and in the start.
 
     x'_0     = start
     x'_{k+1} = Pi( step( x'_k, grad_x sum_i loss_i(x'_k) ) )
 
-Step and projection Pi are those of a ball (`dgad_tk.ascent.balls`). Entries of a gradient that are not finite are
-replaced first (`dgad_tk.ascent.directions`).
+The ball of the threat model gives the step and the projection Pi (`dgad_tk.ascent.balls`). Entries of the gradient
+that are not finite are replaced first (`dgad_tk.ascent.directions`).
 """
 
 from collections.abc import Callable, Iterator
@@ -22,18 +22,18 @@ from dgad_tk.config.threat import ThreatModel
 from dgad_tk.draws import Draws
 
 Objective = Callable[[Tensor], Tensor]
-"""Images `(N, C, H, W)` to a loss per sample `(N,)`, to be made large."""
+"""From images `(N, C, H, W)` to the loss per sample `(N,)` that the ascent maximises."""
 
 Init = Literal["gauss", "uniform", "none"]
-"""Start of the ascent: x + 0.001 N(0, 1); a random point of the ball; x itself."""
+"""Start of the ascent: `gauss` is x + 0.001 N(0, 1), `uniform` a random point of the ball, `none` x itself."""
 
 
 def start_point(x: Tensor, threat: ThreatModel, init: Init, noise: Noise, *, clip: bool = False) -> Tensor:
     """Where the ascent begins, `(N, C, H, W)`.
 
     Args:
-        clip: cut the start to [0, 1], as the PGD-AT of the AdaAD code does. The distillation attacks take their first
-            gradient just outside.
+        clip: cut the start to [0, 1], as PGD-AT in the AdaAD code does. The distillation attacks do not, and take their
+            first gradient slightly outside.
     """
     if init == "none":
         return x
@@ -44,8 +44,7 @@ def start_point(x: Tensor, threat: ThreatModel, init: Init, noise: Noise, *, cli
 def inner_max(objective: Objective, x: Tensor, start: Tensor, threat: ThreatModel, *, momentum: float = 0.0) -> Tensor:
     """Images in the eps-ball around `x` with a large `objective`, detached, `(N, C, H, W)` in [0, 1].
 
-    The last iterate, as in every released code of the paper's comparison: no best-of-steps, no restarts. An empty
-    batch comes back as it is.
+    This is the last iterate, as in every released code of the paper's comparison: no best of the steps, no restarts.
 
     Args:
         momentum: m of MIM (Dong et al., CVPR 2018, https://arxiv.org/abs/1710.06081, algorithm 1): steps follow
@@ -68,19 +67,8 @@ def inner_max(objective: Objective, x: Tensor, start: Tensor, threat: ThreatMode
 
 
 @contextmanager
-def in_train_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into train mode and back."""
-    before = model.training
-    model.train()
-    try:
-        yield
-    finally:
-        model.train(before)
-
-
-@contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Put BatchNorm's running statistics back to what they were."""
+    """Put all buffers, such as BatchNorm's running statistics, back to what they were."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
@@ -90,12 +78,9 @@ def kept_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def draw_noise(
-    draws: Draws, purpose: str, shape: tuple[int, ...], index: Tensor, kind: str, *, epoch: int = 0, step: int = 0
+    draws: Draws, purpose: str, shape: tuple[int, ...], index: Tensor, kind: str, *, epoch: int = 0
 ) -> Tensor:
-    """Start noise of an attack, `(len(index), *shape)`, standard normal or uniform on [-1, 1].
-
-    A function of (seed, purpose, epoch, dataset index, step).
-    """
+    """Start noise of an attack, `(len(index), *shape)`: standard normal, or uniform on [-1, 1)."""
     if kind == "normal":
-        return draws.normal(purpose, tuple(shape), index=index, epoch=epoch, step=step)
-    return 2 * draws.uniform(purpose, tuple(shape), index=index, epoch=epoch, step=step) - 1
+        return draws.normal(purpose, tuple(shape), index=index, epoch=epoch)
+    return 2 * draws.uniform(purpose, tuple(shape), index=index, epoch=epoch) - 1

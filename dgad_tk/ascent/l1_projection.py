@@ -4,21 +4,21 @@ import torch
 from torch import Tensor
 
 _ITERATIONS = 64
-"""Enough to halve a bracket until nothing is between its ends; Newton's steps take about eight."""
+"""Enough to halve the bracket until no number is between its ends. Newton's method takes about eight steps."""
 _BLOCK = 2**16
-"""Numbers that a CPU works on at a time: so few that what lies between two steps stays in its cache."""
+"""Numbers that a CPU works on at a time: few enough for its cache."""
 
 
 def l1_correction(x: Tensor, delta: Tensor, eps: float | Tensor) -> Tensor:
-    """What brings `delta` to the nearest perturbation with L1 norm at most `eps` and x + delta in [0, 1], of its shape.
+    """What to add to `delta` for the nearest perturbation with L1 norm at most `eps` and x + delta in [0, 1].
 
     Croce & Hein, ICML 2021, https://arxiv.org/abs/2103.01208, section 2: Euclidean distance, exact up to rounding. With
     m = |delta| and the excess e >= 0 by which a pixel leaves [0, 1], the nearest point takes clip(a, e, m) off each m,
     where a is the smallest number >= 0 that brings the sum to eps. The sum falls piecewise linearly in a, so Newton's
-    steps end in the piece that holds the answer, and then on it.
+    method reaches the linear piece with the answer, and then the answer.
 
-    The correction and not its result is returned: x + delta + correction, added in this order, rounds as the authors'
-    code does, whose count of changed pixels sees the last bit.
+    The result is the correction, not the sum: x + delta + correction, added in this order, rounds as the authors' code
+    does. Their count of changed pixels depends on the last bit.
 
     Args:
         x: clean images in [0, 1], `(N, ...)`.
@@ -47,13 +47,13 @@ def _threshold(size: Tensor, excess: Tensor, radius: Tensor) -> Tensor:
     for _ in range(_ITERATIONS):
         taken = excess.maximum(at).minimum(size)
         over = (size - taken).sum(dim=1, keepdim=True) - radius
-        slope = taken.eq_(at).sum(dim=1, keepdim=True)  # pixels that one more unit of `a` would shorten
+        slope = taken.eq_(at).sum(dim=1, keepdim=True)  # pixels whose size a larger `a` would reduce
         low, high = torch.where(over > 0, at, low), torch.where(over > 0, high, at)
         newton = at + over / slope
-        # Rows that start inside stay at 0, and one that rounding alone would still move is done.
+        # Rows that start inside stay at 0. A row is done when only rounding would still move it.
         unequal = (over.abs() > rounding * radius) & ((newton - at).abs() > rounding * at)
         going = ((over > 0) | (at > 0)) & unequal
-        # The sum is neither convex nor concave: a step to a known end of the bracket could go to and fro for ever.
+        # The sum is neither convex nor concave, so Newton's method may jump between two points for ever: bisect then.
         newton = torch.where((newton > low) & (newton < high), newton, 0.5 * (low + high))
         at = torch.where(going, newton, at)
         if not going.any():

@@ -1,6 +1,6 @@
-"""Per-sample losses and the label arithmetic of DGAD. Each loss is one value per sample; the method takes the mean.
+"""Losses per sample, and the label arithmetic of DGAD. The method takes the mean.
 
-P and Q are given as logits. Distributions over K classes, N samples.
+P and Q are distributions over K classes for N samples, given as logits.
 """
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 def kl(p_logits: Tensor, q_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(P‖Q) = sum_c P_c (log P_c - log Q_c), `(N, K)` and `(N, K)` to `(N,)`; both softened by `temperature`.
 
-    True divergence, with P's entropy: where P depends on the attacked image, as the teacher does in AdaAD and DGAD,
-    bare cross-entropy has another gradient.
+    This is the true divergence, with P's entropy. Without it the gradient is another one where P depends on the
+    attacked image, as the teacher does in AdaAD and DGAD.
     """
     assert p_logits.shape == q_logits.shape, f"expected equal shapes, got {p_logits.shape} and {q_logits.shape}"
     if temperature != 1.0:
@@ -22,22 +22,19 @@ def kl(p_logits: Tensor, q_logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """-log S_y, `(N, K)` and int64 `(N,)` to `(N,)`; the label shares `smoothing` of its mass among all K classes."""
+    """-log S_y, `(N, K)` and int64 `(N,)` to `(N,)`; `smoothing` of the label's mass is shared by all K classes."""
     return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
 
 def soft_label(logits: Tensor, labels: Tensor, *, of_logits: float) -> Tensor:
-    """Logarithm of `of_logits` softmax(logits) + (1 - `of_logits`) onehot(labels), `(N, K)`.
-
-    It stands for logits wherever only their softmax counts.
-    """
+    """Logarithm of `of_logits` softmax(logits) + (1 - `of_logits`) onehot(labels), `(N, K)`: logits of the mixture."""
     onehot = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
     mixed = of_logits * F.softmax(logits, dim=1) + (1 - of_logits) * onehot
     return mixed.clamp(min=torch.finfo(mixed.dtype).tiny).log()
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Label's logit less the largest other one, `(N,)`; negative where the prediction is wrong."""
+    """The label's logit minus the largest other one, `(N,)`; negative where the prediction is wrong."""
     own = logits.gather(1, labels[:, None])[:, 0]
     return own - _without_label(logits, labels).amax(dim=1)
 
@@ -66,7 +63,7 @@ def swap_label(logits: Tensor, labels: Tensor, where: Tensor) -> Tensor:
 
 
 def runner_up(logits: Tensor, labels: Tensor) -> Tensor:
-    """The class with the largest logit but the label's, int64 `(N,)`."""
+    """The class with the largest logit other than the label, int64 `(N,)`."""
     return _without_label(logits, labels).argmax(dim=1)
 
 

@@ -1,4 +1,4 @@
-"""PGD images for what an export is compared on. They are no measure of robustness, that is the evaluators' work."""
+"""PGD images on which an export is compared with its source. The evaluators measure robustness, this does not."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ BATCH = 64
 
 
 def pgd_on(model: nn.Module, images: NDArray[np.float32], threat: ThreatModel) -> NDArray[np.float32]:
-    """PGD from `images` against the answers that `model` gives to them, float32 of the same shape.
+    """PGD from `images` against the model's own predictions on them, float32 of the same shape.
 
     Args:
         model: in eval mode, on the CPU.

@@ -1,6 +1,6 @@
 """METHODS: every way to train a student. A new method is a frozen dataclass in a file of its own and a row here."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -51,12 +51,12 @@ def find_method(name: str) -> type[Method]:
     Raises:
         UserError: no such method or add-on, or the two do not go together.
     """
-    base, *addons = name.split("+")
+    base, plus, addon = name.partition("+")
     cls = lookup(METHODS, base, "method")
-    for addon in addons:
+    if plus:
         lookup(ADDONS, addon, "add-on")
-        if not (cls.needs_teacher and issubclass(cls, AdversarialMethod)):
-            fitting = [row for row, other in METHODS.items() if other.needs_teacher and other is not METHODS["kd"]]
+        fitting = [row for row, each in METHODS.items() if each.needs_teacher and issubclass(each, AdversarialMethod)]
+        if base not in fitting:
             raise UserError(
                 f"'{addon}' needs a method that attacks and has a teacher, '{base}' is none",
                 hint="one of " + ", ".join(fitting),
@@ -68,21 +68,19 @@ def build_method(name: str, options: Mapping[str, Any]) -> Method:
     """The method `name` with `options` in place of its defaults; `dgad.map` and `map` are the same option of dgad.
 
     Args:
-        name: row of METHODS, with add-ons behind a plus sign (`adaad+igdm`).
-        options: an add-on's carry its name (`igdm.weight`).
+        name: row of METHODS, and perhaps a plus sign and an add-on (`adaad+igdm`).
+        options: those of an add-on carry its name (`igdm.weight`).
 
     Raises:
         UserError: unknown method, unknown option (with the nearest known one) or a value out of range.
     """
     cls = find_method(name)
-    base, *addons = name.split("+")
-    of: dict[str, dict[str, Any]] = {part: {} for part in (base, *addons)}
-    for part, option, key in _owned(name, options):
-        of[part][option] = options[key]
+    base, _, addon = name.partition("+")
+    of: dict[str, dict[str, Any]] = {base: {}, addon: {}}
+    for key, (owner, option) in _owners(name, options).items():
+        of[owner][option] = options[key]
     method = _validated(cls, base, of[base])
-    for addon in addons:
-        method = _validated(ADDONS[addon], addon, {"base": method, **of[addon]})
-    return method
+    return _validated(ADDONS[addon], addon, {"base": method, **of[addon]}) if addon else method
 
 
 def typed_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,23 +89,21 @@ def typed_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: as `build_method`.
     """
-    method = build_method(name, options)
-    base = name.partition("+")[0]
-    return {
-        key: getattr(method.base if isinstance(method, Igdm) and part == base else method, option)
-        for part, option, key in _owned(name, options)
-    }
+    method, base = build_method(name, options), name.partition("+")[0]
+    parts = {base: method.base, "igdm": method} if isinstance(method, Igdm) else {base: method}
+    return {key: getattr(parts[owner], option) for key, (owner, option) in _owners(name, options).items()}
 
 
-def _owned(name: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """The method or add-on that an option belongs to, the option's own name, and the key that stands there."""
-    base, *addons = name.split("+")
+def _owners(name: str, options: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """By key: the method or add-on that the option belongs to, and the option's own name."""
+    base, _, addon = name.partition("+")
+    found = {}
     for key in options:
         owner, _, option = key.rpartition(".")
-        if owner in ADDONS and owner not in addons:
+        if owner in ADDONS and owner != addon:
             raise UserError(f"option '{key}' needs --method {name}+{owner}", hint=f"'{owner}' is an add-on")
-        part = owner if owner in addons else base
-        yield part, option if owner in (base, *addons) else key, key
+        found[key] = (owner, option) if owner and owner in (base, addon) else (base, key)
+    return found
 
 
 def _validated(cls: type[Method], name: str, options: Mapping[str, Any]) -> Method:

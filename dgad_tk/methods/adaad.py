@@ -19,9 +19,9 @@ class AdaAd(Distillation):
 
         L = alpha KL(T(x')‖S(x')) + (1 - alpha) KL(T(x)‖S(x))
 
-    x' maximises KL(T(x')‖S(x')), the gradient going through both networks. The released code averages the divergence
-    over classes on CIFAR-10 (`kl_reduction="elementmean"`) and not on CIFAR-100. As there, the clean forward is run at
-    alpha 1 as well, so that the running statistics are of both kinds of images. DGAD's Figure 2 sweeps alpha.
+    x' maximises KL(T(x')‖S(x')), with the gradient through both networks. The released code averages the divergence
+    over classes on CIFAR-10 (`kl_reduction="elementmean"`) and not on CIFAR-100. As released, the clean forward runs at
+    alpha 1 too, so that the running statistics are of both kinds of images. DGAD's Figure 2 sweeps alpha.
 
     Attributes:
         alpha: weight of the adversarial term.
@@ -32,20 +32,17 @@ class AdaAd(Distillation):
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         teacher = require(teacher)
         x_adv = self.attack(student, batch, threat, discrepancy(teacher))
+        with torch.set_grad_enabled(self.alpha < 1):
+            logits_clean = student(batch.x)
+        logits_adv = student(x_adv)
         with torch.no_grad():
             target_adv = teacher(x_adv)
-        terms = {}
+        terms = {"kl_adv": batch.mean(self.kl(target_adv, logits_adv))}
+        loss = self.alpha * terms["kl_adv"]
         if self.alpha < 1:
             with torch.no_grad():
                 target_clean = teacher(batch.x)
-            terms["kl_clean"] = batch.mean(self.kl(target_clean, student(batch.x)))
-        else:
-            with torch.no_grad():
-                student(batch.x)
-        logits_adv = student(x_adv)
-        terms["kl_adv"] = batch.mean(self.kl(target_adv, logits_adv))
-        loss = self.alpha * terms["kl_adv"]
-        if self.alpha < 1:
+            terms["kl_clean"] = batch.mean(self.kl(target_clean, logits_clean))
             loss = loss + (1 - self.alpha) * terms["kl_clean"]
         return Step(loss, terms, x_adv, logits_adv)
 

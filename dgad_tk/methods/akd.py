@@ -20,8 +20,8 @@ class Akd(AdversarialMethod):
 
         L = mean_i -sum_c [lam T(x'_i) + (1 - lam) onehot(y_i)]_c log S_c(x'_i)
 
-    x' maximises CE(s(x'), y). No code of the image experiments is public: lam, the temperature and the teacher's input
-    are switches, and their defaults ours. Not the AKD of the IAD code, which is Chen et al. 2021.
+    x' maximises CE(s(x'), y). The code of the image experiments is not public: lam, the temperature and the teacher's
+    input are switches, and the defaults are ours. The AKD of the IAD code is another method (Chen et al. 2021).
 
     Attributes:
         lam: weight of the teacher in the mixture.

@@ -16,9 +16,9 @@ class Alp(AdversarialMethod):
         L = 1/2 CE(s(x), y) + 1/2 CE(s(x'), y) + weight mean_{i,c} (s_c(x_i) - s_c(x'_i))^2
 
     x' maximises CE(s(x'), y). This is the CIFAR-10 form of Pang et al. (NeurIPS 2020, "Boosting adversarial training
-    with hypersphere embedding"), since the authors released ImageNet code only: targeted attack on the least likely
-    class, one mixed mini-batch, label smoothing 0.1, weight 0.5. The mean over elements divides the weight by K,
-    compared with a squared norm.
+    with hypersphere embedding"). The authors' own code is for ImageNet only: targeted attack on the least likely class,
+    one mixed mini-batch, label smoothing 0.1, weight 0.5. The mean over elements divides the weight by K, compared with
+    a squared norm.
 
     Attributes:
         weight: of the pairing.

@@ -17,9 +17,9 @@ class Ard(Distillation):
 
         L = alpha tau^2 KL(T_tau(x)‖S_tau(x')) + (1 - alpha) CE(s(x), y)
 
-    x' maximises CE(s(x'), y) from a uniform start, with the student in train mode, so that its running statistics also
-    move during the attack. The released code averages the divergence over classes too (`kl_reduction="elementmean"`).
-    Its learning rate falls only once (at 100 of 200 epochs): the second decay multiplies the initial rate again.
+    x' maximises CE(s(x'), y) from a uniform start. The student is in train mode, so its running statistics also move
+    during the attack. The released code averages the divergence over classes too (`kl_reduction="elementmean"`). Its
+    learning rate falls only once (at 100 of 200 epochs): the second decay multiplies the initial rate again.
 
     Attributes:
         alpha: weight of the teacher against the labels.

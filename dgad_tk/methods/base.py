@@ -11,43 +11,38 @@ from torch import Tensor, nn
 
 from dgad_tk.ascent.balls import Noise
 from dgad_tk.ascent.folded import Inner
-from dgad_tk.ascent.inner_max import Init, Objective, in_train_mode, inner_max, kept_statistics, start_point
+from dgad_tk.ascent.inner_max import Init, Objective, inner_max, kept_statistics, start_point
 from dgad_tk.ascent.losses import cross_entropy, kl
 from dgad_tk.config.threat import ThreatModel
 from dgad_tk.models.trained import Trained, bare
 
 BatchNormMode = Literal["eval", "train", "batch"]
-"""What BatchNorm normalises with: `eval` the running statistics; `train` the batch's own, and the running ones move;
-`batch` the batch's own, and the running ones stay."""
+"""What BatchNorm normalises with. `eval`: the running statistics. `train`: those of the batch, which also update the
+running ones. `batch`: those of the batch, and the running ones stay."""
 
 KlReduction = Literal["batchmean", "elementmean"]
-"""Sum over classes and mean over the batch; or mean over both, which is 1/K of it."""
+"""`batchmean` sums over classes and averages over the batch; `elementmean` averages over both, which is 1/K of it."""
 
 ObjectiveOn = Callable[[nn.Module], Objective]
-"""A student under attack to what the attack maximises."""
-
-
-def _alone(value: Tensor) -> Tensor:
-    return value
+"""From the student under attack to what the attack maximises."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """One augmented mini-batch.
 
-    Where several processes share a batch, this is one process's part of it. Methods reduce through `mean` and
-    `mean_where`, which see all parts, so that every loss is that of the whole batch and no method knows how many
-    processes there are.
+    If several processes share a batch, this is one process's part of it. Methods reduce by `mean` and `mean_where`,
+    which see all parts. So every loss is that of the whole batch, and no method knows how many processes there are.
 
     Attributes:
         x: images `(N, C, H, W)` in [0, 1].
         y: labels, int64 `(N,)`.
         noise: draws of x's shape that belong to these images in this epoch.
-        nominal_size: the configured batch size; the last batch of an epoch may hold fewer.
-        epoch: the epoch this step belongs to, from 0.
-        epochs: how many the run has.
-        x_adv: adversarial images made already; the method then makes none.
-        n: images of the whole batch.
+        nominal_size: the configured batch size; the last batch of an epoch may hold fewer images.
+        epoch: the current one, from 0.
+        epochs: number of epochs of the run.
+        x_adv: adversarial images to use; None lets the method make them.
+        n: number of images of the whole batch.
         across: sums a tensor over the processes, differentiably.
         inner: how the networks are run inside the attack.
     """
@@ -60,7 +55,7 @@ class Batch:
     epochs: int = 1
     x_adv: Tensor | None = None
     n: int = 0
-    across: Callable[[Tensor], Tensor] = field(default=_alone, repr=False)
+    across: Callable[[Tensor], Tensor] = field(default=lambda value: value, repr=False)
     inner: Inner = field(default_factory=Inner)
 
     def __post_init__(self) -> None:
@@ -78,13 +73,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Step:
-    """What a method made of a batch.
+    """What a method computed for a batch.
 
     Attributes:
         loss: the scalar to call backward on.
-        terms: its parts before weighting, by the names of the paper, and shares worth watching. Scalars, detached here.
+        terms: the loss's parts before weighting, by the paper's names, and shares worth watching; detached scalars.
         x_adv: the adversarial batch, None for methods without one.
-        logits: the student's on the images it is judged by (adversarial where there are any), with their graph.
+        logits: the student's on the adversarial images, or on the clean ones if there are none; with their graph.
     """
 
     loss: Tensor
@@ -102,11 +97,11 @@ class Method(ABC):
 
     needs_teacher: ClassVar[bool] = False
     selected_by: ClassVar[Literal["robust", "clean"]] = "robust"
-    """Accuracy on the selection split by which the best epoch is chosen."""
+    """Which accuracy on the selection split chooses the best epoch."""
 
     @abstractmethod
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
-        """Run the forwards of one training step in the released order, since BatchNorm statistics depend on it.
+        """One training step. Its forwards run in the released order, since BatchNorm's statistics depend on it.
 
         Args:
             student: in train mode; its running statistics move, its weights do not.
@@ -131,7 +126,7 @@ class AdversarialMethod(Method):
     def attack(self, student: nn.Module, batch: Batch, threat: ThreatModel, objective_on: ObjectiveOn) -> Tensor:
         """The adversarial batch `(N, C, H, W)` that maximises the objective on the student.
 
-        `objective_on` may be handed a stand-in that computes the same: in eval mode the BatchNorms are folded.
+        In eval mode, `objective_on` gets a copy of the student with its BatchNorms folded, which computes the same.
         """
         if batch.x_adv is not None:
             return batch.x_adv
@@ -140,8 +135,7 @@ class AdversarialMethod(Method):
         with batch.inner.context(batch.x.device):
             if self.bn_in_attack == "eval":
                 return inner_max(objective_on(batch.inner.view(student)), batch.x, start, threat)
-            keep = kept_statistics(student) if self.bn_in_attack == "batch" else nullcontext()
-            with keep, in_train_mode(student):
+            with kept_statistics(student) if self.bn_in_attack == "batch" else nullcontext():
                 return inner_max(objective_on(Trained(student)), batch.x, start, threat)
 
 
@@ -160,8 +154,7 @@ class Distillation(AdversarialMethod):
     """A method with a teacher.
 
     Attributes:
-        kl_reduction: mean over the batch of the divergence, or of its mean over classes (1/K of it). The latter is
-            what some released codes compute; it weakens the loss against weight decay.
+        kl_reduction: `elementmean` is what some released codes compute; it weakens the loss against weight decay.
     """
 
     needs_teacher: ClassVar[bool] = True
@@ -173,12 +166,12 @@ class Distillation(AdversarialMethod):
         return self.reduced(kl(p_logits, q_logits, temperature), q_logits.shape[1])
 
     def reduced(self, divergence: Tensor, classes: int) -> Tensor:
-        """A divergence per sample under `kl_reduction`, `(N,)` and `(N,)`."""
+        """A divergence per sample, `(N,)`, under `kl_reduction`."""
         return divergence / classes if self.kl_reduction == "elementmean" else divergence
 
 
 def require(teacher: nn.Module | None) -> nn.Module:
-    """The teacher of a method that cannot do without."""
+    """The teacher of a method that needs one."""
     if teacher is None:
         raise ValueError("this method needs a teacher, got None")
     return teacher

@@ -23,7 +23,7 @@ class Dgad(Distillation):
         L_AT = 1/(n - n_m) sum_i (1 - m_i) KL(T^(x'_i)‖S(x'_i))
         L    = n_m/n L_ST + (n - n_m)/n L_AT + beta mean_{i,c} (S_c(x'_i) - S_c(x_i))^2
 
-    x' maximises KL(T(x')‖S(x')), the gradient going through both networks (as in AdaAD).
+    x' maximises KL(T(x')‖S(x')), with the gradient through both networks (as in AdaAD).
 
     Where the paper and the released code disagree, the default is as follows, and the other reading is a switch:
 
@@ -38,7 +38,7 @@ class Dgad(Distillation):
     - The released code divides by the configured batch size, so the short last batch of an epoch weighs differently
       (`divisor="bs"`), and fails where the teacher is wrong on all of a batch or the batch holds one sample. Here n is
       the true size, an empty subset contributes 0, and a batch of one is a batch.
-    - The paper generates x' only for AT samples, but PCR needs it for all, and the code makes it for all.
+    - The paper generates x' for AT samples only, but PCR needs it for all, and the code makes it for all.
       `attack_subset="used"` follows the paper where PCR is off; the ST samples then enter the adversarial forward, and
       with it BatchNorm's statistics, as clean images.
 
@@ -101,7 +101,7 @@ class Dgad(Distillation):
 
         l_st = batch.mean_where(self.kl(target_clean, logits_clean), wrong)
         l_at = batch.mean_where(self.kl(target_adv, logits_adv), ~wrong)
-        # Not left an integer: divided by one, it would be float32 in a float64 step.
+        # A float of the loss's type: an integer divided by an integer is float32, also in a float64 step.
         n_m = batch.across(wrong.sum()).to(l_at.dtype)
         loss = self._combine(l_st, l_at, n_m, batch)
         terms = {"l_st": l_st, "l_at": l_at, "teacher_wrong": n_m / batch.n}
@@ -111,7 +111,7 @@ class Dgad(Distillation):
         return Step(loss, terms, x_adv, logits_adv)
 
     def _corrected(self, target: Tensor, y: Tensor, where: Tensor) -> Tensor:
-        """The teacher's logits `(N, K)`, with the label put right in the rows `where`."""
+        """The teacher's logits `(N, K)`, corrected by the label in the rows `where`."""
         if self.label_mode == "swap":
             return swap_label(target, y, where)
         if self.label_mode == "mix":
@@ -145,5 +145,5 @@ class Dgad(Distillation):
             return squared / logits_clean.shape[1]
         if self.pcr == "sq_l2":
             return squared
-        # The norm has no gradient at 0, where a sample's two predictions agree to the last bit.
+        # The norm has no gradient at 0, where the two predictions of a sample are equal.
         return squared.clamp(min=1e-24).sqrt()

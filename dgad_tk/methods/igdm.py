@@ -19,8 +19,8 @@ class Igdm(Method):
 
         L = L_base + weight (epoch/epochs) KL( softmax(t(x+d) - t(x-d)) ‖ softmax(s(x+d) - s(x-d)) )
 
-    As released, x - d is not cut to [0, 1] and the weight grows with the epoch, counted from 0, so that the first epoch
-    is the base's. s(x + d) is the base's own forward; s(x - d) is one train-mode forward more.
+    As released, x - d is not cut to [0, 1], and the weight grows with the epoch, counted from 0, so that it is 0 in the
+    first epoch. s(x + d) comes from the base's own forward; s(x - d) is one more forward in train mode.
 
     Attributes:
         base: a method with a teacher that attacks.
@@ -39,8 +39,7 @@ class Igdm(Method):
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         teacher = require(teacher)
         step = self.base.step(student, teacher, batch, threat)
-        if step.x_adv is None:
-            raise ValueError("indirect gradient distillation needs a method that attacks")
+        assert step.x_adv is not None, "`find_method` lets no method through that does not attack"
         mirrored = 2 * batch.x - step.x_adv
         with torch.no_grad():
             slope = teacher(step.x_adv) - teacher(mirrored)

@@ -17,8 +17,8 @@ class Kd(Method):
 
         L = alpha tau^2 KL(T_tau(x)‖S_tau(x)) + (1 - alpha) CE(s(x), y)
 
-    Nothing is attacked, so little robustness passes from teacher to student; the best epoch is chosen by its clean
-    accuracy. The paper fixes neither alpha nor tau; these are common values.
+    Nothing is attacked, so little robustness passes from the teacher to the student, and the best epoch is chosen by
+    its clean accuracy. The paper fixes neither alpha nor tau; the defaults are common values.
 
     Attributes:
         alpha: weight of the teacher against the labels.

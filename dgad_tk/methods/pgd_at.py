@@ -16,9 +16,9 @@ class PgdAt(AdversarialMethod):
 
         L = CE(s(x'), y)
 
-    x' maximises the same. As in the baseline of the paper's tables (`Plain_Madry` of the AdaAD code), which departs
-    from Madry's own: a Gaussian start cut to [0, 1], BatchNorm in eval mode inside the attack, and a clean forward
-    after the adversarial one that has no gradient but moves the running statistics.
+    x' maximises the same. This is the baseline of the paper's tables (`Plain_Madry` of the AdaAD code). It departs from
+    Madry et al. in three things: the start is Gaussian and cut to [0, 1], BatchNorm is in eval mode inside the attack,
+    and a clean forward after the adversarial one has no gradient but moves the running statistics.
     """
 
     clip_start: bool = True

@@ -20,11 +20,12 @@ class Score(AdversarialMethod):
 
         L = mean_i relu( LSE(S(x_i), y~_i) + beta LSE(S(x'_i), S(x_i)) - bound )
 
-    x' maximises LSE(S(x'), S(x)); in the outer loss nothing is detached. The bound c^2 + c^2/(K - 1) leaves alone the
-    samples that are fitted to within c. Defaults are the released script without generated data (PreActResNet-18, 110
-    epochs, lr 0.05): beta 6, c 0.3, adversarial forward first. With 1M generated images the authors use beta 3 to 4, no
-    bound, a clipped uniform start and the batch's own statistics in the attack, which then stay
-    (`init=uniform clip_start=true bn_in_attack=batch clip=0`), and run the clean forward first, which is not offered.
+    x' maximises LSE(S(x'), S(x)); in the outer loss nothing is detached. Samples within the bound c^2 + c^2/(K - 1)
+    have no gradient. Defaults are those of the released script without generated data (PreActResNet-18, 110 epochs, lr
+    0.05): beta 6, c 0.3, adversarial forward first. With 1M generated images the authors use beta 3 to 4, no bound, a
+    clipped uniform start, and in the attack the statistics of the batch without an update of the running ones
+    (`init=uniform clip_start=true bn_in_attack=batch clip=0`). They also run the clean forward first, which is not
+    offered.
 
     Attributes:
         beta: weight of the robust term.

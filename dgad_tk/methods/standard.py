@@ -14,7 +14,7 @@ from dgad_tk.methods.base import Batch, Method, Step
 class Standard(Method):
     """Plain training: L = CE(s(x), y).
 
-    The best epoch is chosen by clean accuracy: under attack every epoch of it is near zero.
+    The best epoch is chosen by clean accuracy, since the accuracy under attack is near zero in every epoch.
     """
 
     selected_by: ClassVar[Literal["robust", "clean"]] = "clean"

@@ -29,7 +29,7 @@ class Trades(AdversarialMethod):
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         def objective_on(net: nn.Module) -> Objective:
-            with torch.no_grad():  # the released attack computes it anew at every step; it is the same each time
+            with torch.no_grad():  # the released attack computes it in every step, to the same value
                 target = net(batch.x)
             return lambda images: kl(target, net(images))
 

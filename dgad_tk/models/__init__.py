@@ -1,4 +1,4 @@
-"""MODELS: every network that can be a student, a teacher or a surrogate. A new one is a builder and a row here.
+"""MODELS: every network that can be a student, a teacher or a surrogate. A new one is a class and a row here.
 
 `torchvision:NAME` and `timm:NAME` name networks of these libraries, and `wrn-D-K` a wide residual network of any depth
 and width; everything that takes a row takes them too.
@@ -6,38 +6,46 @@ and width; everything that takes a row takes them too.
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from dgad_tk.common import UserError, lookup, nearest
 from dgad_tk.models.libraries import LIBRARIES, Builder, check_input
-from dgad_tk.models.mobilenet_v2 import mobilenetv2
-from dgad_tk.models.preact_resnet import preact_resnet18
-from dgad_tk.models.resnet import resnet8, resnet18, resnet20, resnet34, resnet56
-from dgad_tk.models.vgg import vgg16
-from dgad_tk.models.wide_resnet import wide_resnet_builder, wrn_16_4, wrn_28_10, wrn_34_10, wrn_34_20
+from dgad_tk.models.mobilenet_v2 import MobileNetV2
+from dgad_tk.models.preact_resnet import PreActResNet
+from dgad_tk.models.resnet import ResNet
+from dgad_tk.models.vgg import VGG
+from dgad_tk.models.wide_resnet import WideResNet, wide_resnet_builder
 
-__all__ = ["FAMILIES", "LIBRARIES", "MODELS", "Normalize", "build_model", "check_input", "count_parameters"]
+__all__ = ["FAMILIES", "LIBRARIES", "MODELS", "NOTES", "Normalize", "build_model", "check_input", "count_parameters"]
 __all__ += ["find_model"]
 
 MODELS: dict[str, Builder] = {
-    "resnet8": resnet8,
-    "resnet20": resnet20,
-    "resnet56": resnet56,
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "preact-resnet18": preact_resnet18,
-    "mobilenetv2": mobilenetv2,
-    "wrn-16-4": wrn_16_4,
-    "wrn-28-10": wrn_28_10,
-    "wrn-34-10": wrn_34_10,
-    "wrn-34-20": wrn_34_20,
-    "vgg16": vgg16,
+    "resnet8": partial(ResNet, widths=(16, 32, 64), blocks=(1, 1, 1)),
+    "resnet20": partial(ResNet, widths=(16, 32, 64), blocks=(3, 3, 3)),
+    "resnet56": partial(ResNet, widths=(16, 32, 64), blocks=(9, 9, 9)),
+    "resnet18": partial(ResNet, widths=(64, 128, 256, 512), blocks=(2, 2, 2, 2)),
+    "resnet34": partial(ResNet, widths=(64, 128, 256, 512), blocks=(3, 4, 6, 3)),
+    "preact-resnet18": PreActResNet,
+    "mobilenetv2": MobileNetV2,
+    "wrn-16-4": partial(WideResNet, depth=16, width=4),
+    "wrn-28-10": partial(WideResNet, depth=28, width=10),
+    "wrn-34-10": partial(WideResNet, depth=34, width=10),
+    "wrn-34-20": partial(WideResNet, depth=34, width=20),
+    "vgg16": VGG,
 }
 
+NOTES = {
+    "resnet8": "the compact student",
+    "wrn-34-10": "the usual CIFAR teacher",
+    "wrn-34-20": "the strongest of the papers' public teachers",
+}
+"""What some rows are known for."""
+
 FAMILIES: dict[str, Callable[[str], Builder | None]] = {"wrn-D-K": wide_resnet_builder}
-"""Networks with numbers in their names, beside those that are rows: a name to its builder, None where it is no such."""
+"""Networks with numbers in their names: from a name to its builder, or to None if the name has another form."""
 
 
 class Normalize(nn.Module):
@@ -56,7 +64,7 @@ class Normalize(nn.Module):
 
 
 def find_model(name: str) -> Builder:
-    """The builder `(in_channels, classes) -> network` of a row of MODELS, of one of a family or of a library's model.
+    """The builder `(in_channels, classes) -> network` of a row of MODELS, a member of a family or a library's model.
 
     Raises:
         UserError: unknown name, or the library is not installed.
@@ -88,5 +96,5 @@ def build_model(
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of scalars in all parameters, trainable or frozen; buffers such as running statistics do not count."""
+    """Number of scalars in all parameters; buffers such as running statistics do not count."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,7 +1,7 @@
 """Networks of other libraries: `torchvision:NAME` and, where it is installed, `timm:NAME`. Always without weights.
 
-Most are made for ImageNet: their stems shrink a 32x32 image to 8x8 or less before the first stage, and some take no
-image that small, or only one size (`check_input` says so). They are left as they are.
+Most are made for ImageNet: their stems shrink a 32x32 image to 8x8 or less before the first stage. Some take no image
+that small, or only one size, and `check_input` says so. They are left as they are.
 """
 
 import copy
@@ -21,7 +21,7 @@ Builder = Callable[[int, int], nn.Module]
 
 
 def _nearest(name: str, known: list[str], library: str) -> str:
-    """A hint for a misspelt name, without the hundreds that are not near."""
+    """A hint for a misspelt name; the hundreds of names that are not near are left out."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean '{library}:{close[0]}'?" if close else f"the documentation of {library} lists them"
 
@@ -34,7 +34,7 @@ def torchvision_model(name: str) -> Builder:
     """
     from torchvision import models
 
-    known = models.list_models(module=models)  # this module alone: without detection, segmentation, video
+    known = models.list_models(module=models)  # without detection, segmentation and video
     if name not in known:
         raise UserError(f"unknown torchvision classification model '{name}'", hint=_nearest(name, known, "torchvision"))
     return partial(_build_torchvision, name)
@@ -45,7 +45,7 @@ def _build_torchvision(name: str, in_channels: int, classes: int) -> nn.Module:
 
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
-        # With auxiliary heads they return tuples; without a word on initialisation they warn.
+        # With auxiliary heads they return tuples; without `init_weights` they warn.
         options = {"aux_logits": False, "init_weights": True}
     net: nn.Module = models.get_model(name, weights=None, num_classes=classes, **options)
     if in_channels != 3:
@@ -54,7 +54,7 @@ def _build_torchvision(name: str, in_channels: int, classes: int) -> nn.Module:
 
 
 def _replace_stem(net: nn.Module, name: str, in_channels: int) -> None:
-    """Exchange the convolution that reads the image for one of other channels."""
+    """Replace the convolution that reads the image by one with `in_channels` channels."""
     where, stem = next((item for item in net.named_modules() if isinstance(item[1], nn.Conv2d)), ("", None))
     if type(stem) is not nn.Conv2d or stem.in_channels != 3 or stem.groups != 1:
         raise UserError(
@@ -108,7 +108,7 @@ def check_input(model: nn.Module, name: str, shape: tuple[int, int, int], classe
     """Try a network on two grey images `(C, H, W)`, in eval mode on its device; its own mode is restored.
 
     Raises:
-        UserError: it takes no images of this size, or answers with something else than logits `(N, classes)`.
+        UserError: it takes no images of this size, or does not return logits `(N, classes)`.
     """
     was_training = model.training
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""MobileNetV2 for small images, as the distillation papers train it; torchvision's is another network."""
+"""MobileNetV2 for small images, as the distillation papers train it. torchvision's MobileNetV2 is another network."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ _CONFIG = (
 
 
 class InvertedResidual(nn.Module):
-    """Expand 1x1, depthwise 3x3, project 1x1. At stride 1 there is always a shortcut, a 1x1 one if channels change."""
+    """1x1 expansion, 3x3 depthwise, 1x1 projection; at stride 1 with a shortcut, a 1x1 one if the channels change."""
 
     def __init__(self, in_channels: int, channels: int, expansion: int, stride: int) -> None:
         super().__init__()
@@ -61,8 +61,3 @@ class MobileNetV2(nn.Module):
         out = F.relu(self.bn2(self.conv2(out)))
         logits: Tensor = self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
         return logits
-
-
-def mobilenetv2(in_channels: int, classes: int) -> MobileNetV2:
-    """2,296,922 parameters for 3 channels and 10 classes."""
-    return MobileNetV2(in_channels, classes)

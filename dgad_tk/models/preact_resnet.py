@@ -7,7 +7,7 @@ from torch import Tensor, nn
 class PreActBlock(nn.Module):
     """BN, ReLU, 3x3 convolution, twice (He et al., ECCV 2016, figure 4e).
 
-    Where the shape changes, the shortcut is a bare 1x1 convolution of the activated input.
+    Where the shape changes, the shortcut is a 1x1 convolution of the activated input, without BN.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
@@ -30,8 +30,9 @@ class PreActResNet(nn.Module):
     """3x3 stem without BatchNorm, four stages of two blocks, global average, one linear layer.
 
     Parameter names are those of the public CIFAR checkpoints (conv1, layer1.0.bn1, ..., linear), which have no
-    BatchNorm after the last block; files of the variant with a final `bn` do not fit. Nor do files for 64x64 images
-    whose linear layer reads a map pooled to 2x2 (2048 features): the average here is over the whole map.
+    BatchNorm after the last block. Two other kinds of files do not fit: the variant with a final `bn`, and networks for
+    64x64 images whose linear layer reads a map pooled to 2x2 (2048 features), while the average here is over the whole
+    map.
     """
 
     def __init__(self, in_channels: int, classes: int) -> None:
@@ -47,8 +48,3 @@ class PreActResNet(nn.Module):
         out = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
         logits: Tensor = self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
         return logits
-
-
-def preact_resnet18(in_channels: int, classes: int) -> PreActResNet:
-    """11,171,146 parameters for 3 channels and 10 classes."""
-    return PreActResNet(in_channels, classes)

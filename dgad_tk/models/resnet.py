@@ -29,7 +29,9 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """3x3 stem of stride 1 without pooling, stages of basic blocks, global average, one linear layer.
 
-    Parameter names are those of the public CIFAR checkpoints (conv1, bn1, layer1.0.conv1, ..., linear).
+    With three stages from 16 channels these are the CIFAR networks of He et al., section 4.2. Where the shape changes,
+    the shortcut is a 1x1 convolution (their option B) in place of zero padding. Parameter names are those of the public
+    CIFAR checkpoints (conv1, bn1, layer1.0.conv1, ..., linear).
 
     Args:
         widths: channels of each stage; every stage but the first halves the resolution.
@@ -56,31 +58,3 @@ class ResNet(nn.Module):
             out = self.get_submodule(f"layer{number}")(out)
         logits: Tensor = self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
         return logits
-
-
-def resnet18(in_channels: int, classes: int) -> ResNet:
-    """11,173,962 parameters for 3 channels and 10 classes."""
-    return ResNet(in_channels, classes, widths=(64, 128, 256, 512), blocks=(2, 2, 2, 2))
-
-
-def resnet34(in_channels: int, classes: int) -> ResNet:
-    """21,282,122 parameters for 3 channels and 10 classes."""
-    return ResNet(in_channels, classes, widths=(64, 128, 256, 512), blocks=(3, 4, 6, 3))
-
-
-def resnet20(in_channels: int, classes: int) -> ResNet:
-    """272,474 parameters for 3 channels and 10 classes.
-
-    He et al., section 4.2, with a 1x1 convolution where the shape changes (their option B) in place of zero padding.
-    """
-    return ResNet(in_channels, classes, widths=(16, 32, 64), blocks=(3, 3, 3))
-
-
-def resnet56(in_channels: int, classes: int) -> ResNet:
-    """855,770 parameters for 3 channels and 10 classes: resnet20 with nine blocks a stage."""
-    return ResNet(in_channels, classes, widths=(16, 32, 64), blocks=(9, 9, 9))
-
-
-def resnet8(in_channels: int, classes: int) -> ResNet:
-    """78,042 parameters for 3 channels and 10 classes: resnet20 with one block a stage, the compact student."""
-    return ResNet(in_channels, classes, widths=(16, 32, 64), blocks=(1, 1, 1))

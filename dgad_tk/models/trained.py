@@ -1,4 +1,4 @@
-"""Networks that several processes train together."""
+"""How training calls a network: its layout, and what several processes that train it together add."""
 
 import inspect
 from typing import Any
@@ -12,18 +12,18 @@ from dgad_tk.distributed import across
 
 
 def layout(device: torch.device) -> torch.memory_format:
-    """How to lay out images and weights of a network in training mode."""
+    """Memory format of images and weights in training mode."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 class Trained(nn.Module):
-    """A network as training calls it: laid out as its device likes it, logits in float32 at least.
+    """A network as training calls it: in the layout of its device, with logits in float32 or float64.
 
-    Channels-last on a GPU only: on a CPU it gains little in training mode, and torch's BatchNorm there sums its
-    statistics with 40 times the rounding, enough to flip a ReLU in every step.
+    The layout is channels-last on a GPU only. On a CPU that gains little in training mode, and torch's BatchNorm then
+    sums its statistics with 40 times the rounding, enough to flip a ReLU in every step.
 
     Args:
-        net: the network; its parameters are trained where they are.
+        net: the network; its parameters are shared, not copied.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -50,7 +50,7 @@ def shared(model: nn.Module) -> nn.Module:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The network inside what `shared` made: without weight gradients, as in an attack, there is nothing to average."""
+    """The network inside what `shared` made, for an attack: it computes no weight gradients that need averaging."""
     if isinstance(model, DistributedDataParallel):
         model = model.module
     return model.net if isinstance(model, Trained) else model
@@ -60,7 +60,7 @@ def bare(model: nn.Module) -> nn.Module:
 def average_statistics(model: nn.Module) -> None:
     """Set BatchNorm's running statistics to their mean over the processes, so that all hold the same network.
 
-    What they agree on keeps its bits: a run that was interrupted after this is resumed with doing it again.
+    Values that are equal in all processes keep every bit, since a run that is interrupted after this does it again.
     """
     if not dist.is_initialized():
         return
@@ -72,7 +72,7 @@ def average_statistics(model: nn.Module) -> None:
 
 
 def synchronised(model: nn.Module) -> nn.Module:
-    """`model` with the batch statistics of its BatchNorms over all processes, which are on GPUs."""
+    """`model` with BatchNorms that compute their statistics over all processes, which are on GPUs."""
     if not dist.is_initialized():
         return model
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-any-return,no-untyped-call]

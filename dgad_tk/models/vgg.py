@@ -4,14 +4,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-"""Channels and convolutions between two poolings."""
+"""Channels and number of convolutions before each pooling."""
 
 
 class VGG(nn.Module):
     """Simonyan & Zisserman, ICLR 2015, with BatchNorm after each convolution, as it is trained on CIFAR.
 
-    Parameter names are those of the public CIFAR checkpoints (features.0, features.1, ..., classifier). Poolings round
-    up: five of them bring 32x32 to 1x1 as usual, and an image that is 1x1 earlier stays 1x1.
+    Parameter names are those of the public CIFAR checkpoints (features.0, features.1, ..., classifier). The five
+    poolings round up: they bring 32x32 to 1x1 as usual, and a map that is 1x1 earlier stays 1x1.
     """
 
     def __init__(self, in_channels: int, classes: int) -> None:
@@ -29,8 +29,3 @@ class VGG(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.classifier(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))
         return logits
-
-
-def vgg16(in_channels: int, classes: int) -> VGG:
-    """14,728,266 parameters for 3 channels and 10 classes."""
-    return VGG(in_channels, classes)

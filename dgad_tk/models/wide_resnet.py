@@ -10,11 +10,11 @@ from dgad_tk.common import UserError
 
 DEEPEST = 1000
 MOST_PARAMETERS = 10**9
-"""The largest that anybody published, wrn-106-16, has 4 * 10**8."""
+"""Of a network that may be built. The largest published one, wrn-106-16, has 4 * 10**8."""
 
 
 class WideBlock(nn.Module):
-    """BN, ReLU, 3x3 convolution, twice, and a shortcut; a 1x1 one of the activated input where the shape changes."""
+    """BN, ReLU, 3x3 convolution, twice. Where the shape changes, the shortcut is a 1x1 convolution after the ReLU."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -48,12 +48,12 @@ class WideStage(nn.Module):
 class WideResNet(nn.Module):
     """WRN-depth-width (Zagoruyko & Komodakis, BMVC 2016) with the parameter names of TRADES' checkpoints.
 
-    Theirs also hold `sub_block1`, which no forward pass reads, so it is left out. The last feature map is averaged over
-    whatever size it has, where theirs pools 8x8: the same for 32x32 images.
+    Theirs also hold `sub_block1`, which no forward pass reads; it is left out. Theirs pools the last feature map by
+    8x8; here the average is over the whole map, which is the same for 32x32 images.
 
     Args:
-        depth: 6 n + 4 for n blocks a stage.
-        width: factor on the channels 16, 32, 64 of the stages.
+        depth: 6 n + 4, for n blocks per stage.
+        width: factor of the stages' channels 16, 32, 64.
     """
 
     def __init__(self, in_channels: int, classes: int, *, depth: int, width: int) -> None:
@@ -76,26 +76,6 @@ class WideResNet(nn.Module):
         out = self.block3(self.block2(self.block1(self.conv1(x))))
         logits: Tensor = self.fc(F.adaptive_avg_pool2d(F.relu(self.bn1(out)), 1).flatten(1))
         return logits
-
-
-def wrn_16_4(in_channels: int, classes: int) -> WideResNet:
-    """2,748,890 parameters for 3 channels and 10 classes."""
-    return WideResNet(in_channels, classes, depth=16, width=4)
-
-
-def wrn_28_10(in_channels: int, classes: int) -> WideResNet:
-    """36,479,194 parameters for 3 channels and 10 classes."""
-    return WideResNet(in_channels, classes, depth=28, width=10)
-
-
-def wrn_34_10(in_channels: int, classes: int) -> WideResNet:
-    """46,160,474 parameters for 3 channels and 10 classes: the usual CIFAR teacher."""
-    return WideResNet(in_channels, classes, depth=34, width=10)
-
-
-def wrn_34_20(in_channels: int, classes: int) -> WideResNet:
-    """184,531,674 parameters for 3 channels and 10 classes: the strongest of the papers' public teachers."""
-    return WideResNet(in_channels, classes, depth=34, width=20)
 
 
 def wide_resnet_builder(name: str) -> partial[WideResNet] | None:

@@ -1,7 +1,7 @@
 """A run folder belongs to one run, and to one process at a time.
 
-The lock is taken before anything is written. Where the file system has no locks, the process that came last holds the
-folder: each one leaves a mark of its own in `.lock`, and looks whether it is still there before it writes anything.
+A process takes the lock before it writes anything. Where the file system has no locks, the process that came last
+holds the folder: each writes a mark of its own into `.lock`, and before each write looks whether it is still there.
 """
 
 import errno
@@ -9,7 +9,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -26,7 +26,7 @@ except ImportError:  # Windows has no such locks
 _HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 _NO_LOCKS = {*NOT_OFFERED, errno.ENOLCK}
 _OURS = (".lock", ".config-")
-"""Beginnings of names that a process leaves that was killed before there was a run."""
+"""How the names begin of files that a process leaves if it is killed before there is a run."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Held:
     Attributes:
         folder: which one.
         mark: what it wrote into the folder's `.lock`.
-        safe: a lock of the system's keeps the others out; otherwise `check` notices them.
+        safe: the system's lock keeps other processes out; without it, `check` notices them.
     """
 
     folder: RunFolder
@@ -44,13 +44,13 @@ class Held:
     safe: bool
 
     def check(self) -> None:
-        """See that the folder is still there and nobody else's. To be called before each write.
+        """See that the folder is still there and still ours. To be called before each write.
 
         Raises:
-            UserError: it is not.
+            UserError: it is gone, or another process has taken it over.
         """
         try:
-            found = _lock_of(self.folder).read_text(encoding="utf-8", errors="replace")
+            found = (self.folder.path / ".lock").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             if self.folder.exists():
                 return  # somebody cleared away what begins with a dot
@@ -64,21 +64,27 @@ class Held:
             )
 
 
-@contextmanager
-def claimed(folder: RunFolder, config: TrainConfig, *, resume: bool) -> Iterator[Held]:
-    """Make the run folder this run's own, and keep it to this process.
+def claimed(folder: RunFolder, config: TrainConfig, *, resume: bool) -> AbstractContextManager[Held]:
+    """Make the run folder this run's own, and keep it to this process until it ends, however it ends.
 
-    The system lets go of it when the process ends, however it ends.
+    `check_claim` should come before: this makes the folder and its lock before it looks what the folder holds.
 
     Raises:
         UserError: it holds another run, a run of another config, or another process trains there.
     """
-    check_claim(folder, config, resume=resume)  # leaves no trace in a folder that is refused
     folder.path.mkdir(parents=True, exist_ok=True)
-    with locked(folder, lambda: check_claim(folder, config, resume=resume)) as held:
-        if not folder.exists():
-            config.save(folder.config)
-        yield held
+    return locked(folder, lambda: begin(folder, config, resume=resume))
+
+
+def begin(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
+    """Write the config of a new run into its folder, or see that the folder's run may go on.
+
+    Raises:
+        UserError: as `check_claim`.
+    """
+    check_claim(folder, config, resume=resume)
+    if not folder.exists():
+        config.save(folder.config)
 
 
 def check_claim(folder: RunFolder, config: TrainConfig, *, resume: bool) -> None:
@@ -112,12 +118,12 @@ def locked(folder: RunFolder, before: Callable[[], None] = lambda: None) -> Iter
     """Keep a run folder to this process.
 
     Args:
-        before: called with the lock and before the mark; what it raises leaves the mark of whoever was here before.
+        before: called between taking the lock and writing the mark; if it raises, the mark of the last holder stays.
 
     Raises:
         UserError: another process trains there.
     """
-    path = _lock_of(folder)
+    path = folder.path / ".lock"
     with path.open("a", encoding="utf-8") as file:  # not "w", which would wipe another's mark
         with naming(path):
             safe = _lock(file, folder.path)
@@ -131,12 +137,7 @@ def locked(folder: RunFolder, before: Callable[[], None] = lambda: None) -> Iter
 
 
 def _lock(file: IO[str], folder: Path) -> bool:
-    """Whether the system locked the file; False where it has no locks.
-
-    Raises:
-        UserError: another process has locked it.
-        OSError: the file system failed.
-    """
+    """Whether the system locked the file; False where it has no locks."""
     if fcntl is None:
         return False
     try:
@@ -150,7 +151,3 @@ def _lock(file: IO[str], folder: Path) -> bool:
             f"another process is training in '{folder}'", hint="wait for it, or choose another --out"
         ) from None
     return True
-
-
-def _lock_of(folder: RunFolder) -> Path:
-    return folder.path / ".lock"

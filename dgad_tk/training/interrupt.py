@@ -12,29 +12,28 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """Whether somebody asked the run to end."""
 
-    def __init__(self, on_asked: Callable[[], None]) -> None:
-        self.asked, self._on_asked = False, on_asked
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler. Asked a second time, it does not wait for the step to end."""
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        self._on_asked()
+    asked = False
 
 
 @contextmanager
-def stop_requests(on_asked: Callable[[], None] = lambda: None) -> Iterator[StopRequest]:
-    """Note signals instead of dying of them. Only the main thread of a process can; elsewhere nothing is ever asked.
+def stop_requests(on_asked: Callable[[], None]) -> Iterator[StopRequest]:
+    """Note SIGINT and SIGTERM instead of ending the process. In other threads than the main one nothing is noted.
 
     Args:
-        on_asked: called in the signal handler, the first time.
+        on_asked: called in the signal handler, the first time. The second time the handler raises KeyboardInterrupt.
     """
-    request = StopRequest(on_asked)
+    request = StopRequest()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if request.asked:
+            raise KeyboardInterrupt
+        request.asked = True
+        on_asked()
+
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request.note) for number in SIGNALS}
+    before = {number: signal.signal(number, note) for number in SIGNALS}
     try:
         yield request
     finally:

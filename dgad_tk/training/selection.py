@@ -31,12 +31,12 @@ def accuracies(
 ) -> tuple[float, float]:
     """Clean accuracy and accuracy under PGD (cross-entropy, uniform start) with `threat.steps` steps of eps / 4.
 
-    The model is used in eval mode and left as it is. The start noise is the same at every call, so that epochs compare.
-    Where several processes train, each takes its share of the images, and all return the accuracy on all of them.
+    The model is used in eval mode and left as it is. The start noise is the same in every call, so that epochs compare.
+    Each of several processes takes its share of the images, and all return the accuracy on all images.
 
     Args:
-        inner: how the model is run inside the attack; the verdict is always float32's.
-        between: called after each batch. What it raises ends the search.
+        inner: how the model is run inside the attack; it is always judged in float32.
+        between: called after each batch; what it raises ends the attack.
     """
     inner, here = inner or Inner(), world()
     attacked, judge = inner.view(model), folded(model)

@@ -1,16 +1,22 @@
-"""last.ckpt: what a run needs to go on as if nothing had happened."""
+"""last.ckpt: what a run needs to go on as if nothing had happened, and with what it may go on.
+
+A run goes on with the images and the teacher that it began with. Their SHA-256 counts, not where they lie.
+"""
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from dgad_tk.artifacts.runs import RunFolder
-from dgad_tk.artifacts.weights import load_state, save_state
+from dgad_tk.artifacts.weights import load_state, read_weights, save_record, save_state
 from dgad_tk.common import UserError, reason_of, sha256_file
-from dgad_tk.config.training import TrainConfig
+from dgad_tk.config.training import FREE, PLACES, TrainConfig, differing
+from dgad_tk.data import Dataset
 from dgad_tk.distributed import from_all, world
-from dgad_tk.training.epoch import Learner, Position
-from dgad_tk.training.origin import check_origin, check_settings, settings_of
+from dgad_tk.training.epoch import Position
+from dgad_tk.training.job import Job
+from dgad_tk.training.learner import Learner
 
 _KEYS = ("student", "statistics", "optimizer", "averaged", "state", "origin", "best_sha256")
 
@@ -23,9 +29,9 @@ class State:
     """How far a run is. Draws need no state: they are functions of epoch and image.
 
     Attributes:
-        epoch: the one that it is in, from 0.
+        epoch: the current one, from 0.
         position: how far that epoch has come.
-        best_score: what epochs are compared by; the best so far.
+        best_score: the highest so far of what epochs are compared by.
         best_epoch: -1 before any was judged.
         best_clean: accuracy of the best on clean images.
         best_robust: its accuracy under attack.
@@ -41,21 +47,16 @@ class State:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
 class Snapshots:
-    """Where a run is saved to, and what belongs to it.
+    """Saves a job and its learner, and puts the learner back."""
 
-    Attributes:
-        origin: what a run cannot change half-way, beside its config: a word for it, and what it is.
-    """
-
-    folder: RunFolder
-    config: TrainConfig
-    learner: Learner
-    origin: dict[str, str]
+    def __init__(self, job: Job, learner: Learner) -> None:
+        self.folder, self.config, self.learner = job.folder, job.config, learner
+        processes = str(world().size)
+        self.origin = {"teacher": job.teacher_name, "dataset": job.dataset.sha256, "number of processes": processes}
 
     def statistics(self) -> Statistics:
-        """Every process's buffers, in every process: running statistics are its own, unless sync_bn is on."""
+        """The buffers of every process, in every process: without sync_bn, running statistics differ."""
         own = [{name: buffer.cpu() for name, buffer in network.named_buffers()} for network in self.learner.networks]
         return from_all(own)
 
@@ -85,8 +86,13 @@ class Snapshots:
         """
         folder, learner = self.folder, self.learner
         saved = load_state(folder.last, _KEYS)
-        check_origin(folder, saved["origin"], self.origin)
-        check_settings(folder, saved.get("settings", {}), self.config)  # of an older version, there are none
+        _check_origin(folder, saved["origin"], self.origin)
+        # Checkpoints of older versions hold no settings.
+        if others := differing(settings_of(self.config), saved.get("settings", {})):
+            raise UserError(
+                f"'{folder.config}' is not what '{folder.last}' was trained with: " + "; ".join(others),
+                hint="put config.yaml back as it was, or start a new run",
+            )
         if saved["best_sha256"] and not folder.best.is_file():
             raise UserError(f"'{folder.best}' is gone, and the run needs it", hint="start a new run")
         try:
@@ -102,3 +108,54 @@ class Snapshots:
             raise UserError(
                 f"'{folder.last}' does not fit this run: {reason_of(error)}", hint="start a new run"
             ) from None
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """The keys of a config that change the weights, in plain values."""
+    return config.model_dump(mode="json", exclude=FREE | PLACES)
+
+
+def check_finished(job: Job) -> None:
+    """See that the weights of a finished run belong to the job's settings, images and teacher.
+
+    Raises:
+        UserError: they belong to another run.
+    """
+    folder, dataset = job.folder, job.dataset
+    _, record = read_weights(folder.best)
+    _check_origin(
+        folder,
+        {"teacher": record.teacher, "dataset": str(record.training.get("dataset_sha256", dataset.sha256))},
+        {"teacher": job.teacher_name or record.teacher, "dataset": dataset.sha256},
+    )
+    made = {"student": record.model, "method": record.method} | {
+        key: record.training[key] for key in ("seed", "epochs", "limit_train") if key in record.training
+    }
+    if others := differing(settings_of(job.config), made):
+        raise UserError(
+            f"the weights in '{folder.path}' are not of its config.yaml: " + "; ".join(others), hint="start a new run"
+        )
+
+
+def _check_origin(folder: RunFolder, begun: dict[str, str], now: dict[str, str]) -> None:
+    """See that a run goes on with what it began with. Of a teacher, `name sha256`, only the SHA-256 counts."""
+    for what, wanted in now.items():
+        if begun.get(what, "").rpartition(" ")[2] != wanted.rpartition(" ")[2]:
+            raise UserError(
+                f"the run in '{folder.path}' was begun with another {what}: {begun.get(what)}, not {wanted}",
+                hint=f"put the old {what} back, or start a new run",
+            )
+
+
+def name_new_places(folder: RunFolder, dataset: Dataset) -> bool:
+    """Write where the images lie now into the record of a run's best weights; whether that changed them.
+
+    This changes the SHA-256 of the file, so it must not be called once the weights are somebody's teacher.
+    """
+    if not folder.best.is_file():
+        return False
+    _, record = read_weights(folder.best)
+    if record.dataset_options == dataset.options:
+        return False
+    save_record(folder.best, record.model_copy(update={"dataset_options": dataset.options}))
+    return True

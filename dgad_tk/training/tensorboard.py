@@ -11,11 +11,11 @@ Note = Callable[[Mapping[str, float], int], None]
 
 @contextmanager
 def open_events(folder: Path, epoch: int, wanted: bool) -> Iterator[Note]:
-    """Write each metric as a scalar into `folder`; nothing where TensorBoard is not installed.
+    """Write each metric as a scalar into `folder`, if TensorBoard is installed.
 
     Args:
-        epoch: where the run goes on. TensorBoard drops what an interrupted run wrote of this epoch and of later ones.
-        wanted: off, nothing is written.
+        epoch: where the run goes on. TensorBoard drops what an interrupted run wrote about this epoch and later ones.
+        wanted: False writes nothing.
     """
     if not wanted or importlib.util.find_spec("tensorboard") is None:
         yield lambda metrics, done: None

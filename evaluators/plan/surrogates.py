@@ -11,12 +11,11 @@ from dgad_tk.artifacts.runs import RunFolder
 from dgad_tk.common import cache_dir
 from dgad_tk.config.training import TrainConfig
 from dgad_tk.data import Dataset
-from dgad_tk.distributed import by_leader, leaders, world
+from dgad_tk.distributed import by_leader, leaders, pick_device, world
 from dgad_tk.methods import build_method
 from dgad_tk.strangers.names import check_utf8
-from dgad_tk.training.epoch import OnProgress
-from dgad_tk.training.fit import Job, fit
-from dgad_tk.training.train import pick_device
+from dgad_tk.training.fit import fit
+from dgad_tk.training.job import SILENT, Job, OnProgress, Watcher
 from evaluators.plan.rows import Surrogate
 
 MODELS = ("resnet8", "resnet20")
@@ -65,7 +64,8 @@ def _trained(name: str, dataset: Dataset, on_progress: OnProgress | None) -> Pre
             method = build_method(config.method, config.method_options)
             device = pick_device(config.device)
             job = Job(config=config, method=method, dataset=dataset, folder=aside, device=device)
-            fit(replace(job, role=f"surrogate {name}", on_progress=on_progress))
+            watcher = Watcher(progress=on_progress) if on_progress and world().leads else SILENT
+            fit(replace(job, role=f"surrogate {name}", watcher=watcher))
             by_leader(lambda: _take_name(aside.path, folder))
         finally:
             if world().leads:

@@ -456,8 +456,10 @@ def test_the_default_recipe_is_the_default() -> None:
 
 def test_lists_hold_what_is_no_row(dgad: Run) -> None:
     assert "\n+igdm " in dgad("list", "methods")[1]
-    assert "\ntorchvision:NAME  " in dgad("list", "models")[1]
-    assert "\nwrn-D-K " in dgad("list", "models")[1]
+    listed = dgad("list", "models")[1]
+    assert "\ntorchvision:NAME  " in listed
+    assert "\nwrn-D-K " in listed
+    assert "11,173,962 parameters for 3 channels and 10 classes" in listed
     assert "\npaper/table1/cifar10-wrn34-10-pgd-at " in dgad("list", "recipes")[1]
 
 

@@ -33,8 +33,9 @@ from dgad_tk.methods.trades import Trades
 from dgad_tk.training import epoch as looping
 from dgad_tk.training import fit as fitting
 from dgad_tk.training import snapshot
-from dgad_tk.training.epoch import Epoch, Learner, Position, Progress
-from dgad_tk.training.schedule import learning_rate
+from dgad_tk.training.epoch import Loop, Position
+from dgad_tk.training.job import Job, Progress, Watcher
+from dgad_tk.training.learner import Learner, learning_rate
 from dgad_tk.training.train import train
 
 QUICK: dict[str, Any] = {
@@ -158,10 +159,11 @@ def one_step(config: TrainConfig, base: Method, student: nn.Module, monkeypatch:
         used["clipped"] = {name: value.grad.clone() for name, value in self.student.named_parameters()}
 
     monkeypatch.setattr(Learner, "learn", learn)
-    config, split = config.resolved(), dataset.train.subset(config.batch_size)
-    plain, cpu = Augmentation(padding=0, flip=False), torch.device("cpu")
-    loop = Epoch(config, method, Learner(config, student), None, split, plain, Draws(0), cpu, "student", None)
-    loop.run(0, Position(), lambda position: None)
+    config = config.model_copy(update={"limit_train": config.batch_size}).resolved()
+    dataset = replace(dataset, spec=replace(dataset.spec, augmentation=Augmentation(padding=0, flip=False)))
+    folder, cpu = RunFolder(Path("unused")), torch.device("cpu")
+    job = Job(config=config, method=method, dataset=dataset, folder=folder, device=cpu)
+    Loop(job, Learner(config, student)).run(0, Position(), lambda position: None)
     return method.batches, used
 
 
@@ -217,7 +219,7 @@ def test_awp_begins_when_it_is_told_to(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Learner, "perturbed", lambda self: perturbed.append(1) or real(self))
     config = quick(awp_gamma=0.01, awp_start=0.5)
     seen: list[int] = []
-    train(config, out=tmp_path / "run", on_progress=lambda state: seen.append(len(perturbed)))
+    train(config, out=tmp_path / "run", watcher=Watcher(progress=lambda state: seen.append(len(perturbed))))
     assert [seen[4 * epoch + 3] for epoch in range(4)] == [0, 0, 3, 6]
 
 
@@ -460,7 +462,7 @@ def test_tensorboard_gets_each_metric(tmp_path: Path, monkeypatch: pytest.Monkey
             raise InterruptedError
 
     with suppress(InterruptedError):
-        train(quick(), out=tmp_path / "run", on_progress=stop)
+        train(quick(), out=tmp_path / "run", watcher=Watcher(progress=stop))
     folder = train(quick(), out=tmp_path / "run", resume=True)
     first, second = Writer.made
     assert first.closed

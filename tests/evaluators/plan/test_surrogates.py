@@ -11,7 +11,7 @@ from processes import together
 import evaluators.plan.surrogates as surrogates
 from dgad_tk.data import load_dataset
 from dgad_tk.distributed import joined
-from dgad_tk.training.epoch import Progress
+from dgad_tk.training.job import Progress
 
 
 @pytest.fixture(autouse=True)

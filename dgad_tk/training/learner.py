@@ -1,0 +1,110 @@
+"""The student and everything that moves its weights: SGD, the learning rate, averages, adversarial perturbation."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+from dgad_tk.config.training import TrainConfig, epoch_of
+from dgad_tk.models.trained import shared
+
+
+def learning_rate(config: TrainConfig, at: float) -> float:
+    """The rate at a moment of the run, in epochs from its beginning."""
+    share = at / config.epochs
+    if config.schedule == "cosine":
+        rest = max(config.epochs - config.warmup_epochs, 1e-9)
+        rate = config.lr * 0.5 * (1 + math.cos(math.pi * max(at - config.warmup_epochs, 0) / rest))
+    elif config.schedule == "cyclic":
+        rate = config.lr * min(share / 0.4, (1 - share) / 0.6)
+    elif config.schedule == "piecewise":
+        passed = sum(math.floor(at) >= epoch_of(milestone, config.epochs) for milestone in config.milestones)
+        rate = config.lr * 0.1**passed
+    else:
+        rate = config.lr
+    return rate * min(at / config.warmup_epochs, 1) if config.warmup_epochs else rate
+
+
+class Learner:
+    """A student, its optimizer, and the average of its weights if the config asks for one."""
+
+    def __init__(self, config: TrainConfig, student: nn.Module) -> None:
+        self.config, self.student = config, student
+        self.shared = shared(student)
+        self.optimizer = torch.optim.SGD(
+            student.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+        )
+        self.averaged: AveragedModel | None = None
+        if config.averaging != "none":
+            ema = config.averaging == "ema"
+            average = get_ema_multi_avg_fn(config.ema_decay) if ema else get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
+            # BatchNorm's statistics are averaged too: those of a fresh pass over clean images would miss the
+            # adversarial ones.
+            self.averaged = AveragedModel(student, multi_avg_fn=_but_counts(average), use_buffers=True)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The student and, if there is one, the average."""
+        return [self.student] if self.averaged is None else [self.student, self.averaged]
+
+    @property
+    def best(self) -> nn.Module:
+        """The network to select and save: the average, once it has begun."""
+        if self.averaged is None or int(self.averaged.n_averaged) == 0:
+            return self.student
+        return self.averaged.module
+
+    def learn(self, rate: float) -> None:
+        """One step of the optimizer, once the gradients are there."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.config.clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.config.clip_grad)
+        self.optimizer.step()
+        if self.averaged is not None and self.config.averaging == "ema":
+            self.averaged.update_parameters(self.student)
+
+    def end_epoch(self, epoch: int) -> None:
+        """Add the epoch's last weights to a plain average that has begun."""
+        if self.averaged is None or self.config.averaging != "swa":
+            return
+        begun = epoch_of(self.config.swa_start, self.config.epochs)
+        if int(self.averaged.n_averaged) <= epoch - begun:  # else a resumed run has added them already
+            self.averaged.update_parameters(self.student)
+
+    @contextmanager
+    def perturbed(self) -> Iterator[None]:
+        """Move each weight tensor along its gradient by `awp_gamma` of its norm, and back."""
+        before: list[tuple[Tensor, Tensor]] = []
+        with torch.no_grad():
+            for weight in self.student.parameters():
+                if weight.ndim > 1 and weight.grad is not None:
+                    before.append((weight, weight.clone()))
+                    scale = weight.norm() / weight.grad.norm().clamp(min=1e-20)
+                    weight.add_(weight.grad * scale, alpha=self.config.awp_gamma)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for moved, value in before:
+                    moved.copy_(value)
+
+
+def _but_counts(average: Callable[..., None]) -> Callable[..., None]:
+    """`average` for floating-point tensors; integers, which are BatchNorm's counts of batches, are copied."""
+
+    def update(averaged: list[Tensor], current: list[Tensor], number: Tensor) -> None:
+        if averaged[0].is_floating_point():
+            average(averaged, current, number)
+        else:
+            for held, value in zip(averaged, current, strict=True):
+                held.copy_(value)
+
+    return update
