@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dgad_tk.artifacts.predictor import Images
 from dgad_tk.common import UserError
 from exporters.onnx_read.parts import graphs, inlined, nodes
-from exporters.onnx_read.runtime_memory import bound_memory
+from exporters.onnx_read.runtime_memory import session_options
 from exporters.onnx_twin import to_torch
 from exporters.onnx_twin.operators.resampling import resampled
 
@@ -142,10 +142,7 @@ def _commonest(types: Counter[str]) -> str:
 
 def _try(proto: onnx.ModelProto, blank: Images) -> None:
     """Run ONNX Runtime once, with no optimisation."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # what goes wrong comes as an exception too
-    bound_memory(options)
+    options = session_options(level=onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, bounded=True)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     session.run(None, {session.get_inputs()[0].name: blank})
 

@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 
 from dgad_tk.common import UserError
 from exporters.onnx_twin import to_torch
-from exporters.onnx_twin.declarations import image_of
+from exporters.onnx_twin.tensors import image_of
 from exporters.onnx_twin.tracing import example, fixed_sizes
 
 TOLERANCE = 1e-4
@@ -36,30 +36,26 @@ GRADIENT_TOLERANCE = 1e-2
 
 
 class InParts(nn.Module):
-    """A module that takes batches of exactly `batch` images, called as often as it takes. Returns `(N, K)`."""
+    """A module that takes one batch size, for any number of images. Returns `(N, K)`.
 
-    def __init__(self, module: nn.Module, batch: int) -> None:
+    Args:
+        module: takes batches of exactly `batch` images.
+        batch: None where `module` takes one image, without an axis for the batch.
+        mapped: run all batches at once by `torch.vmap`, which not every operator can be. Else one after the other.
+    """
+
+    def __init__(self, module: nn.Module, batch: int | None, *, mapped: bool = False) -> None:
         super().__init__()
-        self.module, self.batch = module, batch
+        self.module, self.batch, self.mapped = module, batch, mapped
 
     def forward(self, x: Tensor) -> Tensor:
         count = len(x)
-        if lacking := -count % self.batch:
-            x = torch.cat([x, x[-1:].expand(lacking, *x.shape[1:])])
-        parts = x.reshape(-1, self.batch, *x.shape[1:])
-        return self.rows(parts).reshape(len(x), -1)[:count]
-
-    def rows(self, parts: Tensor) -> Tensor:
-        """What the module gives for each of `parts`, `(P, batch, ...)`."""
-        return torch.stack([self.module(part) for part in parts])
-
-
-class Mapped(InParts):
-    """The same by `torch.vmap`, which runs each operator once for all parts. Not every operator can be."""
-
-    def rows(self, parts: Tensor) -> Tensor:
-        found: Tensor = torch.vmap(self.module)(parts)
-        return found
+        if self.batch is not None:
+            if lacking := -count % self.batch:
+                x = torch.cat([x, x[-1:].expand(lacking, *x.shape[1:])])
+            x = x.reshape(-1, self.batch, *x.shape[1:])
+        parts: Tensor = torch.vmap(self.module)(x) if self.mapped else torch.stack([self.module(part) for part in x])
+        return parts.reshape(len(x) * (self.batch or 1), -1)[:count]
 
 
 def free_batch(
@@ -78,7 +74,7 @@ def free_batch(
     """
     in_parts = InParts(twin, batch)
     other = next(size for size in (3, 5) if size != batch)
-    ways: list[Callable[[], nn.Module]] = [lambda: Mapped(twin, batch)]
+    ways: list[Callable[[], nn.Module]] = [lambda: InParts(twin, batch, mapped=True)]
     if model is not None:
         ways.insert(0, lambda: freed(model, images(batch).shape)[1])
     for way in ways:
@@ -271,7 +267,7 @@ def _same(found: nn.Module, in_parts: InParts, images: Tensor) -> bool:
         (gradient,) = torch.autograd.grad((logits[-1] * weights).sum(), x)
         results.append((logits.detach(), gradient))
     (ours, our_gradient), (theirs, their_gradient) = results
-    if ours.shape != theirs.shape or our_gradient.shape != their_gradient.shape:
+    if ours.shape != theirs.shape:
         return False
     spread = (theirs.amax(dim=1) - theirs.amin(dim=1)).max()
     rounding = ROUNDING * torch.finfo(theirs.dtype).eps * theirs.abs().max()

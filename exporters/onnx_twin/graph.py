@@ -10,17 +10,14 @@ from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 from torch import Tensor, fx
 
 from dgad_tk.common import UserError
-from exporters.onnx_read.node_order import names_read
-from exporters.onnx_read.parts import inlined, own_domain
-from exporters.onnx_twin.declarations import as_declared, check_tensor, examples, image_of
-from exporters.onnx_twin.folding import fold_batch_norm
-from exporters.onnx_twin.limits import limited
-from exporters.onnx_twin.node import HINT, NodeView, describe
+from exporters.onnx_read.parts import inlined, names_read, own_domain
+from exporters.onnx_twin.convolutions import fold_batch_norm
+from exporters.onnx_twin.node import NodeView, describe
 from exporters.onnx_twin.operators import OPERATORS, TAKE_SIZES
 from exporters.onnx_twin.size_operators import on_sizes
 from exporters.onnx_twin.sizes import Sizes, as_tensor
-from exporters.onnx_twin.tensors import from_proto
-from exporters.onnx_twin.tracing import Recorder, call
+from exporters.onnx_twin.tensors import CLASSIFIER, DTYPES, HINT, check_tensor, examples, from_proto, image_of
+from exporters.onnx_twin.tracing import Recorder, call, example, limited
 
 Rewriting = Callable[[Iterable[NodeProto], Mapping[str, Any]], Iterable[NodeProto]]
 """The nodes to run in the place of others, in turn, with what those before gave."""
@@ -46,24 +43,27 @@ def to_torch(model: ModelProto, rewriting: Rewriting | None = None) -> fx.GraphM
     graph = model.graph
     opsets = {own_domain(entry.domain): entry.version for entry in model.opset_import}
     if not graph.output:
-        raise UserError("the ONNX graph has no output", hint="is it an image classifier?")
+        raise UserError("the ONNX graph has no output", hint=CLASSIFIER)
     check_tensor(graph.output[0], "output")
-    wanted = graph.output[0].name
-    nodes = _live(graph, [wanted])
-    _check_operators(nodes, opsets)
+    output = graph.output[0]
+    nodes = _nodes_for([output.name], graph, opsets)
     image = image_of(graph)
     walk = _Walk(opsets, image)
     recorder, values = walk.recorder, {image.name: walk.image}
     with limited():
         walk.run(graph, nodes if rewriting is None else rewriting(nodes, values), values)
-        result = as_declared(walk.tensor(_value(values, wanted, "the graph's output")), graph.output[0])
+        result = walk.tensor(_value(values, output.name, "the graph's output"))
+        dtype, found = DTYPES.get(output.type.tensor_type.elem_type), example(result)
+        integers = dtype is not None and not dtype.is_floating_point and dtype is not torch.bool
+        if integers and found is not None and found.is_floating_point():  # quantised integers are floats on the way
+            result = call(Tensor.to, result, dtype)
     recorder.graph.output(recorder.create_arg(result))
-    fold_batch_norm(recorder)
-    recorder.graph.eliminate_dead_code()
     for node in recorder.graph.nodes:
         node.meta.clear()  # the examples were guesses
     constants = {name: tensor.detach() for name, tensor in recorder.constants.items()}
-    return fx.GraphModule(constants, recorder.graph, "OnnxTwin").eval()
+    twin = fx.GraphModule(constants, recorder.graph, "OnnxTwin").eval()
+    fold_batch_norm(twin)
+    return twin
 
 
 class _Walk:
@@ -114,8 +114,7 @@ class _Walk:
     def _branch(self, values: Mapping[str, Any], graph: GraphProto) -> tuple[Any, ...]:
         """The outputs of a subgraph, which sees `values` and adds none."""
         wanted = [info.name for info in graph.output]
-        nodes = _live(graph, wanted)
-        _check_operators(nodes, self._opsets)
+        nodes = _nodes_for(wanted, graph, self._opsets)
         inner = {proto.name: from_proto(proto) for proto in graph.initializer if proto.name in wanted}
         inner.update(values)
         self.run(graph, nodes, inner)
@@ -165,25 +164,21 @@ def _value(values: Mapping[str, Any], name: str, where: str) -> Any:
     return values[name]
 
 
-def _live(graph: GraphProto, wanted: Iterable[str]) -> list[NodeProto]:
-    """The nodes that `wanted` depend on, in the graph's order."""
+def _nodes_for(wanted: Iterable[str], graph: GraphProto, opsets: Mapping[str, int]) -> list[NodeProto]:
+    """The nodes that `wanted` depend on, in the graph's order.
+
+    Raises:
+        UserError: names all operators among them that are not in the table.
+    """
     needed = set(wanted)
-    live = []
+    found: list[NodeProto] = []
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             needed.update(names_read(node))
-            live.append(node)
-    return live[::-1]
-
-
-def _check_operators(nodes: Iterable[NodeProto], opsets: Mapping[str, int]) -> None:
-    """Every operator is in the table.
-
-    Raises:
-        UserError: names all that are not.
-    """
+            found.append(node)
+    found.reverse()
     unknown: dict[str, str] = {}
-    for node in nodes:
+    for node in found:
         domain = own_domain(node.domain)
         key = operator_key(domain, node.op_type)
         if key not in OPERATORS:
@@ -191,3 +186,4 @@ def _check_operators(nodes: Iterable[NodeProto], opsets: Mapping[str, int]) -> N
     if unknown:
         what = "operator" if len(unknown) == 1 else "operators"
         raise UserError(f"the twin has no {what} " + "; ".join(unknown.values()), hint=HINT)
+    return found

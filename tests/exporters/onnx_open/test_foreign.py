@@ -27,7 +27,7 @@ from evaluators.engine.evaluate import evaluate
 from evaluators.plan.rows import plan
 from evaluators.target.judge import compare_twin, judge
 from exporters.formats import load
-from exporters.onnx_open.free_batch import InParts, Mapped, freed, place_batch
+from exporters.onnx_open.free_batch import InParts, freed, place_batch
 from exporters.onnx_open.logits_output import Squash
 from exporters.onnx_read.read import read_onnx
 
@@ -214,14 +214,15 @@ def test_a_graph_that_cannot_be_freed_still_attacks(
 ) -> None:
     if not maps:
 
-        def refuses(self: Mapped, parts: Tensor) -> Tensor:
+        def refuses(module: nn.Module) -> None:
             raise RuntimeError("no batching rule")
 
-        monkeypatch.setattr(Mapped, "rows", refuses)
+        monkeypatch.setattr(torch, "vmap", refuses)
     net = FirstOfBatch()
     path = write(net, torch.zeros(1, *SHAPE), tmp_path / "first.onnx")
     predictor, x = load(path), images(5)
-    assert type(predictor.module) is (Mapped if maps else InParts)
+    assert isinstance(predictor.module, InParts)
+    assert predictor.module.mapped == maps
     assert any("which is slow" in note for note in predictor.notes) != maps
     assert_near(logits(predictor, x), singly(path, x))
     each = [gradient(Wrapped(net, after=lambda y, at=at: y.roll(-at, 1)), x[at : at + 1]) for at in range(5)]
@@ -266,8 +267,8 @@ def test_parts_of_a_batch_are_filled_up() -> None:
             return x.flatten(1)
 
     x = torch.rand(5, 1, 1, 3, requires_grad=True)
-    for way in (InParts, Mapped):
-        result = way(Two(), 2)(x)
+    for mapped in (False, True):
+        result = InParts(Two(), 2, mapped=mapped)(x)
         torch.testing.assert_close(result, x.flatten(1))
         (back,) = torch.autograd.grad(result.sum(), x)
         assert (back == 1).all()
