@@ -19,16 +19,17 @@ from exporters.onnx_twin.sizes import Sizes, as_tensor
 from exporters.onnx_twin.tensors import CLASSIFIER, DTYPES, HINT, check_tensor, examples, from_proto, image_of
 from exporters.onnx_twin.tracing import Recorder, call, example, limited
 
-Rewriting = Callable[[Iterable[NodeProto], Mapping[str, Any]], Iterable[NodeProto]]
-"""The nodes to run in the place of others, in turn, with what those before gave."""
+Compute = Callable[[list[Any]], tuple[Any, ...]]
+Running = Callable[[NodeProto, list[Any], Compute], tuple[Any, ...]]
+"""How a node is run: it, its inputs and what computes its outputs from inputs, to its outputs."""
 
 
-def to_torch(model: ModelProto, rewriting: Rewriting | None = None) -> fx.GraphModule:
+def to_torch(model: ModelProto, running: Running = lambda node, inputs, compute: compute(inputs)) -> fx.GraphModule:
     """The twin of an ONNX image classifier.
 
     Args:
         model: with its tensors inside. It is not changed.
-        rewriting: changes nodes on the way.
+        running: how each node is run.
 
     Returns:
         A module in eval mode that takes the graph's input, for images `(N, C, H, W)`, and returns its first
@@ -48,10 +49,10 @@ def to_torch(model: ModelProto, rewriting: Rewriting | None = None) -> fx.GraphM
     output = graph.output[0]
     nodes = _nodes_for([output.name], graph, opsets)
     image = image_of(graph)
-    walk = _Walk(opsets, image)
+    walk = _Walk(opsets, image, running)
     recorder, values = walk.recorder, {image.name: walk.image}
     with limited():
-        walk.run(graph, nodes if rewriting is None else rewriting(nodes, values), values)
+        walk.run(graph, nodes, values)
         result = walk.tensor(_value(values, output.name, "the graph's output"))
         dtype, found = DTYPES.get(output.type.tensor_type.elem_type), example(result)
         integers = dtype is not None and not dtype.is_floating_point and dtype is not torch.bool
@@ -69,10 +70,10 @@ def to_torch(model: ModelProto, rewriting: Rewriting | None = None) -> fx.GraphM
 class _Walk:
     """Runs nodes in order. `tracing` says what the values between them are, and `sizes` what else they may be."""
 
-    def __init__(self, opsets: Mapping[str, int], image: ValueInfoProto) -> None:
+    def __init__(self, opsets: Mapping[str, int], image: ValueInfoProto, running: Running) -> None:
         self.recorder = Recorder(fx.Graph())
         self.image: Any = self.recorder.placeholder(image.name, examples(image))
-        self._opsets = opsets
+        self._opsets, self._running = opsets, running
         self._device: Any = None
 
     def device(self) -> torch.device:
@@ -105,7 +106,7 @@ class _Walk:
             opset = self._opsets.get(own_domain(proto.domain), 0)
             node = NodeView(proto, opset, self.device, partial(self._branch, values))
             inputs = [_value(values, name, str(node)) if name else None for name in proto.input]
-            results = self._outputs(node, inputs)
+            results = self._running(proto, inputs, partial(self._outputs, node))
             for index, name in enumerate(proto.output):
                 values[name] = results[index] if index < len(results) else _Missing(f"output {index} of {node}")
                 if isinstance(values[name], Tensor):

@@ -14,12 +14,6 @@ from exporters.onnx_twin.operators.shapes import Amounts
 from exporters.onnx_twin.sizes import as_numbers
 from exporters.onnx_twin.tracing import call, deferred, example
 
-INTERPOLATIONS = {
-    ("linear", 3): "linear",
-    ("linear", 4): "bilinear",
-    ("linear", 5): "trilinear",
-    ("cubic", 4): "bicubic",
-}
 HALF_WAY = 1e-6
 """What ONNX Runtime takes for half way between two pixels."""
 
@@ -79,8 +73,6 @@ def resampled(
             new, scales = [math.floor(ratio * size + 0.5) for size in old], [ratio] * count
     plan = [Axis(*each) for each in zip(chosen, old, new, scales, begins, ends, strict=True)]
     resized = [row for row in plan if row.target != row.size or row.scale != 1]  # ONNX Runtime does not crop the others
-    if _torch_can(x, resized, style):
-        return _interpolate(x, resized, style)
     for row in resized:
         x = _nearest(x, row, style) if style.mode == "nearest" else _filtered(x, row, style)
     return x
@@ -89,36 +81,6 @@ def resampled(
 def _scaled(size: int, scale: float) -> int:
     """In single precision, as ONNX Runtime: 0.7 is a little less, and seven tenths of 10 are 7 nevertheless."""
     return size * int(scale) if scale == int(scale) else int(np.float32(size) * np.float32(scale))
-
-
-def _torch_can(x: Tensor, rows: list[Axis], style: Style) -> bool:
-    """Whether `F.interpolate` does the same, at once for all axes."""
-    if style.antialias or style.exclude_outside or style.coordinates == "tf_crop_and_resize":
-        return False
-    if not 3 <= x.dim() <= 5 or any(row.axis < 2 or row.target * row.size == 0 for row in rows):
-        return False
-    exact = all(row.target == row.size * row.scale for row in rows)
-    if style.mode == "nearest":
-        upwards = all(row.target >= row.size for row in rows)
-        floor = style.nearest == "floor" or (style.nearest == "simple" and upwards)
-        return exact and style.coordinates == "asymmetric" and floor
-    if (style.mode, x.dim()) not in INTERPOLATIONS or not x.is_floating_point():
-        return False
-    if style.mode == "cubic" and style.cubic_a != -0.75:
-        return False
-    several = all(row.target > 1 for row in rows)
-    half_pixel = style.coordinates == "half_pixel" or (style.coordinates == "pytorch_half_pixel" and several)
-    return style.coordinates == "align_corners" or (half_pixel and exact)
-
-
-def _interpolate(x: Tensor, rows: list[Axis], style: Style) -> Tensor:
-    size = list(x.shape[2:])
-    for row in rows:
-        size[row.axis - 2] = row.target
-    if style.mode == "nearest":
-        return F.interpolate(x, size, mode="nearest")
-    mode = INTERPOLATIONS[style.mode, x.dim()]
-    return F.interpolate(x, size, mode=mode, align_corners=style.coordinates == "align_corners")
 
 
 def _origins(row: Axis, style: Style) -> Tensor:
