@@ -12,8 +12,8 @@ from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.common import sha256_file
 from exporters.bench.complexity import Complexity, Shape, module_complexity, onnx_complexity
 from exporters.formats import load
-from exporters.onnx_open.image_axes import Shape as ImageShape
-from exporters.onnx_open.image_input import image_inputs
+from exporters.onnx_open.image_axes import image_inputs
+from exporters.onnx_open.image_input import Shape as ImageShape
 from exporters.onnx_open.session import open_session, tried
 from exporters.onnx_read.external_data import external_files
 from exporters.onnx_read.read import read_onnx, record_of

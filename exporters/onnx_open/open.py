@@ -36,7 +36,8 @@ from dgad_tk.artifacts.predictor import Images, Logits, Predictor, check_classes
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.common import UserError, reason_of, sha256_file
 from exporters.onnx_open.free_batch import InParts, free_batch
-from exporters.onnx_open.image_input import ImageInput, image_inputs
+from exporters.onnx_open.image_axes import image_inputs
+from exporters.onnx_open.image_input import ImageInput
 from exporters.onnx_open.logits_output import Squash, answer_step, answer_with, find_logits, find_squash, is_made_by
 from exporters.onnx_open.runtime_graph import precision_of, runtime_graph
 from exporters.onnx_open.session import BLANK, OTHER_SIZE, Runtime, open_session, tried
