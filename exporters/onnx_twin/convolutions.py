@@ -55,12 +55,17 @@ def freeze_convolutions(twin: fx.GraphModule) -> None:
     for node in nodes:
         if node.target is not F.conv2d:
             continue
-        x, weight, bias, *numbers = node.args
+        x, weight, bias, strides, padding, dilations, groups = node.args
         kernel, shift = _constant(twin, weight), _constant(twin, bias)
         if kernel is None or not kernel.is_floating_point() or (shift is None and bias is not None):
             continue
+        out, per_group, height, width = kernel.shape
+        size = height, width
+        conv = nn.Conv2d(per_group * groups, out, size, strides, padding, dilations, groups, device="meta")
+        conv.weight = nn.Parameter(kernel, requires_grad=False)
+        conv.bias = None if shift is None else nn.Parameter(shift, requires_grad=False)
         name = _unused_name(twin, "conv")
-        twin.add_submodule(name, FrozenConv2d(_module(kernel, shift, *numbers)))
+        twin.add_submodule(name, FrozenConv2d(conv))
         with twin.graph.inserting_before(node):
             frozen = twin.graph.call_module(name, (x,))
         node.replace_all_uses_with(frozen)
@@ -80,26 +85,6 @@ def _constant(twin: fx.GraphModule, node: object) -> Tensor | None:
 def _unused_name(twin: fx.GraphModule, stem: str) -> str:
     """A name that no weight of the file has."""
     return next(name for count in itertools.count() if not hasattr(twin, name := f"{stem}_{count}"))
-
-
-def _module(
-    weight: Tensor, bias: Tensor | None, strides: list[int], padding: list[int], dilations: list[int], groups: int
-) -> nn.Conv2d:
-    out, per_group, height, width = weight.shape
-    conv = nn.Conv2d(
-        per_group * groups,
-        out,
-        (height, width),
-        (strides[0], strides[1]),
-        (padding[0], padding[1]),
-        (dilations[0], dilations[1]),
-        groups,
-        bias=bias is not None,
-        device="meta",
-    )
-    conv.weight = nn.Parameter(weight, requires_grad=False)
-    conv.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-    return conv
 
 
 def _drop_unused(twin: fx.GraphModule) -> None:
