@@ -9,7 +9,7 @@ Expand, and into constants that are joined to images. A batch that was fixed at 
     Concat(token, x)                 Concat(tokens, x)             the token as often as x has images
     Shape(x) -> Gather -> Reshape    as it is: the size is read when the twin runs
 
-Whether that was all is found out by running it.
+`free_batch` runs the twin to see whether that was all.
 """
 
 from collections.abc import Callable, Sequence
@@ -105,17 +105,14 @@ def freed(model: ModelProto, shape: Sequence[int]) -> fx.GraphModule:
 class _Freeing:
     """Runs each node of a graph, and again with other inputs where it forbids another number of images.
 
-    Each value has two examples without data: one of the batch that the graph was written for, one of another. The axis
-    in which they differ counts images.
-
-    Args:
-        batch: the number that the graph was written for.
+    Each value has two examples without data: one of `batch` images, for which the graph was written, one of another
+    number. The axis in which they differ counts images.
     """
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
         self.outer: dict[fx.Node, int] = {}
-        """Of values one of whose axes counts something and, within that, images: how much of the former."""
+        """For a value with an axis that joins something with images, such as heads: how many of that."""
 
     def __call__(
         self, node: NodeProto, inputs: list[Any], compute: Callable[[list[Any]], tuple[Any, ...]]
@@ -200,7 +197,7 @@ def _repeated(value: Tensor, like: Tensor, axis: int) -> Tensor:
 
 
 def place_batch(target: Sequence[int], batch: int, ahead: int) -> tuple[int, int] | None:
-    """The axis of a shape that counts images, and how much of something else it counts outside of them.
+    """The axis of a shape that counts images, and the size of what that axis joins with them, 1 for nothing.
 
     Args:
         target: with `batch` images.

@@ -143,11 +143,7 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
 def _differentiable(
     proto: onnx.ModelProto, output: str, runtime: Runtime
 ) -> tuple[nn.Module, Squash | None, list[str]]:
-    """The module that gradients come from, the end of the graph that it leaves out, and notes about it.
-
-    Args:
-        proto: changed in place.
-    """
+    """The module that gradients come from, the end of `proto` that it leaves out, and notes. `proto` is changed."""
     squash = find_squash(proto, output)
     if squash is not None:
         module, notes = _any_batch(proto, squash.logits, runtime)
@@ -167,11 +163,7 @@ def _differentiable(
 
 
 def _any_batch(proto: onnx.ModelProto, tensor: str, runtime: Runtime) -> tuple[nn.Module, list[str]]:
-    """The twin of the graph up to `tensor`, for images `(N, C, H, W)` in [0, 1], any number of them; notes about it.
-
-    Raises:
-        UserError: it cannot be made, or does not take images of this size.
-    """
+    """The twin of the graph up to `tensor`, for any number of images `(N, C, H, W)` in [0, 1]; notes about it."""
     image = runtime.image
     answer_with(proto, tensor)
     # A quantised or half-precision file is run as something else than it says.

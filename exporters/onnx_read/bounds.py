@@ -6,15 +6,16 @@ it has, functions that call each other twice at every level, one piece of extern
 
 import math
 from collections.abc import Iterable
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import onnx
-from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, TypeProto, helper
+from onnx import GraphProto, ModelProto, TensorProto, TypeProto, helper
 from onnx.defs import SchemaError, get_schema
 from onnx.external_data_helper import uses_external_data
 from onnx.shape_inference import InferenceError, infer_node_outputs, infer_shapes
 
-from exporters.onnx_read.external_data import check_external, shape_of
+from exporters.onnx_read.external_data import check_external, shown_shape
 from exporters.onnx_read.parts import DAMAGED, Refused, inner_graphs, nodes, own_domain, sparse_tensors, tensors
 
 MAX_NODES = 100_000
@@ -39,14 +40,14 @@ _SIZED = {kind for kind in helper.get_all_tensor_dtypes() if kind != TensorProto
 
 
 def check_bounds(model: ModelProto, path: Path) -> None:
-    """See that tensors have the bytes they claim, and that neither loading nor running the graph takes absurd memory.
+    """Check that tensors have the bytes that they claim, and that loading and running the graph takes no absurd memory.
 
     Args:
         model: without its external data.
         path: of its file.
 
     Raises:
-        Refused: names the first thing that is not so.
+        Refused: names the first thing that is wrong.
     """
     _check_nodes(model)
     most = max(MAX_CONSTANTS, 16 * (path.stat().st_size + _check_tensors(model, path)))
@@ -62,40 +63,33 @@ def check_bounds(model: ModelProto, path: Path) -> None:
 
 
 def _check_nodes(model: ModelProto) -> None:
-    """The number of nodes once functions are written out where they are called."""
+    """Check the number of nodes once functions are written out where they are called."""
     functions = {(each.domain, each.name): each for each in model.functions}
+    calls = {key: [(node.domain, node.op_type) for node in nodes(function)] for key, function in functions.items()}
+    needs = {key: [called for called in names if called in functions] for key, names in calls.items()}
+    try:
+        order = list(TopologicalSorter(needs).static_order())
+    except CycleError as error:
+        raise Refused(f"function '{error.args[1][0][1]}' calls itself") from None
     counts: dict[tuple[str, str], int] = {}
-
-    def count(owner: GraphProto | FunctionProto, callers: tuple[tuple[str, str], ...]) -> int:
-        total = 0
-        for node in nodes(owner):
-            key = (node.domain, node.op_type)
-            if key not in functions:
-                total += 1
-            else:
-                if key in callers:
-                    raise Refused(f"function '{node.op_type}' calls itself")
-                if len(callers) == MAX_CALLS:
-                    raise Refused(f"more than {MAX_CALLS} functions call each other")
-                if key not in counts:
-                    counts[key] = count(functions[key], (*callers, key))
-                total += counts[key]
-            if total > MAX_NODES:
-                raise Refused(f"it has more than {MAX_NODES:,} nodes")
-        return total
-
-    count(model.graph, ())
-    for key, function in functions.items():
-        count(function, (key,))
+    depths: dict[tuple[str, str], int] = {}
+    for key in order:
+        counts[key] = sum(counts.get(called, 1) for called in calls[key])
+        depths[key] = 1 + max((depths[called] for called in needs[key]), default=0)
+        if depths[key] > MAX_CALLS:
+            raise Refused(f"more than {MAX_CALLS} functions call each other")
+    total = sum(counts.get((node.domain, node.op_type), 1) for node in nodes(model.graph))
+    if max([total, *counts.values()]) > MAX_NODES:
+        raise Refused(f"it has more than {MAX_NODES:,} nodes")
 
 
 def _check_tensors(model: ModelProto, path: Path) -> int:
-    """Bytes of external data, once every tensor is seen to be as large as it says."""
+    """Check that every tensor is as large as it says; the bytes of external data."""
     files: dict[Path, int] = {}
     total = 0
     for tensor in tensors(model):
         if any(size < 0 for size in tensor.dims):
-            raise _damaged(tensor, f"has a negative size: {shape_of(tensor)}")
+            raise _damaged(tensor, f"has a negative size: {shown_shape(tensor)}")
         if tensor.data_type not in helper.get_all_tensor_dtypes():
             raise _damaged(tensor, f"has an unknown type: {tensor.data_type}")
         needed = _bytes(tensor.data_type, tensor.dims)
@@ -105,9 +99,9 @@ def _check_tensors(model: ModelProto, path: Path) -> int:
             total += needed
         elif tensor.HasField("raw_data"):
             if (held := len(tensor.raw_data)) != needed:
-                raise _damaged(tensor, f"of shape {shape_of(tensor)} needs {needed:,} bytes, has {held:,}")
+                raise _damaged(tensor, f"of shape {shown_shape(tensor)} needs {needed:,} bytes, has {held:,}")
         elif needed > 16 * tensor.ByteSize() + 64:
-            raise _damaged(tensor, f"of shape {shape_of(tensor)} has only {tensor.ByteSize():,} bytes")
+            raise _damaged(tensor, f"of shape {shown_shape(tensor)} has only {tensor.ByteSize():,} bytes")
     if total > min(MAX_TENSORS, 4 * sum(files.values())):
         raise Refused(f"its external data come to {total / 2**30:,.1f} GB")
     return total
@@ -127,10 +121,10 @@ def _bytes(kind: int, sizes: Iterable[int]) -> int:
 
 
 def _check_values(model: ModelProto, most: int) -> None:
-    """The sizes between nodes, as far as ONNX's own inference knows them.
+    """Check the sizes of values between nodes, as far as ONNX's own inference knows them.
 
-    Without its `data_prop`, which allocates a number for every entry of a vector. Sizes that are computed are left to
-    the limits of `runtime_memory` and of the twin.
+    Its option `data_prop` stays off: that allocates a number for every entry of a vector. Sizes that are computed are
+    left to the limits of `runtime_memory` and of the twin.
     """
     constants = {tensor.name for tensor in model.graph.initializer} - {value.name for value in model.graph.input}
     constants.update(sparse.values.name for sparse in model.graph.sparse_initializer)

@@ -1,8 +1,7 @@
 """Tensors whose numbers lie in files beside the model, opened where ONNX Runtime opens them.
 
-What counts is where a file really lies, not the links on the way: below the folder of the model's path, or below the
-folder of the file that this path leads to. So a hub's cache of blobs and a mounted volume are read, and
-what leads elsewhere is not.
+Links are followed first. Then such a file has to lie below the folder of the model's path, or below the folder of the
+file that this path leads to. So a hub's cache of blobs and a mounted volume are read, and other places are not.
 """
 
 import os
@@ -86,7 +85,7 @@ def check_external(tensor: TensorProto, needed: int, path: Path) -> Extent:
     if found.length != needed:
         to_the_end = all(entry.key != "length" for entry in tensor.external_data)
         raise Refused(
-            f"tensor '{tensor.name}' of shape {shape_of(tensor)} needs {needed:,} bytes, is given {found.length:,}",
+            f"tensor '{tensor.name}' of shape {shown_shape(tensor)} needs {needed:,} bytes, is given {found.length:,}",
             shorter if to_the_end and found.length < needed else DAMAGED,
             valid=False,
         )
@@ -97,14 +96,14 @@ def read_external(model: ModelProto, path: Path) -> None:
     """Bring what lies in other files into `model`, in place, once `check_external` has passed.
 
     Raises:
-        Refused: a file is not what it was then.
+        Refused: a file has changed since then.
         OSError: it cannot be read.
     """
     for tensor in tensors(model):
         if not uses_external_data(tensor):
             continue
         found = extent_of(tensor, path)
-        # Neither a link nor a pipe that took the file's place since is followed.
+        # A link or a pipe that has taken the file's place since then is not followed.
         handle = os.open(found.file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         with open(handle, "rb") as opened:
             opened.seek(found.start)
@@ -116,6 +115,6 @@ def read_external(model: ModelProto, path: Path) -> None:
         del tensor.external_data[:]
 
 
-def shape_of(tensor: TensorProto) -> str:
-    """The first axes of it, for people."""
+def shown_shape(tensor: TensorProto) -> str:
+    """The shape of a tensor for messages, of at most 8 axes."""
     return str(list(tensor.dims[:8]))

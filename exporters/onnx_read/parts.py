@@ -12,11 +12,11 @@ LIMITS = "no image classifier needs that; docs/security.md names the limits"
 DAMAGED = "copy it again, or export it again"
 
 RESHAPING = frozenset(("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"))
-"""Operators that only move numbers: all of their first input."""
+"""Operators that move all numbers of their first input and change none."""
 MOVING = RESHAPING | {"Concat", "Gather", "Slice", "Split"}
-"""Operators that only move numbers: some of their first input, or those of all inputs."""
+"""Operators that move numbers, all or some, of their first input or of all inputs, and change none."""
 PASSING_ON = RESHAPING | {"Cast", "Dropout"}
-"""Operators behind a classifier's last one that leave its numbers what they are."""
+"""Operators that may follow the last computation of a classifier and keep its numbers."""
 
 
 class Refused(Exception):

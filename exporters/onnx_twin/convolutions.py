@@ -9,7 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from dgad_tk.ascent.frozen_conv import FrozenConv2d, rectify_in_place
 
-CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d}
+FOLDABLE = {F.conv1d, F.conv2d, F.conv3d}
 
 
 def fold_batch_norm(twin: fx.GraphModule) -> None:
@@ -22,7 +22,7 @@ def fold_batch_norm(twin: fx.GraphModule) -> None:
         if norm.target is not F.batch_norm:
             continue
         conv = norm.args[0]
-        if conv.target not in CONVOLUTIONS or len(conv.users) != 1:
+        if conv.target not in FOLDABLE or len(conv.users) != 1:
             continue
         x, kernel, shift, *others = conv.args
         read = [_constant(twin, node) for node in (kernel, *norm.args[1:5])]

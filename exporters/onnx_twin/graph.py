@@ -45,8 +45,8 @@ def to_torch(model: ModelProto, running: Running = lambda node, inputs, compute:
     opsets = {own_domain(entry.domain): entry.version for entry in model.opset_import}
     if not graph.output:
         raise UserError("the ONNX graph has no output", hint=CLASSIFIER)
-    check_tensor(graph.output[0], "output")
     output = graph.output[0]
+    check_tensor(output, "output")
     nodes = _nodes_for([output.name], graph, opsets)
     image = image_of(graph)
     walk = _Walk(opsets, image, running)
@@ -87,16 +87,7 @@ class _Walk:
         return as_tensor(value, self.device) if isinstance(value, Sizes) else value
 
     def run(self, graph: GraphProto, nodes: Iterable[NodeProto], values: dict[str, Any]) -> None:
-        """Add what `nodes` compute to `values`.
-
-        Args:
-            graph: where the initializers are that `nodes` read.
-            nodes: in an order in which each comes after those it depends on.
-            values: name to value.
-
-        Raises:
-            UserError: a node cannot be run, or comes too early.
-        """
+        """Add what `nodes` of `graph` compute to `values`, by name."""
         initializers = {proto.name: proto for proto in graph.initializer}
         for proto in nodes:
             for name in names_read(proto):
@@ -166,11 +157,7 @@ def _value(values: Mapping[str, Any], name: str, where: str) -> Any:
 
 
 def _nodes_for(wanted: Iterable[str], graph: GraphProto, opsets: Mapping[str, int]) -> list[NodeProto]:
-    """The nodes that `wanted` depend on, in the graph's order.
-
-    Raises:
-        UserError: names all operators among them that are not in the table.
-    """
+    """The nodes that `wanted` depend on, in the graph's order, once all their operators are in the table."""
     needed = set(wanted)
     found: list[NodeProto] = []
     for node in reversed(graph.node):

@@ -112,11 +112,11 @@ class NodeView:
         return value
 
     def refuse(self, why: str) -> NoReturn:
-        """Say that this node is beyond the twin."""
+        """Raise the error that the twin cannot run this node."""
         raise UserError(f"the twin cannot run {self}: {why}", hint=HINT)
 
     def check_read(self) -> None:
-        """Every attribute was read."""
+        """Refuse attributes that the operator did not read."""
         if self._unread:
             self.refuse("unknown attribute " + ", ".join(f"'{name}'" for name in sorted(self._unread)))
 

@@ -9,7 +9,7 @@ from dgad_tk.common import UserError
 
 HINT = "without it there are no gradients through this file; please report it, or export the model another way"
 CLASSIFIER = "is it an image classifier?"
-BATCH, UNKNOWN = 840, 224
+ANY_BATCH, ANY_SIZE = 840, 224
 """Sizes that an example input gets where the graph leaves them open: its batch, and any other axis.
 
 A size of some value inside that is the same at batches 1 and 840 is taken for one that the batch does not change. 840
@@ -91,8 +91,8 @@ def examples(image: ValueInfoProto) -> tuple[Tensor | None, Tensor | None]:
     if not kind.HasField("shape"):
         return None, None
     declared = [dim.dim_value for dim in kind.shape.dim]
-    sizes = [size if size > 0 else UNKNOWN if axis else BATCH for axis, size in enumerate(declared)]
-    batch = [1 if size > 1 else BATCH for size in sizes[:1]]  # none of a scalar
+    sizes = [size if size > 0 else ANY_SIZE if axis else ANY_BATCH for axis, size in enumerate(declared)]
+    batch = [1 if size > 1 else ANY_BATCH for size in sizes[:1]]  # none of a scalar
     known = all(size > 0 for size in declared[1:])
     try:
         first = torch.empty(sizes, dtype=dtype, device="meta")

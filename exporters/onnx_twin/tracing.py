@@ -38,9 +38,6 @@ class Recorder(fx.proxy.GraphAppendingTracer):
 
     Examples hold no data, only ranks, sizes and dtypes. The first is a hint: an operator must be right without it. The
     second differs from it in its batch, and says which sizes do not depend on that.
-
-    Args:
-        graph: the graph to append to.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
@@ -62,28 +59,26 @@ class Recorder(fx.proxy.GraphAppendingTracer):
         node.meta[EXAMPLES] = examples
         return fx.Proxy(node, self)
 
-    def create_arg(self, a: Any) -> Argument:
-        return self.buffer(a) if isinstance(a, Tensor) else super().create_arg(a)
-
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         node.meta[EXAMPLES] = _example(node, 0), _example(node, 1)
         return node
 
-    def buffer(self, tensor: Tensor) -> fx.Node:
-        """The node of a known tensor."""
-        self.suggest(tensor, "constant")
-        if id(tensor) not in self._nodes:
-            stem = name = _identifier(self._names[id(tensor)])
+    def create_arg(self, a: Any) -> Argument:
+        if not isinstance(a, Tensor):
+            return super().create_arg(a)
+        self.suggest(a, "constant")
+        if id(a) not in self._nodes:
+            stem = name = _identifier(self._names[id(a)])
             count = 1
             while name in self.constants:
                 count += 1
                 name = f"{stem}_{count}"
-            self.constants[name] = tensor
+            self.constants[name] = a
             node = self.graph.get_attr(name)
-            node.meta[EXAMPLES] = (tensor.to("meta"),) * 2
-            self._nodes[id(tensor)] = node
-        return self._nodes[id(tensor)]
+            node.meta[EXAMPLES] = (a.to("meta"),) * 2
+            self._nodes[id(a)] = node
+        return self._nodes[id(a)]
 
 
 def call(function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
@@ -132,9 +127,6 @@ def _fold(function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
 
     The size comes from the meta device, which computes shapes only. What depends on values cannot run there; it picks
     from what it is given and does not grow it.
-
-    Raises:
-        UserError: it would take too much memory.
     """
     global _left
     if _left is None:
