@@ -150,7 +150,7 @@ def _as_nchw(declared: Sequence[int | None], layout: Layout) -> tuple[int | None
 
 
 def _is_flat(declared: Sequence[int | None], known: Shape | None) -> bool:
-    """Whether three axes are one with two more of size 1, and the known images are not like that."""
+    """Whether three axes are one of pixels and two of size 1, and the known images are not of that shape."""
     if known is None or sum(size == 1 for size in declared) < 2:
         return False
     return _holds(declared, known) and not _fitting_layouts(declared, known)

@@ -23,13 +23,13 @@ from exporters.onnx_twin.operators.quantised import rounded
 GREY_LEVELS = (0.0, 255.0)
 ENDS = {"uint8": (0, 255), "int8": (-128, 127)}
 WITHOUT_SCALE = {"ConvInteger": {0: 2}, "MatMulInteger": {0: 2, 1: 3}}
-"""Which input is the zero point of which; the scale comes later, multiplied with others."""
+"""For each input of these operators, which input is its zero point. The scale comes later, multiplied with others."""
 NEAR = 0.02
-"""Two scales this near, relative to one, mean the same: calibration finds the largest pixel, not always a white one."""
+"""Relative difference at which two scales mean the same: calibration sees the largest pixel, which need not be white."""
 CLIPPED = 0.05
-"""Share of the pixels' range that may lie beyond what the numbers can stand for."""
+"""Share of the pixels' range that may be clipped, as the numbers cannot stand for it."""
 FEW = 16
-"""Where all pixels become fewer numbers than this, of 256, something is wrong: no network sees images so coarse."""
+"""How many of the 256 numbers pixels have to become at least: no network is made for coarser images."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""ONNX files, run by ONNX Runtime on images, in the batches that they take; and what it says when it cannot."""
+"""ONNX Runtime runs a file on images, in batches of the size that it takes; its errors become one line each."""
 
 import re
 from collections.abc import Sequence
@@ -76,10 +76,10 @@ class Runtime:
 def tried(
     session: onnxruntime.InferenceSession, ways: Sequence[ImageInput], where: str
 ) -> tuple[Runtime, dict[str, Any]]:
-    """A session that has answered blank images, read in the first way that it runs in, and its answers.
+    """A session, its input read in the first of `ways` in which it answers blank images; and its answers.
 
     Raises:
-        UserError: it fails on them in every way; says why it does in the first.
+        UserError: it fails in every way; says why it fails in the first.
     """
     failed: UserError | None = None
     for image in ways:

@@ -21,7 +21,7 @@ from exporters.onnx_twin.tracing import Recorder, call, example, limited
 
 Compute = Callable[[list[Any]], tuple[Any, ...]]
 Running = Callable[[NodeProto, list[Any], Compute], tuple[Any, ...]]
-"""How a node is run: it, its inputs and what computes its outputs from inputs, to its outputs."""
+"""Runs a node: takes the node, its inputs and a function from inputs to outputs, and gives the outputs."""
 
 
 def to_torch(model: ModelProto, running: Running = lambda node, inputs, compute: compute(inputs)) -> fx.GraphModule:
@@ -29,7 +29,7 @@ def to_torch(model: ModelProto, running: Running = lambda node, inputs, compute:
 
     Args:
         model: with its tensors inside. It is not changed.
-        running: how each node is run.
+        running: runs each node; by default on its inputs as they are.
 
     Returns:
         A module in eval mode that takes the graph's input, for images `(N, C, H, W)`, and returns its first

@@ -92,7 +92,7 @@ def as_float(x: Tensor) -> Tensor:
 
 
 def spread(node: NodeView, values: Tensor, like: Tensor, axis: int) -> Number:
-    """`values`, one or one per entry along `axis`, in a form that broadcasts with `like`."""
+    """`values`, a single one or one per entry along `axis`, in a shape that broadcasts with `like`."""
     values, dimensions = as_float(values), rank(like)
     found = example(values)
     if isinstance(values, Tensor) and values.numel() == 1:
