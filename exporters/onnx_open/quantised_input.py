@@ -25,7 +25,7 @@ ENDS = {"uint8": (0, 255), "int8": (-128, 127)}
 WITHOUT_SCALE = {"ConvInteger": {0: 2}, "MatMulInteger": {0: 2, 1: 3}}
 """For each input of these operators, which input is its zero point. The scale comes later, multiplied with others."""
 NEAR = 0.02
-"""Relative difference at which two scales mean the same: calibration sees the largest pixel, which need not be white."""
+"""Relative difference at which two scales mean the same: calibration sees the largest pixel, not always a white one."""
 CLIPPED = 0.05
 """Share of the pixels' range that may be clipped, as the numbers cannot stand for it."""
 FEW = 16
