@@ -9,15 +9,14 @@ import numpy as np
 import onnx
 
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
-from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import sha256_file
 from exporters.bench.complexity import Complexity, Sizes, module_complexity, onnx_complexity
 from exporters.formats import load
-from exporters.onnx_open.image_axes import Shape
-from exporters.onnx_open.image_input import image_inputs
+from exporters.onnx_open.image_axes import image_inputs
+from exporters.onnx_open.image_input import Shape
 from exporters.onnx_open.session import open_session, tried
 from exporters.onnx_read.external_data import external_files
-from exporters.onnx_read.read import read_onnx
+from exporters.onnx_read.read import read_onnx, record_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def describe(
         return Subject(path, predictor.format, predictor.sha256, size, predictor.input_shape, "float32", None, counts)
     where = str(path)
     proto = read_onnx(path)
-    artifact = Artifact.from_mapping({entry.key: entry.value for entry in proto.metadata_props}, where)
+    artifact = record_of(proto, path)
     session = open_session(path)
     inputs = session.get_inputs()
     if artifact is not None:

@@ -1,31 +1,29 @@
-"""Graphs that were written for a fixed batch size, rewritten for any.
+"""Twins of graphs that were written for a fixed batch size, for any.
 
-ONNX Runtime goes on judging by the file as it is. The rewritten graph serves its twin, and any session that need not
-judge. An exporter writes the batch size into the sizes of Reshape and Expand, and into constants that are joined to
-images. A batch that was fixed at 1 becomes free like this:
+ONNX Runtime goes on judging by the file as it is. An exporter writes the batch size into the sizes of Reshape and
+Expand, and into constants that are joined to images. A batch that was fixed at 1 becomes free like this:
 
     Reshape(x, [1, -1])              Reshape(x, [-1, 256])         x is (1, 16, 4, 4), so images come first
     Reshape(x, [17, 4, 8])           Reshape(x, [17, -1, 8])       x is (17, 1, 32): heads join the batch
     Expand(x, [1, 17, 16])           Expand(x, [1, 17, 16])        1 leaves an axis as it is
-    Concat(token, x)                 Concat(Gather(token, zeros), x)   as many zeros as x has images
-    Shape(x) -> Gather -> Reshape    as it is: the size is read when the graph runs
+    Concat(token, x)                 Concat(tokens, x)             the token as often as x has images
+    Shape(x) -> Gather -> Reshape    as it is: the size is read when the twin runs
 
-Whether that was all is found out by running it.
+`free_batch` runs the twin to see whether that was all.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper
 from torch import Tensor, fx, nn
 
 from dgad_tk.common import UserError
 from exporters.onnx_twin import to_torch
-from exporters.onnx_twin.declarations import image_of
-from exporters.onnx_twin.tracing import example, fixed_sizes
+from exporters.onnx_twin.tensors import image_of
+from exporters.onnx_twin.tracing import deferred, example, fixed_sizes
 
 TOLERANCE = 1e-4
 """On logits in float32, relative to their spread within an image, the largest less the smallest."""
@@ -36,30 +34,26 @@ GRADIENT_TOLERANCE = 1e-2
 
 
 class InParts(nn.Module):
-    """A module that takes batches of exactly `batch` images, called as often as it takes. Returns `(N, K)`."""
+    """A module that takes one batch size, for any number of images. Returns `(N, K)`.
 
-    def __init__(self, module: nn.Module, batch: int) -> None:
+    Args:
+        module: takes batches of exactly `batch` images.
+        batch: None where `module` takes one image, without an axis for the batch.
+        mapped: run all batches at once by `torch.vmap`, which not every operator can be. Else one after the other.
+    """
+
+    def __init__(self, module: nn.Module, batch: int | None, *, mapped: bool = False) -> None:
         super().__init__()
-        self.module, self.batch = module, batch
+        self.module, self.batch, self.mapped = module, batch, mapped
 
     def forward(self, x: Tensor) -> Tensor:
         count = len(x)
-        if lacking := -count % self.batch:
-            x = torch.cat([x, x[-1:].expand(lacking, *x.shape[1:])])
-        parts = x.reshape(-1, self.batch, *x.shape[1:])
-        return self.rows(parts).reshape(len(x), -1)[:count]
-
-    def rows(self, parts: Tensor) -> Tensor:
-        """What the module gives for each of `parts`, `(P, batch, ...)`."""
-        return torch.stack([self.module(part) for part in parts])
-
-
-class Mapped(InParts):
-    """The same by `torch.vmap`, which runs each operator once for all parts. Not every operator can be."""
-
-    def rows(self, parts: Tensor) -> Tensor:
-        found: Tensor = torch.vmap(self.module)(parts)
-        return found
+        if self.batch is not None:
+            if lacking := -count % self.batch:
+                x = torch.cat([x, x[-1:].expand(lacking, *x.shape[1:])])
+            x = x.reshape(-1, self.batch, *x.shape[1:])
+        parts: Tensor = torch.vmap(self.module)(x) if self.mapped else torch.stack([self.module(part) for part in x])
+        return parts.reshape(len(x) * (self.batch or 1), -1)[:count]
 
 
 def free_batch(
@@ -78,9 +72,9 @@ def free_batch(
     """
     in_parts = InParts(twin, batch)
     other = next(size for size in (3, 5) if size != batch)
-    ways: list[Callable[[], nn.Module]] = [lambda: Mapped(twin, batch)]
+    ways: list[Callable[[], nn.Module]] = [lambda: InParts(twin, batch, mapped=True)]
     if model is not None:
-        ways.insert(0, lambda: freed(model, images(batch).shape)[1])
+        ways.insert(0, lambda: freed(model, images(batch).shape))
     for way in ways:
         try:
             found = way()
@@ -91,8 +85,8 @@ def free_batch(
     return in_parts, False
 
 
-def freed(model: ModelProto, shape: Sequence[int]) -> tuple[ModelProto, fx.GraphModule]:
-    """A graph up to its first output, rewritten for any number of images, and its twin. Neither has been run.
+def freed(model: ModelProto, shape: Sequence[int]) -> fx.GraphModule:
+    """The twin of a graph, made for any number of images. It has not been run.
 
     Args:
         model: with its tensors inside and without functions. It is not changed.
@@ -101,116 +95,55 @@ def freed(model: ModelProto, shape: Sequence[int]) -> tuple[ModelProto, fx.Graph
     Raises:
         UserError: it has no twin, or its nodes do not fit such an input.
     """
-    free = ModelProto()
-    free.CopyFrom(model)
-    image = image_of(free.graph)
-    kind = image.type.tensor_type.elem_type
-    image.CopyFrom(helper.make_tensor_value_info(image.name, kind, shape))
-    rewriting = _Rewriting(shape[0])
-    twin = to_torch(free, rewriting.run)
-    image.CopyFrom(helper.make_tensor_value_info(image.name, kind, ["batch", *shape[1:]]))
-    del free.graph.node[:], free.graph.value_info[:]
-    free.graph.node.extend(rewriting.nodes)
-    del free.graph.output[1:]
-    for size in free.graph.output[0].type.tensor_type.shape.dim:
-        size.Clear()
-    return free, twin
+    fixed = ModelProto()
+    fixed.CopyFrom(model)
+    image = image_of(fixed.graph)
+    image.CopyFrom(helper.make_tensor_value_info(image.name, image.type.tensor_type.elem_type, shape))
+    return to_torch(fixed, _Freeing(shape[0]))
 
 
-class _Rewriting:
-    """The nodes of a graph in turn, with others in the place of those that forbid another number of images.
+class _Freeing:
+    """Runs each node of a graph, and again with other inputs where it forbids another number of images.
 
-    The walk that makes the twin runs each node on two examples without data: one of the batch that the graph was
-    written for, one of another. The axis in which they differ counts images.
-
-    Args:
-        batch: the number that the graph was written for.
+    Each value has two examples without data: one of `batch` images, for which the graph was written, one of another
+    number. The axis in which they differ counts images.
     """
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
-        self.nodes: list[NodeProto] = []
-        self.outer: dict[str, int] = {}
-        """Of tensors one of whose axes counts something and, within that, images: how much of the former."""
+        self.outer: dict[fx.Node, int] = {}
+        """For a value with an axis that joins something with images, such as heads: how many of that."""
 
-    def run(self, nodes: Iterable[NodeProto], values: Mapping[str, Any]) -> Iterator[NodeProto]:
-        """The nodes to run, in turn. `values` holds what those before gave."""
-        changes = {"Reshape": self._reshape, "Expand": self._expand, "Concat": self._concat}
-        for node in nodes:
-            yield node
-            changed = changes[node.op_type](node, values) if node.op_type in changes else []
-            yield from changed
-            self.nodes += changed or [node]
-            self._inherit(node, values)
+    def __call__(
+        self, node: NodeProto, inputs: list[Any], compute: Callable[[list[Any]], tuple[Any, ...]]
+    ) -> tuple[Any, ...]:
+        outputs, changed, outer = compute(inputs), inputs, 1
+        if node.op_type == "Concat":
+            changed = _as_many_as_images(inputs)
+        elif node.op_type in ("Reshape", "Expand") and (data := _shape(inputs[0])).axis is not None:
+            answer = _shape(outputs[0])
+            if node.op_type == "Expand":  # ONNX aligns shapes at their end
+                changed = _resized(inputs, answer, data.axis + len(answer.sizes) - len(data.sizes), 1)
+            else:
+                # Entries keep their order, so as many lie ahead of the images' own axis as before.
+                ahead = prod(data.sizes[: data.axis]) * self.outer.get(inputs[0].node, 1)
+                if place := place_batch(answer.sizes, self.batch, ahead):
+                    axis, outer = place
+                    changed = _resized(inputs, answer, axis, -1)
+        if changed is not inputs:
+            outputs = compute(changed)
+        if outer > 1 and isinstance(outputs[0], fx.Proxy):
+            self.outer[outputs[0].node] = outer
+        self._inherit(inputs, outputs)
+        return outputs
 
-    def _inherit(self, node: NodeProto, values: Mapping[str, Any]) -> None:
+    def _inherit(self, inputs: list[Any], outputs: tuple[Any, ...]) -> None:
         """What is not reshaped keeps how its axes are made up, wherever they go."""
-        for made in node.output:
-            images = _shape(values.get(made)).images
-            for given in node.input:
-                if given in self.outer and images is not None and _shape(values[given]).images == images:
-                    self.outer.setdefault(made, self.outer[given])
-
-    def _reshape(self, node: NodeProto, values: Mapping[str, Any]) -> list[NodeProto]:
-        data, (answer,) = _shape(values[node.input[0]]), node.output
-        if data.axis is None:
-            return []
-        # Entries keep their order, so as many lie ahead of the images' own axis as before.
-        ahead = prod(data.sizes[: data.axis]) * self.outer.get(node.input[0], 1)
-        place = place_batch(_shape(values[answer]).sizes, self.batch, ahead)
-        if place is None:
-            return []
-        axis, outer = place
-        if outer > 1:
-            self.outer[answer] = outer
-        return self._resized(node, values, axis, -1)
-
-    def _expand(self, node: NodeProto, values: Mapping[str, Any]) -> list[NodeProto]:
-        data, answer = _shape(values[node.input[0]]), _shape(values[node.output[0]])
-        if data.axis is None:
-            return []
-        # ONNX aligns shapes at their end.
-        return self._resized(node, values, data.axis + len(answer.sizes) - len(data.sizes), 1)
-
-    def _resized(self, node: NodeProto, values: Mapping[str, Any], axis: int, size: int) -> list[NodeProto]:
-        """`node` with `size` for one of its sizes; nothing where images are counted on that axis already."""
-        answer = _shape(values[node.output[0]])
-        if axis < 0 or answer.axis == axis or not isinstance(values[node.input[-1]], Tensor):
-            return []
-        resized = NodeProto()
-        resized.CopyFrom(node)
-        resized.input[1] = f"{node.output[0]}/sizes"
-        return [_constant(resized.input[1], [*answer.sizes[:axis], size, *answer.sizes[axis + 1 :]]), resized]
-
-    def _concat(self, node: NodeProto, values: Mapping[str, Any]) -> list[NodeProto]:
-        """Constants that are joined to images, such as a class token, are repeated for each."""
-        like = next((name for name in node.input if _shape(values[name]).axis is not None), "")
-        axis, images = _shape(values.get(like)).axis, _shape(values.get(like)).images
-        joined, repeated = NodeProto(), []
-        joined.CopyFrom(node)
-        for place, name in enumerate(node.input):
-            value = values[name]
-            if axis is not None and isinstance(value, Tensor) and value.shape[axis] == images:
-                joined.input[place] = f"{node.output[0]}/{place}"
-                repeated += _repeated(name, like, axis, joined.input[place])
-        return [*repeated, joined] if repeated else []
-
-
-def _repeated(name: str, like: str, axis: int, result: str) -> list[NodeProto]:
-    """The first slice of a tensor on `axis`, as often as another has slices there."""
-    place, sizes, count, zeros = (f"{result}/{part}" for part in ("axis", "sizes", "count", "zeros"))
-    zero = numpy_helper.from_array(np.zeros(1, np.int64))
-    return [
-        _constant(place, [axis]),
-        helper.make_node("Shape", [like], [sizes]),
-        helper.make_node("Gather", [sizes, place], [count], axis=0),
-        helper.make_node("ConstantOfShape", [count], [zeros], value=zero),
-        helper.make_node("Gather", [name, zeros], [result], axis=axis),
-    ]
-
-
-def _constant(name: str, numbers: list[int]) -> NodeProto:
-    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(numbers, np.int64), name))
+        for made in outputs:
+            images = _shape(made).images
+            for given in inputs if images is not None else []:
+                if isinstance(given, fx.Proxy) and given.node in self.outer and _shape(given).images == images:
+                    self.outer.setdefault(made.node, self.outer[given.node])
 
 
 class _Shape(NamedTuple):
@@ -238,8 +171,33 @@ def _shape(value: Any) -> _Shape:
     return _Shape(tuple(known.shape), sizes.index(None) if sizes.count(None) == 1 else None)
 
 
+def _resized(inputs: list[Any], answer: _Shape, axis: int, size: int) -> list[Any]:
+    """`inputs` with another size in the constant target, unless images are counted on that axis of it already."""
+    if axis < 0 or answer.axis == axis or not isinstance(inputs[1], Tensor):
+        return inputs
+    return [inputs[0], torch.tensor([*answer.sizes[:axis], size, *answer.sizes[axis + 1 :]])]
+
+
+def _as_many_as_images(inputs: list[Any]) -> list[Any]:
+    """`inputs` with each constant that has an entry per image, such as a class token, for any number of images."""
+    like: Any = next((value for value in inputs if _shape(value).axis is not None), None)
+    axis, images = _shape(like).axis, _shape(like).images
+    if axis is None:
+        return inputs
+    fixed = [isinstance(value, Tensor) and value.shape[axis] == images for value in inputs]
+    pairs = zip(inputs, fixed, strict=True)
+    return [_repeated(value, like, axis) if each else value for value, each in pairs] if any(fixed) else inputs
+
+
+@deferred
+def _repeated(value: Tensor, like: Tensor, axis: int) -> Tensor:
+    """The first slice of a tensor on `axis`, as often as another has slices there."""
+    sizes = [like.shape[axis] if each == axis else -1 for each in range(value.dim())]
+    return value.narrow(axis, 0, 1).expand(sizes)
+
+
 def place_batch(target: Sequence[int], batch: int, ahead: int) -> tuple[int, int] | None:
-    """The axis of a shape that counts images, and how much of something else it counts outside of them.
+    """The axis of a shape that counts images, and the size of what that axis joins with them, 1 for nothing.
 
     Args:
         target: with `batch` images.
@@ -271,7 +229,7 @@ def _same(found: nn.Module, in_parts: InParts, images: Tensor) -> bool:
         (gradient,) = torch.autograd.grad((logits[-1] * weights).sum(), x)
         results.append((logits.detach(), gradient))
     (ours, our_gradient), (theirs, their_gradient) = results
-    if ours.shape != theirs.shape or our_gradient.shape != their_gradient.shape:
+    if ours.shape != theirs.shape:
         return False
     spread = (theirs.amax(dim=1) - theirs.amin(dim=1)).max()
     rounding = ROUNDING * torch.finfo(theirs.dtype).eps * theirs.abs().max()

@@ -65,10 +65,8 @@ def find_logits(
     if len(choice) == 1:
         return choice[0]
     for word in TELLING:
-        for named in (
-            [name for name in choice if name.lower() in (word, f"{word}s")],
-            [name for name in choice if word in name.lower()],
-        ):
+        exactly = [name for name in choice if name.lower() in (word, f"{word}s")]
+        for named in (exactly, [name for name in choice if word in name.lower()]):
             if len(named) == 1:
                 return named[0]
     raise UserError(
@@ -126,16 +124,24 @@ class Squash:
 
 def find_squash(model: ModelProto, output: str) -> Squash | None:
     """The Softmax or Sigmoid that makes `output`; None if neither does."""
-    made_by, step = makers(model.graph), 0.0
+    made_by, step = makers(model.graph), answer_step(model, output)
     node = computes(made_by, output)
-    if node is not None and node.op_type == "DequantizeLinear":
-        scale = constants(model.graph).get(node.input[1])
+    if node is not None and step:
         quantiser = computes(made_by, node.input[0])
-        if scale is None or quantiser is None or quantiser.op_type != "QuantizeLinear":
+        if quantiser is None or quantiser.op_type != "QuantizeLinear":
             return None
-        step, node = float(numpy_helper.to_array(scale).max()), computes(made_by, quantiser.input[0])
+        node = computes(made_by, quantiser.input[0])
     kind = next((each for each in SQUASHES if node is not None and node.op_type == each), None)
     return None if node is None or kind is None else Squash(node.input[0], kind, step)
+
+
+def answer_step(model: ModelProto, output: str) -> float:
+    """The quantisation step of `output`, 0 where the last operator that computes gives floats."""
+    node = computes(makers(model.graph), output)
+    if node is None or node.op_type != "DequantizeLinear":
+        return 0.0
+    scale = constants(model.graph).get(node.input[1])
+    return 0.0 if scale is None else float(numpy_helper.to_array(scale).max())
 
 
 def is_made_by(model: ModelProto, output: str, operator: str) -> bool:
@@ -146,8 +152,9 @@ def is_made_by(model: ModelProto, output: str, operator: str) -> bool:
 
 def answer_with(model: ModelProto, tensor: str) -> None:
     """Make `tensor` the only output of the graph, in place."""
-    info = next((info for info in model.graph.output if info.name == tensor), onnx.ValueInfoProto(name=tensor))
-    kept = onnx.ValueInfoProto()
-    kept.CopyFrom(info)
+    kept = onnx.ValueInfoProto(name=tensor)
+    for info in model.graph.output:
+        if info.name == tensor:
+            kept.CopyFrom(info)
     del model.graph.output[:]
     model.graph.output.append(kept)

@@ -1,4 +1,24 @@
-"""ONNX files, opened: ONNX Runtime predicts, and a differentiable twin of the graph gives gradients."""
+"""ONNX files, opened: ONNX Runtime predicts, and a differentiable twin of the graph gives gradients.
+
+A file whose input is uint8 `(1, 224, 224, 3)` and whose graph ends in `Reshape(x, [1, -1]) -> Gemm -> Softmax` becomes
+a Predictor like this:
+
+    read_onnx     its bytes become a graph that is safe to open (`onnx_read.read`)
+    open_session  ONNX Runtime loads the file
+    image_inputs  its one input is an image (H, W, C), in numbers from 0 to 255
+    tried         it answers blank images, one at a time
+    find_logits   its one output `(1, 1000)` holds a row per image
+    find_squash   that row comes from a Softmax, of the output of Gemm
+    to_torch      the twin of the graph up to Gemm
+    free_batch    the twin with `Reshape(x, [-1, 2048])`, for any number of images at once
+
+The Predictor then does this:
+
+    predict   images are rounded to grey levels, moved to (N, H, W, C) and given to the file one at a time;
+              what comes back is the logarithm of its probabilities
+    module    the twin, which gives the logits before the Softmax
+    finish    from these to what `predict` returns
+"""
 
 import math
 from contextlib import redirect_stderr, suppress
@@ -14,17 +34,17 @@ from torch import Tensor, fx, nn
 
 from dgad_tk.artifacts.predictor import Images, Logits, Predictor, count_classes
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
-from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import UserError, reason_of, sha256_file
-from exporters.onnx_open.free_batch import free_batch
-from exporters.onnx_open.image_input import ImageInput, image_inputs
-from exporters.onnx_open.logits_output import Squash, answer_with, find_logits, find_squash, is_made_by
-from exporters.onnx_open.runtime_graph import logit_step, precision_of, runtime_graph
+from exporters.onnx_open.free_batch import InParts, free_batch
+from exporters.onnx_open.image_axes import image_inputs
+from exporters.onnx_open.image_input import ImageInput
+from exporters.onnx_open.logits_output import Squash, answer_step, answer_with, find_logits, find_squash, is_made_by
+from exporters.onnx_open.runtime_graph import precision_of, runtime_graph
 from exporters.onnx_open.session import BLANK, OTHER_SIZE, Runtime, open_session, tried
 from exporters.onnx_read.parts import inlined
-from exporters.onnx_read.read import read_onnx
+from exporters.onnx_read.read import read_onnx, record_of
 from exporters.onnx_twin import to_torch
-from exporters.onnx_twin.freezing import freeze_convolutions
+from exporters.onnx_twin.convolutions import freeze_convolutions
 
 SQUASH_TOLERANCE = 1e-2
 """Largest difference of probabilities at which what looks like the final Softmax is one over the classes."""
@@ -45,17 +65,9 @@ class NoGradients(UserError):
 def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, interface: Interface = AS_IS) -> Predictor:
     """Open an ONNX classifier: ONNX Runtime predicts, the twin differentiates.
 
-    The steps are: read and check the file; open a session; find the input that is an image and the output that holds
-    the logits, by running blank images; build the twin. A file whose input is uint8 `(1, 224, 224, 3)` and whose graph
-    ends in `Reshape(x, [1, -1]) -> Gemm -> Softmax` is opened like this:
-
-        predict   images are rounded to grey levels, moved to (N, H, W, C) and given to the file one at a time;
-                  what comes back is the logarithm of its probabilities
-        module    the twin of the graph up to Gemm, with `Reshape(x, [-1, 2048])`, for any number of images at once
-
     Where a file ends in a Softmax or Sigmoid, gradients come from the logits before it. `predict` returns the logarithm
     of the file's own answer: the same logits up to a constant per image, with the same first largest entry. So a
-    verdict is always the file's. `Predictor.finish` turns the twin's logits into what `predict` returns.
+    verdict is always the file's.
 
     Args:
         input_shape: (C, H, W), where the graph leaves its input's shape open or takes flat images.
@@ -67,7 +79,7 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
     """
     where = str(path)
     proto = read_onnx(path)
-    artifact = Artifact.from_mapping({entry.key: entry.value for entry in proto.metadata_props}, where)
+    artifact = record_of(proto, path)
     interface.check_unneeded(artifact, where)
     if artifact is not None:
         input_shape, interface = artifact.input_shape, replace(interface, layout="nchw")
@@ -76,7 +88,11 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
         proto = inlined(proto)
     runtime, answers = tried(session, image_inputs(session.get_inputs(), proto, input_shape, interface, where), where)
     image = runtime.image
-    _check_shape(image.shape, artifact, where)
+    if artifact is not None and image.shape != artifact.input_shape:
+        raise UserError(
+            f"'{where}' takes images of {image.shape}, its metadata record says {artifact.input_shape} (C, H, W)",
+            hint="export it again",
+        )
     types = {entry.name: entry.type for entry in session.get_outputs()}
     output = find_logits(answers, types, image.batch or BLANK, interface.logits_output, proto, where)
     module: nn.Module | None = None
@@ -116,56 +132,17 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
         batch=image.batch,
         precision=precision_of(proto),
         # Between the smallest steps of quantised probabilities their logarithm doubles.
-        logit_step=max(logit_step(proto), math.log(2) if squash is not None and squash.step else 0.0),
+        logit_step=max(answer_step(proto, proto.graph.output[0].name), math.log(2) if squash and squash.step else 0.0),
     )
     if obstacle is not None:
         raise NoGradients(obstacle, predictor) from obstacle
     return predictor
 
 
-def _check_shape(shape: tuple[int, int, int], artifact: Artifact | None, where: str) -> None:
-    """Raises:
-    UserError: the record names other images than the graph takes.
-    """
-    if artifact is not None and shape != artifact.input_shape:
-        raise UserError(
-            f"'{where}' takes images of {shape}, its metadata record says {artifact.input_shape} (C, H, W)",
-            hint="export it again",
-        )
-
-
-class _Fed(nn.Module):
-    """The twin of a graph, given its input as made from images. Gives float32 logits `(N, K)`."""
-
-    def __init__(self, image: ImageInput, twin: nn.Module) -> None:
-        super().__init__()
-        self.feed, self.twin = image.feed(), twin
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.twin(self.feed(x))
-        return logits.reshape(len(x), -1).float()
-
-
-class _OneImage(nn.Module):
-    """The twin of a graph without an axis for the batch, for batches of one image."""
-
-    def __init__(self, twin: nn.Module) -> None:
-        super().__init__()
-        self.twin = twin
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.twin(x[0])
-        return logits.reshape(1, -1)
-
-
 def _differentiable(
     proto: onnx.ModelProto, output: str, runtime: Runtime
 ) -> tuple[nn.Module, Squash | None, list[str]]:
-    """The module that gradients come from, the end of the graph that it leaves out, and notes about it.
-
-    Args:
-        proto: changed in place.
-    """
+    """The module that gradients come from, the end of `proto` that it leaves out, and notes. `proto` is changed."""
     squash = find_squash(proto, output)
     if squash is not None:
         module, notes = _any_batch(proto, squash.logits, runtime)
@@ -185,11 +162,7 @@ def _differentiable(
 
 
 def _any_batch(proto: onnx.ModelProto, tensor: str, runtime: Runtime) -> tuple[nn.Module, list[str]]:
-    """The twin of the graph up to `tensor`, for images `(N, C, H, W)` in [0, 1], any number of them.
-
-    Raises:
-        UserError: it cannot be made, or does not take images of this size.
-    """
+    """The twin of the graph up to `tensor`, for any number of images `(N, C, H, W)` in [0, 1]; notes about it."""
     image = runtime.image
     answer_with(proto, tensor)
     # A quantised or half-precision file is run as something else than it says.
@@ -197,9 +170,16 @@ def _any_batch(proto: onnx.ModelProto, tensor: str, runtime: Runtime) -> tuple[n
     twin: nn.Module = to_torch(runs)
     feed, notes = image.feed(), []
     if not image.has_batch_axis:
-        twin = _OneImage(twin)
-    few = feed(_images(image, image.batch or BLANK))
-    logits = _first_answer(twin, few, runtime)
+        twin = InParts(twin, None)
+    try:
+        with torch.no_grad(), redirect_stderr(StringIO()):  # torch.fx prints the line of its code that fails
+            logits = twin(feed(_images(image, image.batch or BLANK)))
+    except (RuntimeError, ValueError, IndexError) as error:  # ONNX Runtime runs windows larger than an image, say
+        raise UserError(
+            f"its twin does not run on images of shape {image.shape}, which may be too small for it: "
+            f"{reason_of(error)}",
+            hint=OTHER_SIZE,
+        ) from None
     if image.batch is not None:
         graph = runs if image.has_batch_axis else None
         twin, free = free_batch(graph, twin, image.batch, lambda count: feed(_images(image, count)))
@@ -216,22 +196,16 @@ def _any_batch(proto: onnx.ModelProto, tensor: str, runtime: Runtime) -> tuple[n
     return (twin if plain else _Fed(image, twin)).eval(), notes
 
 
-def _first_answer(twin: nn.Module, few: Tensor, runtime: Runtime) -> Tensor:
-    """What a twin gives for the first images it is tried on.
+class _Fed(nn.Module):
+    """The twin of a graph, given its input as made from images. Gives float32 logits `(N, K)`."""
 
-    Raises:
-        UserError: they do not fit its graph. ONNX Runtime runs some of these, such as windows larger than an image.
-    """
-    try:
-        with torch.no_grad(), redirect_stderr(StringIO()):  # torch.fx prints the line of its code that fails
-            logits: Tensor = twin(few)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise UserError(
-            f"its twin does not run on images of shape {runtime.image.shape}, which may be too small for it: "
-            f"{reason_of(error)}",
-            hint=OTHER_SIZE,
-        ) from None
-    return logits
+    def __init__(self, image: ImageInput, twin: nn.Module) -> None:
+        super().__init__()
+        self.feed, self.twin = image.feed(), twin
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.twin(self.feed(x))
+        return logits.reshape(len(x), -1).float()
 
 
 def _images(image: ImageInput, count: int) -> Tensor:

@@ -8,25 +8,28 @@ scale * (number - zero point). Pixels become numbers in one of two ways:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor
 
-from dgad_tk.artifacts.preprocessing import Interface
+from dgad_tk.artifacts.preprocessing import UNIT_RANGE, Interface
+from dgad_tk.common import UserError
 from exporters.onnx_read.parts import MOVING, constants
 from exporters.onnx_twin.operators.quantised import rounded
 
+GREY_LEVELS = (0.0, 255.0)
+ENDS = {"uint8": (0, 255), "int8": (-128, 127)}
 WITHOUT_SCALE = {"ConvInteger": {0: 2}, "MatMulInteger": {0: 2, 1: 3}}
-"""Which input is the zero point of which; the scale comes later, multiplied with others."""
+"""For each input of these operators, which input is its zero point. The scale comes later, multiplied with others."""
 NEAR = 0.02
-"""Two scales this near, relative to one, mean the same: calibration finds the largest pixel, not always a white one."""
+"""Relative difference at which two scales mean the same: calibration sees the largest pixel, not always a white one."""
 CLIPPED = 0.05
-"""Share of the pixels' range that may lie beyond what the numbers can stand for."""
+"""Share of the pixels' range that may be clipped, as the numbers cannot stand for it."""
 FEW = 16
-"""Where all pixels become fewer numbers than this, of 256, something is wrong: no network sees images so coarse."""
+"""How many of the 256 numbers pixels have to become at least: no network is made for coarser images."""
 
 
 @dataclass(frozen=True)
@@ -99,29 +102,56 @@ def _single(node: NodeProto, constants: Mapping[str, TensorProto], slot: int) ->
     return float(values[0]) if len(values) == 1 else None
 
 
-def means_grey_levels(quantiser: Quantiser, low: int) -> bool:
-    """Whether 0 to 255, moved to begin at `low`, stand for pixels from 0 to 1 or from 0 to 255."""
-    if quantiser.zero_point != low or quantiser.scale is None:
-        return False
-    return any(abs(quantiser.scale / grey - 1) <= NEAR for grey in (1 / 255, 1.0))
+def eight_bits(
+    interface: Interface, type: str, graph: GraphProto, name: str, where: str
+) -> tuple[Interface, Levels, str]:
+    """How pixels become the numbers of an input of 8 bits.
+
+    Args:
+        interface: as asked for.
+        type: of ENDS.
+        graph: the graph that has the input `name`.
+
+    Returns:
+        The interface with the range that pixels are brought to; the numbers they become; a doubt about both, or "".
+
+    Raises:
+        UserError: pixels are to be normalised, and the graph does not say what numbers they become.
+    """
+    low, high = ENDS[type]
+    quantiser = find_quantiser(graph, name)
+    if interface.mean or interface.std or interface.input_range not in (UNIT_RANGE, GREY_LEVELS):
+        if quantiser is None or quantiser.scale is None or quantiser.zero_point is None:
+            raise UserError(
+                f"'{where}' takes {type}, and its graph names no scale for all of it: grey levels, not normalised",
+                hint="leave out --mean, --std and --input-range for it",
+            )
+        levels = Levels(quantiser.scale, quantiser.zero_point, low, high)
+        return interface, levels, _doubt_of_range(levels, interface)
+    # Whoever names the range of grey levels knows what he gives.
+    sure = quantiser is None or interface.input_range == GREY_LEVELS
+    doubt = "" if sure or quantiser is None else _doubt_of_grey(quantiser, low)
+    return replace(interface, input_range=GREY_LEVELS), Levels(1.0, low, low, high), doubt
 
 
-def doubt_of_levels(quantiser: Quantiser, low: int) -> str:
-    """What to say of a file that is given grey levels and whose numbers stand for something else."""
-    zero_point = "none for all channels" if quantiser.zero_point is None else quantiser.zero_point
-    if quantiser.scale is None or quantiser.zero_point is None:
-        scale, stand_for = "no one scale", ""
-    else:
-        ends = Levels(quantiser.scale, quantiser.zero_point, low, low + 255).holds
-        scale, stand_for = f"scale {quantiser.scale:g}", f" (they stand for {ends[0]:.3g} to {ends[1]:.3g})"
+def _doubt_of_grey(quantiser: Quantiser, low: int) -> str:
+    """What to say of a file whose numbers stand for something else than pixels from 0 to 1 or from 0 to 255."""
+    scale, zero_point = quantiser.scale, quantiser.zero_point
+    if zero_point == low and scale is not None and any(abs(scale / grey - 1) <= NEAR for grey in (1 / 255, 1.0)):
+        return ""
+    stand_for = ""
+    if scale is not None and zero_point is not None:
+        ends = Levels(scale, zero_point, low, low + 255).holds
+        stand_for = f" (they stand for {ends[0]:.3g} to {ends[1]:.3g})"
     return (
-        f"the file's 8-bit numbers have {scale} and zero point {zero_point}{stand_for}, which are no grey "
+        f"the file's 8-bit numbers have {f'scale {scale:g}' if stand_for else 'no one scale'} and zero point "
+        f"{'none for all channels' if zero_point is None else zero_point}{stand_for}, which are no grey "
         "levels, and it is given grey levels: if it was trained on normalised images, its answers are wrong until "
         "--mean and --std name the normalisation (--std 1 for none)"
     )
 
 
-def doubt_of_range(levels: Levels, interface: Interface) -> str:
+def _doubt_of_range(levels: Levels, interface: Interface) -> str:
     """What to say where normalised pixels do not fit what the numbers can stand for; empty where they do."""
     channels = max(len(interface.mean), len(interface.std), 1)
     black_and_white = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1).expand(2, channels, 1, 1)

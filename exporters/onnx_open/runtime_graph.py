@@ -16,11 +16,11 @@ from typing import Literal
 
 import onnx
 import onnxruntime
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto
 
 from dgad_tk.common import UserError, reason_of
-from exporters.onnx_read.parts import computes, constants, graphs, makers, nodes, tensors
-from exporters.onnx_read.runtime_memory import bound_memory
+from exporters.onnx_read.parts import graphs, nodes, tensors
+from exporters.onnx_read.runtime_memory import session_options
 from exporters.onnx_twin.operators import contrib, quantised
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -54,12 +54,9 @@ def runtime_graph(model: ModelProto) -> ModelProto:
     """
     with tempfile.TemporaryDirectory(prefix="dgad-") as folder:
         written = Path(folder) / "runtime.onnx"
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        extended = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options = session_options(threads=1, level=extended, bounded=True)
         options.optimized_model_filepath = str(written)
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        bound_memory(options)
         try:
             onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001 - neither ONNX Runtime's exceptions nor protobuf's share a base class
@@ -71,12 +68,3 @@ def runtime_graph(model: ModelProto) -> ModelProto:
         if info.type.tensor_type.elem_type in (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32):
             info.type.tensor_type.elem_type = TensorProto.FLOAT
     return optimised
-
-
-def logit_step(model: ModelProto) -> float:
-    """The quantisation step of the first output, 0 where the last operator that computes gives floats."""
-    node = computes(makers(model.graph), model.graph.output[0].name)
-    if node is None or node.op_type != "DequantizeLinear":
-        return 0.0
-    scale = constants(model.graph).get(node.input[1])
-    return 0.0 if scale is None else float(numpy_helper.to_array(scale).max())

@@ -1,4 +1,4 @@
-"""ONNX files, run by ONNX Runtime on images, in the batches that they take; and what it says when it cannot."""
+"""ONNX Runtime runs a file on images, in batches of the size that it takes; its errors become one line each."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dgad_tk.artifacts.predictor import Images
 from dgad_tk.common import UserError
 from exporters.onnx_open.image_input import ImageInput
-from exporters.onnx_read.runtime_memory import bound_memory
+from exporters.onnx_read.runtime_memory import session_options
 
 OTHER_SIZE = "is it a classifier of images of this size? --image-size sets that of an image folder"
 BLANK = 3
@@ -76,10 +76,10 @@ class Runtime:
 def tried(
     session: onnxruntime.InferenceSession, ways: Sequence[ImageInput], where: str
 ) -> tuple[Runtime, dict[str, Any]]:
-    """A session that has answered blank images, read in the first way that it runs in, and its answers.
+    """A session, its input read in the first of `ways` in which it answers blank images; and its answers.
 
     Raises:
-        UserError: it fails on them in every way; says why it does in the first.
+        UserError: it fails in every way; says why it fails in the first.
     """
     failed: UserError | None = None
     for image in ways:
@@ -95,13 +95,15 @@ def tried(
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    """A session of the file at `path`, on a GPU where there is one.
+
+    Raises:
+        UserError: ONNX Runtime cannot load it.
+    """
+    options = session_options(threads=torch.get_num_threads(), bounded=True)
     # Between its calls torch computes gradients; a pool that spins while it waits takes the cores away from that.
     # Within a call spinning saves a small network a tenth.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 4  # what goes wrong comes as an exception too
-    bound_memory(options)
     cuda = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     # TF32 moves logits by 1e-3, more than a verdict may depend on.
     providers = [("CUDAExecutionProvider", {"use_tf32": "0"})] if cuda else []

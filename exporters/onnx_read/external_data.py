@@ -1,8 +1,7 @@
 """Tensors whose numbers lie in files beside the model, opened where ONNX Runtime opens them.
 
-What counts is where a file really lies, not the links on the way: below the folder of the model's path, or below the
-folder of the file that this path leads to. So a hub's cache of blobs and a mounted volume are read, and
-what leads elsewhere is not.
+Links are followed first. Then such a file has to lie below the folder of the model's path, or below the folder of the
+file that this path leads to. So a hub's cache of blobs and a mounted volume are read, and other places are not.
 """
 
 import os
@@ -44,50 +43,6 @@ def external_files(model: ModelProto, path: Path) -> set[Path]:
     return {extent_of(tensor, path).file for tensor in tensors(model) if uses_external_data(tensor)}
 
 
-def check_external(tensor: TensorProto, needed: int, path: Path) -> tuple[Path, int]:
-    """The file of a tensor and its size, once it is seen to hold `needed` bytes for it.
-
-    Raises:
-        Refused: it lies elsewhere, is missing, or has other bytes than the tensor asks for.
-    """
-    found = extent_of(tensor, path)
-    shorter = f"'{found.name}' is shorter than the model says: copy it again"
-    if found.start + found.length > found.available or found.length < 0:
-        raise Refused(f"tensor '{tensor.name}' has its data beyond the end of '{found.name}'", shorter, valid=False)
-    if found.length != needed:
-        to_the_end = all(entry.key != "length" for entry in tensor.external_data)
-        raise Refused(
-            f"tensor '{tensor.name}' of shape {shape_of(tensor)} needs {needed:,} bytes, is given {found.length:,}",
-            shorter if to_the_end and found.length < needed else DAMAGED,
-            valid=False,
-        )
-    return found.file, found.available
-
-
-def read_external(model: ModelProto, path: Path) -> None:
-    """Bring what lies in other files into `model`, in place, once `check_external` has passed.
-
-    Raises:
-        Refused: a file is not what it was then.
-        OSError: it cannot be read.
-    """
-    for tensor in tensors(model):
-        if not uses_external_data(tensor):
-            continue
-        found = extent_of(tensor, path)
-        content = _read(found)
-        if len(content) != found.length:
-            raise Refused(f"'{found.name}' changed while it was read", DAMAGED)
-        tensor.raw_data = content
-        tensor.data_location = TensorProto.DEFAULT
-        del tensor.external_data[:]
-
-
-def shape_of(tensor: TensorProto) -> str:
-    """The first axes of it, for people."""
-    return str(list(tensor.dims[:8]))
-
-
 def extent_of(tensor: TensorProto, path: Path) -> Extent:
     """Where the bytes of a tensor of the model at `path` really lie.
 
@@ -117,11 +72,49 @@ def extent_of(tensor: TensorProto, path: Path) -> Extent:
     return Extent(file, available, start, available - start if info.length is None else info.length, name)
 
 
-def _read(extent: Extent) -> bytes:
-    """Bytes of a regular file; neither a link nor a pipe that took its place since is followed."""
-    handle = os.open(extent.file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    with open(handle, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            return b""
-        opened.seek(extent.start)
-        return opened.read(extent.length)
+def check_external(tensor: TensorProto, needed: int, path: Path) -> Extent:
+    """Where the bytes of a tensor are, which are `needed` many.
+
+    Raises:
+        Refused: they lie elsewhere, are missing, or are not as many.
+    """
+    found = extent_of(tensor, path)
+    shorter = f"'{found.name}' is shorter than the model says: copy it again"
+    if found.start + found.length > found.available or found.length < 0:
+        raise Refused(f"tensor '{tensor.name}' has its data beyond the end of '{found.name}'", shorter, valid=False)
+    if found.length != needed:
+        to_the_end = all(entry.key != "length" for entry in tensor.external_data)
+        raise Refused(
+            f"tensor '{tensor.name}' of shape {shown_shape(tensor)} needs {needed:,} bytes, is given {found.length:,}",
+            shorter if to_the_end and found.length < needed else DAMAGED,
+            valid=False,
+        )
+    return found
+
+
+def read_external(model: ModelProto, path: Path) -> None:
+    """Bring what lies in other files into `model`, in place, once `check_external` has passed.
+
+    Raises:
+        Refused: a file has changed since then.
+        OSError: it cannot be read.
+    """
+    for tensor in tensors(model):
+        if not uses_external_data(tensor):
+            continue
+        found = extent_of(tensor, path)
+        # A link or a pipe that has taken the file's place since then is not followed.
+        handle = os.open(found.file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        with open(handle, "rb") as opened:
+            opened.seek(found.start)
+            content = opened.read(found.length) if stat.S_ISREG(os.fstat(handle).st_mode) else b""
+        if len(content) != found.length:
+            raise Refused(f"'{found.name}' changed while it was read", DAMAGED)
+        tensor.raw_data = content
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def shown_shape(tensor: TensorProto) -> str:
+    """The shape of a tensor for messages, of at most 8 axes."""
+    return str(list(tensor.dims[:8]))

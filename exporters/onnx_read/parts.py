@@ -1,6 +1,7 @@
-"""The parts of an ONNX model, wherever they stand: graphs within nodes, nodes, tensors; and why a model is refused."""
+"""Walks over an ONNX model: its graphs within nodes, its nodes in order, its tensors; and why a model is refused."""
 
 from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 from onnx.inliner import inline_local_functions
@@ -11,11 +12,11 @@ LIMITS = "no image classifier needs that; docs/security.md names the limits"
 DAMAGED = "copy it again, or export it again"
 
 RESHAPING = frozenset(("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"))
-"""Operators that only move numbers: all of their first input."""
+"""Operators that move all numbers of their first input and change none."""
 MOVING = RESHAPING | {"Concat", "Gather", "Slice", "Split"}
-"""Operators that only move numbers: some of their first input, or those of all inputs."""
+"""Operators that move numbers, all or some, of their first input or of all inputs, and change none."""
 PASSING_ON = RESHAPING | {"Cast", "Dropout"}
-"""Operators behind a classifier's last one that leave its numbers what they are."""
+"""Operators that may follow the last computation of a classifier and keep its numbers."""
 
 
 class Refused(Exception):
@@ -59,6 +60,38 @@ def graphs(graph: GraphProto) -> Iterator[GraphProto]:
     yield graph
     for node in nodes(graph):
         yield from inner_graphs(node)
+
+
+def names_read(node: NodeProto) -> Iterator[str]:
+    """Names that a node reads, also from within its subgraphs."""
+    yield from node.input
+    for inner in inner_graphs(node):
+        for each in inner.node:
+            yield from names_read(each)
+        yield from (value.name for value in inner.output)
+
+
+def sort_nodes(graph: GraphProto) -> None:
+    """Put each node of `graph`, and of the graphs inside it, behind those that it reads, in place.
+
+    ONNX asks for this order, ONNX Runtime does not, and some converters (onnxruntime's own to float16) append nodes at
+    the end that the first one reads. A graph in order is not touched, and a graph with a cycle stays as it is.
+    """
+    for each in reversed(list(graphs(graph))):  # a node that moves is a copy, and takes the graphs in it along
+        made_by = {name: index for index, node in enumerate(each.node) for name in node.output if name}
+        needs = {
+            index: sorted({made_by[name] for name in names_read(node) if name in made_by})
+            for index, node in enumerate(each.node)
+        }
+        if all(not needed or needed[-1] < index for index, needed in needs.items()):
+            continue
+        try:
+            order = list(TopologicalSorter(needs).static_order())
+        except CycleError:
+            continue
+        moved = [NodeProto.FromString(each.node[index].SerializeToString()) for index in order]
+        del each.node[:]
+        each.node.extend(moved)
 
 
 def attributes(model: ModelProto) -> Iterator[tuple[NodeProto, AttributeProto]]:

@@ -19,29 +19,23 @@ def session_options(
     Args:
         threads: of the pool inside an operator; 0 is one for each core.
         level: how far the graph is optimised.
-        bounded: as by `bound_memory`, for files from strangers.
+        bounded: for files from strangers. All such sessions share one arena on the CPU, of at most half the machine's
+            memory. A graph that wants more fails with an error of ONNX Runtime, where the system would have ended the
+            process.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.graph_optimization_level = level
     options.log_severity_level = 4
     if bounded:
-        bound_memory(options)
+        _register_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     return options
-
-
-def bound_memory(options: onnxruntime.SessionOptions) -> None:
-    """Let sessions of these options share one arena on the CPU, of at most half the machine's memory.
-
-    A graph that wants more fails with an error of ONNX Runtime, where the system would have ended the process.
-    """
-    _register_arena()
-    options.add_session_config_entry("session.use_env_allocators", "1")
 
 
 @cache
 def _register_arena() -> None:
-    """Once in a process: a second registration is an error."""
+    """Runs once in a process: a second registration is an error."""
     memory = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )

@@ -3,25 +3,16 @@
 import math
 
 import numpy as np
-from onnx import AttributeProto, ModelProto, SparseTensorProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, SparseTensorProto, TensorProto, numpy_helper
 
-from exporters.onnx_read.parts import DAMAGED, Refused, attributes, graphs, sparse_tensors
-
-
-def dense_bytes(model: ModelProto) -> int:
-    """What the sparse tensors of a model take once they are dense.
-
-    Raises:
-        Refused: one of them has a type or a shape that no dense tensor has.
-    """
-    return sum(_dense_bytes(each) for each in sparse_tensors(model))
+from exporters.onnx_read.parts import DAMAGED, Refused, attributes, graphs
 
 
 def make_dense(model: ModelProto) -> None:
     """Replace every sparse tensor of `model` by a dense one, in place.
 
     Args:
-        model: with its tensors inside, and with a `dense_bytes` that the machine has room for.
+        model: with its tensors inside. `check_bounds` has seen that the dense ones fit into memory.
 
     Raises:
         Refused: values and indices do not fit each other, or an index lies outside the tensor.
@@ -35,18 +26,6 @@ def make_dense(model: ModelProto) -> None:
             attribute.ClearField("sparse_tensor")
             attribute.name, attribute.type = "value", AttributeProto.TENSOR
             attribute.t.CopyFrom(dense)
-
-
-def _dense_bytes(sparse: SparseTensorProto) -> int:
-    kind = sparse.values.data_type
-    if (
-        kind not in helper.get_all_tensor_dtypes()
-        or kind == TensorProto.STRING
-        or any(size < 0 for size in sparse.dims)
-    ):
-        raise Refused(f"the sparse tensor '{sparse.values.name}' has a shape or type that none can have", valid=False)
-    count: int = math.prod(sparse.dims)
-    return count * int(helper.tensor_dtype_to_np_dtype(kind).itemsize)
 
 
 def _dense(sparse: SparseTensorProto) -> TensorProto:

@@ -10,28 +10,26 @@ from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 from torch import Tensor, fx
 
 from dgad_tk.common import UserError
-from exporters.onnx_read.node_order import names_read
-from exporters.onnx_read.parts import inlined, own_domain
-from exporters.onnx_twin.declarations import as_declared, check_tensor, examples, image_of
-from exporters.onnx_twin.folding import fold_batch_norm
-from exporters.onnx_twin.limits import limited
-from exporters.onnx_twin.node import HINT, NodeView, describe
+from exporters.onnx_read.parts import inlined, names_read, own_domain
+from exporters.onnx_twin.convolutions import fold_batch_norm
+from exporters.onnx_twin.node import NodeView, describe
 from exporters.onnx_twin.operators import OPERATORS, TAKE_SIZES
 from exporters.onnx_twin.size_operators import on_sizes
 from exporters.onnx_twin.sizes import Sizes, as_tensor
-from exporters.onnx_twin.tensors import from_proto
-from exporters.onnx_twin.tracing import Recorder, call
+from exporters.onnx_twin.tensors import CLASSIFIER, DTYPES, HINT, check_tensor, examples, from_proto, image_of
+from exporters.onnx_twin.tracing import Recorder, call, example, limited
 
-Rewriting = Callable[[Iterable[NodeProto], Mapping[str, Any]], Iterable[NodeProto]]
-"""The nodes to run in the place of others, in turn, with what those before gave."""
+Compute = Callable[[list[Any]], tuple[Any, ...]]
+Running = Callable[[NodeProto, list[Any], Compute], tuple[Any, ...]]
+"""Runs a node: takes the node, its inputs and a function from inputs to outputs, and gives the outputs."""
 
 
-def to_torch(model: ModelProto, rewriting: Rewriting | None = None) -> fx.GraphModule:
+def to_torch(model: ModelProto, running: Running = lambda node, inputs, compute: compute(inputs)) -> fx.GraphModule:
     """The twin of an ONNX image classifier.
 
     Args:
         model: with its tensors inside. It is not changed.
-        rewriting: changes nodes on the way.
+        running: runs each node; by default on its inputs as they are.
 
     Returns:
         A module in eval mode that takes the graph's input, for images `(N, C, H, W)`, and returns its first
@@ -46,33 +44,36 @@ def to_torch(model: ModelProto, rewriting: Rewriting | None = None) -> fx.GraphM
     graph = model.graph
     opsets = {own_domain(entry.domain): entry.version for entry in model.opset_import}
     if not graph.output:
-        raise UserError("the ONNX graph has no output", hint="is it an image classifier?")
-    check_tensor(graph.output[0], "output")
-    wanted = graph.output[0].name
-    nodes = _live(graph, [wanted])
-    _check_operators(nodes, opsets)
+        raise UserError("the ONNX graph has no output", hint=CLASSIFIER)
+    output = graph.output[0]
+    check_tensor(output, "output")
+    nodes = _nodes_for([output.name], graph, opsets)
     image = image_of(graph)
-    walk = _Walk(opsets, image)
+    walk = _Walk(opsets, image, running)
     recorder, values = walk.recorder, {image.name: walk.image}
     with limited():
-        walk.run(graph, nodes if rewriting is None else rewriting(nodes, values), values)
-        result = as_declared(walk.tensor(_value(values, wanted, "the graph's output")), graph.output[0])
+        walk.run(graph, nodes, values)
+        result = walk.tensor(_value(values, output.name, "the graph's output"))
+        dtype, found = DTYPES.get(output.type.tensor_type.elem_type), example(result)
+        integers = dtype is not None and not dtype.is_floating_point and dtype is not torch.bool
+        if integers and found is not None and found.is_floating_point():  # quantised integers are floats on the way
+            result = call(Tensor.to, result, dtype)
     recorder.graph.output(recorder.create_arg(result))
-    fold_batch_norm(recorder)
-    recorder.graph.eliminate_dead_code()
     for node in recorder.graph.nodes:
         node.meta.clear()  # the examples were guesses
     constants = {name: tensor.detach() for name, tensor in recorder.constants.items()}
-    return fx.GraphModule(constants, recorder.graph, "OnnxTwin").eval()
+    twin = fx.GraphModule(constants, recorder.graph, "OnnxTwin").eval()
+    fold_batch_norm(twin)
+    return twin
 
 
 class _Walk:
     """Runs nodes in order. `tracing` says what the values between them are, and `sizes` what else they may be."""
 
-    def __init__(self, opsets: Mapping[str, int], image: ValueInfoProto) -> None:
+    def __init__(self, opsets: Mapping[str, int], image: ValueInfoProto, running: Running) -> None:
         self.recorder = Recorder(fx.Graph())
         self.image: Any = self.recorder.placeholder(image.name, examples(image))
-        self._opsets = opsets
+        self._opsets, self._running = opsets, running
         self._device: Any = None
 
     def device(self) -> torch.device:
@@ -86,16 +87,7 @@ class _Walk:
         return as_tensor(value, self.device) if isinstance(value, Sizes) else value
 
     def run(self, graph: GraphProto, nodes: Iterable[NodeProto], values: dict[str, Any]) -> None:
-        """Add what `nodes` compute to `values`.
-
-        Args:
-            graph: where the initializers are that `nodes` read.
-            nodes: in an order in which each comes after those it depends on.
-            values: name to value.
-
-        Raises:
-            UserError: a node cannot be run, or comes too early.
-        """
+        """Add what `nodes` of `graph` compute to `values`, by name."""
         initializers = {proto.name: proto for proto in graph.initializer}
         for proto in nodes:
             for name in names_read(proto):
@@ -105,7 +97,7 @@ class _Walk:
             opset = self._opsets.get(own_domain(proto.domain), 0)
             node = NodeView(proto, opset, self.device, partial(self._branch, values))
             inputs = [_value(values, name, str(node)) if name else None for name in proto.input]
-            results = self._outputs(node, inputs)
+            results = self._running(proto, inputs, partial(self._outputs, node))
             for index, name in enumerate(proto.output):
                 values[name] = results[index] if index < len(results) else _Missing(f"output {index} of {node}")
                 if isinstance(values[name], Tensor):
@@ -114,8 +106,7 @@ class _Walk:
     def _branch(self, values: Mapping[str, Any], graph: GraphProto) -> tuple[Any, ...]:
         """The outputs of a subgraph, which sees `values` and adds none."""
         wanted = [info.name for info in graph.output]
-        nodes = _live(graph, wanted)
-        _check_operators(nodes, self._opsets)
+        nodes = _nodes_for(wanted, graph, self._opsets)
         inner = {proto.name: from_proto(proto) for proto in graph.initializer if proto.name in wanted}
         inner.update(values)
         self.run(graph, nodes, inner)
@@ -165,25 +156,17 @@ def _value(values: Mapping[str, Any], name: str, where: str) -> Any:
     return values[name]
 
 
-def _live(graph: GraphProto, wanted: Iterable[str]) -> list[NodeProto]:
-    """The nodes that `wanted` depend on, in the graph's order."""
+def _nodes_for(wanted: Iterable[str], graph: GraphProto, opsets: Mapping[str, int]) -> list[NodeProto]:
+    """The nodes that `wanted` depend on, in the graph's order, once all their operators are in the table."""
     needed = set(wanted)
-    live = []
+    found: list[NodeProto] = []
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             needed.update(names_read(node))
-            live.append(node)
-    return live[::-1]
-
-
-def _check_operators(nodes: Iterable[NodeProto], opsets: Mapping[str, int]) -> None:
-    """Every operator is in the table.
-
-    Raises:
-        UserError: names all that are not.
-    """
+            found.append(node)
+    found.reverse()
     unknown: dict[str, str] = {}
-    for node in nodes:
+    for node in found:
         domain = own_domain(node.domain)
         key = operator_key(domain, node.op_type)
         if key not in OPERATORS:
@@ -191,3 +174,4 @@ def _check_operators(nodes: Iterable[NodeProto], opsets: Mapping[str, int]) -> N
     if unknown:
         what = "operator" if len(unknown) == 1 else "operators"
         raise UserError(f"the twin has no {what} " + "; ".join(unknown.values()), hint=HINT)
+    return found

@@ -9,18 +9,18 @@ from onnx import AttributeProto, GraphProto, NodeProto
 from torch import Tensor
 
 from dgad_tk.common import UserError
-from exporters.onnx_twin.tensors import dtype_of, from_proto
+from exporters.onnx_read.parts import own_domain
+from exporters.onnx_twin.tensors import HINT, dtype_of, from_proto
 
 T = TypeVar("T")
-
-HINT = "without it there are no gradients through this file; please report it, or export the model another way"
 
 
 class NodeView:
     """A node's attributes, opset and outputs.
 
     An operator has to read or ignore every attribute by name. The others are refused, since they would change the
-    result unnoticed.
+    result unnoticed. What an operator does not get as it asks for it is refused too, by a UserError that names the
+    node.
 
     Args:
         node: the node.
@@ -37,7 +37,7 @@ class NodeView:
         branch: Callable[[GraphProto], tuple[Any, ...]],
     ) -> None:
         self.op_type = node.op_type
-        self.domain = "" if node.domain == "ai.onnx" else node.domain
+        self.domain = own_domain(node.domain)
         self.name = node.name
         self.opset = opset
         self.outputs = list(node.output)
@@ -50,9 +50,6 @@ class NodeView:
         """The attribute `name` as a Python value (a tensor as torch's), or `default` where the node has none.
 
         ONNX writes truth values as integers. Where `default` is a bool, they are read as one.
-
-        Raises:
-            UserError: it is of another type than the default.
         """
         self._unread.discard(name)
         if name not in self._attributes:
@@ -65,42 +62,26 @@ class NodeView:
         return value  # type: ignore[no-any-return]
 
     def required(self, name: str, type_: type[T]) -> T:
-        """The attribute `name`, which the operator cannot do without.
-
-        Raises:
-            UserError: it is missing, or of another type.
-        """
+        """The attribute `name`, which the operator cannot do without."""
         value = self.attribute(name, None)
         if not isinstance(value, type_):
             self.refuse(f"attribute '{name}' should be of type {type_.__name__}, got {value!r}")
         return value
 
     def choice(self, name: str, *words: str) -> str:
-        """The attribute `name`, one of `words`; the first of them where the node has none.
-
-        Raises:
-            UserError: it is another word.
-        """
+        """The attribute `name`, one of `words`; the first of them where the node has none."""
         value = self.attribute(name, words[0])
         if value not in words:
             self.refuse(f"attribute '{name}' should be one of {', '.join(words)}, got '{value}'")
         return value
 
     def dtype(self, name: str) -> torch.dtype | None:
-        """The element type that the attribute `name` asks for, or None where the node asks for none.
-
-        Raises:
-            UserError: torch has no such type.
-        """
+        """The element type that the attribute `name` asks for, or None where the node asks for none."""
         number = self.attribute(name, 0)
         return dtype_of(number, str(self)) if number else None
 
     def only(self, name: str, value: int) -> None:
-        """Accept no other `value` of the attribute `name`, which is also its default.
-
-        Raises:
-            UserError: it has another one.
-        """
+        """Accept no other `value` of the attribute `name`, which is also its default."""
         if self.attribute(name, value) != value:
             self.refuse(f"attribute '{name}' should be {value}")
 
@@ -119,39 +100,23 @@ class NodeView:
         return name in self._attributes
 
     def axes(self, given: Tensor | None, since: int) -> list[int] | None:
-        """Axes that are an attribute before opset `since` and an input from then on; None if there are none.
-
-        Raises:
-            UserError: they are only known when the graph runs.
-        """
+        """Axes that are an attribute before opset `since` and an input from then on; None if there are none."""
         if self.opset < since:
             return self.attribute("axes", None)
         return None if given is None else self.constant(given, "axes").flatten().tolist()
 
     def constant(self, value: Tensor | None, what: str) -> Tensor:
-        """`value`, which has to be known at conversion.
-
-        Raises:
-            UserError: it is not.
-        """
+        """`value`, which has to be known at conversion."""
         if not isinstance(value, Tensor):
             self.refuse(f"input '{what}' has to be a constant")
         return value
 
     def refuse(self, why: str) -> NoReturn:
-        """Say that this node is beyond the twin.
-
-        Raises:
-            UserError: always.
-        """
+        """Raise the error that the twin cannot run this node."""
         raise UserError(f"the twin cannot run {self}: {why}", hint=HINT)
 
     def check_read(self) -> None:
-        """Every attribute was read.
-
-        Raises:
-            UserError: names those that were not.
-        """
+        """Refuse attributes that the operator did not read."""
         if self._unread:
             self.refuse("unknown attribute " + ", ".join(f"'{name}'" for name in sorted(self._unread)))
 

@@ -1,4 +1,4 @@
-"""Operators on `Sizes`: they move entries to other places, or compute with them as Python does with numbers."""
+"""Operators on `Sizes`: they move entries, or compute with them as Python does with numbers."""
 
 import math
 import operator
@@ -37,7 +37,7 @@ def on_sizes(node: NodeView, inputs: Sequence[Any]) -> Any:
 
 
 def _moved(node: NodeView, inputs: Sequence[Any]) -> Any:
-    """The entries at the places where the operator puts their numbers: it is given 0 for the first, and so on."""
+    """The entries, moved as the operator moves numbers: it is run on their positions 0, 1, 2 and so on."""
     entries: list[Any] = []
     numbered: list[Tensor | None] = []
     for place, value in enumerate(inputs):

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from exporters.onnx_twin.tracing import deferred, fixed_sizes
 
-LARGEST = 64
+MOST_ENTRIES = 64
 """Shapes are short: a constant with more entries than this is no part of one."""
 
 OTHER_FLOATS = (torch.float16, torch.bfloat16, torch.float64)
@@ -66,7 +66,7 @@ def as_sizes(value: Sizes | Tensor) -> Entries | None:
     """The entries of `value` if it can take part in shape arithmetic."""
     if isinstance(value, Sizes):
         return value.entries
-    if isinstance(value, Tensor) and value.numel() <= LARGEST and value.dtype not in OTHER_FLOATS:
+    if isinstance(value, Tensor) and value.numel() <= MOST_ENTRIES and value.dtype not in OTHER_FLOATS:
         return np.array(value.tolist(), dtype=object).reshape(tuple(value.shape))
     return None
 

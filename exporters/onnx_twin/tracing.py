@@ -6,22 +6,28 @@ the call runs and its result is known too, and that is the constant folding. Or 
 tensor that only exists when the twin runs; then the call becomes a node. The annotations say `Tensor` for
 both, since that is what an operator's author may think of, and `isinstance(value, Tensor)` tells a known
 one.
+
+Folding is limited: a few bytes of a file can ask for terabytes, by Expand, Range, Pad or an outer sum.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, fx
 from torch.fx.node import Argument, map_arg
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from exporters.onnx_twin.limits import fold, limited
+from dgad_tk.common import UserError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+LARGEST, TOTAL = 2**29, 2**33
+"""Bytes of one folded constant, and of all of a conversion."""
 
 EXAMPLES = "examples"
 """Key in a node's meta: what it gives for each of two example inputs, on the meta device; None if that is unknown."""
@@ -32,9 +38,6 @@ class Recorder(fx.proxy.GraphAppendingTracer):
 
     Examples hold no data, only ranks, sizes and dtypes. The first is a hint: an operator must be right without it. The
     second differs from it in its batch, and says which sizes do not depend on that.
-
-    Args:
-        graph: the graph to append to.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
@@ -56,35 +59,33 @@ class Recorder(fx.proxy.GraphAppendingTracer):
         node.meta[EXAMPLES] = examples
         return fx.Proxy(node, self)
 
-    def create_arg(self, a: Any) -> Argument:
-        return self.buffer(a) if isinstance(a, Tensor) else super().create_arg(a)
-
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         node.meta[EXAMPLES] = _example(node, 0), _example(node, 1)
         return node
 
-    def buffer(self, tensor: Tensor, name: str = "constant") -> fx.Node:
-        """The node of a known tensor; `name` is for the buffer that it becomes, if none was suggested."""
-        self.suggest(tensor, name)
-        if id(tensor) not in self._nodes:
-            stem = name = _identifier(self._names[id(tensor)])
+    def create_arg(self, a: Any) -> Argument:
+        if not isinstance(a, Tensor):
+            return super().create_arg(a)
+        self.suggest(a, "constant")
+        if id(a) not in self._nodes:
+            stem = name = _identifier(self._names[id(a)])
             count = 1
             while name in self.constants:
                 count += 1
                 name = f"{stem}_{count}"
-            self.constants[name] = tensor
+            self.constants[name] = a
             node = self.graph.get_attr(name)
-            node.meta[EXAMPLES] = (tensor.to("meta"),) * 2
-            self._nodes[id(tensor)] = node
-        return self._nodes[id(tensor)]
+            node.meta[EXAMPLES] = (a.to("meta"),) * 2
+            self._nodes[id(a)] = node
+        return self._nodes[id(a)]
 
 
 def call(function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
     """`function(*args, **kwargs)`, now if every argument is known, else as one node of the graph."""
     proxy = _proxy_in((args, kwargs))
     if proxy is None:
-        return fold(function, *args, **kwargs)
+        return _fold(function, *args, **kwargs)
     return cast(R, proxy.tracer.create_proxy("call_function", function, args, kwargs))
 
 
@@ -98,9 +99,55 @@ def deferred(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
         known = _proxy_in((args, kwargs)) is None
-        return fold(function, *args, **kwargs) if known else call(recorded, *args, **kwargs)
+        return _fold(function, *args, **kwargs) if known else call(recorded, *args, **kwargs)
 
     return recorded
+
+
+_left: int | None = None
+"""Bytes that the conversion under way may still fold; None when none is, since a twin's own runs have no limit."""
+
+
+@contextmanager
+def limited(total: int | None = TOTAL) -> Iterator[None]:
+    """While this is open, what is folded is limited to so many bytes.
+
+    None is for what takes no memory, on the meta device, and for what was counted already.
+    """
+    global _left
+    before, _left = _left, total
+    try:
+        yield
+    finally:
+        _left = before
+
+
+def _fold(function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+    """`function(*args, **kwargs)` of known tensors; in a conversion, once the size of the result is seen.
+
+    The size comes from the meta device, which computes shapes only. What depends on values cannot run there; it picks
+    from what it is given and does not grow it.
+    """
+    global _left
+    if _left is None:
+        return function(*args, **kwargs)
+    args_of_shape, kwargs_of_shape = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+    left = _left
+    try:
+        with limited(None), torch.device("meta"), torch.no_grad():
+            found = function(*args_of_shape, **kwargs_of_shape)
+    except (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError):
+        found = None
+    tensors = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > min(LARGEST, left):
+        raise UserError(
+            f"the twin would fold a constant of shape {list(tensors[0].shape)[:8]}, {size / 2**30:,.1f} GB",
+            hint="no classifier needs that; the file may be damaged or hostile",
+        )
+    _left = left - size
+    with limited(None):
+        return function(*args, **kwargs)
 
 
 def _proxy_in(values: Any) -> fx.Proxy | None:

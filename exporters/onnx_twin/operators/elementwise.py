@@ -60,9 +60,8 @@ def divide(node: NodeView, a: Tensor, b: Tensor) -> Tensor:
     return call(torch.div, a, b) if _is_float(a) or _is_float(b) else _divide(a, b)
 
 
-@deferred
-def _modulo(a: Tensor, b: Tensor, fmod: bool) -> Tensor:
-    return torch.fmod(a, b) if fmod else torch.remainder(a, b)
+def modulo(node: NodeView, a: Tensor, b: Tensor) -> Tensor:
+    return call(torch.fmod if node.attribute("fmod", False) else torch.remainder, a, b)
 
 
 @deferred
@@ -72,12 +71,8 @@ def _power(base: Tensor, exponent: Tensor) -> Tensor:
 
 
 def power(node: NodeView, base: Tensor, exponent: Tensor) -> Tensor:
-    if (
-        isinstance(exponent, Tensor)
-        and exponent.numel() == 1
-        and _is_float(base)
-        and exponent.dim() <= (rank(base) or 0)
-    ):
+    one = isinstance(exponent, Tensor) and exponent.numel() == 1 and exponent.dim() <= (rank(base) or 0)
+    if one and _is_float(base):
         return call(torch.pow, base, exponent.item())  # squares and roots have kernels of their own
     return _power(base, exponent)
 
@@ -162,7 +157,7 @@ OPERATORS: dict[str, Operator] = {name: row(getattr(torch, name.lower())) for na
     "Max": _widened(folded(torch.maximum)),
     "Mean": mean,
     "Min": _widened(folded(torch.minimum)),
-    "Mod": _widened(row(_modulo, fmod=False)),
+    "Mod": _widened(modulo),
     "Mul": _aligned(row(torch.mul)),
     "Not": row(torch.logical_not),
     "Or": _aligned(row(torch.logical_or)),

@@ -96,8 +96,6 @@ def _unit(x: Tensor, p: int, axis: int) -> Tensor:
 @deferred
 def _local_response(x: Tensor, size: int, alpha: float, beta: float, bias: float) -> Tensor:
     """torch's even window reaches further down the channels, ONNX's further up: count them backwards."""
-    if size % 2:
-        return F.local_response_norm(x, size, alpha, beta, bias)
     return F.local_response_norm(x.flip(1), size, alpha, beta, bias).flip(1)
 
 

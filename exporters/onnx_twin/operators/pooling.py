@@ -10,7 +10,7 @@ from torch import Tensor
 from exporters.onnx_twin.node import NodeView
 from exporters.onnx_twin.operators.reductions import KINDS
 from exporters.onnx_twin.operators.row import Operator, row
-from exporters.onnx_twin.operators.windows import Window, flat, padded, padded_with_lowest, window_of
+from exporters.onnx_twin.operators.windows import Window, flat, padded, window_of
 from exporters.onnx_twin.tracing import call, deferred
 
 MAX_POOLS: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -38,7 +38,7 @@ def max_pool(node: NodeView, x: Tensor) -> Any:
         found = _max_pool_with_positions(x, window, columns)
         return found[0], found[1]
     if not _torch_can(padding, window.kernel):
-        x, padding = padded_with_lowest(x, window), [0] * len(window.kernel)
+        x, padding = padded(x, window, lowest=True), [0] * len(window.kernel)
         window = window._replace(ceil=False)
     pool = MAX_POOLS[len(window.kernel)]
     return call(pool, x, window.kernel, window.strides, padding, window.dilations, ceil_mode=window.ceil)
@@ -48,7 +48,7 @@ def max_pool(node: NodeView, x: Tensor) -> Any:
 def _max_pool_with_positions(x: Tensor, w: Window, columns: bool) -> tuple[Tensor, Tensor]:
     """Maxima and where they are in `x`, counted over the whole tensor; with `columns`, an image's columns first."""
     sizes = list(x.shape[2:])
-    continued, pairs = padded_with_lowest(x, w), w.paddings(sizes)
+    continued, pairs = padded(x, w, lowest=True), w.paddings(sizes)
     values, found = MAX_POOLS[len(w.kernel)](continued, w.kernel, w.strides, 0, w.dilations, return_indices=True)
     planes = torch.arange(x.shape[:2].numel(), device=x.device).reshape(*x.shape[:2], *[1] * len(sizes))
     position, factors = planes * math.prod(sizes), [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]

@@ -39,17 +39,12 @@ def conv_transpose(node: NodeView, x: Tensor, weight: Tensor, bias: Tensor | Non
     rank = len(window.kernel)
     extra = node.attribute("output_padding", [0] * rank)
     wanted = node.attribute("output_shape", [0] * rank)[-rank:]
-    groups = node.attribute("group", 1)
-    fits = (more < max(pair) for more, *pair in zip(extra, window.strides, window.dilations, strict=True))
-    if window.pads is not None and window.symmetric is not None and not any(wanted) and all(fits):
-        transposed = TRANSPOSED[rank]
-        return call(transposed, x, weight, bias, window.strides, window.symmetric, extra, groups, window.dilations)  # type: ignore[no-any-return]
     upper = node.attribute("auto_pad", "NOTSET") == "SAME_UPPER"
-    return _cut(x, weight, bias, window, extra, wanted, groups, upper)
+    return _conv_transpose(x, weight, bias, window, extra, wanted, node.attribute("group", 1), upper)
 
 
 @deferred
-def _cut(
+def _conv_transpose(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,

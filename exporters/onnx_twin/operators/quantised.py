@@ -57,20 +57,20 @@ def between_integers(operator: Callable[..., Tensor]) -> Operator:
 
 
 class _Round(torch.autograd.Function):
-    """Half to even, by no more than to [low, high] where they are given, and the identity backwards."""
+    """Half to even, and the identity backwards."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
-        return x.round() if low is None else x.round().clamp_(low, high)
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return gradients[0], None, None
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
 
 
-def rounded(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-    """`x` as whole numbers, in [low, high]; its gradient passes straight through."""
-    whole: Tensor = _Round.apply(x, low, high)
+def rounded(x: Tensor) -> Tensor:
+    """`x` as whole numbers; its gradient passes straight through."""
+    whole: Tensor = _Round.apply(x)
     return whole
 
 
@@ -92,7 +92,7 @@ def as_float(x: Tensor) -> Tensor:
 
 
 def spread(node: NodeView, values: Tensor, like: Tensor, axis: int) -> Number:
-    """`values`, one or one per entry along `axis`, in a form that broadcasts with `like`."""
+    """`values`, a single one or one per entry along `axis`, in a shape that broadcasts with `like`."""
     values, dimensions = as_float(values), rank(like)
     found = example(values)
     if isinstance(values, Tensor) and values.numel() == 1:
@@ -192,8 +192,9 @@ def _dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scale = (high - low) / 255
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)
         zero_point = (-low / scale).clamp(0, 255).round()
-    # Nothing lies outside the range, so that nothing saturates.
-    integers = rounded(x / scale, -zero_point, 255 - zero_point) + zero_point
+    integers = rounded(x / scale) + zero_point
+    # Only rounding leaves the range, by one step: nothing saturates, and the gradient passes.
+    integers = integers + (integers.clamp(0, 255) - integers).detach()
     return integers, scale, zero_point.to(torch.uint8)
 
 

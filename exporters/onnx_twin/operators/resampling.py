@@ -14,12 +14,6 @@ from exporters.onnx_twin.operators.shapes import Amounts
 from exporters.onnx_twin.sizes import as_numbers
 from exporters.onnx_twin.tracing import call, deferred, example
 
-INTERPOLATIONS = {
-    ("linear", 3): "linear",
-    ("linear", 4): "bilinear",
-    ("linear", 5): "trilinear",
-    ("cubic", 4): "bicubic",
-}
 HALF_WAY = 1e-6
 """What ONNX Runtime takes for half way between two pixels."""
 
@@ -40,7 +34,7 @@ class Style(NamedTuple):
 class Axis(NamedTuple):
     """One axis that is resized."""
 
-    axis: int
+    number: int
     size: int
     target: int
     scale: float
@@ -78,11 +72,11 @@ def resampled(
             ratio = min(scales) if style.policy == "not_larger" else max(scales)
             new, scales = [math.floor(ratio * size + 0.5) for size in old], [ratio] * count
     plan = [Axis(*each) for each in zip(chosen, old, new, scales, begins, ends, strict=True)]
-    resized = [row for row in plan if row.target != row.size or row.scale != 1]  # ONNX Runtime does not crop the others
-    if _torch_can(x, resized, style):
-        return _interpolate(x, resized, style)
-    for row in resized:
-        x = _nearest(x, row, style) if style.mode == "nearest" else _filtered(x, row, style)
+    resized = [
+        axis for axis in plan if axis.target != axis.size or axis.scale != 1
+    ]  # ONNX Runtime does not crop the others
+    for axis in resized:
+        x = _nearest(x, axis, style) if style.mode == "nearest" else _filtered(x, axis, style)
     return x
 
 
@@ -91,92 +85,62 @@ def _scaled(size: int, scale: float) -> int:
     return size * int(scale) if scale == int(scale) else int(np.float32(size) * np.float32(scale))
 
 
-def _torch_can(x: Tensor, rows: list[Axis], style: Style) -> bool:
-    """Whether `F.interpolate` does the same, at once for all axes."""
-    if style.antialias or style.exclude_outside or style.coordinates == "tf_crop_and_resize":
-        return False
-    if not 3 <= x.dim() <= 5 or any(row.axis < 2 or row.target * row.size == 0 for row in rows):
-        return False
-    exact = all(row.target == row.size * row.scale for row in rows)
-    if style.mode == "nearest":
-        upwards = all(row.target >= row.size for row in rows)
-        floor = style.nearest == "floor" or (style.nearest == "simple" and upwards)
-        return exact and style.coordinates == "asymmetric" and floor
-    if (style.mode, x.dim()) not in INTERPOLATIONS or not x.is_floating_point():
-        return False
-    if style.mode == "cubic" and style.cubic_a != -0.75:
-        return False
-    several = all(row.target > 1 for row in rows)
-    half_pixel = style.coordinates == "half_pixel" or (style.coordinates == "pytorch_half_pixel" and several)
-    return style.coordinates == "align_corners" or (half_pixel and exact)
-
-
-def _interpolate(x: Tensor, rows: list[Axis], style: Style) -> Tensor:
-    size = list(x.shape[2:])
-    for row in rows:
-        size[row.axis - 2] = row.target
-    if style.mode == "nearest":
-        return F.interpolate(x, size, mode="nearest")
-    mode = INTERPOLATIONS[style.mode, x.dim()]
-    return F.interpolate(x, size, mode=mode, align_corners=style.coordinates == "align_corners")
-
-
-def _origins(row: Axis, style: Style) -> Tensor:
+def _origins(axis: Axis, style: Style) -> Tensor:
     """Where in the input each position of the output lies, `(target,)`; in single precision, as runtimes have it.
 
     Positions and weights are few: they are computed on the CPU, wherever the images are.
     """
-    x, scale = torch.arange(row.target, dtype=torch.float32), torch.tensor(row.scale, dtype=torch.float32)
-    last, many = row.size - 1, row.target > 1
+    x, scale = torch.arange(axis.target, dtype=torch.float32), torch.tensor(axis.scale, dtype=torch.float32)
+    last, many = axis.size - 1, axis.target > 1
     if style.coordinates == "align_corners":
-        return x * last / (row.target - 1) if many else torch.zeros_like(x)
+        return x * last / (axis.target - 1) if many else torch.zeros_like(x)
     if style.coordinates == "asymmetric":
         return x / scale
     if style.coordinates == "tf_half_pixel_for_nn":
         return (x + 0.5) / scale
     if style.coordinates == "tf_crop_and_resize":
         if not many:
-            return torch.full_like(x, (row.begin + row.end) * last / 2)
-        return row.begin * last + x * (row.end - row.begin) * last / (row.target - 1)
+            return torch.full_like(x, (axis.begin + axis.end) * last / 2)
+        return axis.begin * last + x * (axis.end - axis.begin) * last / (axis.target - 1)
     if style.coordinates == "pytorch_half_pixel" and not many:
         return torch.zeros_like(x)
     origins = (x + 0.5) / scale
     if style.coordinates == "half_pixel_symmetric":  # the centre stays the centre where the scale does not fit
-        origins = row.size / 2 * (1 - row.target / (scale * row.size)) + origins
+        origins = axis.size / 2 * (1 - axis.target / (scale * axis.size)) + origins
     return origins - 0.5
 
 
-def _nearest(x: Tensor, row: Axis, style: Style) -> Tensor:
-    origins = _origins(row, style)
+def _nearest(x: Tensor, axis: Axis, style: Style) -> Tensor:
+    origins = _origins(axis, style)
     below = torch.floor(origins)
     if style.nearest == "round_prefer_floor":
         index = below + (origins - below > 0.5 + HALF_WAY)
     elif style.nearest == "round_prefer_ceil":
         index = below + (origins - below >= 0.5 - HALF_WAY)
-    elif style.nearest == "ceil" or (style.nearest == "simple" and row.scale < 1):
+    elif style.nearest == "ceil" or (style.nearest == "simple" and axis.scale < 1):
         index = torch.ceil(origins)
     else:
         index = below
-    taken = x.index_select(row.axis, index.long().clamp(0, row.size - 1).to(x.device))
-    return _extrapolated(taken, origins, row, style)
+    taken = x.index_select(axis.number, index.long().clamp(0, axis.size - 1).to(x.device))
+    return _extrapolated(taken, origins, axis, style)
 
 
-def _filtered(x: Tensor, row: Axis, style: Style) -> Tensor:
+def _filtered(x: Tensor, axis: Axis, style: Style) -> Tensor:
     """Weighted sums of the neighbours; a filter against aliasing is as much wider as the image becomes smaller."""
-    origins = _origins(row, style)
-    stretch = min(row.scale, 1.0) if style.antialias else 1.0
+    origins = _origins(axis, style)
+    stretch = min(axis.scale, 1.0) if style.antialias else 1.0
     half = math.ceil((1 if style.mode == "linear" else 2) / stretch)
     taps = torch.arange(1 - half, half + 1)
     positions = torch.floor(origins)[:, None] + taps  # (target, taps)
     distance = (positions - origins[:, None]) * stretch
     weights = (1 - distance.abs()).clamp(min=0) if style.mode == "linear" else _cubic(distance, style.cubic_a)
     if style.exclude_outside:
-        weights = weights * ((positions >= 0) & (positions < row.size))
+        weights = weights * ((positions >= 0) & (positions < axis.size))
     if style.exclude_outside or style.antialias:
         weights = weights / weights.sum(1, keepdim=True)
-    matrix = torch.zeros(row.target, row.size).scatter_add(1, positions.long().clamp(0, row.size - 1), weights)
-    resized = torch.matmul(x.movedim(row.axis, -1), matrix.t().to(x)).movedim(-1, row.axis)
-    return _extrapolated(resized, origins, row, style)
+    matrix = torch.zeros(axis.target, axis.size).scatter_add(1, positions.long().clamp(0, axis.size - 1), weights)
+    resized = torch.matmul(x.movedim(axis.number, -1), matrix.t().to(x)).movedim(-1, axis.number)
+    return _extrapolated(resized, origins, axis, style)
 
 
 def _cubic(distance: Tensor, a: float) -> Tensor:
@@ -187,22 +151,17 @@ def _cubic(distance: Tensor, a: float) -> Tensor:
     return torch.where(d <= 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
 
 
-def _extrapolated(x: Tensor, origins: Tensor, row: Axis, style: Style) -> Tensor:
+def _extrapolated(x: Tensor, origins: Tensor, axis: Axis, style: Style) -> Tensor:
     """A crop that reaches over the edge has a fixed value there."""
     if style.coordinates != "tf_crop_and_resize":
         return x
-    outside = (origins < 0) | (origins > row.size - 1)
-    return x.masked_fill(outside.reshape(-1, *[1] * (x.dim() - 1 - row.axis)).to(x.device), style.extrapolation)
+    outside = (origins < 0) | (origins > axis.size - 1)
+    return x.masked_fill(outside.reshape(-1, *[1] * (x.dim() - 1 - axis.number)).to(x.device), style.extrapolation)
 
 
 COORDINATES = (
-    "half_pixel",
-    "half_pixel_symmetric",
-    "pytorch_half_pixel",
-    "align_corners",
-    "asymmetric",
-    "tf_half_pixel_for_nn",
-    "tf_crop_and_resize",
+    *("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric"),
+    *("tf_half_pixel_for_nn", "tf_crop_and_resize"),
 )
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from exporters.onnx_twin.node import NodeView
-from exporters.onnx_twin.operators.row import Operator
+from exporters.onnx_twin.operators.row import Operator, row
 from exporters.onnx_twin.sizes import Sizes, as_numbers, shape_of
-from exporters.onnx_twin.tracing import call, deferred, fixed_sizes, rank
+from exporters.onnx_twin.tracing import call, deferred, fixed_sizes
 
 Amounts = Tensor | Sizes
 """A tensor of sizes, positions or factors."""
@@ -52,11 +52,6 @@ def _flatten(x: Tensor, axis: int) -> Tensor:
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
-def flatten(node: NodeView, x: Tensor) -> Tensor:
-    axis = node.attribute("axis", 1)
-    return call(torch.flatten, x, 1) if axis == 1 and (rank(x) or 0) > 1 else _flatten(x, axis)
-
-
 @deferred
 def _expand(x: Tensor, sizes: list[int]) -> Tensor:
     return x.expand(torch.broadcast_shapes(x.shape, tuple(sizes)))  # type: ignore[no-untyped-call]
@@ -83,7 +78,7 @@ def unsqueeze(node: NodeView, x: Tensor, axes: Tensor | None = None) -> Tensor:
     chosen = node.axes(axes, 13)
     if chosen is None:
         node.refuse("it has no axes")
-    return call(torch.unsqueeze, x, chosen[0]) if len(chosen) == 1 else _unsqueeze(x, chosen)
+    return _unsqueeze(x, chosen)
 
 
 def constant_of_shape(node: NodeView, sizes: Amounts) -> Tensor:
@@ -113,7 +108,7 @@ def _range(start: Any, end: Any, step: Any, dtype: torch.dtype, device: torch.de
 OPERATORS: dict[str, Operator] = {
     "ConstantOfShape": constant_of_shape,
     "Expand": lambda node, x, sizes: _expand(x, as_numbers(sizes)),
-    "Flatten": flatten,
+    "Flatten": row(_flatten, axis=1),
     "Range": range_,
     "Reshape": reshape,
     "Shape": shape,

@@ -89,13 +89,9 @@ def flat(pairs: list[tuple[int, int]]) -> list[int]:
 
 
 @deferred
-def padded(x: Tensor, window: Window) -> Tensor:
-    """`x` `(N, C, ...)` with zeros around it, so that the window needs no padding."""
-    return F.pad(x, flat(window.paddings(list(x.shape[2:]))))
-
-
-@deferred
-def padded_with_lowest(x: Tensor, window: Window) -> Tensor:
-    """As `padded`, with the lowest value of the type in place of zero."""
-    lowest = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
-    return F.pad(x, flat(window.paddings(list(x.shape[2:]))), value=lowest)
+def padded(x: Tensor, window: Window, *, lowest: bool = False) -> Tensor:
+    """`x` `(N, C, ...)` with zeros, or the lowest value of its type, around it: the window needs no other padding."""
+    value: float = 0
+    if lowest:
+        value = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
+    return F.pad(x, flat(window.paddings(list(x.shape[2:]))), value=value)

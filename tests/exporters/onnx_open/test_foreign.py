@@ -27,9 +27,8 @@ from evaluators.engine.evaluate import evaluate
 from evaluators.plan.rows import plan
 from evaluators.target.judge import compare_twin, judge
 from exporters.formats import load
-from exporters.onnx_open.free_batch import InParts, Mapped, freed, place_batch
+from exporters.onnx_open.free_batch import InParts, place_batch
 from exporters.onnx_open.logits_output import Squash
-from exporters.onnx_read.read import read_onnx
 
 pytestmark = pytest.mark.portable
 
@@ -185,20 +184,6 @@ def test_the_twin_of_a_fixed_batch_takes_any(name: str, batch: int, tmp_path: Pa
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("name", NETS)
-def test_the_graph_of_a_fixed_batch_is_rewritten_for_any(name: str, batch: int, tmp_path: Path) -> None:
-    """ONNX Runtime gives for all images at once what it gives for each in a batch of its own."""
-    fixed = write(NETS[name](), torch.zeros(batch, *SHAPE), tmp_path / "fixed.onnx", opset=17)
-    free, _ = freed(read_onnx(fixed), (batch, *SHAPE))
-    onnx.checker.check_model(free, full_check=True)
-    onnx.save(free, str(tmp_path / "free.onnx"))
-    x = images(7)
-    alone = run(fixed, *(np.repeat(x[at : at + 1], batch, axis=0) for at in range(7)))[::batch]
-    assert_near(run(tmp_path / "free.onnx", x), alone)
-    assert_near(run(tmp_path / "free.onnx", x[:1]), alone[:1])
-
-
-@pytest.mark.parametrize("batch", [1, 4])
 def test_a_fixed_batch_is_answered_by_the_file_as_it_is(batch: int, tmp_path: Path) -> None:
     path = write(ConvNet(), torch.zeros(batch, *SHAPE), tmp_path / "fixed.onnx")
     predictor, x = load(path), images(7)
@@ -214,14 +199,15 @@ def test_a_graph_that_cannot_be_freed_still_attacks(
 ) -> None:
     if not maps:
 
-        def refuses(self: Mapped, parts: Tensor) -> Tensor:
+        def refuses(module: nn.Module) -> None:
             raise RuntimeError("no batching rule")
 
-        monkeypatch.setattr(Mapped, "rows", refuses)
+        monkeypatch.setattr(torch, "vmap", refuses)
     net = FirstOfBatch()
     path = write(net, torch.zeros(1, *SHAPE), tmp_path / "first.onnx")
     predictor, x = load(path), images(5)
-    assert type(predictor.module) is (Mapped if maps else InParts)
+    assert isinstance(predictor.module, InParts)
+    assert predictor.module.mapped == maps
     assert any("which is slow" in note for note in predictor.notes) != maps
     assert_near(logits(predictor, x), singly(path, x))
     each = [gradient(Wrapped(net, after=lambda y, at=at: y.roll(-at, 1)), x[at : at + 1]) for at in range(5)]
@@ -266,8 +252,8 @@ def test_parts_of_a_batch_are_filled_up() -> None:
             return x.flatten(1)
 
     x = torch.rand(5, 1, 1, 3, requires_grad=True)
-    for way in (InParts, Mapped):
-        result = way(Two(), 2)(x)
+    for mapped in (False, True):
+        result = InParts(Two(), 2, mapped=mapped)(x)
         torch.testing.assert_close(result, x.flatten(1))
         (back,) = torch.autograd.grad(result.sum(), x)
         assert (back == 1).all()

@@ -16,10 +16,9 @@ from cli import app
 from dgad_tk.common import UserError
 from exporters.bench.describe import describe
 from exporters.formats import load
-from exporters.onnx_read.bounds import check_bounds
+from exporters.onnx_read.bounds import check_bounds, inferred_types
 from exporters.onnx_read.parts import Refused
 from exporters.onnx_read.read import read_onnx, read_onnx_record
-from exporters.onnx_read.types import inferred_types
 
 PAGE = b"<!DOCTYPE html><html><head><title>Sign in</title></head></html>"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123\n"

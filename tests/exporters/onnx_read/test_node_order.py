@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from exporters.formats import load
-from exporters.onnx_read.node_order import sort_nodes
+from exporters.onnx_read.parts import sort_nodes
 
 FLOAT = TensorProto.FLOAT
 

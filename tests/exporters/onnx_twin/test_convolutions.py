@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from dgad_tk.ascent.frozen_conv import FrozenConv2d
 from exporters.onnx_twin import to_torch
-from exporters.onnx_twin.freezing import freeze_convolutions
+from exporters.onnx_twin.convolutions import freeze_convolutions
 
 SHAPE = (2, 4, 9, 8)
 
