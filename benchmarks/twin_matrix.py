@@ -3,7 +3,7 @@
 Every net by both torch exporters and through onnxslim, and once with weights of all digits, which the exporters round
 when they fold; two nets also as ONNX Runtime saves them and with a fixed batch. `Comparison` says what the columns are.
 
-    PYTHONPATH=tests python benchmarks/twin_matrix.py --nets resnet18,swin_small --threads 1
+    PYTHONPATH=tests/support python benchmarks/twin_matrix.py --nets resnet18,swin_small --threads 1
 """
 
 import argparse
@@ -16,8 +16,7 @@ from pathlib import Path
 
 import onnx
 import torch
-from test_onnx_twin_torchvision import DYNAMO, OPTIMISERS, TORCHSCRIPT
-from torchvision_nets import NETS, Comparison, compare, exported
+from torchvision_nets import DYNAMO, NETS, OPTIMISERS, TORCHSCRIPT, Comparison, compare, exported
 
 TWO = ("mobilenet_v3_small", "swin_small")
 COLUMNS = ("logits", "spread", "double", "single", "own", "worst", "own_worst")

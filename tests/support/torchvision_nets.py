@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx
 import onnxruntime
+import onnxslim
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -269,3 +270,16 @@ def _against_runtime(
 def _relative(actual: Tensor, expected: Tensor) -> list[float]:
     assert actual.dtype == expected.dtype
     return ((actual - expected).norm(dim=1) / expected.norm(dim=1)).tolist()  # type: ignore[no-any-return]
+
+
+DYNAMO = (18, 20, 23)
+
+
+TORCHSCRIPT = (11, 13, 17, 20)
+
+
+OPTIMISERS = {
+    "onnxslim": lambda model, folder: onnxslim.slim(model),
+    "basic": by_runtime("BASIC"),
+    "extended": by_runtime("EXTENDED"),
+}

@@ -12,7 +12,18 @@ import onnxruntime
 import onnxslim
 import pytest
 import torch
-from torchvision_nets import NETS, Comparison, compare, exported, gradients, images, runtime
+from torchvision_nets import (
+    DYNAMO,
+    NETS,
+    OPTIMISERS,
+    TORCHSCRIPT,
+    Comparison,
+    compare,
+    exported,
+    gradients,
+    images,
+    runtime,
+)
 
 from exporters.onnx_twin import to_torch
 
@@ -24,7 +35,6 @@ SINGLE, FLIPPED = 1e-3, 2e-2
 ReLU of those on the other side of zero, which moves an image's gradient by up to a percent or two; it happens to the
 source module as often, against itself in double precision."""
 
-DYNAMO, TORCHSCRIPT = (18, 20, 23), (11, 13, 17, 20)
 SHORT = [
     ("mobilenet_v3_small", True, 18),
     ("mobilenet_v3_small", False, 11),
@@ -65,13 +75,6 @@ def by_runtime(level: str) -> Callable[[onnx.ModelProto, Path], onnx.ModelProto]
         return onnx.load(folder / "optimised.onnx")
 
     return optimise
-
-
-OPTIMISERS = {
-    "onnxslim": lambda model, folder: onnxslim.slim(model),
-    "basic": by_runtime("BASIC"),
-    "extended": by_runtime("EXTENDED"),
-}
 
 
 @pytest.mark.parametrize(("name", "dynamo", "opset"), SHORT)
