@@ -44,7 +44,7 @@ class Budget:
 Build = Callable[[Estimator, Budget, Mapping[str, Any]], SearchingAttack]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AttackSpec:
     """A row of ATTACKS. Every attack is given the true labels as `y`, to be moved away from.
 
@@ -66,8 +66,8 @@ class AttackSpec:
         note: a caution printed with its row.
     """
 
-    kind: Kind
-    norms: tuple[Norm, ...]
+    kind: Kind = "budget"
+    norms: tuple[Norm, ...] = ("linf", "l2", "l1")
     build: Build
     description: str
     params: Mapping[str, int | float | str] = field(default_factory=dict)

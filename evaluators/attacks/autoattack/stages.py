@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, TARGETED_DLR_CLASSES
+from evaluators.attacks.autoattack.square.moves import TILES
 from evaluators.target.ball import Norm
 
 Version = Literal["standard", "plus", "rand"]
@@ -12,8 +13,6 @@ ROBUST = -1
 """In `broken_by`: no stage broke the image."""
 TARGETS = 9
 """Of the targeted stages, where there are as many other classes."""
-SQUARE_SIDE = 5
-"""The L2 and L1 Square attacks start from a grid of five by five squares."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def ensemble(version: Version, *, classes: int, norm: Norm, side: int) -> tuple[
         stages = [stage for stage in stages if stage.name != "apgd-dlr"]
         stages[0] = Stage("apgd-ce", restarts=5, eot=stages[0].eot)
         notes.append("not the whole ensemble: DLR needs 3 classes, APGD-CE has five restarts in its place")
-    if norm != "linf" and side < SQUARE_SIDE:
+    if norm != "linf" and side < TILES:
         stages = [stage for stage in stages if stage.name != "square"]
-        notes.append(f"not the whole ensemble: Square needs images of {SQUARE_SIDE} pixels a side")
+        notes.append(f"not the whole ensemble: Square needs images of {TILES} pixels a side")
     return stages, notes

@@ -16,13 +16,15 @@ from dgad_tk.ascent.directions import finite
 from dgad_tk.ascent.losses import cross_entropy
 from evaluators.attacks.arguments import at_least
 from evaluators.attacks.autoattack.apgd.l1 import L1Ascents, falling_radii
-from evaluators.attacks.autoattack.apgd.seats import Rows, Seats
 from evaluators.attacks.autoattack.apgd.state import Ascents, L2Ascents, LinfAscents
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, TARGETED_DLR_CLASSES, dlr, targeted_dlr
+from evaluators.attacks.autoattack.seats import Rows, Seats
 from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows, wrong
 from evaluators.target.ball import Norm
 
 Loss = Literal["ce", "dlr"]
+_FEW = 16
+"""Filling or dropping vacant rows costs as much as the updates of a step, so one row in so many has to be vacant."""
 ASCENTS: dict[Norm, type[Ascents]] = {"linf": LinfAscents, "l2": L2Ascents, "l1": L1Ascents}
 
 
@@ -118,11 +120,15 @@ class _Search:
         self.found = self.x.clone()
         self.ascents = ASCENTS[attack.norm]
         lengths = [steps for _, steps in attack.schedule]
-        self.seats = Seats(len(x), max(1, attack.targets) * attack.restarts, attack.batch_size, lengths)
         self.windows = np.zeros((len(lengths), max(lengths) + 1), dtype=np.float32)
         for phase, steps in enumerate(lengths):
             self.windows[phase, :steps] = self.ascents.windows(steps)[:steps]  # the last point has nothing to adapt
-        self.target = self._targets() if attack.targets else torch.zeros_like(y)[:, None]
+        needed = np.ones(len(x), dtype=np.bool_)
+        self.target = torch.zeros_like(y)[:, None]
+        if attack.targets:
+            needed, self.target = self._targets()
+        jobs = max(1, attack.targets) * attack.restarts
+        self.seats = Seats(needed, jobs, attack.batch_size, lengths, few=_FEW)
 
     def run(self) -> Tensor:
         state: Ascents | None = None
@@ -145,15 +151,12 @@ class _Search:
             self.seats.move()
 
     @torch.no_grad()
-    def _targets(self) -> Tensor:
-        """The most likely classes but the label, int64 `(N, targets)`. Images that are wrong already leave."""
-        size, ask = self.attack.batch_size, self.attack.victim.logits
-        logits = torch.cat(
-            [ask(images_of_rows(self.x[at : at + size], self.shape)) for at in range(0, len(self.x), size)]
-        )
-        self.seats.dismiss(np.flatnonzero(wrong(logits, self.y).cpu().numpy()))
+    def _targets(self) -> tuple[NDArray[np.bool_], Tensor]:
+        """Images that are right as they are, bool `(N,)`; the most likely classes but the label, `(N, targets)`."""
+        parts = torch.split(self.x, self.attack.batch_size)
+        logits = torch.cat([self.attack.victim.logits(images_of_rows(part, self.shape)) for part in parts])
         others = logits.scatter(1, self.y[:, None], -torch.inf)
-        return others.topk(self.attack.targets, dim=1).indices
+        return ~wrong(logits, self.y).cpu().numpy(), others.topk(self.attack.targets, dim=1).indices
 
     def _begin(self, image: NDArray[np.int64], job: NDArray[np.int64]) -> Ascents:
         """The `job`-th ascent of each `image`."""

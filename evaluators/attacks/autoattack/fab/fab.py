@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dgad_tk.ascent.directions import finite
 from evaluators.attacks.arguments import at_least
-from evaluators.attacks.autoattack.apgd.seats import even
 from evaluators.attacks.autoattack.fab.projections import Hyperplane, length
+from evaluators.attacks.autoattack.seats import Seats
 from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows, wrong
 from evaluators.target.ball import Norm
 
@@ -21,33 +23,6 @@ _BLOCK = 3 * 2**15
 _SMALLEST_STEP = 1e-8
 _START_RADIUS = 0.5
 _DUAL: dict[str, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
-
-
-@dataclass
-class Jobs:
-    """What each place of the batch, or of the queue, works on; int64 `(S,)` each.
-
-    Attributes:
-        image: row of the image.
-        target: class, where there are targets.
-        turn: rank of the target * restarts + restart.
-        age: steps done.
-    """
-
-    image: Tensor
-    target: Tensor
-    turn: Tensor
-    age: Tensor
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-    def __getitem__(self, rows: Tensor | slice) -> "Jobs":
-        return Jobs(self.image[rows], self.target[rows], self.turn[rows], self.age[rows])
-
-    def put(self, rows: Tensor, jobs: "Jobs") -> None:
-        for name, values in vars(jobs).items():
-            getattr(self, name)[rows] = values
 
 
 @dataclass
@@ -131,57 +106,51 @@ class FAB(NativeAttack):
         """The nearest image found that the model gets wrong, as it is where it was wrong already or none was found."""
         logits = torch.cat([self.victim.answers(part) for part in torch.split(x, self.batch_size)])
         missed = wrong(logits, y)
-        flat = pixel_rows(x)
+        flat, shape, device = pixel_rows(x), tuple(x.shape[1:]), x.device
         found = Nearest(flat.clone(), torch.where(missed, 0.0, torch.inf))
-        queue = self._queue(logits, y, (~missed).nonzero()[:, 0])
-        places = even(len(queue), self.batch_size)
-        jobs, queue = queue[:places], queue[places:]
-        origin = flat[jobs.image]
-        point = self._start(origin, jobs, index, x.shape[1:])
-        while len(jobs):
-            self._step(point, origin, jobs, y[jobs.image], found, x.shape[1:])
-            over = self._over(found)
-            leaving = (jobs.age >= self.steps) | over[jobs.image]
-            if not leaving.any():
-                continue
-            queue = queue[~over[queue.image]]
-            vacant = leaving.nonzero()[:, 0]
-            new, queue = queue[: len(vacant)], queue[len(vacant) :]
-            filled = vacant[: len(new)]
-            jobs.put(filled, new)
-            origin[filled] = flat[new.image]
-            point[filled] = self._start(flat[new.image], new, index, x.shape[1:])
-            if len(new) < len(vacant):
-                leaving[filled] = False
-                jobs, origin, point = jobs[~leaving], origin[~leaving], point[~leaving]
-        return images_of_rows(found.image, x.shape[1:])
+        targets = self._likeliest(logits, y)
+        jobs = targets.shape[1] * self.restarts
+        seats = Seats(~missed.cpu().numpy(), jobs, self.batch_size, [self.steps - 1])
+        origin, point = flat.new_zeros(2, len(seats.live), flat.shape[1])
+        while True:
+            given = seats.admit()
+            if given.size:
+                rows, image = (torch.from_numpy(each).to(device) for each in (given, seats.image[given]))
+                origin[rows] = flat[image]
+                point[rows] = self._start(flat[image], seats.job[given], index[image], shape)
+            if not seats.live.any():
+                return images_of_rows(found.image, shape)
+            if (kept := seats.close()) is not None:
+                rows = torch.from_numpy(kept).to(device)
+                origin, point = origin[rows], point[rows]
+            if given.size or kept is not None:
+                image, rank = (torch.from_numpy(each).to(device) for each in (seats.image, seats.job // self.restarts))
+                target, labels = targets[image, rank], y[image]
+            missed, distance = self._step(point, origin, target, labels, shape)
+            found.offer(image, point, distance, missed)
+            torch.lerp(origin, point, torch.where(missed, BETA, 1.0)[:, None], out=point)
+            if not self.minimal:
+                seats.dismiss(np.flatnonzero((found.distance <= self.eps).cpu().numpy()))
+            seats.move()
 
-    def _over(self, found: Nearest) -> Tensor:
-        """Images whose jobs have nothing left to do, bool `(N,)`."""
-        return torch.zeros_like(found.distance, dtype=torch.bool) if self.minimal else found.distance <= self.eps
-
-    def _queue(self, logits: Tensor, y: Tensor, rows: Tensor) -> Jobs:
-        """Every job of the images `rows`: all of the first target and start, all of the second start, and so on."""
+    def _likeliest(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The most likely classes but the label, `(N, targets)`; without targets one, which nothing looks at."""
         count, others = max(self.targets, 1), logits.shape[1] - 1
         if count > others:
             self.warnings.append(f"FAB: {others} targets instead of {count}: there are only {others + 1} classes")
             count = others
-        # Without targets the ranking is not looked at.
-        ranked = logits[rows].scatter(1, y[rows, None], -torch.inf).topk(count, dim=1).indices
-        turn = torch.arange(count * self.restarts, device=y.device)
-        target = ranked.T[turn // self.restarts].flatten()
-        return Jobs(rows.repeat(len(turn)), target, turn.repeat_interleave(len(rows)), torch.zeros_like(target))
+        return logits.scatter(1, y[:, None], -torch.inf).topk(count, dim=1).indices
 
-    def _start(self, origin: Tensor, jobs: Jobs, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _start(self, origin: Tensor, job: NDArray[np.int64], index: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Where jobs begin, `(S, D)`: at the image, or from the second start on at a random point around it."""
         point = origin.clone()
-        for turn in torch.unique(jobs.turn).tolist():
-            rank, restart = divmod(turn, self.restarts)
+        for each in np.unique(job):
+            rank, restart = divmod(int(each), self.restarts)
             if restart == 0:
                 continue
-            rows = (jobs.turn == turn).nonzero()[:, 0]
+            rows = torch.from_numpy(np.flatnonzero(job == each)).to(origin.device)
             draw = self.draws.uniform if self.norm == "linf" else self.draws.normal
-            noise = pixel_rows(draw("fab start", shape, index=index[jobs.image[rows]], epoch=restart, step=rank))
+            noise = pixel_rows(draw("fab start", shape, index=index[rows], epoch=restart, step=rank))
             if self.norm == "linf":
                 noise = 2 * noise - 1
             noise *= (_START_RADIUS * self.eps / length(noise, self.norm))[:, None]
@@ -189,17 +158,14 @@ class FAB(NativeAttack):
         return point
 
     def _step(
-        self, point: Tensor, origin: Tensor, jobs: Jobs, labels: Tensor, found: Nearest, shape: tuple[int, ...]
-    ) -> None:
-        """One step of all jobs; `point` moves in place."""
-        gap, normal = self._boundary(images_of_rows(point, shape), jobs.target, labels)
+        self, point: Tensor, origin: Tensor, target: Tensor, labels: Tensor, shape: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Move `point` in place; where the model gets it wrong then, bool `(S,)`, and its distance `(S,)`."""
+        gap, normal = self._boundary(images_of_rows(point, shape), target, labels)
         size = max(1, _BLOCK // point.shape[1]) if point.device.type == "cpu" else len(point)
         blocks = zip(*(torch.split(each, size) for each in (point, origin, gap, normal)), strict=True)
         distance = torch.cat([self._move(*block) for block in blocks])
-        missed = wrong(self.victim.answers(images_of_rows(point, shape)), labels)
-        found.offer(jobs.image, point, distance, missed)
-        torch.lerp(origin, point, torch.where(missed, BETA, 1.0)[:, None], out=point)
-        jobs.age += 1
+        return wrong(self.victim.answers(images_of_rows(point, shape)), labels), distance
 
     def _boundary(self, images: Tensor, target: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """How far the logit of the other class is above the label's, `(S,)`, and the gradient of that, `(S, D)`."""

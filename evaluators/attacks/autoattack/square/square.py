@@ -10,6 +10,7 @@ from art.estimators.estimator import BaseEstimator
 from torch import Tensor
 
 from dgad_tk.ascent.losses import margin
+from dgad_tk.common import UserError
 from evaluators.attacks.arguments import at_least
 from evaluators.attacks.autoattack.square.layout import Layout
 from evaluators.attacks.autoattack.square.moves import TILES, WALKS, Walk
@@ -55,7 +56,8 @@ class Square(NativeAttack):
         batch_size: images at a time.
 
     Raises:
-        ValueError: a parameter out of range; later, images with a side of less than 5 pixels in L2 or L1.
+        ValueError: a parameter out of range.
+        UserError: images with a side of less than 5 pixels in L2 or L1.
     """
 
     batches_itself: ClassVar[bool] = True
@@ -77,15 +79,17 @@ class Square(NativeAttack):
         if norm not in WALKS:
             raise ValueError(f"expected norm in {sorted(WALKS)}, got {norm!r}")
         at_least(0, queries=queries)
+        side = min(estimator.input_shape[1:])
+        if norm != "linf" and side < TILES:
+            raise UserError(
+                f"'square' in {norm} needs images of at least {TILES} pixels a side, these have {side}",
+                hint="leave it out, or take --norm linf",
+            )
         self.queries, self.rescale = queries, rescale
         self.accept_equal = self.victim.quantised if accept_equal is None else accept_equal
 
     @torch.no_grad()
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        if self.norm != "linf" and min(x.shape[2:]) < TILES:
-            raise ValueError(
-                f"expected images of at least {TILES} pixels a side for Square in {self.norm}, got {tuple(x.shape[1:])}"
-            )
         parts = zip(*(torch.split(each, max(1, _VALUES // x[0].numel())) for each in (x, y, index)), strict=True)
         return torch.cat([self._walk(*part) for part in parts])
 
