@@ -90,7 +90,6 @@ class CarliniWagnerL2(NativeAttack):
     black and white, where they could hardly move; an image with logits that are not finite is adversarial.
 
     Args:
-        estimator: with a torch module.
         initial_const: first c.
         binary_search_steps: values of c tried.
         max_iter: Adam's iterations for each c.
@@ -100,8 +99,6 @@ class CarliniWagnerL2(NativeAttack):
         targeted: the labels given are the classes to reach, in place of the true ones.
         batch_size: searches at a time.
     """
-
-    batches_itself = True
 
     def __init__(
         self,

@@ -25,15 +25,12 @@ class SaliencyMap(NativeAttack):
     image are ours.
 
     Args:
-        estimator: with a torch module.
         theta: change of a feature in an iteration, a signed fraction of 1.
         gamma: share of features that may change.
         targeted: the labels given are the classes to reach. Otherwise they are the true ones, and the class to reach is
             the one with the largest other logit.
         batch_size: images at a time.
     """
-
-    batches_itself = True
 
     def __init__(
         self,

@@ -23,8 +23,8 @@ LOSSES: tuple[Loss, ...] = get_args(Loss)
 class ProjectedGradient(NativeAttack):
     """PGD (Madry et al., ICLR 2018, https://arxiv.org/abs/1706.06083), on any ART estimator with a torch module.
 
-    The last iterate counts, as in the evaluations of the DGAD paper. Unlike ART's own, the random start of an image
-    depends on the seed and the image's index alone, so that batch size and sharding change nothing.
+    The last iterate counts, as in the evaluations of the DGAD paper. The random start of an image depends only on the
+    seed and the image's index, unlike in ART's own PGD.
 
     Losses, z the logits of x', y the label:
 
@@ -37,18 +37,16 @@ class ProjectedGradient(NativeAttack):
     steps follow g_k = m g_{k-1} + gradient / |gradient|_1, where the paper takes m = 1.
 
     Args:
-        estimator: with a torch module.
-        norm: "linf", "l2", or "l1", where its steps are sparse (`dgad_tk.ascent.balls.L1Ball`).
-        eps: radius, a fraction of 1.
+        norm: in "l1" its steps are sparse (`dgad_tk.ascent.balls.L1Ball`).
         step_size: of each step, in the norm.
         steps: number of steps.
         init: where it starts: "uniform" in the ball, "gauss" (0.001 N(0, 1)), or "none", the image itself.
-        restarts: number of starts; an image that a start has broken is left alone.
+        restarts: number of starts. An image that a start has broken is left alone.
         loss: to be made large, or small where `targeted`.
         momentum: share of the gradients so far that a step keeps.
-        targeted: `generate` takes the classes to reach as `y`.
-        seed: of the starts.
-        batch_size: images at a time.
+        targeted: `y` holds the classes to reach.
+
+    Other arguments are those of `NativeAttack`.
 
     Raises:
         ValueError: a setting outside its range, or two that contradict each other.
@@ -88,6 +86,10 @@ class ProjectedGradient(NativeAttack):
             )
 
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        batches = zip(*(torch.split(each, self.batch_size) for each in (x, y, index)), strict=True)
+        return torch.cat([self._restarted(*batch) for batch in batches])
+
+    def _restarted(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         best, left = x, torch.arange(len(x), device=x.device)
         for restart in range(self.restarts):
             x_adv = self._ascend(x[left], y[left], index[left], restart)

@@ -8,7 +8,7 @@ import numpy as np
 from art.attacks.attack import EvasionAttack
 from numpy.typing import ArrayLike, NDArray
 
-from evaluators.attacks.arguments import check_eps, images_of_caller, index_of_caller, labels_of_caller
+from evaluators.attacks.arguments import check_ball, images_of_caller, index_of_caller, labels_of_caller
 from evaluators.attacks.halfway import NOWHERE, Halfway
 from evaluators.target.ball import Norm
 
@@ -65,7 +65,7 @@ class SearchingAttack(EvasionAttack):  # type: ignore[misc]
         """
         if self.targeted and y is None:
             raise ValueError("a targeted attack needs the classes to reach: expected y, got None")
-        check_eps(self.norm, self.eps)  # ART's set_params may have changed it
+        check_ball(self.norm, self.eps)  # ART's set_params may have changed it
         images = images_of_caller(self.estimator, x)
         if len(images) == 0:
             return SearchResult(images)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from dgad_tk.common import UserError, nearest
 from dgad_tk.strangers import number_text
-from evaluators.attacks.arguments import check_eps
+from evaluators.attacks.arguments import check_ball
 from evaluators.attacks.result import SearchingAttack
 from evaluators.target.ball import Norm
 from evaluators.target.estimators import PredictorBlackBox, PredictorClassifier
@@ -38,7 +38,7 @@ class Budget:
     batch_size: int
 
     def __post_init__(self) -> None:
-        check_eps(self.norm, self.eps)
+        check_ball(self.norm, self.eps)
 
 
 Build = Callable[[Estimator, Budget, Mapping[str, Any]], SearchingAttack]

@@ -163,12 +163,10 @@ def samples(evaluation: Evaluation) -> dict[str, Any]:
         "clean_pred": evaluation.clean.predicted,
         "image": fingerprints(evaluation.split),
     }
-    for outcome in evaluation.outcomes:
-        if unit := outcome.unit:
-            name = outcome.row.id
-            arrays[f"robust/{name}"] = unit.attacked & ~unit.broken
-            for key in ("adv_pred", "l2", "linf", *(["broken_by"] if unit.stages else [])):
-                arrays[f"{key}/{name}"] = getattr(unit, key)
+    for row, unit in evaluation.done:
+        arrays[f"robust/{row.id}"] = unit.attacked & ~unit.broken
+        for key in ("adv_pred", "l2", "linf", *(["broken_by"] if unit.stages else [])):
+            arrays[f"{key}/{row.id}"] = getattr(unit, key)
     return arrays
 
 
@@ -186,8 +184,7 @@ def fingerprints(split: Split) -> NDArray[np.uint64]:
 def _gallery(evaluation: Evaluation) -> dict[str, Any]:
     """At most 64 adversarial images that broke, with the clean ones: `clean`, `adversarial` `(G, C, H, W)`, `row`,
     `position` in the evaluated order, `label`, `adv_pred`."""
-    units = [(outcome.row.id, outcome.unit) for outcome in evaluation.outcomes if outcome.unit]
-    shown = [(name, unit, at) for name, unit in units for at in range(len(unit.gallery))][:GALLERY_LIMIT]
+    shown = [(row.id, unit, at) for row, unit in evaluation.done for at in range(len(unit.gallery))][:GALLERY_LIMIT]
     places = np.array([unit.gallery_at[at] for _, unit, at in shown], dtype=np.int64)
     images = [unit.gallery[at] for _, unit, at in shown]
     predicted = [unit.adv_pred[place] for (_, unit, _), place in zip(shown, places, strict=True)]

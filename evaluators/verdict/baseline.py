@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dgad_tk.common import UserError, reason_of
 from dgad_tk.strangers.number_text import format_fraction
-from evaluators.results import HINT, Attack, Gate, Results, read_results, results_file
+from evaluators.results import HINT, Attack, Gate, Results, read_results
 from evaluators.verdict.gate import CLEAN, WORST_CASE, percent
 from evaluators.verdict.paired import paired
 
@@ -53,11 +53,10 @@ def read_record(path: Path) -> Record:
     Raises:
         UserError: one of them is missing, not ours, or damaged.
     """
-    path = results_file(path)
-    samples = path.with_name("samples.npz")
+    results = read_results(path)
+    samples = path / "samples.npz" if path.is_dir() else path.with_name("samples.npz")
     if not samples.is_file():
         raise UserError(f"no such file: '{samples}'", hint=f"{HINT}; both files are needed to compare")
-    results = read_results(path)
     try:
         with np.load(BytesIO(samples.read_bytes())) as arrays:
             done = [row for row in results.attacks if row.eps is not None and row.status == "done"]

@@ -47,13 +47,10 @@ class AutoAttack(NativeAttack):
     broken when `estimator.predict`, the deployed runtime, gets it wrong inside the ball.
 
     Args:
-        estimator: with a torch module.
-        norm: "linf", "l2" or "l1".
-        eps: radius, a fraction of 1.
         version: "standard", "plus" (more losses and restarts) or "rand" (for models that answer at random).
         queries: of the Square attack.
-        seed: of all stages.
-        batch_size: images at a time.
+
+    Other arguments are those of `NativeAttack`.
 
     Attributes:
         stages: in the order in which they run.

@@ -171,7 +171,7 @@ def test_an_ensemble_goes_on_between_its_stages(
             evaluate(predictor, split, rows, store=tmp_path)
     assert [path.name.endswith(".part.npz") for path in tmp_path.iterdir()] == [True]
     with monkeypatch.context() as patch:
-        for stage in ("apgd.APGD", "fab.FAB"):
+        for stage in ("apgd.apgd.APGD", "fab.fab.FAB"):
             patch.setattr(f"evaluators.attacks.autoattack.{stage}.search", killed)
         resumed = evaluate(predictor, split, rows, store=tmp_path)
     assert_same_record(resumed, whole)

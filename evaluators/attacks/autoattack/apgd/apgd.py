@@ -4,7 +4,7 @@ Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690; in L1 Croce & Hein, I
 https://arxiv.org/abs/2103.01208.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -44,24 +44,19 @@ class APGD(NativeAttack):
     ascents, one after another; the first adversarial point in any of them ends them all.
 
     Args:
-        estimator: with a torch module.
-        norm: "linf", "l2" or "l1".
-        eps: radius, a fraction of 1.
         loss: "ce" or "dlr", of the untargeted attack.
         targets: number of classes to move to, the most likely ones but the label first; at most K - 1 are. 0 for the
             untargeted attack.
         steps: of each ascent.
         restarts: ascents per image, or per target of an image.
         eot: passes that a gradient is averaged over, for models that answer at random.
-        wide: in L1, spend most steps at 3 and 2 times the radius first. The standard ensemble does.
-        seed: of the starts. They belong to an image, not to a batch.
-        batch_size: images in a pass.
+        wide: in L1, spend most steps at 3 and 2 times the radius first, as the standard ensemble does.
+
+    Other arguments are those of `NativeAttack`.
 
     Raises:
         ValueError: too few classes for the loss, or a count below 1.
     """
-
-    batches_itself: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -82,8 +77,6 @@ class APGD(NativeAttack):
         self.loss, self.steps, self.restarts, self.eot, self.wide = loss, steps, restarts, eot, wide
         classes = estimator.nb_classes
         self.targets = min(targets, classes - 1)
-        if norm not in ASCENTS:
-            raise ValueError(f"expected norm linf, l2 or l1, got {norm!r}")
         if loss not in ("ce", "dlr"):
             raise ValueError(f"expected loss ce or dlr, got {loss!r}")
         at_least(0, targets=targets)

@@ -1,7 +1,6 @@
 """FAB: projections onto the linearised decision boundary, for the nearest image that a model gets wrong."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -60,27 +59,22 @@ class FAB(NativeAttack):
     target class: one gradient per step in place of K - 1. As in the authors' code there is no final search on the line
     between image and point.
 
-    Jobs (image, target, restart) fill batches of their own: one that is done makes room for the next, target by target.
+    A job is an image with a target and a restart. Jobs share full batches: see `Seats`.
 
     Args:
-        estimator: with a torch module.
-        norm: "linf", "l2" or "l1": of the projections, and of the distance that is made small.
-        eps: an image within this distance that the model gets wrong is a success and ends all jobs of its image. Also
-            the size of random starts.
+        norm: of the projections, and of the distance that is made small.
+        eps: a wrong image within this distance is a success, and ends all jobs of its image.
         targets: 0 looks at all classes in every step; n is FAB-T with the n most likely other classes in turn.
         steps: of each job; each is a forward pass with its backward pass (K - 1 of them without targets), and another
             forward pass that judges the new point.
         restarts: the first starts at the image, later ones at random points at half of eps.
-        minimal: search on after a success, for the nearest point: `steps` times `restarts` for every target. Outcomes
-            within eps are the same.
-        seed: of the random starts.
-        batch_size: jobs at a time.
+        minimal: search on after a success, for the nearest point. Outcomes within eps are the same.
+
+    Other arguments are those of `NativeAttack`.
 
     Raises:
         ValueError: a parameter out of range.
     """
-
-    batches_itself: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -96,8 +90,6 @@ class FAB(NativeAttack):
         batch_size: int = 250,
     ) -> None:
         super().__init__(estimator, norm=norm, eps=eps, seed=seed, batch_size=batch_size)
-        if norm not in _DUAL:
-            raise ValueError(f"expected norm to be one of {', '.join(_DUAL)}, got {norm!r}")
         at_least(0, targets=targets)
         at_least(1, steps=steps, restarts=restarts)
         self.targets, self.steps, self.restarts, self.minimal = targets, steps, restarts, minimal

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from evaluators.attacks.native import images_of_rows, pixel_rows
+
 
 class Layout:
     """Images `(N, C, H, W)` as rows `(N, C*H*W)`, pixels in the order that the model reads fastest.
@@ -18,13 +20,12 @@ class Layout:
 
     def rows(self, images: Tensor) -> Tensor:
         """`(N, C, H, W)` to `(N, C*H*W)`, contiguous."""
-        return (images.permute(0, 2, 3, 1) if self.channels_last else images).reshape(len(images), -1).contiguous()
+        return (pixel_rows(images) if self.channels_last else images.flatten(1)).contiguous()
 
     def images(self, rows: Tensor) -> Tensor:
         """`(N, C*H*W)` to `(N, C, H, W)`, the same memory."""
-        if self.channels_last:
-            return rows.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
-        return rows.view(-1, self.channels, self.height, self.width)
+        shape = (self.channels, self.height, self.width)
+        return images_of_rows(rows, shape) if self.channels_last else rows.view(-1, *shape)
 
     def corners(self, u: Tensor, side: int) -> Tensor:
         """Top left corners for uniform numbers `(..., 2)`, int64 row and column `(..., 2)`."""

@@ -44,23 +44,20 @@ class Square(NativeAttack):
     there, here the first index of the largest logit decides.
 
     Args:
-        estimator: any classifier of ART that answers with logits; probabilities order images alike.
-        norm: "linf", "l2" or "l1".
-        eps: radius, a fraction of 1.
+        estimator: any classifier of ART. Logits and probabilities give the same result.
         queries: proposals per image, after the first point; the paper and AutoAttack use 5,000. The model sees an image
             at most `queries + 1` times.
-        accept_equal: take proposals that leave the loss as it is, so that a search on logits of few levels does not
-            stand still on a plateau. None does so for INT8.
+        accept_equal: accept proposals that leave the loss as it is. Logits with few levels have plateaus, on which a
+            search would otherwise stand still. None accepts them for INT8.
         rescale: stretch the schedule of the squares' sizes, made for 10,000 queries, to `queries`. AutoAttack does not.
-        seed: of all draws.
-        batch_size: images at a time.
+
+    Other arguments are those of `NativeAttack`.
 
     Raises:
         ValueError: a parameter out of range.
         UserError: images with a side of less than 5 pixels in L2 or L1.
     """
 
-    batches_itself: ClassVar[bool] = True
     _estimator_requirements: ClassVar[tuple[type, ...]] = (BaseEstimator, ClassifierMixin)
 
     def __init__(
@@ -76,8 +73,6 @@ class Square(NativeAttack):
         batch_size: int = 250,
     ) -> None:
         super().__init__(estimator, norm=norm, eps=eps, seed=seed, batch_size=batch_size)
-        if norm not in WALKS:
-            raise ValueError(f"expected norm in {sorted(WALKS)}, got {norm!r}")
         at_least(0, queries=queries)
         side = min(estimator.input_shape[1:])
         if norm != "linf" and side < TILES:
