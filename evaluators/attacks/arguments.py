@@ -13,7 +13,7 @@ import numpy as np
 from art.estimators.classification.classifier import ClassifierMixin
 from numpy.typing import ArrayLike, NDArray
 
-from evaluators.target.ball import Norm
+from dgad_tk.config.threat import Norm
 
 ROUNDING = 1e-6
 """A pixel may be so far outside [0, 1], as after resizing or in float16. It is clipped."""

@@ -1,4 +1,4 @@
-"""Arrays on disk, and what an unfinished attack has found so far, so that it can be killed and go on."""
+"""Arrays on disk, and the progress of an unfinished attack, so that it can be killed and go on."""
 
 import json
 from collections.abc import Mapping
@@ -12,25 +12,25 @@ from dgad_tk.common import written_aside
 
 
 class Halfway:
-    """Where an attack of several stages keeps what it has between two of them.
+    """Where an attack of several stages stores its progress between two stages.
 
     Args:
-        path: of the file; None keeps nothing.
+        path: of the file; None stores nothing.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
 
     def get(self) -> dict[str, Any] | None:
-        """What was kept last; None for nothing that can be read."""
+        """What was stored last; None if there is no readable file."""
         return read_arrays(self.path)
 
     def put(self, **values: Any) -> None:
-        """Keep `values`: arrays, and what JSON can write."""
+        """Store `values`: arrays, and what JSON can write."""
         write_arrays(self.path, values)
 
     def forget(self) -> None:
-        """The attack has finished."""
+        """Delete the file, since the attack has finished."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
@@ -39,7 +39,7 @@ NOWHERE = Halfway()
 
 
 def read_arrays(path: Path | None) -> dict[str, Any] | None:
-    """What `write_arrays` wrote, or None where nothing can be read."""
+    """What `write_arrays` wrote; None if there is no readable file."""
     if path is None or not path.is_file():
         return None
     try:

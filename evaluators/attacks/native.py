@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dgad_tk.ascent.folded import folded
+from dgad_tk.config.threat import Norm
 from dgad_tk.draws import Draws
 from evaluators.attacks.arguments import at_least, check_ball
 from evaluators.attacks.halfway import Halfway
 from evaluators.attacks.result import SearchingAttack, SearchResult
-from evaluators.target.ball import Norm
 from evaluators.target.estimators import Counted, PredictorBlackBox, PredictorClassifier
 
 

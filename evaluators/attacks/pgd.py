@@ -1,20 +1,20 @@
 """Projected gradient descent on one of four losses. FGSM is one step of it, and MIM adds momentum."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from dgad_tk.ascent.inner_max import Init, Objective, inner_max, start_point
+from dgad_tk.ascent.inner_max import Init, Objective, draw_noise, inner_max, start_point
 from dgad_tk.ascent.losses import cross_entropy, kl, margin
 from dgad_tk.common import UserError
-from dgad_tk.config.threat import ThreatModel
+from dgad_tk.config.threat import Norm, ThreatModel
 from evaluators.attacks.arguments import at_least
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, dlr
 from evaluators.attacks.native import NativeAttack, wrong
-from evaluators.target.ball import Norm
 
 Loss = Literal["ce", "dlr", "cw", "kl"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
@@ -101,13 +101,8 @@ class ProjectedGradient(NativeAttack):
         return best
 
     def _ascend(self, x: Tensor, y: Tensor, index: Tensor, restart: int) -> Tensor:
-        def noise(kind: Literal["normal", "uniform"]) -> Tensor:
-            shape = tuple(x.shape[1:])
-            if kind == "normal":
-                return self.draws.normal("pgd", shape, index=index, step=restart)
-            return 2 * self.draws.uniform("pgd", shape, index=index, step=restart) - 1
-
         threat = self._threat()
+        noise = partial(draw_noise, self.draws, "pgd", tuple(x.shape[1:]), index, step=restart)
         start = start_point(x, threat, self.init, noise, clip=True)
         return inner_max(self._objective(x, y), x, start, threat, momentum=self.momentum)
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from dgad_tk.artifacts.predictor import Predictor
+from dgad_tk.config.threat import Norm
 from dgad_tk.data import Split
 from dgad_tk.distributed import from_all, world
 from evaluators.engine.probes import probe
@@ -22,7 +23,6 @@ from evaluators.engine.search import RowFailedError
 from evaluators.engine.units import Unit, UnitStore
 from evaluators.engine.work import Work
 from evaluators.plan.rows import Row
-from evaluators.target.ball import Norm
 from evaluators.target.judge import Judged, check_images, compare_twin, images_of, judge
 
 CHUNK = 500

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgad_tk.artifacts.predictor import Predictor
+from dgad_tk.config.threat import Norm
 from dgad_tk.data import Split
 from evaluators.engine.probes import Probes
 from evaluators.engine.units import Unit
 from evaluators.plan.rows import Row
-from evaluators.target.ball import Norm
 from evaluators.target.judge import Judged, Twin
 
 IDLE = "unreliable: the attack changed under 1 % of the attacked images"

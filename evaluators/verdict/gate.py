@@ -1,4 +1,4 @@
-"""Thresholds on the shares of images that withstood an evaluation: which rows a key means, and what became of them."""
+"""Thresholds of `dgad gate --min`: the rows that a key means, and whether they pass."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -13,23 +13,23 @@ CLEAN, WORST_CASE = "clean", "worst-case"
 def thresholds(least: Mapping[str, Fraction], results: Results) -> list[Gate]:
     """A gate for every row that a key means, in the order of the keys.
 
-    A key is a row's id; `clean`; `worst-case`; an attack, for its rows at every eps; `transfer:ATTACK`, for those on
-    every surrogate. `@EPS` behind any but `clean` picks one eps.
+    A key is the id of a row; `clean`; `worst-case`; an attack, for its rows at every eps; or `transfer:ATTACK`, for its
+    rows on every surrogate. `@EPS` behind any key but `clean` picks one eps.
 
-    A row that did not come to its end fails: nothing is known of it. Shares are compared as fractions, never rounded.
+    A row that was skipped or failed does not pass. Shares are compared as fractions, never rounded.
 
     Args:
-        least: key to the smallest share of all images that passes.
+        least: the smallest share of all images that passes, by key.
 
     Raises:
-        UserError: an unknown key, with the nearest known one, or an attack that has no robust accuracy.
+        UserError: an unknown key, or an attack without a robust accuracy.
     """
     doubt = ["the evaluation is unreliable"] if results.checks.verdict == "unreliable" else []
     found: list[Gate] = []
     for key, share in least.items():
         if key == CLEAN:
             found.append(_compared(CLEAN, share, results.clean.correct, results.clean.n, doubt))
-        elif radii := [eps for eps in _radii(results) if _means(key, WORST_CASE, eps)]:
+        elif radii := [eps for eps in results.threat.eps if _means(key, WORST_CASE, eps)]:
             found += [_worst_case(eps, share, results, doubt) for eps in radii]
         else:
             found += [_row(row, share, doubt) for row in _rows_of(key, results)]
@@ -37,7 +37,7 @@ def thresholds(least: Mapping[str, Fraction], results: Results) -> list[Gate]:
 
 
 def percent(share: Fraction) -> str:
-    """`45%` or `44.96%`, as it was asked for."""
+    """`45%` or `44.96%`, as the user wrote it."""
     return f"{float(100 * share):.10g}%"
 
 
@@ -46,7 +46,7 @@ def _rows_of(key: str, results: Results) -> list[Attack]:
     found = [row for row in rows if row.id == key or any(_means(key, name, row.eps) for name in row.names)]
     if not found:
         names = {name for row in rows for name in (row.id, *row.names) if row.eps is not None}
-        worst = {WORST_CASE} if _radii(results) else set()
+        worst = {WORST_CASE} if results.threat.eps else set()
         raise UserError(
             f"--min: no row of {results.model.path} is called '{key}'", hint=nearest(key, {CLEAN, *worst, *names})
         )
@@ -65,9 +65,11 @@ def _row(row: Attack, least: Fraction, doubt: Sequence[str]) -> Gate:
 
 
 def _worst_case(eps: float, least: Fraction, results: Results, doubt: Sequence[str]) -> Gate:
-    """A row that is missing makes the worst case look better than it is. Only transfer rows may be skipped: there may
-    be no surrogate that fits, and attacks on the model itself say more."""
-    name = f"{WORST_CASE}@{format_fraction(eps)}" if len(_radii(results)) > 1 else WORST_CASE
+    """The gate of the worst case. It fails if a row is missing, which would make the worst case look better than it is.
+
+    Only transfer rows may be skipped: there may be no surrogate that fits, and attacks on the model itself say more.
+    """
+    name = f"{WORST_CASE}@{format_fraction(eps)}" if len(results.threat.eps) > 1 else WORST_CASE
     missing = [row for row in results.attacks if row.eps == eps and row.status != "done"]
     grave = [row for row in missing if (row.source, row.status) != ("transfer", "skipped")]
     worst = next((each for each in results.worst_case if each.eps == eps), None)
@@ -93,12 +95,8 @@ def _sure(least: Fraction, interval: Interval) -> list[str]:
     return [*notes, "too few images to be sure"] if low < least < high else notes
 
 
-def _radii(results: Results) -> list[float]:
-    return list(dict.fromkeys(row.eps for row in results.attacks if row.eps is not None))
-
-
 def _means(key: str, name: str, eps: float | None) -> bool:
-    """`key` is `name`, or `name@EPS` with this eps, however it is written."""
+    """Whether `key` is `name`, or `name@EPS` with this eps in any notation."""
     if key == name or eps is None:
         return key == name
     start, at, radius = key.rpartition("@")
@@ -106,5 +104,5 @@ def _means(key: str, name: str, eps: float | None) -> bool:
         return False
     try:
         return format_fraction(parse_fraction(radius, upper=float("inf"))) == format_fraction(eps)
-    except UserError:  # no number: a name that holds an @ itself
+    except UserError:  # not a number: the name itself has an @
         return False

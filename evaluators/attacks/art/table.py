@@ -1,7 +1,7 @@
-"""ART's own attacks by name (`art:NAME`): told what `y` means to them, and repeatable.
+"""ART's own attacks by name (`art:NAME`).
 
-A row stands here because a test runs it on a torch module and on an ONNX file: it breaks images, stays in its ball
-where it has one, and says the same thing twice. What ART 1.20 has besides was tried or read, and left out:
+A test runs every row on a torch module and on an ONNX file: it breaks images, stays in its ball if it has one, and
+gives the same result twice. The other attacks of ART 1.20 were tried or read, and left out:
 
 - AutoConjugateGradient, RescalingAutoConjugateGradient: on the cross-entropy they broke 4 to 21 % of the images where
   one step of FGSM broke 58 to 100 %. ThresholdAttack: 8 % where FGSM broke 58 %, and rounding takes it out of its ball.
@@ -21,16 +21,16 @@ from typing import Any
 import art.attacks.evasion
 from art.estimators.classification.classifier import ClassifierMixin
 
+from dgad_tk.config.threat import Norm
 from evaluators.attacks.art.adapter import ArtBuild
 from evaluators.attacks.spec import AttackSpec
-from evaluators.target.ball import Norm
 
 SLOW_SAMPLES = 50
-"""Images that ART's attacks without gradients are tried on: thousands of questions each, one image at a time."""
+"""Images that ART's attacks without gradients are tried on. They ask thousands of questions, one image at a time."""
 
 
 def _ensemble(estimator: ClassifierMixin, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The members that ART's AutoAttack has by default, with the restarts asked for and without their progress bars."""
+    """The default members of ART's AutoAttack, with `restarts` and without progress bars."""
     restarts, iterations = arguments.pop("restarts"), arguments.pop("square_iterations")
     ball = {key: arguments[key] for key in ("norm", "eps", "batch_size")} | {"verbose": False}
     apgd = ball | {"eps_step": arguments["eps_step"], "nb_random_init": restarts}

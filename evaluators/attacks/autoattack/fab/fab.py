@@ -1,4 +1,4 @@
-"""FAB: projections onto the linearised decision boundary, for the nearest image that a model gets wrong."""
+"""FAB: the nearest image that a model gets wrong, by projections onto the linearised decision boundary."""
 
 from dataclasses import dataclass
 
@@ -9,16 +9,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dgad_tk.ascent.directions import finite
+from dgad_tk.ascent.inner_max import draw_noise
+from dgad_tk.config.threat import Norm
 from evaluators.attacks.arguments import at_least
 from evaluators.attacks.autoattack.fab.projections import Hyperplane, length
 from evaluators.attacks.autoattack.seats import Seats
 from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows, wrong
-from evaluators.target.ball import Norm
 
 ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
 """The paper's values (section 4.1): most weight of the image's own projection, extrapolation, and step back."""
 _BLOCK = 3 * 2**15
-"""Numbers of a block of images that is moved at once on a CPU: what its cache holds several times over."""
+"""Numbers in a block of images that is moved at once on a CPU. Several such blocks fit into its cache."""
 _SMALLEST_STEP = 1e-8
 _START_RADIUS = 0.5
 _DUAL: dict[str, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
@@ -26,22 +27,22 @@ _DUAL: dict[str, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 @dataclass
 class Nearest:
-    """The nearest image so far that the model gets wrong, `(N, D)`, and its distance `(N,)`, at first infinite."""
+    """The nearest image so far that the model gets wrong, `(N, D)`, and its distance `(N,)`, infinite at first."""
 
     image: Tensor
     distance: Tensor
 
     def offer(self, rows: Tensor, points: Tensor, distance: Tensor, missed: Tensor) -> None:
-        """Take the points that are missed, which the model gets wrong, and nearer.
+        """Keep the points that the model gets wrong (`missed`) and that are nearer than the nearest so far.
 
-        `rows` may hold an image several times, for several jobs.
+        `rows` may hold an image several times, once per job.
         """
         better = (missed & (distance < self.distance[rows])).nonzero()[:, 0]
         if not len(better):
             return
         self.distance.scatter_reduce_(0, rows[better], distance[better], "amin")
         better = better[distance[better] == self.distance[rows[better]]]
-        # Of two equally near points the first counts, in whatever order a device writes.
+        # The first of two equally near points counts, whatever the order in which a device writes.
         first = rows.new_full((len(self.distance),), len(rows))
         first.scatter_reduce_(0, rows[better], better, "amin")
         better = better[first[rows[better]] == better]
@@ -51,13 +52,13 @@ class Nearest:
 class FAB(NativeAttack):
     """Fast Adaptive Boundary attack (Croce & Hein, ICML 2020, https://arxiv.org/abs/1907.02044, algorithm 1) and FAB-T.
 
-    A step takes the point x at hand and the image o to their projections onto the boundary, linearised at x, goes
-    ETA times as far with both, and combines them as (1 - alpha) x' + alpha o', with alpha the share of x's way in the
-    sum of both ways, at most ALPHA_MAX. A point that the model gets wrong is kept if it is the nearest so far, and the
-    next step starts from o + BETA (x - o). The boundary is the one to whichever class is nearest by the
-    linearisation, or, in FAB-T (Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690, section 4), the one to a
-    target class: one gradient per step in place of K - 1. As in the authors' code there is no final search on the line
-    between image and point.
+    A step linearises the boundary at the current point x. It projects x and the image o onto it, goes ETA times as far
+    with both, and combines the results as (1 - alpha) x' + alpha o'. Alpha is x's distance divided by the sum of both
+    distances, at most ALPHA_MAX. If the model gets the new point wrong, the point is kept if it is the nearest so far,
+    and the next step starts from o + BETA (x - o). The boundary is the one to the class that is nearest by the
+    linearisation. In FAB-T (Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690, section 4) it is the one to a
+    target class, which takes one gradient per step in place of K - 1. As in the authors' code there is no final search
+    on the line between image and point.
 
     A job is an image with a target and a restart. Jobs share full batches: see `Seats`.
 
@@ -95,7 +96,7 @@ class FAB(NativeAttack):
         self.targets, self.steps, self.restarts, self.minimal = targets, steps, restarts, minimal
 
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        """The nearest image found that the model gets wrong, as it is where it was wrong already or none was found."""
+        """The nearest image found that the model gets wrong; the image itself if it is wrong or none was found."""
         logits = torch.cat([self.victim.answers(part) for part in torch.split(x, self.batch_size)])
         missed = wrong(logits, y)
         flat, shape, device = pixel_rows(x), tuple(x.shape[1:]), x.device
@@ -141,10 +142,8 @@ class FAB(NativeAttack):
             if restart == 0:
                 continue
             rows = torch.from_numpy(np.flatnonzero(job == each)).to(origin.device)
-            draw = self.draws.uniform if self.norm == "linf" else self.draws.normal
-            noise = pixel_rows(draw("fab start", shape, index=index[rows], epoch=restart, step=rank))
-            if self.norm == "linf":
-                noise = 2 * noise - 1
+            kind = "uniform" if self.norm == "linf" else "normal"
+            noise = pixel_rows(draw_noise(self.draws, "fab start", shape, index[rows], kind, epoch=restart, step=rank))
             noise *= (_START_RADIUS * self.eps / length(noise, self.norm))[:, None]
             point[rows] = (point[rows] + noise).clamp_(0, 1)
         return point
@@ -160,7 +159,7 @@ class FAB(NativeAttack):
         return wrong(self.victim.answers(images_of_rows(point, shape)), labels), distance
 
     def _boundary(self, images: Tensor, target: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """How far the logit of the other class is above the label's, `(S,)`, and the gradient of that, `(S, D)`."""
+        """The other class's logit minus the label's, `(S,)`, and the gradient of this difference, `(S, D)`."""
         images = images.detach().requires_grad_()
         with torch.enable_grad():
             logits = self.victim.logits(images)
@@ -178,12 +177,12 @@ class FAB(NativeAttack):
                 way, gap = torch.where(nearer, other_way, way), torch.where(nearer, other_gap, gap)
                 normal = torch.where(nearer[:, None], other_normal, normal)
         sane = torch.isfinite(gap + normal.sum(dim=1))
-        if not sane.all():  # a point without a usable gradient has no boundary to go to
+        if not sane.all():  # without a usable gradient there is no boundary to go to
             gap, normal = torch.where(sane, gap, 0.0), torch.where(sane[:, None], normal, 0.0)
         return gap, normal
 
     def _move(self, point: Tensor, origin: Tensor, gap: Tensor, normal: Tensor) -> Tensor:
-        """Move `point` in place; its distance from `origin` then, `(S,)`."""
+        """Move `point` in place; its new distance from `origin`, `(S,)`."""
         plane = Hyperplane(normal, self.norm)
         step, way = plane.step(point, gap)
         origin_step, origin_way = plane.step(origin, gap + (origin - point).mul_(normal).sum(dim=1))
@@ -194,11 +193,11 @@ class FAB(NativeAttack):
 
 
 def _gradient(of: Tensor, images: Tensor, *, again: bool) -> Tensor:
-    """Gradient of each image's own number, finite, `(N, D)`. The graph is kept if it is needed `again`."""
-    # An image's logits depend on that image alone, so the gradient of the sum holds each one's own.
+    """Gradient of `of` `(N,)`, one number per image, finite, `(N, D)`. The graph is kept if it is needed `again`."""
+    # An image's logits depend on that image alone, so the gradient of the sum holds each image's gradient.
     return finite(pixel_rows(torch.autograd.grad(of.sum(), images, retain_graph=again)[0]))
 
 
 def _way(gap: Tensor, normal: Tensor, norm: Norm) -> Tensor:
-    """Distance to the hyperplane as if there were no box, `(N,)`; infinite for a gradient of no use."""
+    """Distance to the hyperplane, ignoring the box, `(N,)`; infinite where the gradient is unusable."""
     return torch.nan_to_num(gap.abs() / (1e-12 + length(normal, _DUAL[norm])), nan=torch.inf, posinf=torch.inf)

@@ -14,6 +14,7 @@ from pyautoattack import AutoAttack as Package
 from torch import Tensor, nn
 from victims import as_onnx, as_torch, one_convolution
 
+from dgad_tk.config.threat import Norm
 from dgad_tk.data import Split, load_dataset
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.autoattack import ensemble as ensemble_module
@@ -22,7 +23,7 @@ from evaluators.attacks.autoattack.stages import ROBUST, ensemble
 from evaluators.attacks.halfway import Halfway
 from evaluators.engine.evaluate import evaluate
 from evaluators.plan.rows import plan
-from evaluators.target.ball import Norm, linf
+from evaluators.target.ball import linf
 from evaluators.target.estimators import Counted, to_estimator
 
 AUTHORS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
