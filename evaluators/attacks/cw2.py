@@ -135,16 +135,14 @@ class CarliniWagnerL2(NativeAttack):
             fresh = slice(begun, begun + self.batch_size - len(runs.row))
             runs = runs.join(_Runs.begin(rows[fresh], pixels[fresh], y[fresh], self.initial_const))
             begun = min(fresh.stop, len(x))
-            for _ in range(min(self._until_check(age) for age in runs.age.tolist())):
+            ages = runs.age.tolist()
+            for _ in range(min(min(self.interval - age % self.interval, self.max_iter - age) for age in ages)):
                 self._iterate(runs, shape)
             self._settle(runs)
             over = runs.step == self.binary_search_steps
             result[runs.row[over]] = runs.best[over]
             runs = runs.pick(~over)
         return images_of_rows(result, shape)
-
-    def _until_check(self, age: int) -> int:
-        return min(self.interval - age % self.interval, self.max_iter - age)
 
     def _iterate(self, runs: _Runs, shape: tuple[int, ...]) -> None:
         tanh = runs.w.tanh()

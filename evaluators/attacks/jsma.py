@@ -51,7 +51,10 @@ class SaliencyMap(NativeAttack):
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         shape = x.shape
         x_adv = x.flatten(1).clone()
-        target = y if self.targeted else self._runner_up(x, y)
+        target = y
+        if not self.targeted:
+            batches = zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True)
+            target = torch.cat([runner_up(self.victim.logits(images), labels) for images, labels in batches])
         spent = torch.zeros_like(y)
         # The batch is the first rows of `left`; when images leave, the next ones move up.
         left = torch.arange(len(x), device=x.device)
@@ -80,7 +83,3 @@ class SaliencyMap(NativeAttack):
             goes_on &= spent[rows] <= budget
             left = torch.cat([rows[goes_on], left[self.batch_size :]])
         return x_adv.view(shape)
-
-    def _runner_up(self, x: Tensor, y: Tensor) -> Tensor:
-        parts = zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True)
-        return torch.cat([runner_up(self.victim.logits(images), labels) for images, labels in parts])

@@ -23,7 +23,7 @@ from dgad_tk.ascent.folded import folded
 from dgad_tk.config.threat import Norm
 from dgad_tk.draws import Draws
 from evaluators.attacks.arguments import at_least, check_ball
-from evaluators.attacks.halfway import Halfway
+from evaluators.attacks.array_file import ArrayFile
 from evaluators.attacks.result import SearchingAttack, SearchResult
 from evaluators.target.estimators import Counted, PredictorBlackBox, PredictorClassifier
 
@@ -123,7 +123,7 @@ class NativeAttack(SearchingAttack):
         self.victim = Victim(estimator)
 
     def searched(
-        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: Halfway
+        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: ArrayFile
     ) -> SearchResult:
         self.warnings = []
         tensors = (torch.from_numpy(each).to(self.victim.device) for each in (x, y, index))

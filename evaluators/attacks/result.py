@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dgad_tk.config.threat import Norm
 from evaluators.attacks.arguments import check_ball, images_of_caller, index_of_caller, labels_of_caller
-from evaluators.attacks.halfway import NOWHERE, Halfway
+from evaluators.attacks.array_file import NOWHERE, ArrayFile
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SearchingAttack(EvasionAttack):  # type: ignore[misc]
         y: ArrayLike | None = None,
         *,
         index: ArrayLike | None = None,
-        halfway: Halfway = NOWHERE,
+        halfway: ArrayFile = NOWHERE,
     ) -> SearchResult:
         """Look for adversarial images.
 
@@ -73,7 +73,7 @@ class SearchingAttack(EvasionAttack):  # type: ignore[misc]
 
     @abstractmethod
     def searched(
-        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: Halfway
+        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: ArrayFile
     ) -> SearchResult:
         """`run` after its checks."""
 

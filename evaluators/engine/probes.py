@@ -242,10 +242,8 @@ class _Climber:
         return Ascent(climb, fgsm, left[0], left[1], _share(module_only)), held
 
     def _batches(self, images: Images) -> Iterator[Batch]:
-        for at in range(0, len(images), self.batch_size):
-            part = slice(at, at + self.batch_size)
-            x, labels = (torch.from_numpy(each[part]).to(self.victim.device) for each in (images, self.labels))
-            yield x, labels
+        tensors = (torch.from_numpy(each).to(self.victim.device) for each in (images, self.labels))
+        return zip(*(torch.split(each, self.batch_size) for each in tensors), strict=True)
 
     def _gradient(self, loss: Loss, x: Tensor, labels: Tensor) -> Tensor:
         images = x.clone().requires_grad_()

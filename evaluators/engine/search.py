@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dgad_tk.artifacts.predictor import Images, Logits, Predictor
 from dgad_tk.common import UserError, reason_of
-from evaluators.attacks.halfway import Halfway
+from evaluators.attacks.array_file import ArrayFile
 from evaluators.attacks.result import SearchResult
 from evaluators.attacks.spec import Budget
 from evaluators.engine.units import NOT_ATTACKED, Unit
@@ -72,7 +72,7 @@ class Candidates(SearchResult):
         return replace(self, adversarials=self.adversarials[where], broken_by=None, stages=[], stage_seconds=[])
 
 
-def search(source: Predictor, row: Row, chunk: Chunk, *, seed: int, batch_size: int, halfway: Halfway) -> Candidates:
+def search(source: Predictor, row: Row, chunk: Chunk, *, seed: int, batch_size: int, halfway: ArrayFile) -> Candidates:
     """Let the row's attack look for adversarial images of `source`.
 
     Raises:
@@ -141,7 +141,7 @@ def unit_of(target: Predictor, row: Row, chunk: Chunk, found: Candidates, *, bat
     )
 
 
-class _Meter(Halfway):
+class _Meter(ArrayFile):
     """Counts what a search costs. The count is stored with what the attack stores, so that a resumed search goes on.
 
     Args:
@@ -152,7 +152,7 @@ class _Meter(Halfway):
         estimator: of the source. Images that pass through it are counted.
     """
 
-    def __init__(self, source: Predictor, halfway: Halfway) -> None:
+    def __init__(self, source: Predictor, halfway: ArrayFile) -> None:
         super().__init__(halfway.path)
         self._source, self._begun, self._asked = source, time.perf_counter(), 0
         self._before = (0, 0, 0.0)

@@ -4,14 +4,14 @@ stopped, and does only new work when an attack or images are added."""
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.attacks.halfway import Halfway, read_arrays, write_arrays
+from evaluators.attacks.array_file import ArrayFile
 
 UNIT_FORMAT = 4
 NOT_ATTACKED = -1
@@ -57,25 +57,13 @@ class UnitStore:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
-    def path(self, question: Mapping[str, Any], suffix: str = ".npz") -> Path | None:
-        """File of the answer to a question. Everything that could change the answer belongs into the question."""
+    def file(self, question: Mapping[str, Any], suffix: str = ".npz") -> ArrayFile:
+        """The file of the answer to a question. Everything that could change the answer belongs into the question."""
         if self.folder is None:
-            return None
+            return ArrayFile()
         text = json.dumps({"format": UNIT_FORMAT, **question}, sort_keys=True)
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}{suffix}"
+        return ArrayFile(self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}{suffix}")
 
-    def get(self, question: Mapping[str, Any]) -> Unit | None:
-        """The stored answer; None if there is no readable file."""
-        found = read_arrays(self.path(question))
-        if found is None or found.keys() != {each.name for each in fields(Unit)}:
-            return None
-        return Unit(**found)
-
-    def put(self, question: Mapping[str, Any], unit: Unit) -> None:
-        """Store an answer, and delete the progress towards it."""
-        write_arrays(self.path(question), vars(unit))
-        self.halfway(question).forget()
-
-    def halfway(self, question: Mapping[str, Any]) -> Halfway:
+    def progress(self, question: Mapping[str, Any]) -> ArrayFile:
         """Where an attack of several stages stores its progress towards the answer."""
-        return Halfway(self.path(question, ".part.npz"))
+        return self.file(question, ".part.npz")

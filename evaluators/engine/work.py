@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.artifacts.record import tool_versions
 from dgad_tk.data import Split
-from evaluators.attacks.halfway import read_arrays, write_arrays
 from evaluators.engine.search import Candidates, Chunk, search, unit_of
 from evaluators.engine.units import Unit, UnitStore
 from evaluators.plan.rows import Row
@@ -49,16 +48,17 @@ class Work:
             "runtime": self.predictor.runtime,
             "smaller": list(row.smaller) if smaller is not None else [],
         }
-        if (stored := self.units.get(question)) is not None:
-            return stored
+        file, halfway = self.units.file(question), self.units.progress(question)
+        if (stored := file.get()) is not None:
+            return Unit(**stored)
         chunk = self._chunk(row, number, smaller)
         if row.surrogate is None:
-            halfway = self.units.halfway(question)
             found = search(self.predictor, row, chunk.only(chunk.todo), halfway=halfway, **self._settings)
         else:
             found = self._made_on(row, chunk, search_question).only(chunk.todo)
         unit = unit_of(self.predictor, row, chunk, found, batch_size=self.batch_size, gallery=number == 0)
-        self.units.put(question, unit)
+        file.put(**vars(unit))
+        halfway.forget()
         return unit
 
     @property
@@ -77,13 +77,12 @@ class Work:
         assert row.surrogate is not None
         source = row.surrogate.predictor
         assert source is not None
-        path = self.examples.path(question)
-        if (kept := read_arrays(path)) is not None:
+        file, halfway = self.examples.file(question), self.units.progress(question)
+        if (kept := file.get()) is not None:
             return Candidates(**{**kept, "seconds": 0.0, "forwards": 0, "backwards": 0})
-        halfway = self.units.halfway(question)
         found = search(source, row, chunk, halfway=halfway, **self._settings)
         halfway.forget()
-        write_arrays(path, vars(found))
+        file.put(**vars(found))
         return found
 
     def _question(self, row: Row, number: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from art.estimators.estimator import BaseEstimator
 from numpy.typing import NDArray
 from torch import nn
 
-from evaluators.attacks.halfway import Halfway
+from evaluators.attacks.array_file import ArrayFile
 from evaluators.attacks.result import SearchingAttack, SearchResult
 from evaluators.attacks.spec import Budget, Estimator
 from evaluators.target.estimators import PredictorClassifier, to_estimator
@@ -87,7 +87,7 @@ class ArtsOwn(SearchingAttack):
         self.attack, self.y, self.seed = attack, y, seed
 
     def searched(
-        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: Halfway
+        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: ArrayFile
     ) -> SearchResult:
         if self.y == "target":
             logits = np.array(self.estimator.predict(x))

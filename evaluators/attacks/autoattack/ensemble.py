@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dgad_tk.config.threat import Norm
+from evaluators.attacks.array_file import NOWHERE, ArrayFile
 from evaluators.attacks.autoattack.apgd.apgd import APGD, Loss
 from evaluators.attacks.autoattack.fab.fab import FAB
 from evaluators.attacks.autoattack.square.square import Square
 from evaluators.attacks.autoattack.stages import ROBUST, VERSIONS, Stage, Version, ensemble
-from evaluators.attacks.halfway import NOWHERE, Halfway
 from evaluators.attacks.native import NativeAttack, kept
 from evaluators.attacks.result import SearchResult
 from evaluators.target.ball import into_ball
@@ -64,7 +64,7 @@ class AutoAttack(NativeAttack):
         return torch.from_numpy(self.searched(images, labels, places, NOWHERE).adversarials).to(x.device)
 
     def searched(
-        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: Halfway
+        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: ArrayFile
     ) -> SearchResult:
         if (before := halfway.get()) is not None:
             left, found = before.pop("left"), SearchResult(**before)

@@ -18,7 +18,7 @@ from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.common import UserError
 from dgad_tk.data import load_dataset
 from evaluators.attacks import ATTACKS
-from evaluators.attacks.halfway import NOWHERE
+from evaluators.attacks.array_file import NOWHERE
 from evaluators.attacks.result import SearchResult
 from evaluators.engine import work
 from evaluators.engine.evaluate import evaluate

@@ -14,9 +14,10 @@ from victims import TwoClassLinear, as_torch, linear_split
 
 from dgad_tk.common import UserError
 from dgad_tk.draws import Draws
+from evaluators.attacks.autoattack.square import moves
 from evaluators.attacks.autoattack.square.layout import Layout, pattern
 from evaluators.attacks.autoattack.square.moves import L1Walk
-from evaluators.attacks.autoattack.square.square import Square, moves
+from evaluators.attacks.autoattack.square.square import Square
 from evaluators.target.ball import bounds
 from evaluators.target.estimators import Counted, to_estimator
 
