@@ -29,7 +29,7 @@ def thresholds(least: Mapping[str, Fraction], results: Results) -> list[Gate]:
     for key, share in least.items():
         if key == CLEAN:
             found.append(_compared(CLEAN, share, results.clean.correct, results.clean.n, doubt))
-        elif radii := [eps for eps in results.threat.eps if _means(key, WORST_CASE, eps)]:
+        elif radii := [eps for eps in _radii(results) if _means(key, WORST_CASE, eps)]:
             found += [_worst_case(eps, share, results, doubt) for eps in radii]
         else:
             found += [_row(row, share, doubt) for row in _rows_of(key, results)]
@@ -46,7 +46,7 @@ def _rows_of(key: str, results: Results) -> list[Attack]:
     found = [row for row in rows if row.id == key or any(_means(key, name, row.eps) for name in row.names)]
     if not found:
         names = {name for row in rows for name in (row.id, *row.names) if row.eps is not None}
-        worst = {WORST_CASE} if results.threat.eps else set()
+        worst = {WORST_CASE} if _radii(results) else set()
         raise UserError(
             f"--min: no row of {results.model.path} is called '{key}'", hint=nearest(key, {CLEAN, *worst, *names})
         )
@@ -69,13 +69,14 @@ def _worst_case(eps: float, least: Fraction, results: Results, doubt: Sequence[s
 
     Only transfer rows may be skipped: there may be no surrogate that fits, and attacks on the model itself say more.
     """
-    name = f"{WORST_CASE}@{format_fraction(eps)}" if len(results.threat.eps) > 1 else WORST_CASE
+    name = f"{WORST_CASE}@{format_fraction(eps)}" if len(_radii(results)) > 1 else WORST_CASE
     missing = [row for row in results.attacks if row.eps == eps and row.status != "done"]
     grave = [row for row in missing if (row.source, row.status) != ("transfer", "skipped")]
     worst = next((each for each in results.worst_case if each.eps == eps), None)
-    if grave or worst is None:
-        first = (grave or missing)[0]
+    if first := next(iter(grave or (missing if worst is None else [])), None):
         return Gate(name, False, _at_least(least), first.status, f"{first.id}: {first.reason}")
+    if worst is None:
+        return Gate(name, False, _at_least(least), "no answer", "no attack inside an eps-ball ran on all images")
     without = ["without " + ", ".join(row.id for row in missing)] if missing else []
     return _compared(name, least, worst.robust, worst.n, [*_sure(least, worst.ci95), *without, *doubt])
 
@@ -93,6 +94,10 @@ def _sure(least: Fraction, interval: Interval) -> list[str]:
     low, high = interval
     notes = [f"95 % interval {low:.1%} to {high:.1%}"]
     return [*notes, "too few images to be sure"] if low < least < high else notes
+
+
+def _radii(results: Results) -> list[float]:
+    return list(dict.fromkeys(row.eps for row in results.attacks if row.eps is not None))
 
 
 def _means(key: str, name: str, eps: float | None) -> bool:
