@@ -20,10 +20,10 @@ from pyautoattack import AutoAttack as Package
 
 from cli.flags.models import ImageFlags, default_eps, open_model
 from cli.flags.values import radii_of
+from dgad_tk.config.threat import Norm
 from evaluators.attacks.autoattack.ensemble import AutoAttack
 from evaluators.attacks.autoattack.stages import Stage, ensemble
 from evaluators.engine.evaluate import default_batch_size
-from evaluators.target.ball import Norm
 from evaluators.target.estimators import to_estimator
 from evaluators.target.judge import images_of, judge
 from evaluators.verdict.paired import paired

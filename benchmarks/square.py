@@ -22,11 +22,11 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from dgad_tk.artifacts.predictor import Predictor, predictor_of_module
+from dgad_tk.config.threat import Norm
 from dgad_tk.data import load_dataset
 from dgad_tk.models import build_model
 from dgad_tk.strangers.number_text import parse_fraction
 from evaluators.attacks.autoattack.square.square import Square
-from evaluators.target.ball import Norm
 from evaluators.target.estimators import Counted, to_estimator
 from exporters.formats import load
 

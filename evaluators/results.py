@@ -225,18 +225,6 @@ class _Named(BaseModel):
     schema_: str = Field(alias="schema", pattern="^dgad/results/")
 
 
-def results_file(path: Path) -> Path:
-    """The file itself, where its folder may be named too.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = path / FILE if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(f"no such file: '{path}'", hint=HINT)
-    return path
-
-
 def read_results(path: Path) -> Results:
     """Read `results.json`, or the one in a folder.
 
@@ -246,7 +234,9 @@ def read_results(path: Path) -> Results:
     Raises:
         UserError: there is none, it is not ours, it follows another version of the schema, or it is damaged.
     """
-    path = results_file(path)
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"no such file: '{path}'", hint=HINT)
     text = path.read_bytes()
     try:
         schema = _Named.model_validate_json(text).schema_

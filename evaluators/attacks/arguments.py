@@ -1,29 +1,32 @@
-"""What the caller of an attack hands in: understood in every usual form, or refused.
+"""The arguments of an attack: every usual form is understood, everything else is refused.
 
-Whatever an attack misreads makes the model look more robust: labels of no class are never left, images of another range
-are clipped towards the ball. So nothing is guessed, and every attack, ours or another library's, enters through here.
+An argument that is misread makes the model look more robust than it is: a label of no class can never be left, and
+images of another range are clipped towards the ball. So nothing is guessed. Every attack, ours or another library's,
+checks its arguments here.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from art.estimators.classification.classifier import ClassifierMixin
 from numpy.typing import ArrayLike, NDArray
 
-from evaluators.target.ball import Norm
+from dgad_tk.config.threat import Norm
 
 ROUNDING = 1e-6
-"""How far a pixel may be outside [0, 1], as resizing and float16 leave it; it is clipped."""
+"""A pixel may be so far outside [0, 1], as after resizing or in float16. It is clipped."""
 
 
-def check_eps(norm: Norm, eps: float) -> None:
-    """See that a radius can be one: images are in [0, 1], whatever the range of the files they come from.
+def check_ball(norm: Norm, eps: float) -> None:
+    """Check a norm, and a radius in it. Images are in [0, 1], whatever the range of the files they come from.
 
     Raises:
-        ValueError: negative, not finite, or in Linf above 1.
+        ValueError: an unknown norm; a radius that is negative, not finite, or in Linf above 1.
     """
+    if norm not in get_args(Norm):
+        raise ValueError(f"expected norm linf, l2 or l1, got {norm!r}")
     if not 0 <= eps < math.inf:
         raise ValueError(f"expected eps >= 0, got {eps}")
     if norm == "linf" and eps > 1:
@@ -31,10 +34,10 @@ def check_eps(norm: Norm, eps: float) -> None:
 
 
 def at_least(least: int, **values: float) -> None:
-    """See that each of these settings is no smaller.
+    """Check settings by name.
 
     Raises:
-        ValueError: one is, or is not a number.
+        ValueError: a value is below `least`, or NaN.
     """
     for name, value in values.items():
         if not value >= least:
@@ -42,10 +45,10 @@ def at_least(least: int, **values: float) -> None:
 
 
 def images_of_caller(estimator: ClassifierMixin, x: ArrayLike) -> NDArray[np.float32]:
-    """Images `(N, C, H, W)` in [0, 1] as a contiguous float32 array; the very one where it is that already.
+    """Images `(N, C, H, W)` in [0, 1] as a contiguous float32 array, without a copy where possible.
 
     Raises:
-        ValueError: integers, another shape, values outside [0, 1] by more than rounding, or values that are no numbers.
+        ValueError: integers, another shape, or values that are not finite or outside [0, 1] by more than rounding.
     """
     given = np.asarray(x)
     if given.dtype.kind != "f":
@@ -74,11 +77,11 @@ def labels_of_caller(
     """Labels, or the classes that a targeted attack is to reach, as int64 `(N,)`.
 
     Args:
-        x: images `(N, C, H, W)` that they belong to.
-        y: `(N,)` or `(N, 1)`, whole numbers of any type; or one-hot `(N, K)`. None is what the estimator predicts.
+        x: the images `(N, C, H, W)`.
+        y: whole numbers `(N,)` or `(N, 1)`, or one-hot `(N, K)`. None takes the estimator's predictions.
 
     Raises:
-        ValueError: another shape, numbers that are no class, or rows that are not one-hot.
+        ValueError: another shape, a number that is not a class, or a row that is not one-hot.
     """
     classes = int(estimator.nb_classes)
     if y is None:
@@ -86,15 +89,15 @@ def labels_of_caller(
     given = np.asarray(y)
     if given.dtype.kind not in "biuf":
         raise ValueError(f"expected labels as numbers, got {given.dtype}")
-    shapes = f"({len(x)},), ({len(x)}, 1) or one-hot ({len(x)}, {classes})"
     if given.shape == (len(x), classes) and classes > 1:
         if not (np.isin(given, (0, 1)).all() and (given.sum(axis=1) == 1).all()):
             raise ValueError("expected one-hot labels, got rows that are not one 1 among zeros")
         return np.ascontiguousarray(given.argmax(axis=1), dtype=np.int64)
     if given.shape not in ((len(x),), (len(x), 1)):
+        shapes = f"({len(x)},), ({len(x)}, 1) or one-hot ({len(x)}, {classes})"
         raise ValueError(f"expected labels of shape {shapes}, got {given.shape}")
     given = given.reshape(len(x))
-    with np.errstate(invalid="ignore"):  # of NaN, which equals nothing
+    with np.errstate(invalid="ignore"):  # NaN becomes some number, which NaN does not equal
         labels = given.astype(np.int64)
     if (odd := np.flatnonzero((labels != given) | (labels < 0) | (labels >= classes))).size:
         raise ValueError(f"expected labels from 0 to {classes - 1}, got {given[odd[0]]} for image {odd[0]}")
@@ -102,10 +105,10 @@ def labels_of_caller(
 
 
 def index_of_caller(count: int, index: ArrayLike | None) -> NDArray[np.int64]:
-    """Dataset indices that draws belong to, int64 `(count,)`; None counts from 0.
+    """Dataset indices that draws belong to, int64 `(count,)`. None counts from 0.
 
     Raises:
-        ValueError: another shape, or no whole numbers.
+        ValueError: another shape, or other than whole numbers.
     """
     if index is None:
         return np.arange(count, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Carlini & Wagner's L2 attack: every image has a search of its own, and the batch stays full."""
+"""Carlini & Wagner's L2 attack. Every image has a search of its own, and the batch stays full."""
 
 import math
 from dataclasses import dataclass, fields
@@ -14,18 +14,18 @@ from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows
 
 BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 EDGE = 0.999
-"""How near to black and white, of 1, a search may start. Where tanh saturates a pixel is stuck for hundreds of
-iterations; it starts up to 5e-4 off its clean value instead, and all others start on theirs."""
+"""In tanh space, where black and white are -1 and 1, a search starts within this bound. Nearer to black or white tanh
+saturates, and a pixel would hardly move for hundreds of iterations. It starts up to 5e-4 from its clean value."""
 PROGRESS = 0.9999
-"""A search step ends early where the loss has not come below this share of what it was a check before."""
+"""A search step ends early if the loss has not fallen below this share of its value at the last check."""
 CHECKS, LEAST_INTERVAL = 10, 50
-"""Checks in a search step, and iterations between two at the least: Adam's first steps overshoot, all pixels at once,
-and a loss that only comes down after that is no standstill."""
+"""Checks in a search step, and the fewest iterations between two checks. Adam's first steps overshoot; a loss that
+needs some iterations to fall after that is not stuck."""
 
 
 @dataclass
 class _Runs:
-    """Images in the middle of their searches. Every field has a row for each; pixels are flat, channels last."""
+    """The state of all searches, one row per image. Pixels are flat, channels last."""
 
     row: Tensor  # (B,) place among the images given
     x: Tensor  # (B, D)
@@ -85,23 +85,20 @@ class CarliniWagnerL2(NativeAttack):
     wrong prediction, just as the network saw it. An image whose search fails comes back as it was.
 
     Where it departs from the authors' code: c, Adam's state and the early abort belong to an image, not to a batch, so
-    that images begin and end search steps, and leave, each at its own time; the early abort looks at the lowest loss so
-    far, since the loss of one image jumps to and fro about the decision boundary; pixels start at least 5e-4 away from
-    black and white, where they could hardly move; an image with logits that are not finite is adversarial.
+    each image begins and ends its search steps at its own time. The early abort looks at the lowest loss so far, since
+    the loss of one image jumps to and fro about the decision boundary. Pixels start at least 5e-4 away from black and
+    white, where they could hardly move. An image with logits that are not finite is adversarial.
 
     Args:
-        estimator: with a torch module.
         initial_const: first c.
         binary_search_steps: values of c tried.
         max_iter: Adam's iterations for each c.
         learning_rate: Adam's, in tanh space.
         confidence: least lead of the wrong class, in units of the logits (κ in the paper).
-        abort_early: leave a c when a tenth of `max_iter` has brought no progress.
-        targeted: the labels given are the classes to reach, in place of the true ones.
+        abort_early: end a search step when a tenth of `max_iter` has brought no progress.
+        targeted: `y` holds the classes to reach.
         batch_size: searches at a time.
     """
-
-    batches_itself = True
 
     def __init__(
         self,
@@ -138,16 +135,14 @@ class CarliniWagnerL2(NativeAttack):
             fresh = slice(begun, begun + self.batch_size - len(runs.row))
             runs = runs.join(_Runs.begin(rows[fresh], pixels[fresh], y[fresh], self.initial_const))
             begun = min(fresh.stop, len(x))
-            for _ in range(min(self._until_check(age) for age in runs.age.tolist())):
+            ages = runs.age.tolist()
+            for _ in range(min(min(self.interval - age % self.interval, self.max_iter - age) for age in ages)):
                 self._iterate(runs, shape)
             self._settle(runs)
             over = runs.step == self.binary_search_steps
             result[runs.row[over]] = runs.best[over]
             runs = runs.pick(~over)
         return images_of_rows(result, shape)
-
-    def _until_check(self, age: int) -> int:
-        return min(self.interval - age % self.interval, self.max_iter - age)
 
     def _iterate(self, runs: _Runs, shape: tuple[int, ...]) -> None:
         tanh = runs.w.tanh()
@@ -188,7 +183,7 @@ class CarliniWagnerL2(NativeAttack):
         runs.w.addcmul_(scaled, size, value=-1)
 
     def _criterion(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Which are adversarial, bool `(N,)`; f `(N,)`; and df/dZ where f > 0, `(N, K)`."""
+        """Which images are adversarial, bool `(N,)`; f `(N,)`; and df/dZ where f > 0, `(N, K)`."""
         sign = -1.0 if self.targeted else 1.0
         f = sign * margin(logits, y) + self.confidence
         wrong = (logits.argmax(dim=1) == y) == self.targeted
@@ -198,7 +193,7 @@ class CarliniWagnerL2(NativeAttack):
         return adversarial, f.clamp(min=0), push
 
     def _settle(self, runs: _Runs) -> None:
-        """At a check: end the search steps that are over, choose the next c, begin anew."""
+        """End the search steps that are over, choose their next c, and begin the next step there."""
         over = runs.age >= self.max_iter
         if self.abort_early:
             due = runs.age % self.interval == 0

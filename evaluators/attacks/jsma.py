@@ -1,4 +1,4 @@
-"""The Jacobian-based saliency map attack, one backward pass an iteration, the batch always full."""
+"""The Jacobian-based saliency map attack: one backward pass per iteration, in batches that stay full."""
 
 import torch
 from art.estimators.classification.classifier import ClassifierMixin
@@ -12,28 +12,24 @@ from evaluators.attacks.native import NativeAttack
 class SaliencyMap(NativeAttack):
     """JSMA (Papernot et al., EuroS&P 2016, https://arxiv.org/abs/1511.07528, algorithm 3): few pixels, changed a lot.
 
-    Each iteration moves two features (a channel of a pixel is one) by `theta`, those along which the target's logit
-    rises fastest, until the image is classified as the target, `gamma` is spent or no feature has room left. The result
-    counts as adversarial like any other; an image whose search fails comes back changed.
+    A feature is a channel of a pixel. Each iteration moves two features by `theta`: those along which the target's
+    logit rises fastest. It ends when the image is classified as the target, when `gamma` is spent, or when no feature
+    has room left. An image whose search fails comes back changed.
 
-    Where it departs from the paper, as ART's `SaliencyMapMethod` does, whose iterates these are for the same targets:
-    the pair is chosen by the target's gradient alone. That is the paper's saliency of a softmax output, where the other
-    classes' gradients sum to the negative of the target's; it needs one backward pass and no search over D² pairs. The
-    pair that reaches `gamma` is still made, so that up to two features more than that share may change.
+    Iterates are those of ART's `SaliencyMapMethod` for the same targets. Both depart from the paper: the pair is chosen
+    by the target's gradient alone. That is the paper's saliency of a softmax output, where the other classes' gradients
+    sum to the negative of the target's. It needs one backward pass and no search over D² pairs. The pair that reaches
+    `gamma` is still moved, so that up to two features more than that share may change.
 
     The DGAD paper (Table 7) gives no theta, gamma or targets: theta 1, gamma 0.1 and the runner-up class of the clean
     image are ours.
 
     Args:
-        estimator: with a torch module.
         theta: change of a feature in an iteration, a signed fraction of 1.
         gamma: share of features that may change.
-        targeted: the labels given are the classes to reach. Otherwise they are the true ones, and the class to reach is
-            the one with the largest other logit.
+        targeted: `y` holds the classes to reach. Otherwise the target is the class with the largest other logit.
         batch_size: images at a time.
     """
-
-    batches_itself = True
 
     def __init__(
         self,
@@ -55,9 +51,12 @@ class SaliencyMap(NativeAttack):
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         shape = x.shape
         x_adv = x.flatten(1).clone()
-        target = y if self.targeted else self._runner_up(x, y)
+        target = y
+        if not self.targeted:
+            batches = zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True)
+            target = torch.cat([runner_up(self.victim.logits(images), labels) for images, labels in batches])
         spent = torch.zeros_like(y)
-        # Those at work are the first of `left`, so that whoever leaves makes room for the next.
+        # The batch is the first rows of `left`; when images leave, the next ones move up.
         left = torch.arange(len(x), device=x.device)
         budget = self.gamma * x_adv.shape[1]
         while len(left):
@@ -84,7 +83,3 @@ class SaliencyMap(NativeAttack):
             goes_on &= spent[rows] <= budget
             left = torch.cat([rows[goes_on], left[self.batch_size :]])
         return x_adv.view(shape)
-
-    def _runner_up(self, x: Tensor, y: Tensor) -> Tensor:
-        parts = zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True)
-        return torch.cat([runner_up(self.victim.logits(images), labels) for images, labels in parts])

@@ -1,4 +1,4 @@
-"""What our own attacks share: ART's interface outside, torch inside, draws that belong to images."""
+"""What our own attacks share: ART's interface outside, torch inside, and random draws that belong to images."""
 
 import ctypes
 import inspect
@@ -20,26 +20,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dgad_tk.ascent.folded import folded
+from dgad_tk.config.threat import Norm
 from dgad_tk.draws import Draws
-from evaluators.attacks.arguments import at_least, check_eps
-from evaluators.attacks.halfway import Halfway
+from evaluators.attacks.arguments import at_least, check_ball
+from evaluators.attacks.array_file import ArrayFile
 from evaluators.attacks.result import SearchingAttack, SearchResult
-from evaluators.target.ball import Norm
 from evaluators.target.estimators import Counted, PredictorBlackBox, PredictorClassifier
 
 
 class Victim:
-    """What an attack asks of an estimator: logits with gradients, and answers without.
+    """The model under attack: logits with gradients, and the deployed runtime's answers.
 
-    A torch module is asked as a frozen copy with BatchNorm folded and weights channels-last: the same function in less
-    time. ART's preprocessing holds for it.
+    A torch module is replaced by a frozen copy with BatchNorm folded and weights channels-last: the same function in
+    less time. ART's preprocessing is applied to its input.
 
     Args:
         estimator: any classifier of ART. `logits` needs one with a torch module.
 
     Attributes:
-        by_module: torch is the deployed runtime, so that `logits` answers as it does.
-        quantised: the runtime's logits come in steps, so that small gains do not show.
+        by_module: torch is the deployed runtime, so `logits` gives the runtime's answers.
+        quantised: the runtime's logits come in steps, which hide small gains.
     """
 
     def __init__(self, estimator: ClassifierMixin) -> None:
@@ -47,7 +47,7 @@ class Victim:
         self.device = getattr(estimator, "device", torch.device("cpu"))
         self.module: nn.Module | None = None
         self.by_module = self.quantised = False
-        # ART standardises by mean 0 and deviation 1 where nothing is asked for, which costs a small net a tenth.
+        # By default ART standardises by mean 0 and deviation 1, which costs a tenth of a small network's time.
         self._preprocessed = not all(map(_changes_nothing, estimator.preprocessing_operations))
         if isinstance(estimator, PredictorClassifier | PredictorBlackBox):
             self.quantised = estimator.predictor.precision == "int8"
@@ -59,19 +59,19 @@ class Victim:
             self.by_module = type(estimator).predict is PyTorchClassifier.predict
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits `(N, K)` of images `(N, C, H, W)`, with a graph if `x` asks for one."""
+        """Logits `(N, K)` of images `(N, C, H, W)`, with a graph if `x` requires a gradient."""
         assert self.module is not None
         images = x
         if self._preprocessed:
             images, _ = self.estimator._apply_preprocessing(x, y=None, fit=False, no_grad=False)
         logits: Tensor = self.module(images)
-        if x.requires_grad and not logits.requires_grad:  # by a comparison, say: the gradient is 0, and checks tell
+        if x.requires_grad and not logits.requires_grad:  # such as after a comparison: the gradient is 0
             logits = logits + 0 * x.flatten(1).sum(dim=1, keepdim=True)
         return logits
 
     @torch.no_grad()
     def answers(self, x: Tensor) -> Tensor:
-        """Logits `(N, K)` without a graph, on x's device: by the deployed runtime where that is not torch itself."""
+        """The deployed runtime's logits `(N, K)`, without a graph, on x's device."""
         if self.by_module:
             return self.logits(x)
         return torch.from_numpy(np.asarray(self.estimator.predict(x.cpu().numpy()), dtype=np.float32)).to(x.device)
@@ -83,26 +83,24 @@ def _changes_nothing(operation: object) -> bool:
 
 
 class NativeAttack(SearchingAttack):
-    """An attack of our own: a subclass writes `search`, on tensors, and works on any suitable estimator of ART.
+    """An attack of our own. A subclass writes `search`, on tensors; it then works on any suitable estimator of ART.
 
     Args:
-        estimator: with a torch module, unless the attack says that predictions are enough.
-        norm: of the ball, or of what a min-norm attack minimises.
-        eps: radius, a fraction of 1; a min-norm attack has none.
-        seed: of all draws. They belong to (seed, image index, step), so that neither batches nor shards change them.
+        estimator: with a torch module, unless predictions are enough for the attack.
+        norm: of the ball: "linf", "l2" or "l1".
+        eps: radius of the ball, a fraction of 1.
+        seed: of all draws. A draw depends on the seed, the image's index and the step, so batches do not change it.
         batch_size: images at a time.
 
     Attributes:
-        draws: where random numbers come from; a test may put in its own.
-        warnings: what the last search wants its reader to know; each is a sentence.
+        draws: the source of random numbers.
+        warnings: sentences for the reader of the last search.
     """
 
-    batches_itself: ClassVar[bool] = False
-    """`search` gets all images at once and keeps its own batches full, for attacks whose images leave early."""
     _estimator_requirements: ClassVar[tuple[type, ...]] = (PyTorchClassifier,)
 
     def __init_subclass__(cls) -> None:
-        """What ART's `set_params` may change is what the attack takes."""
+        """Let ART's `set_params` change every argument of the attack."""
         super().__init_subclass__()
         own = [name for name in inspect.signature(cls).parameters if name != "estimator"]
         cls.attack_params = (*EvasionAttack.attack_params, *own)
@@ -118,66 +116,62 @@ class NativeAttack(SearchingAttack):
     ) -> None:
         super().__init__(estimator=estimator)
         self.norm, self.eps, self.seed, self.batch_size = norm, eps, seed, batch_size
-        check_eps(norm, eps)
+        check_ball(norm, eps)
         at_least(1, batch_size=batch_size)
         self.draws = Draws(seed)
         self.warnings: list[str] = []
         self.victim = Victim(estimator)
 
     def searched(
-        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: Halfway
+        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: ArrayFile
     ) -> SearchResult:
-        self.warnings, found = [], x.copy()
-        size = len(x) if self.batches_itself else self.batch_size
-        for start in range(0, len(x), size):
-            part = slice(start, start + size)
-            tensors = (torch.from_numpy(each[part]).to(self.victim.device) for each in (x, y, index))
-            with kept():
-                found[part] = self.search(*tensors).detach().cpu().numpy()
+        self.warnings = []
+        tensors = (torch.from_numpy(each).to(self.victim.device) for each in (x, y, index))
+        with kept():
+            found = self.search(*tensors).detach().cpu().numpy()
         return SearchResult(found, warnings=self.warnings)
 
     @abstractmethod
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        """Adversarial images for one batch.
+        """Adversarial images; at most `batch_size` of them pass through the model at a time.
 
         Args:
             x: float32 `(N, C, H, W)` in [0, 1].
             y: int64 `(N,)`.
-            index: int64 `(N,)`, what the draws belong to.
+            index: dataset indices that the draws belong to, int64 `(N,)`.
         """
 
 
 def pixel_rows(images: Tensor) -> Tensor:
-    """`(N, C, H, W)` to `(N, H*W*C)`: channels last, as the folded network keeps them, so that nothing is copied."""
+    """`(N, C, H, W)` to `(N, H*W*C)`, channels last as in the folded network, so that nothing is copied there."""
     return images.permute(0, 2, 3, 1).flatten(1)
 
 
 def images_of_rows(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The opposite of `pixel_rows`, for images of this shape `(C, H, W)`; the same memory."""
+    """The opposite of `pixel_rows`, for images of `shape` `(C, H, W)`; the same memory."""
     channels, height, width = shape
     return rows.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
 def wrong(logits: Tensor, y: Tensor) -> Tensor:
-    """Where the prediction, the first index of the largest logit, is not `y` or a logit is not finite, bool `(N,)`."""
+    """Where the first index of the largest logit is not `y`, or a logit is not finite, bool `(N,)`."""
     return (logits.argmax(dim=1) != y) | ~logits.isfinite().all(dim=1)
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _KEEP = 2**30
 _USUAL = 2**25
-"""Bytes. The largest block that glibc comes to keep by its own rule, and the most that older versions accept."""
+"""Bytes: the largest block that glibc keeps by its own rule, and the most that older versions accept."""
 _depth = 0
 
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Keep the memory that torch frees on a CPU for its next call, until the outermost `with` ends.
+    """Keep memory that torch frees on a CPU for its next call, until the outermost `with` ends.
 
-    glibc returns large blocks to the system as soon as they are free, and the system clears every page of those it
-    hands out anew: a fifth to a third of a gradient step on a small network, whose feature maps are allocated and freed
-    again in every pass. ONNX Runtime has an arena of its own and torch's allocator for GPUs keeps what it has; for a
-    CPU torch asks glibc each time. Does nothing where the C library is not glibc.
+    By default glibc returns large blocks to the system at once, and the system clears every page that it hands out
+    again. Feature maps are allocated and freed in every pass, so this costs a fifth to a third of a gradient step on a
+    small network. ONNX Runtime and torch on a GPU keep their memory anyway. With another C library this does nothing.
     """
     global _depth
     _depth += 1

@@ -1,30 +1,30 @@
-"""Projected gradient descent and its relatives: FGSM is one step of it, MIM has momentum; any of four losses."""
+"""Projected gradient descent on one of four losses. FGSM is one step of it, and MIM adds momentum."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from functools import partial
+from typing import Literal, get_args
 
-import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dgad_tk.ascent.inner_max import Init, Objective, inner_max, start_point
+from dgad_tk.ascent.inner_max import Init, Objective, draw_noise, inner_max, start_point
 from dgad_tk.ascent.losses import cross_entropy, kl, margin
 from dgad_tk.common import UserError
-from dgad_tk.config.threat import ThreatModel
+from dgad_tk.config.threat import Norm, ThreatModel
+from evaluators.attacks.arguments import at_least
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, dlr
-from evaluators.attacks.native import NativeAttack
-from evaluators.target.ball import Norm
+from evaluators.attacks.native import NativeAttack, wrong
 
 Loss = Literal["ce", "dlr", "cw", "kl"]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
 
 
 class ProjectedGradient(NativeAttack):
     """PGD (Madry et al., ICLR 2018, https://arxiv.org/abs/1706.06083), on any ART estimator with a torch module.
 
-    The last iterate counts, as in the evaluations of the DGAD paper. Unlike ART's own, the random start of an image
-    depends on the seed and the image's index alone, so that batch size and sharding change nothing.
+    The last iterate counts, as in the evaluations of the DGAD paper. The random start of an image depends only on the
+    seed and the image's index, unlike in ART's own PGD.
 
     Losses, z the logits of x', y the label:
 
@@ -37,29 +37,21 @@ class ProjectedGradient(NativeAttack):
     steps follow g_k = m g_{k-1} + gradient / |gradient|_1, where the paper takes m = 1.
 
     Args:
-        estimator: with a torch module.
-        norm: "linf", "l2", or "l1", where its steps are sparse (`dgad_tk.ascent.balls.L1Ball`).
-        eps: radius, a fraction of 1.
+        norm: in "l1" its steps are sparse (`dgad_tk.ascent.balls.L1Ball`).
         step_size: of each step, in the norm.
         steps: number of steps.
         init: where it starts: "uniform" in the ball, "gauss" (0.001 N(0, 1)), or "none", the image itself.
-        restarts: number of starts; an image that a start has broken is left alone.
+        restarts: number of starts. An image that a start has broken is left alone.
         loss: to be made large, or small where `targeted`.
         momentum: share of the gradients so far that a step keeps.
-        targeted: `generate` takes the classes to reach as `y`.
-        seed: of the starts.
-        batch_size: images at a time.
+        targeted: `y` holds the classes to reach.
+
+    Other arguments are those of `NativeAttack`.
 
     Raises:
         ValueError: a setting outside its range, or two that contradict each other.
         UserError: fewer classes than the loss can do with.
     """
-
-    attack_params = (
-        *NativeAttack.attack_params,
-        *("step_size", "steps", "init", "restarts", "loss", "momentum", "targeted"),
-    )
-    _estimator_requirements = (PyTorchClassifier,)
 
     def __init__(
         self,
@@ -81,12 +73,10 @@ class ProjectedGradient(NativeAttack):
         self.step_size, self.steps, self.init, self.restarts = step_size, steps, init, restarts
         self.loss, self.momentum, self.targeted = loss, momentum, targeted
         self._threat()
-        if restarts < 1:
-            raise ValueError(f"expected restarts >= 1, got {restarts}")
-        if loss not in ("ce", "dlr", "cw", "kl"):
-            raise ValueError(f"expected a loss of ce, dlr, cw, kl, got '{loss}'")
-        if not momentum >= 0:
-            raise ValueError(f"expected momentum >= 0, got {momentum}")
+        at_least(1, restarts=restarts)
+        at_least(0, momentum=momentum)
+        if loss not in LOSSES:
+            raise ValueError(f"expected a loss of {', '.join(LOSSES)}, got '{loss}'")
         if loss == "kl" and (targeted or init == "none"):
             raise ValueError("the loss 'kl' knows no target, and at the clean image its gradient is 0")
         if loss == "dlr" and estimator.nb_classes < DLR_CLASSES:
@@ -95,44 +85,24 @@ class ProjectedGradient(NativeAttack):
                 hint="the loss 'cw' works with two",
             )
 
-    def generate(
-        self,
-        x: NDArray[Any],
-        y: NDArray[Any] | None = None,
-        *,
-        index: NDArray[np.int64] | None = None,
-        **kwargs: Any,
-    ) -> NDArray[np.float32]:
-        """Adversarial images, float32 of x's shape: the last iterates.
-
-        Args:
-            x: images `(N, C, H, W)` in [0, 1].
-            y: true labels, or targets; `(N,)` or one-hot `(N, K)`. None takes the estimator's predictions.
-            index: dataset indices `(N,)` that the random starts belong to; None counts from 0.
-        """
-        if self.targeted and y is None:
-            raise ValueError("a targeted attack needs the classes to reach: expected y, got None")
-        return super().generate(x, y, index=index, **kwargs)
-
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        batches = zip(*(torch.split(each, self.batch_size) for each in (x, y, index)), strict=True)
+        return torch.cat([self._restarted(*batch) for batch in batches])
+
+    def _restarted(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         best, left = x, torch.arange(len(x), device=x.device)
         for restart in range(self.restarts):
             x_adv = self._ascend(x[left], y[left], index[left], restart)
             best = best.index_copy(0, left, x_adv)
             if restart + 1 < self.restarts:
                 left = left[~self._reached(x_adv, y[left])]
-                if len(left) == 0:
-                    break
+            if len(left) == 0:
+                break
         return best
 
     def _ascend(self, x: Tensor, y: Tensor, index: Tensor, restart: int) -> Tensor:
-        def noise(kind: Literal["normal", "uniform"]) -> Tensor:
-            shape = tuple(x.shape[1:])
-            if kind == "normal":
-                return self.draws.normal("pgd", shape, index=index, step=restart)
-            return 2 * self.draws.uniform("pgd", shape, index=index, step=restart) - 1
-
         threat = self._threat()
+        noise = partial(draw_noise, self.draws, "pgd", tuple(x.shape[1:]), index, step=restart)
         start = start_point(x, threat, self.init, noise, clip=True)
         return inner_max(self._objective(x, y), x, start, threat, momentum=self.momentum)
 
@@ -151,8 +121,8 @@ class ProjectedGradient(NativeAttack):
     def _reached(self, x_adv: Tensor, y: Tensor) -> Tensor:
         """Where the deployed runtime's answer is what the attack wants, bool `(N,)`; a non-finite one always is."""
         logits = self.victim.answers(x_adv)
-        wanted = logits.argmax(dim=1) == y if self.targeted else logits.argmax(dim=1) != y
-        return wanted | ~logits.isfinite().all(dim=1)
+        other = wrong(logits, y)
+        return ~other | ~logits.isfinite().all(dim=1) if self.targeted else other
 
     def _threat(self) -> ThreatModel:
         return ThreatModel(norm=self.norm, eps=self.eps, step_size=self.step_size, steps=self.steps)

@@ -1,4 +1,4 @@
-"""What an attack answers, as one typed result behind ART's interface."""
+"""The base of all attacks: ART's interface, with one typed result."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -8,9 +8,9 @@ import numpy as np
 from art.attacks.attack import EvasionAttack
 from numpy.typing import ArrayLike, NDArray
 
-from evaluators.attacks.arguments import check_eps, images_of_caller, index_of_caller, labels_of_caller
-from evaluators.attacks.halfway import NOWHERE, Halfway
-from evaluators.target.ball import Norm
+from dgad_tk.config.threat import Norm
+from evaluators.attacks.arguments import check_ball, images_of_caller, index_of_caller, labels_of_caller
+from evaluators.attacks.array_file import NOWHERE, ArrayFile
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,10 @@ class SearchResult:
 
     Attributes:
         adversarials: float32 `(N, C, H, W)`; the best found for each image, whether or not it breaks the model.
-        broken_by: int8 `(N,)`, number of the stage of an ensemble that broke the image; -1 for none. None of an
-            attack without stages.
-        stages: names of the ensemble's stages; empty for an attack of one.
+        broken_by: of an ensemble: number of the stage that broke each image, -1 for none, int8 `(N,)`.
+        stages: names of an ensemble's stages.
         stage_seconds: of each stage that ran.
-        warnings: what the attack wants its reader to know; each is a sentence.
+        warnings: sentences for the reader.
     """
 
     adversarials: NDArray[np.float32]
@@ -34,10 +33,10 @@ class SearchResult:
 
 
 class SearchingAttack(EvasionAttack):  # type: ignore[misc]
-    """An attack of ART whose whole answer is a `SearchResult`; `generate` gives the images alone, as ART has it.
+    """An attack of ART that answers with a `SearchResult`. `generate` gives its images alone, as ART wants it.
 
     Attributes:
-        norm, eps: of the ball that it stays in; 0 where it knows none.
+        norm, eps: of the ball that it stays in; eps is 0 for an attack without a ball.
     """
 
     norm: Norm = "linf"
@@ -49,7 +48,7 @@ class SearchingAttack(EvasionAttack):  # type: ignore[misc]
         y: ArrayLike | None = None,
         *,
         index: ArrayLike | None = None,
-        halfway: Halfway = NOWHERE,
+        halfway: ArrayFile = NOWHERE,
     ) -> SearchResult:
         """Look for adversarial images.
 
@@ -58,14 +57,14 @@ class SearchingAttack(EvasionAttack):  # type: ignore[misc]
             y: true labels, whole numbers `(N,)` or `(N, 1)`, or one-hot `(N, K)`; None takes the estimator's
                 predictions. A targeted attack takes the classes to reach.
             index: dataset indices `(N,)` that the draws belong to; None counts from 0.
-            halfway: where an attack of several stages keeps what it has, and finds what it had.
+            halfway: where an attack of several stages stores its progress.
 
         Raises:
-            ValueError: images, labels or indices that are none of these.
+            ValueError: images, labels or indices of another form.
         """
         if self.targeted and y is None:
             raise ValueError("a targeted attack needs the classes to reach: expected y, got None")
-        check_eps(self.norm, self.eps)  # ART's set_params may have changed it
+        check_ball(self.norm, self.eps)  # ART's set_params may have changed it
         images = images_of_caller(self.estimator, x)
         if len(images) == 0:
             return SearchResult(images)
@@ -74,9 +73,9 @@ class SearchingAttack(EvasionAttack):  # type: ignore[misc]
 
     @abstractmethod
     def searched(
-        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: Halfway
+        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: ArrayFile
     ) -> SearchResult:
-        """The same for arguments that are known to be good."""
+        """`run` after its checks."""
 
     def generate(
         self,

@@ -1,4 +1,4 @@
-"""What a row of ATTACKS says of an attack, and what every attack is told."""
+"""The type of the rows of ATTACKS, and what every attack is told."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dgad_tk.common import UserError, nearest
+from dgad_tk.config.threat import Norm
 from dgad_tk.strangers import number_text
-from evaluators.attacks.arguments import check_eps
+from evaluators.attacks.arguments import check_ball
 from evaluators.attacks.result import SearchingAttack
-from evaluators.target.ball import Norm
 from evaluators.target.estimators import PredictorBlackBox, PredictorClassifier
 
 Kind = Literal["budget", "min-norm"]
 Estimator = PredictorClassifier | PredictorBlackBox
 SAMPLES = "samples"
-"""What a user calls the number of images that a slow attack is tried on."""
+"""The setting of the number of images that a slow attack is tried on."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,10 @@ class Budget:
     """What every attack is told.
 
     Attributes:
-        norm: of the ball that it is judged in, or that a min-norm attack minimises.
-        eps: radius of the ball, a fraction of 1; a min-norm attack has none.
+        norm: of the ball, or the norm that a min-norm attack minimises.
+        eps: radius of the ball, a fraction of 1; 0 for a min-norm attack.
         seed: of its draws.
         batch_size: images at a time.
-
-    Raises:
-        ValueError: an eps that cannot be one.
     """
 
     norm: Norm
@@ -38,36 +35,36 @@ class Budget:
     batch_size: int
 
     def __post_init__(self) -> None:
-        check_eps(self.norm, self.eps)
+        check_ball(self.norm, self.eps)
 
 
 Build = Callable[[Estimator, Budget, Mapping[str, Any]], SearchingAttack]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AttackSpec:
-    """A row of ATTACKS. Every attack is given the true labels as `y`, to be moved away from.
+    """A row of ATTACKS. Every attack is given the true labels, and moves away from them.
 
     Attributes:
-        kind: `budget` answers inside an eps-ball; `min-norm` looks for the nearest adversarial image and reports
-            success and distance.
-        norms: it can be judged in; a min-norm attack minimises the first.
-        build: the attack for an estimator, a budget and the row's parameters.
+        kind: `budget` answers inside an eps-ball. `min-norm` looks for the nearest adversarial image, and its results
+            are success and distance.
+        norms: norms that the attack has; a min-norm attack minimises the first.
+        build: makes the attack for an estimator, a budget and the row's parameters.
         description: one line for `dgad list attacks`.
-        params: defaults that a user may change (`--set NAME.key=value`), as they are written into the results.
-        choices: what a parameter that is a word may be.
-        samples: only so many of the first images are attacked, which a user may change too; None for all.
-        needs_gradients: it asks for more than predictions.
-        fewest_classes: it works with.
-        searches: it looks around inside the ball, so that what it breaks at one radius it has broken at larger ones. A
+        params: defaults that a user may change (`--set NAME.key=value`). They are written into the results.
+        choices: allowed values of each parameter that is a word.
+        samples: only so many of the first images are attacked, unless the user says otherwise; None for all.
+        needs_gradients: predictions are not enough for it.
+        fewest_classes: that it works with.
+        searches: it searches inside the ball, so an image that breaks at one radius also breaks at larger ones. A
             single step of full size does not.
-        foreign: another library's code runs. What that raises is no bug of ours: its row fails, and the others go on.
-            Its draws belong to the images' places, not to their dataset indices.
+        foreign: another library's code. If it raises an error, its row fails and the others go on. Its draws depend on
+            the images' places, not on their dataset indices.
         note: a caution printed with its row.
     """
 
-    kind: Kind
-    norms: tuple[Norm, ...]
+    kind: Kind = "budget"
+    norms: tuple[Norm, ...] = ("linf", "l2", "l1")
     build: Build
     description: str
     params: Mapping[str, int | float | str] = field(default_factory=dict)
@@ -80,11 +77,11 @@ class AttackSpec:
     note: str = ""
 
     def settings(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """`params`, and `samples` where the row has them, with `changes`.
+        """The row's `params` and `samples`, with `changes`.
 
         Args:
             name: of the row, for messages.
-            changes: a text is read as a value of the default's type.
+            changes: by key. A text is converted to the type of the default.
 
         Raises:
             UserError: an unknown setting, or a value of another type.
@@ -110,7 +107,7 @@ class AttackSpec:
         """The attack called `name`, ready to run.
 
         Raises:
-            UserError: fewer classes than it can do with, or what else its builder refuses.
+            UserError: too few classes, or something that the attack itself refuses.
         """
         if estimator.nb_classes < self.fewest_classes:
             raise UserError(
@@ -121,7 +118,7 @@ class AttackSpec:
 
 
 def _number(value: Any, *, least: int | float) -> int | float | None:
-    """A number of the type of `least` and no smaller, None where `value` is none. A text is from `--set NAME.key=`."""
+    """`value` as a number of the type of `least`; None if it is smaller or not such a number."""
     whole = isinstance(least, int)
     if isinstance(value, str):
         try:

@@ -1,7 +1,7 @@
-"""evaluate(): attacks a predictor and keeps, for every image and every attack, what the deployed runtime answered.
+"""evaluate() attacks a predictor, and records for every image and every attack what the deployed runtime answered.
 
-Percentages are derived from that record (`report`). Only images that the clean model gets right are attacked; every
-candidate is brought into the ball to the last bit and judged by `predictor.predict`.
+`report` derives percentages from that record. Only images that the clean model gets right are attacked. Every candidate
+is brought into the ball to the last bit, and `predictor.predict` judges it.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from dgad_tk.artifacts.predictor import Predictor
+from dgad_tk.config.threat import Norm
 from dgad_tk.data import Split
 from dgad_tk.distributed import from_all, world
 from evaluators.engine.probes import probe
@@ -22,21 +23,23 @@ from evaluators.engine.search import RowFailedError
 from evaluators.engine.units import Unit, UnitStore
 from evaluators.engine.work import Work
 from evaluators.plan.rows import Row
-from evaluators.target.ball import Norm
 from evaluators.target.judge import Judged, check_images, compare_twin, images_of, judge
 
 CHUNK = 500
-"""Images in a unit of work. Cut from the dataset's fixed order, so it never depends on how many are evaluated."""
+"""Images in a unit of work. They follow the dataset's fixed order, so that units do not depend on --limit."""
 SURROGATE_SLACK, SURROGATE_IMAGES = 0.10, 1000
-"""A surrogate is left out whose accuracy on the first images is by so much below the target's."""
-
-Units = dict[tuple[str, int], Unit]
-"""Id of the row and number of the chunk to what was found."""
+"""A surrogate is left out if its accuracy on so many images is lower than the target's by more than the slack."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an evaluation is: row `row` of `rows`, `done` of `n` images, `broken` of `attacked` so far."""
+    """How far an evaluation is.
+
+    Attributes:
+        row: id of the row, which is the `number`-th of `rows`.
+        done: images of the row that are done, of `n`.
+        broken, attacked: images of the row so far.
+    """
 
     row: str
     number: int
@@ -66,20 +69,20 @@ def evaluate(
 ) -> Evaluation:
     """Attack `predictor` on the images of `split`.
 
-    Started by torchrun, each process does its share of the units and all of them return the whole record.
+    Under torchrun, each process does its share of the units, and all of them return the whole record.
 
     Args:
-        rows: from `plan`; the budget rows carry the threat.
-        classes: names of the classes, in the order of the labels; else those of the model's record, or numbers.
+        rows: from `plan`. The budget rows carry the threat.
+        classes: names of the classes, in the order of the labels. Default: those of the model's record, or numbers.
         seed: of every draw that an attack makes.
-        batch_size: images at a time; some attacks by other packages draw batch by batch, so it belongs to the question.
-            None is `default_batch_size`.
-        store: folder of finished units; a second call with it does only what is new.
-        examples: folder in which transfer examples are left for the next target, and found from the last one.
+        batch_size: images at a time. It can change results, since some attacks of other packages draw batch by batch.
+            None means `default_batch_size`.
+        store: folder of finished units. A second call with it does only what is new.
+        examples: folder of transfer examples, which several targets share.
 
     Raises:
         UserError: images of another shape, labels out of range, or a twin that differs from the runtime.
-        ValueError: a store for a predictor without a hash, whose units nothing could tell from another's.
+        ValueError: a store for a predictor without a hash: its units could be taken for another model's.
     """
     if store is not None and not predictor.sha256:
         raise ValueError("expected a predictor with a sha256, which its stored units are kept under")
@@ -94,11 +97,11 @@ def evaluate(
     probes = probe(predictor, split, right, norm=norm, eps=max(eps, default=0.0), batch_size=batch_size)
     reasons = _unfit(predictor, rows, split, batch_size, float(right.mean()))
     work = Work(predictor, split, chunks, hashes, right, seed, batch_size, UnitStore(store), UnitStore(examples))
-    # What a smaller radius breaks is known before a larger one is tried; what has no radius takes longest.
+    # Smaller radii come first, because larger ones build on them. Rows without a radius come last: they take longest.
     asked = sorted((row for row in rows if row.id not in reasons), key=lambda row: row.eps or math.inf)
     every = from_all(_share(work, asked, on_progress))
     done = {place: unit for units, _ in every for place, unit in units.items()}
-    # Of several reasons, the first process's counts.
+    # If a row failed in several processes, the reason of the first one counts.
     failed = {name: reason for _, part in reversed(every) for name, reason in part.items()}
     outcomes: list[Outcome] = []
     for row in rows:
@@ -124,9 +127,9 @@ def evaluate(
 
 
 def default_batch_size(input_shape: tuple[int, int, int]) -> int:
-    """As many images as keep the pixels of a batch at about a quarter of a million, 16 to CHUNK.
+    """Images in a batch of about a quarter of a million pixels per channel: from 16 to CHUNK.
 
-    It depends on nothing that differs between machines, since it is part of what an evaluation's record answers.
+    It is the same on every machine, because results depend on it.
     """
     return max(16, min(CHUNK, 2**18 // (input_shape[1] * input_shape[2])))
 
@@ -139,7 +142,7 @@ def _class_names(predictor: Predictor, split: Split, given: Sequence[str]) -> tu
 def _clean(
     predictor: Predictor, split: Split, chunks: Sequence[slice], batch_size: int
 ) -> tuple[Judged, str, list[str]]:
-    """Answers to the clean images, and SHA-256 of all images and labels and of each chunk."""
+    """Answers to the clean images; SHA-256 of all images, labels and places; and the same hash of each chunk."""
     answers: list[Judged] = []
     hashes: list[str] = []
     total = hashlib.sha256()
@@ -152,18 +155,19 @@ def _clean(
     return Judged(predicted, finite), total.hexdigest(), hashes
 
 
-def _share(work: Work, rows: Sequence[Row], on_progress: OnProgress | None) -> tuple[Units, dict[str, str]]:
-    """What this process does: units, and the ids of the rows that failed, with the reason."""
-    done: Units = {}
+def _share(
+    work: Work, rows: Sequence[Row], on_progress: OnProgress | None
+) -> tuple[dict[tuple[str, int], Unit], dict[str, str]]:
+    """What this process does: units by row id and number of the chunk, and why rows failed, by row id."""
+    done: dict[tuple[str, int], Unit] = {}
     failed: dict[str, str] = {}
-    n = len(work.split)
     families = list(dict.fromkeys(row.family for row in rows))
 
     def tell(position: int, row: Row, images: int) -> None:
         if on_progress:
             units = [unit for (name, _), unit in done.items() if name == row.id]
             broken, attacked = (sum(int(getattr(unit, key).sum()) for unit in units) for key in ("broken", "attacked"))
-            most = min(n, row.limit or n)
+            most = min(len(work.split), row.limit or len(work.split))
             on_progress(Progress(row.id, position + 1, len(rows), min(images, most), most, broken, attacked))
 
     for position, row in enumerate(rows):
@@ -175,7 +179,7 @@ def _share(work: Work, rows: Sequence[Row], on_progress: OnProgress | None) -> t
                 continue
             tell(position, row, chunk.start)  # a unit may take minutes
             try:
-                # Of a smaller radius that failed nothing is known.
+                # If the smaller radius failed, nothing is known of it.
                 done[row.id, number] = work.unit(row, number, done.get((below, number)))
             except RowFailedError as error:
                 failed[row.id] = str(error)
@@ -190,31 +194,24 @@ def _reaches(row: Row, chunk: slice) -> bool:
 
 def _unfit(predictor: Predictor, rows: Sequence[Row], split: Split, batch_size: int, accuracy: float) -> dict[str, str]:
     """Ids of the rows that cannot be run, and why."""
-    surrogates = _unfit_surrogates(rows, split, batch_size, accuracy)
-    reasons: dict[str, str] = {}
-    for row in rows:
-        if row.surrogate is not None and row.surrogate.name in surrogates:
-            reasons[row.id] = surrogates[row.surrogate.name]
-            continue
-        source = row.surrogate.predictor if row.surrogate else predictor
-        if row.spec.needs_gradients and source is not None and source.module is None:
-            reasons[row.id] = f"'{source.path}' has no gradients; --suite blackbox needs none"
-    return reasons
-
-
-def _unfit_surrogates(rows: Sequence[Row], split: Split, batch_size: int, accuracy: float) -> dict[str, str]:
-    """Names of the surrogates that no transfer row can be run with, and why."""
-    reasons: dict[str, str] = {}
     sample = split.subset(min(len(split), SURROGATE_IMAGES))
-    for surrogate in {row.surrogate.name: row.surrogate for row in rows if row.surrogate}.values():
+    surrogates = {row.surrogate.name: row.surrogate for row in rows if row.surrogate}
+    weak: dict[str, str] = {}
+    for name, surrogate in surrogates.items():
         if surrogate.predictor is None:
-            reasons[surrogate.name] = surrogate.reason
+            weak[name] = surrogate.reason
             continue
-        answers = judge(surrogate.predictor, images_of(sample, slice(None)), batch_size)
-        own = float(answers.right(sample.labels).mean())
+        own = float(judge(surrogate.predictor, images_of(sample, slice(None)), batch_size).right(sample.labels).mean())
         if own < accuracy - SURROGATE_SLACK:
-            reasons[surrogate.name] = (
-                f"surrogate {surrogate.name} is right on {own:.1%} of the images, the target on {accuracy:.1%}: "
+            weak[name] = (
+                f"surrogate {name} is right on {own:.1%} of the images, the target on {accuracy:.1%}: "
                 f"more than {SURROGATE_SLACK:.0%} worse makes weak examples"
             )
+    reasons: dict[str, str] = {}
+    for row in rows:
+        source = row.surrogate.predictor if row.surrogate else predictor
+        if row.surrogate and row.surrogate.name in weak:
+            reasons[row.id] = weak[row.surrogate.name]
+        elif row.spec.needs_gradients and source is not None and source.module is None:
+            reasons[row.id] = f"'{source.path}' has no gradients; --suite blackbox needs none"
     return reasons

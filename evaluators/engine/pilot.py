@@ -1,4 +1,4 @@
-"""What an evaluation will cost: the real rows are run on a few images, and their seconds are extrapolated."""
+"""Forecasts what an evaluation will cost: it runs the rows on a few images, and extrapolates their seconds."""
 
 import math
 import time
@@ -15,26 +15,25 @@ from evaluators.engine.evaluate import CHUNK, Progress, evaluate
 from evaluators.plan.rows import Row
 
 FEWEST, GROWTH, MOST = 8, 4, 512
-"""Images of the first run, how many times as many the next one has, and the most."""
+"""Images of the first run, the factor from one run to the next, and the most images."""
 SECONDS = 4.0
-"""A third run, and each after it, follows only where all before it took less than this."""
+"""A third run, and each after it, follows only if all runs before it took less than this together."""
 LEAST_SHARE = 0.05
-"""An image costs at least this share of the largest run's average: two noisy times may say that it costs nothing."""
+"""An image costs at least this share of the largest run's average. From two noisy times it could cost nothing."""
 LARGEST_STEP = 100
 BEFORE = "clean, checks"
 
 
 @dataclass(frozen=True)
 class RowForecast:
-    """What one row, or what comes before all rows, will cost.
+    """What one row will cost. BEFORE is the row of what comes before all attacks.
 
     Attributes:
-        id: of the row.
         once: seconds that are spent once.
-        chunk: seconds of each chunk, however few images are in it.
-        image: seconds of each image.
+        chunk: seconds per chunk, besides its images.
+        image: seconds per image.
         limit: only so many images are attacked; None for all.
-        note: why the row took no time: it was skipped or failed. Empty otherwise.
+        note: why the row was skipped or failed; it then costs nothing.
     """
 
     id: str
@@ -45,7 +44,7 @@ class RowForecast:
     note: str = ""
 
     def images(self, n: int) -> int:
-        """How many of `n` images the row attacks or looks at."""
+        """How many of `n` images the row attacks."""
         return 0 if self.note else min(n, self.limit or n)
 
     def seconds(self, n: int) -> float:
@@ -59,10 +58,10 @@ class Forecast:
     """What an evaluation of any number of images will cost.
 
     Attributes:
-        rows: in their order, after what comes before them.
+        rows: BEFORE, then the rows in their order.
         shares: clean accuracy, and the robust accuracy at each radius.
         images: of the pilot's largest run.
-        step: numbers of images to choose from are multiples of this.
+        step: `affordable` gives a multiple of this.
         batch_size: images at a time.
         processes: that share the work.
     """
@@ -79,7 +78,7 @@ class Forecast:
         return sum(row.seconds(n) for row in self.rows) / self.processes
 
     def affordable(self, seconds: float, most: int) -> int:
-        """The largest number of images that can be expected to be done in time: a multiple of `step`, or `most`.
+        """The largest number of images that fits into the time: a multiple of `step`, or `most`.
 
         Raises:
             UserError: the time is not enough for the first step.
@@ -95,7 +94,7 @@ class Forecast:
         return max(fitting)
 
     def half_width(self, n: int) -> float:
-        """Half of the 95 % Wilson interval that `n` images give, a fraction of 1: the widest of all `shares`."""
+        """Half of the widest 95 % Wilson interval of `shares` with `n` images, a fraction of 1."""
         ends = [wilson(round(share * n), n) for share in self.shares]
         return max(high - low for low, high in ends) / 2
 
@@ -124,9 +123,9 @@ def pilot(
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Forecast:
-    """Run `rows` on the first images of `split`, whose order is stratified, then on more while that is quick.
+    """Run `rows` on the first images of `split`, whose order is stratified, then on more as long as that is quick.
 
-    Started by torchrun, all processes run it together; their forecasts differ by what they measured.
+    Under torchrun, all processes run it together. Each returns a forecast from its own times.
 
     Raises:
         UserError: what `evaluate` raises.
@@ -149,7 +148,7 @@ def pilot(
                 runs[outcome.row.id].append((len(outcome.unit.broken), outcome.unit.seconds))
                 left -= outcome.unit.seconds
         runs[BEFORE].append((images, max(0.0, left)))
-    # The checks look at a fixed number of images, which two small runs would take for a price of each.
+    # The checks look at a fixed number of images. From two small runs that would look like a price per image.
     once, image = _line(runs[BEFORE]) if images == MOST else (runs[BEFORE][-1][1], 0.0)
     forecasts = [RowForecast(BEFORE, once=once, image=image)]
     for outcome in done.outcomes:
@@ -165,11 +164,7 @@ def pilot(
 
 
 def _line(runs: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """A fixed number of seconds, and the seconds of each image: the line through the last two of a row's runs.
-
-    Args:
-        runs: images, and the seconds that they took.
-    """
+    """Fixed seconds, and seconds per image: the line through the last two of a row's runs (images, seconds)."""
     fewer, shorter = runs[-2] if len(runs) > 1 else (0, 0.0)
     most, longest = runs[-1]
     average = longest / most

@@ -1,9 +1,9 @@
-"""Measurements on the model itself, made once per evaluation, that `checks` judges: is its answer one answer, are its
-outputs logits, do its gradients lead anywhere.
+"""Measurements on the model itself, once per evaluation. Are its answers always the same? Are its outputs logits? Do
+its gradients lead to adversarial images? `evaluators.verdict.checks` judges them.
 
 After Carlini et al., "On Evaluating Adversarial Robustness" (2019, https://arxiv.org/abs/1902.06705), sections 4 and 5;
 Athalye et al., "Obfuscated Gradients Give a False Sense of Security" (ICML 2018), section 3.1; and Croce & Hein,
-"Reliable evaluation of adversarial robustness" (ICML 2020), section 4, for the cross-entropy that saturates.
+"Reliable evaluation of adversarial robustness" (ICML 2020), section 4, for saturation of the cross-entropy.
 """
 
 import math
@@ -21,22 +21,22 @@ from dgad_tk.artifacts.predictor import Images, Logits, Predictor
 from dgad_tk.ascent.directions import finite
 from dgad_tk.ascent.inner_max import inner_max
 from dgad_tk.ascent.losses import cross_entropy, margin
-from dgad_tk.config.threat import ThreatModel
+from dgad_tk.config.threat import Norm, ThreatModel
 from dgad_tk.data import Split
 from evaluators.attacks.native import Victim
-from evaluators.target.ball import Norm, into_ball
+from evaluators.target.ball import into_ball
 from evaluators.target.estimators import to_estimator
 from evaluators.target.judge import REPEATS, allowed, images_of, judge, logits_of
 
 LARGEST, SMALLEST, PIXELS = 64, 16, 2**18
-"""Images looked at: as many as make PIXELS pixels per channel, at most LARGEST and at least SMALLEST."""
+"""Images that are probed: as many as have PIXELS pixels per channel, at most LARGEST and at least SMALLEST."""
 MANY = 256
-"""Images looked at where that takes one prediction each."""
+"""Images that are probed where one prediction per image is enough."""
 STEPS = 20
 WAYPOINTS = (0, 1, 5, 10, STEPS)
 """Steps of PGD after which its mean loss is noted."""
 FAR = 1e9
-"""A difference, in whatever it is measured by, of a number and what is none."""
+"""Stands for an infinite difference, in any unit, since JSON has no infinity."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits `(N, K)` and labels `(N,)` to what an attack makes large, `(N,)`."""
@@ -52,10 +52,9 @@ class Answers:
         random_logits: largest difference of a second answer to the same batch, relative to how far apart an image's
             logits are.
         random_predictions: share of images whose second prediction differs.
-        batch_logits, batch_predictions: the same for images asked in another order and in halves, relative to the
+        batch_logits, batch_predictions: the same for images in another order and in half batches, relative to the
             rounding that is allowed.
-        grain: the step of float32 at an image's largest logit, relative to how far apart its logits are; of the median
-            image.
+        grain: the step of float32 at the median image's largest logit, relative to how far apart its logits are.
         probabilities: the outputs are not negative and sum to 1.
     """
 
@@ -72,11 +71,11 @@ class Ascent:
     """PGD from the image itself, 20 steps of eps / 4, and one step of eps (FGSM).
 
     Attributes:
-        losses: mean cross-entropy after so many steps of PGD. Of logits that are less than 1 apart, as if they were 1
-            apart. Empty where none is finite.
-        loss_fgsm: after the one step; None where `losses` is empty.
-        left_fgsm, left_pgd: share of images left right.
-        module_only: share of images that one of the two breaks for the module but not for the runtime.
+        losses: mean cross-entropy by number of PGD steps. Logits that are less than 1 apart are scaled to be 1 apart.
+            Empty if no image has finite losses.
+        loss_fgsm: after the single step; None if `losses` is empty.
+        left_fgsm, left_pgd: share of images that stay right.
+        module_only: share of images that FGSM or PGD breaks for the module but not for the runtime.
     """
 
     losses: dict[int, float]
@@ -92,9 +91,9 @@ class Gradients:
 
     Attributes:
         zero, zero_margin: share of images whose gradient of the cross-entropy, or of the margin, is zero or not finite.
-        non_finite: share of images with an entry that is not finite in either.
-        left_at_eps_1: share that PGD on the margin leaves right when it may do anything to an image.
-        ascent: at the radius that is evaluated; None without one.
+        non_finite: share of images with an entry that is not finite in one of the two.
+        left_at_eps_1: share that PGD on the margin leaves right although it may change an image completely.
+        ascent: at the evaluated radius; None without one.
     """
 
     zero: float
@@ -106,10 +105,10 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Exchange:
-    """The first `images` with red and blue exchanged, as OpenCV and Caffe order them.
+    """The first `images` with red and blue exchanged, the order of OpenCV and Caffe.
 
     Attributes:
-        rights, spoils: how many of them that makes right, and how many it makes wrong.
+        rights, spoils: how many images become right, and how many become wrong.
     """
 
     images: int
@@ -119,10 +118,10 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Probes:
-    """What was measured; each part is None where there was nothing to measure it on.
+    """All measurements. A part is None if there was nothing to measure.
 
     Attributes:
-        images: how many of those that the model gets right were looked at.
+        images: how many images were probed. The model gets all of them right.
     """
 
     images: int
@@ -134,13 +133,13 @@ class Probes:
 def probe(
     predictor: Predictor, split: Split, clean_right: NDArray[np.bool_], *, norm: Norm, eps: float, batch_size: int
 ) -> Probes:
-    """Look at a model on the first images of `split`, above all those that it gets right.
+    """Probe a model on the first images of `split` that it gets right, without random draws.
 
-    It costs some 45 steps of PGD and a dozen predictions on at most LARGEST images, and draws nothing.
+    It costs about 45 steps of PGD and a dozen predictions on at most LARGEST images.
 
     Args:
-        clean_right: bool `(len(split),)`.
-        eps: the radius that is evaluated, the largest of several; 0 for none.
+        clean_right: where the clean prediction is right, bool `(len(split),)`.
+        eps: the largest evaluated radius; 0 for none.
     """
     exchange = _exchange(predictor, split, clean_right, batch_size)
     count = min(LARGEST, max(SMALLEST, PIXELS // math.prod(predictor.input_shape[1:])))
@@ -151,14 +150,14 @@ def probe(
     first = logits_of(predictor, x, batch_size)
     answers, gradients = _answers(predictor, x, first, batch_size), None
     if predictor.module is not None:
-        # Where logits are much less than 1 apart, float32 would not show that the cross-entropy rises.
+        # If logits are much less than 1 apart, a rise of the cross-entropy is lost in float32.
         unit = min(1.0, float(np.median(yardstick(first)))) or 1.0
         gradients = _Climber(predictor, x, labels, batch_size).look(norm, eps, unit)
     return Probes(len(chosen), answers, gradients, exchange)
 
 
 def _exchange(predictor: Predictor, split: Split, clean_right: NDArray[np.bool_], batch_size: int) -> Exchange | None:
-    """None of images that are grey or all right."""
+    """None if images are grey, or all are right."""
     count = min(len(split), MANY)
     before = clean_right[:count]
     if predictor.input_shape[0] != 3 or before.all():
@@ -170,7 +169,7 @@ def _exchange(predictor: Predictor, split: Split, clean_right: NDArray[np.bool_]
 
 def _answers(predictor: Predictor, x: Images, first: Logits, batch_size: int) -> Answers:
     again = [logits_of(predictor, x, batch_size) for _ in range(REPEATS)]
-    # Neither a neighbour nor the number of images may matter.
+    # Neither the other images of a batch nor their number may matter.
     regrouped = logits_of(predictor, x[::-1].copy(), max(1, min(batch_size, len(x)) // 2))[::-1]
     rounding = allowed(predictor, first)[0]
     return Answers(
@@ -184,28 +183,28 @@ def _answers(predictor: Predictor, x: Images, first: Logits, batch_size: int) ->
 
 
 def _relative(gaps: ArrayLike, units: ArrayLike) -> float:
-    """The largest of `gaps`, each in its unit; FAR where there is no unit to speak of, and at most that."""
+    """The largest of `gaps`, each divided by its unit, and at most FAR, as with a unit of 0."""
     gaps = np.asarray(gaps)
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.where(gaps == 0, 0.0, np.minimum(gaps / np.asarray(units), FAR)).max())
 
 
 class _Climber:
-    """Follows the gradients of a module on some images, and asks the runtime what that changes."""
+    """Follows the gradients of a module on some images, and asks the runtime whether that breaks them."""
 
     def __init__(self, predictor: Predictor, x: Images, labels: NDArray[np.int64], batch_size: int) -> None:
         self.predictor, self.x, self.labels, self.batch_size = predictor, x, labels, batch_size
         self.victim = Victim(to_estimator(predictor))
 
     def look(self, norm: Norm, eps: float, unit: float) -> Gradients:
-        """Look with `eps` and in the whole of [0, 1], at logits measured in `unit`."""
+        """Follow gradients within `eps` and in the whole of [0, 1]; losses are those of logits divided by `unit`."""
         by_loss = [
             torch.cat([self._gradient(loss, *batch) for batch in self._batches(self.x)])
             for loss in (cross_entropy, _lead)
         ]
         zero = [(finite(gradient) == 0).flatten(1).all(dim=1) for gradient in by_loss]
         sound = torch.stack([gradient.isfinite().flatten(1).all(dim=1) for gradient in by_loss]).all(dim=0)
-        # All of [0, 1] is within 1 of any image in Linf, so this asks the same of a model whatever its norm.
+        # In Linf, all of [0, 1] is within 1 of every image, so this probe does not depend on the norm.
         everything, _ = self._ascend(_lead, ThreatModel.of("linf", 1.0, STEPS))
         left = self._left(into_ball(everything, self.x, "linf", 1.0))
         ascent = None
@@ -222,7 +221,7 @@ class _Climber:
 
     def _within(self, norm: Norm, eps: float, unit: float) -> tuple[Ascent, NDArray[np.bool_]]:
         """FGSM and PGD within `eps`, and the images that both leave right."""
-        # In the L2 ball inside that of L1: all that is asked is where gradients lead.
+        # For L1 the largest L2 ball inside is enough, since the probe only asks where gradients lead.
         ball: Literal["linf", "l2"] = "linf" if norm == "linf" else "l2"
         radius = eps / math.sqrt(self.x[0].size) if norm == "l1" else eps
         many = ThreatModel.of(ball, radius, STEPS)
@@ -243,10 +242,8 @@ class _Climber:
         return Ascent(climb, fgsm, left[0], left[1], _share(module_only)), held
 
     def _batches(self, images: Images) -> Iterator[Batch]:
-        for at in range(0, len(images), self.batch_size):
-            part = slice(at, at + self.batch_size)
-            x, labels = (torch.from_numpy(each[part]).to(self.victim.device) for each in (images, self.labels))
-            yield x, labels
+        tensors = (torch.from_numpy(each).to(self.victim.device) for each in (images, self.labels))
+        return zip(*(torch.split(each, self.batch_size) for each in tensors), strict=True)
 
     def _gradient(self, loss: Loss, x: Tensor, labels: Tensor) -> Tensor:
         images = x.clone().requires_grad_()
@@ -254,8 +251,8 @@ class _Climber:
         return gradient
 
     def _ascend(self, loss: Loss, threat: ThreatModel, unit: float = 1.0) -> tuple[Images, NDArray[np.float32]]:
-        """The last iterates of PGD from the images themselves, and the loss after 0 to `steps` steps, `(steps + 1, N)`,
-        of logits measured in `unit`."""
+        """The last iterates of PGD, which starts at the images; and the loss of logits divided by `unit` after 0 to
+        `steps` steps, `(steps + 1, N)`."""
         found, losses = [], []
         for x, labels in self._batches(self.x):
             passed: list[Tensor] = []
@@ -284,7 +281,7 @@ class _Climber:
 
 
 def _lead(logits: Tensor, labels: Tensor) -> Tensor:
-    """How far another class is ahead; unlike the cross-entropy it has a gradient wherever the logits have one."""
+    """The lead of another class. Unlike the cross-entropy it has a gradient wherever the logits have one."""
     return -margin(logits, labels)
 
 

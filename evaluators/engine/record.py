@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgad_tk.artifacts.predictor import Predictor
+from dgad_tk.config.threat import Norm
 from dgad_tk.data import Split
 from evaluators.engine.probes import Probes
 from evaluators.engine.units import Unit
 from evaluators.plan.rows import Row
-from evaluators.target.ball import Norm
 from evaluators.target.judge import Judged, Twin
 
 IDLE = "unreliable: the attack changed under 1 % of the attacked images"
@@ -21,9 +21,13 @@ IDLE = "unreliable: the attack changed under 1 % of the attacked images"
 
 @dataclass(frozen=True)
 class Outcome:
-    """A row and its units, joined over the chunks; `reason` says why there are none.
+    """A row, and its units joined over the chunks.
 
-    A row without units was skipped, since it could not be run on this model, or has `failed` half-way.
+    Attributes:
+        unit: None where the row was skipped, because it cannot run on this model, or where it failed.
+        reason: why there is no unit.
+        failed: the row began and failed.
+        flags: cautions for the reader.
     """
 
     row: Row
@@ -42,17 +46,8 @@ def finished(row: Row, parts: Sequence[Unit], starts: Sequence[int]) -> Outcome:
 
     Args:
         parts: its units, in the order of the images.
-        starts: where the chunk of each begins.
+        starts: where the chunk of each unit begins.
     """
-    unit = _joined(parts, starts)
-    flags = [row.spec.note] if row.spec.note else []
-    flags += unit.warnings
-    if unit.attacked.any() and float((unit.linf[unit.attacked] > 0).mean()) < 0.01:
-        flags.append(IDLE)
-    return Outcome(row, unit, flags=flags)
-
-
-def _joined(parts: Sequence[Unit], starts: Sequence[int]) -> Unit:
     arrays: dict[str, Any] = {
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in ("attacked", "broken", "adv_pred", "l2", "linf", "gallery", "broken_by")
@@ -61,7 +56,7 @@ def _joined(parts: Sequence[Unit], starts: Sequence[int]) -> Unit:
         name: sum(getattr(part, name) for part in parts)
         for name in ("seconds", "forward_passes", "backward_passes", "reused")
     }
-    return Unit(
+    unit = Unit(
         **arrays,
         **sums,
         gallery_at=np.concatenate([part.gallery_at + start for part, start in zip(parts, starts, strict=True)]),
@@ -69,6 +64,11 @@ def _joined(parts: Sequence[Unit], starts: Sequence[int]) -> Unit:
         stage_seconds=[sum(each) for each in zip_longest(*(part.stage_seconds for part in parts), fillvalue=0.0)],
         warnings=list(dict.fromkeys(text for part in parts for text in part.warnings)),
     )
+    flags = [row.spec.note] if row.spec.note else []
+    flags += unit.warnings
+    if unit.attacked.any() and float((unit.linf[unit.attacked] > 0).mean()) < 0.01:
+        flags.append(IDLE)
+    return Outcome(row, unit, flags=flags)
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,11 @@ class Evaluation:
     def held(self, eps: float) -> NDArray[np.bool_]:
         """Images that are right when clean and withstand every budget attack inside the ball of `eps`, bool `(n,)`.
 
-        What a smaller radius broke lies inside this ball too. Rows that ran on a part of the images do not count.
+        An image that broke at a smaller radius breaks inside this ball too. Rows that ran on a part of the images do
+        not count.
 
         Raises:
-            ValueError: none ran there.
+            ValueError: no budget attack ran at `eps`.
         """
         if eps not in self.judged_eps:
             raise ValueError(f"no budget attack ran at eps {eps}: expected one of {list(self.judged_eps)}")
@@ -141,10 +142,15 @@ class Evaluation:
         return tuple(eps for eps in self.eps if eps in ran)
 
     @property
+    def done(self) -> list[tuple[Row, Unit]]:
+        """The rows that are done, with what they found."""
+        return [(each.row, each.unit) for each in self.outcomes if each.unit is not None]
+
+    @property
     def _whole(self) -> list[tuple[float, Unit]]:
-        """Budget rows that looked at every image: radius and outcome."""
-        done = [(each.row.eps, each.unit) for each in self.outcomes]
-        return [(eps, unit) for eps, unit in done if eps is not None and unit and len(unit.broken) == len(self.labels)]
+        """Radius and outcome of each budget row that looked at every image."""
+        n = len(self.labels)
+        return [(row.eps, unit) for row, unit in self.done if row.eps is not None and len(unit.broken) == n]
 
     def worst_case(self, eps: float) -> float:
         """Share of all images that are in `held(eps)`."""

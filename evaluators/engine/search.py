@@ -1,9 +1,7 @@
-"""One attack on one chunk of images: the search on its source, the verdict by the deployed runtime of the target."""
+"""One attack on one chunk of images: a search on the source, then the judgement of the target's deployed runtime."""
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +10,7 @@ from numpy.typing import NDArray
 
 from dgad_tk.artifacts.predictor import Images, Logits, Predictor
 from dgad_tk.common import UserError, reason_of
-from evaluators.attacks.halfway import Halfway
+from evaluators.attacks.array_file import ArrayFile
 from evaluators.attacks.result import SearchResult
 from evaluators.attacks.spec import Budget
 from evaluators.engine.units import NOT_ATTACKED, Unit
@@ -27,28 +25,42 @@ GALLERY = 8
 
 @dataclass(frozen=True)
 class Chunk:
-    """The images of a unit: float32 `(N, C, H, W)`, labels and dataset indices `(N,)`."""
+    """N images that one unit of work is about.
+
+    Attributes:
+        images: float32 `(N, C, H, W)`.
+        labels, index: labels, and places in the dataset, int64 `(N,)`.
+        right: bool `(N,)`, the target's clean predictions that are right.
+        smaller: what the same row found at a smaller radius, if that is known.
+    """
 
     images: Images
     labels: NDArray[np.int64]
     index: NDArray[np.int64]
+    right: NDArray[np.bool_]
+    smaller: Unit | None = None
+
+    @property
+    def todo(self) -> NDArray[np.bool_]:
+        """The images to attack: those that are right, and that no smaller radius has broken."""
+        return self.right if self.smaller is None else self.right & ~self.smaller.broken
 
     def only(self, where: NDArray[np.bool_]) -> "Chunk":
-        """Those `where` is true."""
-        return Chunk(self.images[where], self.labels[where], self.index[where])
+        """The images where `where` is true."""
+        return Chunk(self.images[where], self.labels[where], self.index[where], self.right[where])
 
 
 class RowFailedError(Exception):
-    """Another library's attack raised, or gave back what are no images; the message says what."""
+    """Another library's attack raised an error, or its answer is not images. The message says what happened."""
 
 
 @dataclass(frozen=True)
 class Candidates(SearchResult):
-    """What a row's attack found, not yet brought into the ball, and what that took.
+    """What a row's attack found, before it is brought into the ball, and what the search cost.
 
     Attributes:
         seconds: of the search.
-        forwards, backwards: images that passed through the source, both ways.
+        forwards, backwards: images that passed forward and backward through the source.
     """
 
     seconds: float = 0.0
@@ -56,60 +68,45 @@ class Candidates(SearchResult):
     backwards: int = 0
 
     def only(self, where: NDArray[np.bool_]) -> "Candidates":
-        """Candidates of the images where `where` is true, for another model than the one they were found on."""
+        """The candidates where `where` is true, to be tried on another model than the one they were found on."""
         return replace(self, adversarials=self.adversarials[where], broken_by=None, stages=[], stage_seconds=[])
 
 
-def search(source: Predictor, row: Row, chunk: Chunk, *, seed: int, batch_size: int, halfway: Halfway) -> Candidates:
+def search(source: Predictor, row: Row, chunk: Chunk, *, seed: int, batch_size: int, halfway: ArrayFile) -> Candidates:
     """Let the row's attack look for adversarial images of `source`.
 
     Raises:
-        RowFailedError: another library's attack did not come to its end. What ours raises is a bug, and stays one.
+        RowFailedError: another library's attack failed. An error in an attack of ours is a bug, and passes through.
     """
     if len(chunk.labels) == 0:
         return Candidates(chunk.images)
     meter = _Meter(source, halfway)
     budget = Budget(row.norm, row.eps or 0.0, seed, batch_size)
     index = None if row.spec.foreign else chunk.index
-    with _failing(row):
+    try:
         attack = row.spec.ready(row.attack, meter.estimator, budget, row.params)
         found = attack.run(chunk.images, chunk.labels, index=index, halfway=meter)
         shape = np.shape(found.adversarials)
         if shape != chunk.images.shape:
             raise ValueError(f"it answered images of shape {chunk.images.shape} with {shape}")
-    forwards, backwards, seconds = meter.spent
-    return Candidates(**vars(found), seconds=seconds, forwards=forwards, backwards=backwards)
-
-
-@contextmanager
-def _failing(row: Row) -> Iterator[None]:
-    try:
-        yield
     except UserError:  # the user can do something about it, such as install the library
         raise
     except Exception as error:  # what another library's attack raises is not known beforehand
         if not row.spec.foreign:
             raise
         raise RowFailedError(f"{type(error).__name__}: {reason_of(error)}") from error
+    forwards, backwards, seconds = meter.spent
+    return Candidates(**vars(found), seconds=seconds, forwards=forwards, backwards=backwards)
 
 
-def verdict(
-    target: Predictor,
-    row: Row,
-    chunk: Chunk,
-    right: NDArray[np.bool_],
-    todo: NDArray[np.bool_],
-    found: Candidates,
-    *,
-    batch_size: int,
-    gallery: bool,
-) -> Unit:
+def unit_of(target: Predictor, row: Row, chunk: Chunk, found: Candidates, *, batch_size: int, gallery: bool) -> Unit:
     """Bring candidates into the ball and ask the target's runtime.
 
     Args:
-        right: bool `(N,)`, images of the chunk that the target gets right when clean.
-        todo: of these, the ones judged now; `found` has a candidate for each.
+        found: a candidate for each image in `chunk.todo`.
+        gallery: keep some of the images that broke.
     """
+    todo, smaller = chunk.todo, chunk.smaller
     asked = chunk.only(todo)
     begun = time.perf_counter()
     x_adv = into_ball(found.adversarials, asked.images, row.norm, math.inf if row.eps is None else row.eps)
@@ -117,48 +114,45 @@ def verdict(
     broken = ~answers.right(asked.labels)
     by = np.full(len(broken), -1, dtype=np.int8) if found.broken_by is None else found.broken_by
     shown = np.flatnonzero(broken)[: GALLERY if gallery else 0]
+
+    def spread(name: str, values: NDArray[Any], fill: Any) -> NDArray[Any]:
+        """`values` at the places `todo`; elsewhere what the smaller radius has, or `fill`."""
+        result = np.full(len(todo), fill, values.dtype) if smaller is None else getattr(smaller, name).copy()
+        result[todo] = values
+        return np.asarray(result)
+
     return Unit(
-        attacked=right.copy(),
-        broken=_spread(broken, todo, False),
-        adv_pred=_spread(answers.predicted, todo, NOT_ATTACKED),
-        l2=_spread(l2(x_adv, asked.images), todo, np.nan),
-        linf=_spread(linf(x_adv, asked.images), todo, np.nan),
+        attacked=chunk.right.copy(),
+        broken=spread("broken", broken, False),
+        adv_pred=spread("adv_pred", answers.predicted, NOT_ATTACKED),
+        l2=spread("l2", l2(x_adv, asked.images), np.nan),
+        linf=spread("linf", linf(x_adv, asked.images), np.nan),
         seconds=found.seconds + time.perf_counter() - begun,
-        forward_passes=found.forwards + int(todo.sum()),
+        forward_passes=found.forwards + len(broken),
         backward_passes=found.backwards,
         gallery=x_adv[shown],
         gallery_at=np.flatnonzero(todo)[shown],
-        # A stage's own verdict is the search's; a row's is the target's.
-        broken_by=_spread(np.where(broken, by, np.int8(-1)), todo, -1),
+        # The search says which stage broke an image; the target says whether it broke.
+        broken_by=spread("broken_by", np.where(broken, by, np.int8(-1)), -1),
+        reused=0 if smaller is None else int(smaller.broken.sum()),
         stages=found.stages,
         stage_seconds=found.stage_seconds,
         warnings=found.warnings,
     )
 
 
-def with_smaller(unit: Unit, smaller: Unit) -> Unit:
-    """`unit`, which attacked what `smaller` had left, with what that broke at a smaller radius."""
-    known = smaller.broken
-
-    def merged(name: str) -> Any:
-        return np.where(known, getattr(smaller, name), getattr(unit, name))
-
-    fields = ("broken", "adv_pred", "l2", "linf", "broken_by")
-    return replace(unit, **{name: merged(name) for name in fields}, reused=int(known.sum()))
-
-
-class _Meter(Halfway):
-    """Counts what a search takes, and keeps that with what the attack keeps, so that none of it is lost.
+class _Meter(ArrayFile):
+    """Counts what a search costs. The count is stored with what the attack stores, so that a resumed search goes on.
 
     Args:
         source: the model that is searched on.
-        halfway: where the attack keeps what it has.
+        halfway: where the attack stores what it has.
 
     Attributes:
-        estimator: of the source; what passes through it is counted.
+        estimator: of the source. Images that pass through it are counted.
     """
 
-    def __init__(self, source: Predictor, halfway: Halfway) -> None:
+    def __init__(self, source: Predictor, halfway: ArrayFile) -> None:
         super().__init__(halfway.path)
         self._source, self._begun, self._asked = source, time.perf_counter(), 0
         self._before = (0, 0, 0.0)
@@ -171,7 +165,7 @@ class _Meter(Halfway):
 
     @property
     def spent(self) -> tuple[int, int, float]:
-        """Images that passed forward and backward, and seconds, those before the process was killed included."""
+        """Images that passed forward and backward, and seconds. What a killed process spent before is included."""
         forwards, backwards, seconds = self._before
         if self._counted is not None:
             forwards, backwards = forwards + self._counted.forwards, backwards + self._counted.backwards
@@ -185,10 +179,3 @@ class _Meter(Halfway):
 
     def put(self, **values: Any) -> None:
         super().put(**values, spent=self.spent)
-
-
-def _spread(values: NDArray[Any], where: NDArray[np.bool_], fill: Any) -> NDArray[Any]:
-    """`values` at the places `where`, `fill` elsewhere."""
-    result = np.full(len(where), fill, dtype=values.dtype)
-    result[where] = values
-    return result

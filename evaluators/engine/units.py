@@ -1,39 +1,37 @@
-"""The unit of work: one attack on one chunk of images. Units are kept on disk, so that an evaluation goes on where it
-stopped and does only new work when an attack or more images are added."""
+"""The unit of work: one attack on one chunk of images. Units are stored on disk, so that an evaluation goes on where it
+stopped, and does only new work when an attack or images are added."""
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.attacks.halfway import Halfway, read_arrays, write_arrays
+from evaluators.attacks.array_file import ArrayFile
 
-UNIT_FORMAT = 3
+UNIT_FORMAT = 4
 NOT_ATTACKED = -1
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Outcome of one attack on one chunk of N images, of which the clean model gets some right.
+    """Outcome of one attack on one chunk of N images.
 
     Attributes:
         attacked: bool `(N,)`, the clean prediction is right.
         broken: bool `(N,)`, the deployed runtime gets the adversarial image wrong.
         adv_pred: int64 `(N,)`, its prediction there; -1 where not attacked.
         l2, linf: float64 `(N,)`, distances; NaN where not attacked.
-        seconds: of the search and the verdict.
-        forward_passes, backward_passes: images through the network, in search and verdict.
-        broken_by: int8 `(N,)`, number of the stage of an ensemble that broke the image; -1 for none.
-        reused: of the broken ones, how many a smaller radius had broken already.
-        stages: names of the ensemble's stages; empty for an attack of one.
-        stage_seconds: of each.
-        warnings: what the attack itself had to say.
-        gallery: up to GALLERY adversarial images that broke, float32 `(g, C, H, W)`, and their places in the chunk.
+        seconds: of the search and the judgement.
+        forward_passes, backward_passes: images through the network, in search and judgement.
+        gallery: up to GALLERY adversarial images that broke, float32 `(g, C, H, W)`.
+        gallery_at: their places in the chunk, `(g,)`.
+        reused: how many of the broken images a smaller radius had broken.
+        broken_by, stages, stage_seconds, warnings: as in `SearchResult`.
     """
 
     attacked: NDArray[np.bool_]
@@ -54,30 +52,18 @@ class Unit:
 
 
 class UnitStore:
-    """Units on disk under the question they answer; nowhere when `folder` is None."""
+    """Units on disk, each under the question that it answers. It stores nothing if `folder` is None."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
-    def path(self, question: Mapping[str, Any], suffix: str = ".npz") -> Path | None:
-        """Where the answer to a question lies. Anything that could change the answer belongs into the question."""
+    def file(self, question: Mapping[str, Any], suffix: str = ".npz") -> ArrayFile:
+        """The file of the answer to a question. Everything that could change the answer belongs into the question."""
         if self.folder is None:
-            return None
+            return ArrayFile()
         text = json.dumps({"format": UNIT_FORMAT, **question}, sort_keys=True)
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}{suffix}"
+        return ArrayFile(self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}{suffix}")
 
-    def get(self, question: Mapping[str, Any]) -> Unit | None:
-        """The stored answer, or None. A file that cannot be read counts as none and is made again."""
-        found = read_arrays(self.path(question))
-        if found is None or found.keys() != {each.name for each in fields(Unit)}:
-            return None
-        return Unit(**found)
-
-    def put(self, question: Mapping[str, Any], unit: Unit) -> None:
-        """Write an answer aside and rename it; what was kept halfway is no longer needed."""
-        write_arrays(self.path(question), vars(unit))
-        self.halfway(question).forget()
-
-    def halfway(self, question: Mapping[str, Any]) -> Halfway:
-        """Where an attack of several stages keeps what it has."""
-        return Halfway(self.path(question, ".part.npz"))
+    def progress(self, question: Mapping[str, Any]) -> ArrayFile:
+        """Where an attack of several stages stores its progress towards the answer."""
+        return self.file(question, ".part.npz")

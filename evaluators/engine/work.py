@@ -1,4 +1,4 @@
-"""Units of work: made when they are not in the store, under the question that they answer."""
+"""Units of work. Each is stored under the question that it answers, and made when it is not in the store."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.artifacts.record import tool_versions
 from dgad_tk.data import Split
-from evaluators.attacks.halfway import read_arrays, write_arrays
-from evaluators.engine.search import Candidates, Chunk, search, verdict, with_smaller
+from evaluators.engine.search import Candidates, Chunk, search, unit_of
 from evaluators.engine.units import Unit, UnitStore
 from evaluators.plan.rows import Row
 from evaluators.target.judge import images_of
@@ -40,7 +39,7 @@ class Work:
     examples: UnitStore
 
     def unit(self, row: Row, number: int, smaller: Unit | None) -> Unit:
-        """The outcome of a row on chunk `number`, of which `smaller` is known already."""
+        """The outcome of a row on chunk `number`; `smaller` is its outcome at the next smaller radius, if known."""
         search_question = self._question(row, number)
         question = {
             **search_question,
@@ -49,45 +48,45 @@ class Work:
             "runtime": self.predictor.runtime,
             "smaller": list(row.smaller) if smaller is not None else [],
         }
-        if (stored := self.units.get(question)) is not None:
-            return stored
-        chunk = self._chunk(row, number)
-        right = self.right[self.chunks[number]][: len(chunk.labels)]
-        todo = right if smaller is None else right & ~smaller.broken
-        common = {"seed": self.seed, "batch_size": self.batch_size}
+        file, halfway = self.units.file(question), self.units.progress(question)
+        if (stored := file.get()) is not None:
+            return Unit(**stored)
+        chunk = self._chunk(row, number, smaller)
         if row.surrogate is None:
-            halfway = self.units.halfway(question)
-            found = search(self.predictor, row, chunk.only(todo), halfway=halfway, **common)
+            found = search(self.predictor, row, chunk.only(chunk.todo), halfway=halfway, **self._settings)
         else:
-            found = self._made_on(row, chunk, search_question).only(todo)
-        unit = verdict(self.predictor, row, chunk, right, todo, found, batch_size=self.batch_size, gallery=number == 0)
-        if smaller is not None:
-            unit = with_smaller(unit, smaller)
-        self.units.put(question, unit)
+            found = self._made_on(row, chunk, search_question).only(chunk.todo)
+        unit = unit_of(self.predictor, row, chunk, found, batch_size=self.batch_size, gallery=number == 0)
+        file.put(**vars(unit))
+        halfway.forget()
         return unit
 
-    def _chunk(self, row: Row, number: int) -> Chunk:
+    @property
+    def _settings(self) -> dict[str, int]:
+        return {"seed": self.seed, "batch_size": self.batch_size}
+
+    def _chunk(self, row: Row, number: int, smaller: Unit | None) -> Chunk:
         place = self.chunks[number]
         if row.limit is not None:
             place = slice(place.start, min(place.stop, row.limit))
-        return Chunk(images_of(self.split, place), self.split.labels[place], self.split.index[place])
+        images, split = images_of(self.split, place), self.split
+        return Chunk(images, split.labels[place], split.index[place], self.right[place], smaller)
 
     def _made_on(self, row: Row, chunk: Chunk, question: Mapping[str, Any]) -> Candidates:
-        """Examples of the whole chunk, whatever the target gets right: so they serve every target."""
+        """Examples of all images of the chunk, so that they serve every target, whatever it gets right."""
         assert row.surrogate is not None
         source = row.surrogate.predictor
         assert source is not None
-        path = self.examples.path(question)
-        if (kept := read_arrays(path)) is not None:
+        file, halfway = self.examples.file(question), self.units.progress(question)
+        if (kept := file.get()) is not None:
             return Candidates(**{**kept, "seconds": 0.0, "forwards": 0, "backwards": 0})
-        halfway = self.units.halfway(question)
-        found = search(source, row, chunk, seed=self.seed, batch_size=self.batch_size, halfway=halfway)
+        found = search(source, row, chunk, halfway=halfway, **self._settings)
         halfway.forget()
-        write_arrays(path, vars(found))
+        file.put(**vars(found))
         return found
 
     def _question(self, row: Row, number: int) -> dict[str, Any]:
-        """Whatever could change what a search finds."""
+        """Everything that could change what a search finds."""
         surrogate = row.surrogate.predictor if row.surrogate else None
         return {
             "attack": row.attack,
@@ -97,8 +96,7 @@ class Work:
             "surrogate": surrogate.sha256 if surrogate else None,
             "surrogate_interface": surrogate.interface.to_dict() if surrogate else None,
             "images": self.hashes[number],
-            "seed": self.seed,
-            "batch_size": self.batch_size,
+            **self._settings,
             "threads": torch.get_num_threads(),
             "versions": tool_versions(),
             "gpu": torch.cuda.is_available(),

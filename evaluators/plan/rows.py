@@ -1,4 +1,4 @@
-"""What an evaluation asks: rows of attacks, radii and surrogates."""
+"""The rows of an evaluation: attacks, radii and surrogates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.common import UserError
+from dgad_tk.config.threat import Norm
 from dgad_tk.strangers.number_text import format_fraction
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.spec import SAMPLES, AttackSpec
 from evaluators.plan.suites import TRANSFER
-from evaluators.target.ball import Norm
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Surrogate:
 
     Attributes:
         name: in row ids, unique.
-        predictor: None where there could be none, for `reason`.
+        predictor: None if there is none, for `reason`.
     """
 
     name: str
@@ -34,8 +34,8 @@ class Row:
     Attributes:
         params: of the attack.
         limit: only so many of the first images are attacked; None for all.
-        smaller: radii below `eps` at which the same attack runs, ascending. What breaks there is inside this ball too
-            and is not attacked again.
+        smaller: ascending radii below `eps` at which the same attack runs. Images that break there are not attacked
+            again, since those adversarial images are inside this ball too.
     """
 
     id: str
@@ -56,12 +56,12 @@ class Row:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a user may set, as it is written into the results."""
+        """All settings that a user may change, as they are written into the results."""
         return {**self.params, **({} if self.limit is None else {SAMPLES: self.limit})}
 
     @property
     def family(self) -> tuple[str, str]:
-        """What rows that differ in eps alone have in common."""
+        """Equal for rows that differ in eps alone."""
         return self.attack, self.surrogate.name if self.surrogate else ""
 
 
@@ -73,10 +73,10 @@ def plan(
     surrogates: Sequence[Surrogate] = (),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Row]:
-    """Rows for attack names as `suites.expand` gives them; budget attacks get one for each eps.
+    """Rows for attack names from `suites.expand`. A budget attack gets one row per eps.
 
     Raises:
-        UserError: a setting that an attack does not have, a norm that it cannot be judged in, or two rows of one name.
+        UserError: a setting or norm that an attack does not have, or two rows with the same id.
     """
     settings = settings or {}
     rows: list[Row] = []

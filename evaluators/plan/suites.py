@@ -1,4 +1,4 @@
-"""SUITES: lists of attacks by name. `transfer:ATTACK` stands for that attack on every surrogate."""
+"""SUITES: named lists of attacks. `transfer:ATTACK` means that attack on every surrogate."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Surrogates for transfer attacks, trained on the spot where the user gives none."""
+"""Surrogates for transfer attacks, trained on the spot if the user gives none."""
 
 import hashlib
 import shutil
@@ -22,15 +22,15 @@ MODELS = ("resnet8", "resnet20")
 IMAGES = 5000
 SECONDS = 60.0
 EPOCHS = 15
-"""Longest useful training; slower machines stop at SECONDS and the better half of a network is still a surrogate."""
+"""Longest useful training. Slower machines stop after SECONDS, and use what they have."""
 
 
 def made_on_the_spot(dataset: Dataset, *, on_progress: OnProgress | None = None) -> list[Surrogate]:
-    """Two standard-trained surrogates, a small and a larger one, cached by their training and its images.
+    """Two surrogates with standard training, a small and a larger one, cached by configuration and images.
 
-    Started by torchrun, all processes train them together, and each of them has to call this.
+    Under torchrun, all processes train them together, and each of them has to call this.
 
-    Their accuracy depends on how far a machine gets in SECONDS; their weights' SHA-256 goes into the results.
+    How well they are trained depends on the speed of the machine: the SHA-256 of their weights goes into the results.
 
     Raises:
         UserError: the cache folder has a name that safetensors cannot open.
@@ -74,7 +74,7 @@ def _trained(name: str, dataset: Dataset, on_progress: OnProgress | None) -> Pre
 
 
 def _aside(name: str, folder: RunFolder, config: TrainConfig) -> str:
-    """A folder to train in and rename, so that two evaluations at once cannot write into one."""
+    """A folder to train in, which is renamed later, so that two evaluations never write into the same one."""
     folder.path.parent.mkdir(parents=True, exist_ok=True)
     aside = RunFolder(Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.path.parent)))
     config.save(aside.config)
@@ -87,5 +87,5 @@ def _take_name(aside: Path, folder: RunFolder) -> None:
     try:
         aside.rename(folder.path)
     except OSError:
-        if not folder.finished():  # otherwise another process was faster, and its surrogate is as good
+        if not folder.finished():  # otherwise another process has finished one, which is as good
             raise

@@ -1,4 +1,4 @@
-"""What an evaluation writes: results.json, results.csv, samples.npz, gallery.npz, all derived from the record."""
+"""The files of an evaluation: results.json, results.csv, samples.npz and gallery.npz, all derived from its record."""
 
 import csv
 import hashlib
@@ -38,7 +38,7 @@ PIECE = 500
 
 
 def results(evaluation: Evaluation, *, command: str, dataset: str, split: str) -> Results:
-    """The record in shares and counts; those are of all n images."""
+    """The record in shares and counts of all n images."""
     predictor, n = evaluation.predictor, len(evaluation.labels)
     correct = int(evaluation.clean_right.sum())
     return Results(
@@ -125,7 +125,7 @@ def _worst_case(evaluation: Evaluation, eps: float) -> WorstCase:
 
 
 def _per_class(evaluation: Evaluation, right: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """For every class that has images, how many of them are right."""
+    """How many images of each class are right. Classes without images are left out."""
     counts, rights = per_class(evaluation.labels, right, len(evaluation.classes))
     classes = zip(evaluation.classes, counts.tolist(), rights.tolist(), strict=True)
     return [{"class_": name, "n": n, "right": of_n} for name, n, of_n in classes if n]
@@ -134,7 +134,7 @@ def _per_class(evaluation: Evaluation, right: NDArray[np.bool_]) -> list[dict[st
 def write(evaluation: Evaluation, found: Results, folder: Path) -> None:
     """Write all files of one evaluated model into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).unlink(missing_ok=True)  # it comes back last: a folder that has one is complete
+    (folder / FILE).unlink(missing_ok=True)  # it is written last, so a folder with it is complete
     for name, arrays in (("samples", samples(evaluation)), ("gallery", _gallery(evaluation))):
         with written_aside(folder / f"{name}.npz") as aside:
             np.savez_compressed(aside, **arrays)
@@ -163,17 +163,15 @@ def samples(evaluation: Evaluation) -> dict[str, Any]:
         "clean_pred": evaluation.clean.predicted,
         "image": fingerprints(evaluation.split),
     }
-    for outcome in evaluation.outcomes:
-        if unit := outcome.unit:
-            name = outcome.row.id
-            arrays[f"robust/{name}"] = unit.attacked & ~unit.broken
-            for key in ("adv_pred", "l2", "linf", *(["broken_by"] if unit.stages else [])):
-                arrays[f"{key}/{name}"] = getattr(unit, key)
+    for row, unit in evaluation.done:
+        arrays[f"robust/{row.id}"] = unit.attacked & ~unit.broken
+        for key in ("adv_pred", "l2", "linf", *(["broken_by"] if unit.stages else [])):
+            arrays[f"{key}/{row.id}"] = getattr(unit, key)
     return arrays
 
 
 def fingerprints(split: Split) -> NDArray[np.uint64]:
-    """64 bits of BLAKE2b of each image's pixels and label, `(n,)`: do two evaluations speak of the same images?"""
+    """64 bits of BLAKE2b of each image's pixels and label, `(n,)`. They tell whether two evaluations saw the same."""
     found = np.empty(len(split), dtype=np.uint64)
     for start in range(0, len(split), PIECE):
         part = slice(start, start + PIECE)
@@ -186,8 +184,7 @@ def fingerprints(split: Split) -> NDArray[np.uint64]:
 def _gallery(evaluation: Evaluation) -> dict[str, Any]:
     """At most 64 adversarial images that broke, with the clean ones: `clean`, `adversarial` `(G, C, H, W)`, `row`,
     `position` in the evaluated order, `label`, `adv_pred`."""
-    units = [(outcome.row.id, outcome.unit) for outcome in evaluation.outcomes if outcome.unit]
-    shown = [(name, unit, at) for name, unit in units for at in range(len(unit.gallery))][:GALLERY_LIMIT]
+    shown = [(row.id, unit, at) for row, unit in evaluation.done for at in range(len(unit.gallery))][:GALLERY_LIMIT]
     places = np.array([unit.gallery_at[at] for _, unit, at in shown], dtype=np.int64)
     images = [unit.gallery[at] for _, unit, at in shown]
     predicted = [unit.adv_pred[place] for (_, unit, _), place in zip(shown, places, strict=True)]

@@ -10,15 +10,15 @@ from dgad_tk.common import written_aside
 from evaluators.results import Attack, Results
 
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 has no way to write, not even escaped."""
+"""Characters that XML 1.0 cannot hold, not even escaped."""
 
 
 def write_junit(results: Sequence[Results], path: Path) -> None:
     """Write the results of one or more models to `path`.
 
-    The elements and attributes are those of the schema that Jenkins publishes (junit-10.xsd). A gate that was not
-    passed is a failure, and so is an evaluation that is not to be believed; a skipped row is skipped; one that was cut
-    short is an error. A row of the evaluation itself cannot fail: what is too little, only a gate can say.
+    Elements and attributes are those of the schema that Jenkins publishes (junit-10.xsd). A gate that did not pass is a
+    failure, and so is an unreliable evaluation. A skipped row is skipped, and a row that failed is an error. No robust
+    accuracy is a failure by itself, since only a gate says how much is enough.
     """
     suites = ElementTree.Element("testsuites", name="dgad")
     suites.extend([_suite(each) for each in results])
@@ -32,7 +32,7 @@ def write_junit(results: Sequence[Results], path: Path) -> None:
 
 def _suite(results: Results) -> ElementTree.Element:
     model, dataset = results.model.path, results.dataset
-    created = re.sub(r"(Z|[+-]\d\d:?\d\d)$", "", results.created)  # readers want it without a time zone
+    created = re.sub(r"(Z|[+-]\d\d:?\d\d)$", "", results.created)  # readers expect no time zone
     suite = ElementTree.Element("testsuite", name=_text(model), timestamp=created)
     properties = ElementTree.SubElement(suite, "properties")
     facts = {
@@ -76,7 +76,7 @@ def _suite(results: Results) -> ElementTree.Element:
 
 
 def _case(suite: ElementTree.Element, model: str, kind: str, name: str, seconds: float = 0.0) -> ElementTree.Element:
-    # Readers split a class name at its dots into packages: a path has its own.
+    # Readers split a class name into packages at its dots, so the path must have none.
     classname = f"{kind}.{_text(model).replace('.', '_')}"
     return ElementTree.SubElement(suite, "testcase", classname=classname, name=_text(name), time=f"{seconds:.3f}")
 

@@ -1,4 +1,4 @@
-"""matrix.json: every surrogate's examples on every target. The diagonal, a model's examples on itself, is white-box."""
+"""matrix.json: the examples of every surrogate on every target. A model's examples on itself are white-box."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from evaluators.results import Results
 SCHEMA = "dgad/matrix/1"
 
 Shares = list[list[float | None]]
-"""A row per surrogate, a column per target; None where it was skipped."""
+"""One row per surrogate, one column per target; None where the attack was skipped."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A surrogate."""
+class MadeOn:
+    """A surrogate that examples were made on."""
 
     name: str
     sha256: str
@@ -35,7 +35,7 @@ class Table:
     """One attack at one radius.
 
     Attributes:
-        success: shares of the images a target gets right that the examples broke.
+        success: share of the images that a target gets right and that the examples broke.
     """
 
     attack: str
@@ -47,11 +47,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Matrix:
-    """The document, in the order of its keys."""
+    """The whole document."""
 
     schema: str
     targets: list[Target]
-    surrogates: list[Source]
+    surrogates: list[MadeOn]
     tables: list[Table]
 
 
@@ -70,10 +70,10 @@ def matrix(results: Sequence[Results], surrogates: Mapping[str, str]) -> Matrix:
         robust = [[row.robust_accuracy for row in line] for line in lines]
         tables.append(Table(name, norm, eps, robust, [[row.success for row in line] for line in lines]))
     targets = [Target(each.model.path, each.model.sha256, each.clean.accuracy) for each in results]
-    return Matrix(SCHEMA, targets, [Source(*each) for each in surrogates.items()], tables)
+    return Matrix(SCHEMA, targets, [MadeOn(*each) for each in surrogates.items()], tables)
 
 
 def write_matrix(found: Matrix, path: Path) -> None:
-    """Write it aside and rename it."""
+    """Write `matrix.json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(found))

@@ -8,11 +8,9 @@ from numpy.typing import NDArray
 from dgad_tk.artifacts.predictor import Images
 from dgad_tk.config.threat import Norm
 
-__all__ = ["Norm", "bounds", "into_ball", "l1", "l2", "linf"]
-
 
 def bounds(x: Images, eps: float) -> tuple[Images, Images]:
-    """[max(0, x - eps), min(1, x + eps)] rounded inward to float32, so that no later test needs a tolerance."""
+    """max(0, x - eps) and min(1, x + eps), rounded inward to float32, so that no later test needs a tolerance."""
     wide = x.astype(np.float64)
     lower64, upper64 = np.maximum(wide - eps, 0.0), np.minimum(wide + eps, 1.0)
     lower, upper = lower64.astype(np.float32), upper64.astype(np.float32)
@@ -28,7 +26,7 @@ def into_ball(x_adv: Images, x: Images, norm: Norm, eps: float) -> Images:
         return np.clip(x_adv, *bounds(x, eps))
     x_adv = np.clip(x_adv, 0.0, 1.0)
     distance = l2(x_adv, x) if norm == "l2" else l1(x_adv, x)
-    # Rounding to float32 moves each pixel by up to 2^-25; the ball is smaller by that, so that the result is inside.
+    # Rounding to float32 moves each pixel by up to 2^-25, so points are scaled to a ball that is smaller by that.
     pixels = x[0].size if len(x) else 0
     inner = max(0.0, eps - 2.0**-25 * (math.sqrt(pixels) if norm == "l2" else pixels))
     outside = distance > eps

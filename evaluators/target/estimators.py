@@ -1,7 +1,7 @@
 """Predictors as ART estimators: the deployed runtime predicts, a torch module gives the gradients.
 
-ART rebuilds `PyTorchClassifier(model=estimator.model)` inside some of its attacks, so the differentiable module has to
-be `.model`; overriding `predict` is what makes the deployed runtime the one that is asked.
+Some of ART's attacks rebuild `PyTorchClassifier(model=estimator.model)`, so `.model` has to be the differentiable
+module. Overriding `predict` makes the deployed runtime give the predictions.
 """
 
 from typing import Any
@@ -17,15 +17,14 @@ from dgad_tk.common import UserError
 
 
 class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]
-    """An ART classifier over a Predictor. Works wherever ART wants a `PyTorchClassifier`.
+    """A Predictor as an ART classifier. It works wherever ART wants a `PyTorchClassifier`.
 
     `predict` asks `predictor.predict`, the deployed runtime; losses and gradients come from `predictor.module`. Images
-    are float32 `(N, C, H, W)` in [0, 1]; whatever comes is cast to that and made contiguous, since some attacks of ART
-    send float64 and some views.
+    are `(N, C, H, W)` in [0, 1]. They are cast to contiguous float32, since some attacks of ART send float64 or views.
 
     Args:
         predictor: with a module.
-        module: stands in for the predictor's module, for a wrapper that counts or watches.
+        module: used in place of the predictor's module, such as a wrapper that counts.
 
     Raises:
         UserError: the predictor has no gradients.
@@ -52,7 +51,7 @@ class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]
     def predict(
         self, x: NDArray[Any], batch_size: int = 128, training_mode: bool = False, **kwargs: Any
     ) -> NDArray[np.float32]:
-        """Logits `(N, K)` by the deployed runtime. `training_mode` has no meaning for one and is refused."""
+        """Logits `(N, K)` by the deployed runtime, which has no training mode."""
         if training_mode:
             raise ValueError("a deployed model has no training mode: expected training_mode=False")
         x = np.ascontiguousarray(x, dtype=np.float32)
@@ -74,8 +73,8 @@ class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]
     ) -> NDArray[Any]:
         """Gradient of logits with respect to `x`, `(N, K, C, H, W)`, or `(N, 1, C, H, W)` of the logits `label`.
 
-        One backward pass where the labels are given. ART's own makes one for each class that occurs among them, which
-        is most of what its Carlini & Wagner attack costs.
+        With labels it takes one backward pass. ART's own method takes one per class among the labels, which is most of
+        the cost of its Carlini & Wagner attack.
 
         Args:
             label: class of all images, or one class per image; None for all classes.
@@ -87,7 +86,7 @@ class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]
         images = torch.from_numpy(x).to(self.device).requires_grad_()
         wanted = torch.as_tensor(np.broadcast_to(np.asarray(label, dtype=np.int64), len(x)).copy(), device=self.device)
         logits, _ = self._predict_framework(images)
-        # An image's logits depend on that image alone, so the gradient of the sum holds each one's own.
+        # An image's logits depend on that image alone, so the gradient of the sum holds each image's gradient.
         (gradient,) = torch.autograd.grad(logits.gather(1, wanted[:, None]).sum(), images)
         return np.asarray(gradient[:, None].cpu().numpy())
 
@@ -105,7 +104,7 @@ class OnnxClassifier(PredictorClassifier):
 
 
 class PredictorBlackBox(BlackBoxClassifierNeuralNetwork):  # type: ignore[misc]
-    """An ART classifier over a Predictor that only answers: no gradients, the deployed runtime for each question.
+    """A Predictor without gradients as an ART classifier: the deployed runtime gives the predictions.
 
     Args:
         predictor: of any file.
@@ -123,13 +122,13 @@ class PredictorBlackBox(BlackBoxClassifierNeuralNetwork):  # type: ignore[misc]
         self.predictor = predictor
 
     def predict(self, x: NDArray[Any], batch_size: int = 128, **kwargs: Any) -> NDArray[np.float32]:
-        """Logits `(N, K)` by the deployed runtime; whatever type comes is cast to float32."""
+        """Logits `(N, K)` by the deployed runtime. Images are cast to contiguous float32."""
         x = np.ascontiguousarray(x, dtype=np.float32)
         return np.asarray(super().predict(x, batch_size=batch_size), dtype=np.float32)
 
 
 def to_estimator(predictor: Predictor, *, module: nn.Module | None = None) -> PredictorClassifier | PredictorBlackBox:
-    """The ART estimator of a predictor of any format; a black box where there are no gradients."""
+    """The ART estimator of a predictor of any format; a black box if there are no gradients."""
     if module is None and predictor.module is None:
         return PredictorBlackBox(predictor)
     cls = OnnxClassifier if predictor.network is None else PredictorClassifier

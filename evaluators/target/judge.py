@@ -1,4 +1,4 @@
-"""The verdict of the deployed runtime, and whether the module that gives gradients is the same function."""
+"""The answers of the deployed runtime, and whether the module that gives gradients is the same function."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,35 +13,35 @@ from dgad_tk.common import UserError
 from dgad_tk.data import Split
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2}
-"""Largest difference of logits, relative to how far apart they are. Half precision has steps of 1e-3 of a number, and
-some ten of them add up in a runtime that rounds after every layer."""
+"""Largest difference of logits, relative to how far apart they are. Half precision has relative steps of 1e-3, and
+about ten of them add up in a runtime that rounds after every layer."""
 GRAINS = 64
-"""Steps of float32 that logits may differ by besides. Where all of an image's are far from 0, sums of hundreds of terms
-are rounded in steps that large; that nothing finer is left, the checks tell."""
+"""Steps of float32 that logits may differ by besides. If all logits of an image are far from 0, sums of hundreds of
+terms are rounded in steps of this size. A check warns of logits that are so large."""
 INT8_STEPS = 2
-"""Largest difference of logits in quantisation steps: what is next to a rounding boundary may fall on either side."""
+"""Largest difference of logits in quantisation steps: near a rounding boundary a value may fall on either side."""
 INT8_LEVELS = 255
-"""Steps that logits are taken to span where the file gives them as floats, computed from integers."""
+"""Steps that logits are assumed to span if the file computes them from integers but gives floats."""
 AGREEMENTS = {"fp32": 0.995, "fp16": 0.99, "int8": 0.99}
 """Smallest share of equal predictions. Integer logits are often equal, or one step apart."""
 
 REPEATS = 8
-"""Answers to the same images that are compared with the first one: two of a random draw among few are often equal."""
+"""Repeated answers that are compared with the first one. A model with few random outcomes often repeats one."""
 
 
 class Judged(NamedTuple):
     """The deployed runtime's answers to N images.
 
     Attributes:
-        predicted: int64 `(N,)`, the first index of the largest logit.
-        finite: bool `(N,)`, where all logits are finite.
+        predicted: the first index of the largest logit, int64 `(N,)`.
+        finite: where all logits are finite, bool `(N,)`.
     """
 
     predicted: NDArray[np.int64]
     finite: NDArray[np.bool_]
 
     def right(self, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Where the answer is the label, bool `(N,)`. An answer with a logit that is not finite is wrong."""
+        """Where the answer is the label and finite, bool `(N,)`."""
         return np.asarray((self.predicted == labels) & self.finite)
 
 
@@ -50,7 +50,7 @@ class Twin:
     """How far the module that gives gradients is from the runtime, on clean images.
 
     Attributes:
-        max_abs_diff: of two logits.
+        max_abs_diff: largest difference of two logits.
         argmax_agreement: share of equal predictions.
     """
 
@@ -73,15 +73,15 @@ def logits_of(predictor: Predictor, images: Images, batch_size: int) -> Logits:
 
 def images_of(split: Split, positions: slice | NDArray[np.int64]) -> Images:
     """Images as a model takes them, float32 `(N, C, H, W)` in [0, 1]."""
-    # Divided in float32, as the training does it, so that both see the same pixels to the last bit.
+    # Training divides in float32 too, so that both see the same pixels to the last bit.
     return np.divide(split.take(positions), np.float32(255), dtype=np.float32)
 
 
 def check_images(predictor: Predictor, split: Split) -> None:
-    """See that the model can be asked about these images.
+    """Check that the model fits these images.
 
     Raises:
-        UserError: there are none, they have another shape, or a label is no class of the model.
+        UserError: no images, another shape, or a label that the model has no class for.
     """
     if len(split) == 0:
         raise UserError("there are no images to evaluate", hint="choose another --split or a larger --limit")
@@ -100,14 +100,14 @@ def check_images(predictor: Predictor, split: Split) -> None:
 
 
 def compare_twin(predictor: Predictor, split: Split, clean_finite: NDArray[np.bool_], batch_size: int) -> Twin | None:
-    """Compare runtime and module on the first images that the runtime answers with numbers; None for a black box.
+    """Compare runtime and module on the first images with finite answers; None for a model without gradients.
 
     Args:
-        clean_finite: bool `(len(split),)`, where all clean logits of the runtime are finite.
+        clean_finite: where all clean logits of the runtime are finite, bool `(len(split),)`.
 
     Raises:
-        UserError: no image has finite logits, or the two differ by more than rounding and by more than the runtime does
-            from itself.
+        UserError: no image has finite logits; or the two differ by more than rounding, and by more than the runtime's
+            answers differ among themselves.
     """
     chosen = np.flatnonzero(clean_finite)[:batch_size]
     if len(chosen) == 0:
@@ -123,13 +123,13 @@ def compare_twin(predictor: Predictor, split: Split, clean_finite: NDArray[np.bo
         logits = predictor.module(torch.from_numpy(x).to(device))
         answers = logits if predictor.finish is None else predictor.finish(logits)
     ours, theirs = answers.cpu().numpy(), predictor.predict(x)
-    # The logarithm of a small probability shows what is nothing in the probability itself.
+    # A difference in the logarithm of a tiny probability is no difference in the probability.
     same = np.abs(np.exp(ours) - np.exp(theirs)) <= predictor.answer_error if predictor.answer_error else False
     gaps = apart(np.where(same, theirs, ours), theirs)
     agreement = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
     tolerances, exceptions = allowed(predictor, theirs)
     close = bool((gaps <= tolerances).all()) and round((1 - agreement) * len(x)) <= exceptions
-    # A model with random answers differs from itself too: that is for the checks to tell, not a defect of conversion.
+    # A model with random answers differs from itself too. That is not a defect of the conversion; a check tells it.
     if not close and not any((apart(predictor.predict(x), theirs) > tolerances).any() for _ in range(REPEATS)):
         worst = int(np.argmax(gaps - tolerances))
         raise UserError(
@@ -142,13 +142,13 @@ def compare_twin(predictor: Predictor, split: Split, clean_finite: NDArray[np.bo
 
 
 def allowed(predictor: Predictor, logits: Logits) -> tuple[NDArray[np.float64], float]:
-    """By how much the module's logits may differ from the runtime's `logits`, per image `(N,)`, and for how many of
-    the images its predictions may."""
+    """How much the module's logits may differ from the runtime's `logits`, per image `(N,)`; and for how many images
+    the predictions may differ."""
     precision = predictor.precision
-    exceptions = max(1.0, (1 - AGREEMENTS[precision]) * len(logits))  # one near tie is no defect, in a small batch too
+    exceptions = max(1.0, (1 - AGREEMENTS[precision]) * len(logits))  # one near tie is no defect in a small batch
     if precision != "int8":
         return TOLERANCES[precision] * yardstick(logits) + GRAINS * grain(logits), exceptions
     step = predictor.logit_step or float(np.ptp(logits)) / INT8_LEVELS
-    # A step of one logit moves the logarithm of every probability, and its own by twice as much.
+    # A step of one logit changes the logarithm of every probability, and that of its own by twice as much.
     steps = INT8_STEPS * (1 if predictor.finish is None else 2)
     return np.full(len(logits), (steps + 0.01) * step), exceptions

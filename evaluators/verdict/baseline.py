@@ -1,4 +1,4 @@
-"""An earlier evaluation to compare with: the same questions, asked of the same images, paired image by image."""
+"""Comparison with an earlier evaluation: rows with the same question, paired image by image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from dgad_tk.common import UserError, reason_of
 from dgad_tk.strangers.number_text import format_fraction
-from evaluators.results import HINT, Attack, Gate, Results, read_results, results_file
+from evaluators.results import HINT, Attack, Gate, Results, read_results
 from evaluators.verdict.gate import CLEAN, WORST_CASE, percent
 from evaluators.verdict.paired import paired
 
 CHANCE = 0.05
-"""A p below it is more than chance."""
+"""A difference with a smaller p is more than chance."""
 
 Right = NDArray[np.bool_]
 Question = tuple[str, str | None, str, float]
-"""Attack, surrogate, norm and eps: rows of two evaluations that share them ask the same."""
+"""Attack, surrogate, norm and eps. Rows of two evaluations are compared if these are equal."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Record:
     """An evaluation, image by image.
 
     Attributes:
-        index: int64 `(n,)`, rows of the dataset.
-        image: uint64 `(n,)`, fingerprints of the images and their labels.
-        clean: bool `(n,)`, clean predictions that are right.
-        robust: id of each budget row that is done to bool `(m,)`, of the first m images.
+        index: places in the dataset, int64 `(n,)`.
+        image: fingerprints of the images and their labels, uint64 `(n,)`.
+        clean: where the clean prediction is right, bool `(n,)`.
+        robust: by id of each budget row that is done: which of the first m images withstood, bool `(m,)`.
     """
 
     results: Results
@@ -53,11 +53,10 @@ def read_record(path: Path) -> Record:
     Raises:
         UserError: one of them is missing, not ours, or damaged.
     """
-    path = results_file(path)
-    samples = path.with_name("samples.npz")
+    results = read_results(path)
+    samples = path / "samples.npz" if path.is_dir() else path.with_name("samples.npz")
     if not samples.is_file():
         raise UserError(f"no such file: '{samples}'", hint=f"{HINT}; both files are needed to compare")
-    results = read_results(path)
     try:
         with np.load(BytesIO(samples.read_bytes())) as arrays:
             done = [row for row in results.attacks if row.eps is not None and row.status == "done"]
@@ -78,12 +77,12 @@ def read_record(path: Path) -> Record:
 
 
 def compare(new: Record, old: Record, max_drop: Fraction | None) -> list[Gate]:
-    """Clean accuracy, each row that both answered, and the worst case over these, on the images that both saw.
+    """Compare clean accuracy, each row that both have, and the worst case over these rows, on the images that both saw.
 
-    With `max_drop`, a result fails if accuracy fell by more than that on these images, be it chance or not: the bound
-    is the user's, and a gate that passed whatever is too rare to be significant would pass anything on few images.
-    Without one, it fails if accuracy fell by more than chance explains: exact McNemar test, p < 0.05. Either way p and
-    the interval are told.
+    With `max_drop`, a gate fails if accuracy fell by more than that on these images, whether by chance or not: with few
+    images hardly any drop is significant, so a test of significance would pass nearly everything. Without `max_drop`, a
+    gate fails if accuracy fell by more than chance explains: exact McNemar test, p < 0.05. The detail of a gate has p
+    and the interval in both cases.
 
     Raises:
         UserError: the baseline is of another dataset, norm, eps, attack or setting, or saw other images.
@@ -115,7 +114,7 @@ def compare(new: Record, old: Record, max_drop: Fraction | None) -> list[Gate]:
 
 
 def uncompared(new: Record, old: Record) -> list[str]:
-    """Ids of the budget rows that the baseline has no answer to."""
+    """Ids of the budget rows that the baseline does not have."""
     answered = {question for question, row in old.rows.items() if row.id in old.robust}
     return [row.id for question, row in new.rows.items() if question not in answered]
 
@@ -145,7 +144,7 @@ def _check_questions(new: Record, old: Record) -> None:
 
 
 def _shared_images(new: Record, old: Record) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where the images that both saw stand in each."""
+    """Places in each record of the images that both saw."""
     _, ours, theirs = np.intersect1d(new.index, old.index, return_indices=True)
     if len(ours) == 0:
         raise UserError("--baseline saw none of these images", hint="the first N of --limit N are always the same")

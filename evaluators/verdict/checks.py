@@ -1,33 +1,36 @@
-"""Is this evaluation believable? Signs that a number is too good.
+"""Is this evaluation believable? Each check looks for a sign that a number is too good.
 
 After Carlini et al., "On Evaluating Adversarial Robustness" (2019, https://arxiv.org/abs/1902.06705), section 4;
 Athalye et al., "Obfuscated Gradients Give a False Sense of Security" (ICML 2018), section 3.1; and the flags that the
-authors of AutoAttack raise. What is looked at is in `Evaluation.probes` (made by `evaluators.engine.probes`) and in the
-rows.
+authors of AutoAttack raise. The checks read `Evaluation.probes` (see `evaluators.engine.probes`) and the rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from evaluators.engine.probes import Answers, Ascent, Probes
-from evaluators.engine.record import IDLE, Evaluation, Outcome
+from evaluators.engine.record import IDLE, Evaluation
+from evaluators.engine.units import Unit
+from evaluators.plan.rows import Row
 from evaluators.results import Checks, Item, Verdict
 from evaluators.verdict.clean_checks import of_clean
 from evaluators.verdict.verdicts import at_most, by_gap, by_share, by_size, worst_of
 
 FEW = 0.02
-"""Share of the probed images that is nothing, and so is a single image."""
-BATCH = 0.1
-"""Of the rounding that runtime and twin may differ by: what an image's answer may move by in another batch. Kernels
-that change with the batch's size stay below a hundredth, scales that dynamic quantisation takes from it do not."""
+"""Up to this share of the probed images, or a single image, is noise."""
+REGROUPED = 0.1
+"""How far an image's answer may move in another batch, as a share of the rounding that is allowed between runtime and
+twin. Kernels that depend on the batch size stay below a hundredth; dynamic quantisation, whose scales depend on the
+batch, does not."""
 NOISE = (1e-5, 1e-2)
-"""Two answers to one batch: a difference, relative to how far apart logits are, that is rounding; one that decides."""
+"""Differences of two answers to one batch, relative to how far apart logits are: up to the first it is rounding, above
+the second it decides predictions."""
 GRAIN = (1e-3, 2e-2)
-"""The step of float32 at the largest logit, relative to how far apart logits are: above the first, small gains of an
-attack are rounded away; above the second, so is the way to them."""
+"""The step of float32 at the largest logit, relative to how far apart logits are. Above the first, rounding hides small
+gains from an attack; above the second, it hides large ones too."""
 _SCALE_FREE = ("apgd-dlr", "apgd-t", "autoattack", "fab", "square")
-"""Beginnings of the names of budget attacks for which a cross-entropy that saturates is no obstacle."""
+"""Budget attacks whose names begin so do not use the cross-entropy, so its saturation does not stop them."""
 
 
 def check(evaluation: Evaluation) -> Checks:
@@ -41,9 +44,9 @@ def _of_answers(evaluation: Evaluation) -> list[Item]:
     answers = evaluation.probes.answers
     if answers is None:  # no clean image was right
         return []
-    random = _randomness(answers, any(_averages(outcome) for outcome in evaluation.outcomes))
+    random = _randomness(answers, any(_averages(row) for row, _ in evaluation.done))
     items = [random]
-    if answers.batch_logits <= BATCH or random.verdict != "high":  # random answers differ anyway
+    if answers.batch_logits <= REGROUPED or random.verdict != "high":  # random answers differ anyway
         items.append(Item("batch", "high", "an image's answer does not depend on its batch"))
     else:
         detail = (
@@ -76,7 +79,7 @@ def _randomness(answers: Answers, averaged: bool) -> Item:
 
 
 def _of_gradients(evaluation: Evaluation) -> list[Item]:
-    """What gradients tell: whether there are any, of the function that is deployed, and whether they lead anywhere."""
+    """Whether there are gradients, whether they are those of the deployed function, and whether they lead anywhere."""
     if evaluation.predictor.module is None:
         return [Item("gradients", "warn", "the model has no gradients: only black-box attacks ran")]
     found = evaluation.probes.gradients
@@ -92,7 +95,7 @@ def _of_gradients(evaluation: Evaluation) -> list[Item]:
         items.append(Item("finite gradients", "warn", detail))
     saturated = max(0.0, found.zero - found.zero_margin)
     # Where it is the loss that saturates and not the model, an attack on another loss has not been fooled.
-    blind = [_is_blind(each) for each in evaluation.outcomes if each.unit and each.row.eps and not each.row.surrogate]
+    blind = [_is_blind(row) for row, _ in evaluation.done if row.eps and not row.surrogate]
     worst: Verdict = "warn" if saturated and not (blind and all(blind)) else "unreliable"
     if saturated:
         detail = (
@@ -106,7 +109,7 @@ def _of_gradients(evaluation: Evaluation) -> list[Item]:
 
 
 def _of_ascent(probes: Probes, ascent: Ascent, noise: float, worst: Verdict) -> list[Item]:
-    """What PGD and FGSM at the radius that is evaluated tell."""
+    """What PGD and FGSM at the evaluated radius tell."""
     items: list[Item] = []
     if probes.answers and probes.answers.random_logits <= NOISE[0]:  # random answers differ anyway
         detail = (
@@ -122,7 +125,7 @@ def _of_ascent(probes: Probes, ascent: Ascent, noise: float, worst: Verdict) -> 
 
 
 def _climb(losses: Mapping[int, float], fgsm: float, worst: Verdict) -> Item:
-    """The loss has to rise along PGD, and not to fall back by more than a tenth of its rise; half of it is much."""
+    """The loss has to rise along PGD; then it may fall by a tenth of that rise. A fall by half is grave."""
     start, end, highest = losses[0], losses[max(losses)], max(*losses.values(), fgsm)
     told = ", ".join(f"{loss:.3g} after {step}" for step, loss in losses.items())
     detail = f"mean loss along PGD: {told}; {fgsm:.3g} after a single step"
@@ -135,83 +138,69 @@ def _climb(losses: Mapping[int, float], fgsm: float, worst: Verdict) -> Item:
 
 
 def _of_rows(evaluation: Evaluation) -> list[Item]:
+    """What rows tell by themselves, and compared with each other."""
     items: list[Item] = []
     for eps in evaluation.eps:
-        rows = {outcome.row.id: outcome for outcome in evaluation.outcomes if outcome.unit and outcome.row.eps == eps}
-        own = {outcome.row.attack: outcome for outcome in rows.values() if outcome.row.surrogate is None}
-        one, many = own.get("fgsm"), own.get("pgd")
-        if one and many:
+        rows = [(row, unit) for row, unit in evaluation.done if row.eps == eps]
+        own = {row.attack: unit for row, unit in rows if row.surrogate is None}
+        if (one := own.get("fgsm")) and (many := own.get("pgd")):
             detail = f"PGD leaves {_robust(many):.1%}, its single step {_robust(one):.1%}"
-            items.append(Item("more steps", by_gap(_robust(many) - _robust(one), _images(many)), detail))
-        items += _with_and_without(evaluation, rows, own)
-        items += [item for outcome in own.values() if (item := _last_stage(outcome)) is not None]
+            items.append(Item("more steps", by_gap(_robust(many) - _robust(one), len(many.broken)), detail))
+        items += _with_and_without(evaluation, rows)
+        for row, unit in rows:
+            if row.surrogate is None and unit.stages[-1:] == ["square"]:
+                share = float(np.mean(unit.broken & (unit.broken_by == len(unit.stages) - 1)))
+                detail = f"Square broke {share:.1%} of all images, which the gradients of {row.id} had left"
+                items.append(Item("last stage", by_gap(share, len(unit.broken)), detail))
     for outcome in evaluation.outcomes:
+        name = outcome.row.id
         if outcome.failed:
-            items.append(Item(outcome.row.id, "warn", f"{outcome.row.id} failed and says nothing: {outcome.reason}"))
-        items += [Item(outcome.row.id, "warn", text) for text in (outcome.unit.warnings if outcome.unit else [])]
+            items.append(Item(name, "warn", f"{name} failed and says nothing: {outcome.reason}"))
+        items += [Item(name, "warn", text) for text in (outcome.unit.warnings if outcome.unit else [])]
         if IDLE in outcome.flags:
-            items.append(Item(outcome.row.id, "warn", IDLE))
+            items.append(Item(name, "warn", IDLE))
     return items
 
 
-def _with_and_without(evaluation: Evaluation, rows: dict[str, Outcome], own: dict[str, Outcome]) -> list[Item]:
-    """What is found with gradients against what is found without: the former knows more, so it has to find more."""
-    white = [outcome for outcome in rows.values() if outcome.row.source == "white-box"]
-    black = [outcome for outcome in rows.values() if outcome.row.source != "white-box"]
+def _with_and_without(evaluation: Evaluation, rows: Sequence[tuple[Row, Unit]]) -> list[Item]:
+    """Attacks with gradients know more than attacks without, so they have to find more."""
+    white = [(row, unit) for row, unit in rows if row.source == "white-box"]
+    black = [(row, unit) for row, unit in rows if row.source != "white-box"]
     items: list[Item] = []
     if white and black:
-        strongest = min(white, key=_robust)
-        # A slow attack may have been given only the first images.
-        gaps = [_robust(strongest, _images(each)) - _robust(each, _images(strongest)) for each in black]
-        worst = int(np.argmax(gaps))
-        shared = min(_images(strongest), _images(black[worst]))
+        best, found = min(white, key=lambda each: _robust(each[1]))
+        # A slow attack may have seen only the first images.
+        gaps = [_robust(found, len(unit.broken)) - _robust(unit, len(found.broken)) for _, unit in black]
+        gap, (rival, by_rival) = max(gaps), black[int(np.argmax(gaps))]
+        shared = min(len(found.broken), len(by_rival.broken))
         detail = (
-            f"strongest without gradients {black[worst].row.id} {_robust(black[worst], shared):.1%}, "
-            f"with gradients {strongest.row.id} {_robust(strongest, shared):.1%}"
+            f"strongest without gradients {rival.id} {_robust(by_rival, shared):.1%}, "
+            f"with gradients {best.id} {_robust(found, shared):.1%}"
         )
         # Losing to many queries says little about a single step.
-        worst_of: Verdict = "warn" if all(outcome.row.attack == "fgsm" for outcome in white) else "unreliable"
-        items.append(Item("white-box", at_most(worst_of, by_gap(gaps[worst], shared)), detail))
+        worst: Verdict = "warn" if all(row.attack == "fgsm" for row, _ in white) else "unreliable"
+        items.append(Item("white-box", at_most(worst, by_gap(gap, shared)), detail))
     elif black:
-        names = ", ".join(outcome.row.id for outcome in black) if len(black) < 4 else "attacks without its gradients"
+        names = ", ".join(row.id for row, _ in black) if len(black) < 4 else "attacks without its gradients"
         items.append(Item("white-box", "warn", f"only {names} ran: its own gradients may find more"))
-    searched = any(name.startswith(("autoattack", "square")) for name in own)  # AutoAttack ends with Square
+    # AutoAttack ends with Square.
+    searched = any(row.attack.startswith(("autoattack", "square")) for row, _ in rows if row.surrogate is None)
     if white and evaluation.predictor.precision == "int8" and not searched:
         detail = "quantised layers only have estimated gradients, which can hide weakness; square did not run"
         items.append(Item("white-box", "warn", detail))
     return items
 
 
-def _last_stage(outcome: Outcome) -> Item | None:
-    """What an ensemble's random search broke after its gradients had given up; None of one that does not end so."""
-    unit = outcome.unit
-    assert unit is not None
-    if unit.stages[-1:] != ["square"]:
-        return None
-    share = float(np.mean(unit.broken & (unit.broken_by == len(unit.stages) - 1)))
-    detail = f"Square broke {share:.1%} of all images, which the gradients of {outcome.row.id} had left"
-    return Item("last stage", by_gap(share, len(unit.broken)), detail)
-
-
-def _is_blind(outcome: Outcome) -> bool:
-    """It neither looks at differences of logits nor at answers alone, so a saturated cross-entropy stops it."""
-    row = outcome.row
+def _is_blind(row: Row) -> bool:
+    """A saturated cross-entropy stops the attack: it uses neither differences of logits nor answers alone."""
     return not row.attack.startswith(_SCALE_FREE) and row.params.get("loss") not in ("cw", "dlr")
 
 
-def _averages(outcome: Outcome) -> bool:
-    """It ran, and averages over a model's random answers (expectation over transformation)."""
-    row = outcome.row
-    averages = row.attack.endswith("-rand") or row.params.get("version") == "rand" or row.params.get("eot", 1) > 1
-    return outcome.unit is not None and averages
+def _averages(row: Row) -> bool:
+    """The attack averages over a model's random answers (expectation over transformation)."""
+    return row.attack.endswith("-rand") or row.params.get("version") == "rand" or row.params.get("eot", 1) > 1
 
 
-def _images(outcome: Outcome) -> int:
-    assert outcome.unit is not None
-    return len(outcome.unit.broken)
-
-
-def _robust(outcome: Outcome, first: int | None = None) -> float:
-    """Share of the images, or of the first so many of them, that are right and stay so."""
-    assert outcome.unit is not None
-    return float(np.mean((outcome.unit.attacked & ~outcome.unit.broken)[:first]))
+def _robust(unit: Unit, first: int | None = None) -> float:
+    """Share of the images, or of the first so many, that are right and stay so."""
+    return float(np.mean((unit.attacked & ~unit.broken)[:first]))

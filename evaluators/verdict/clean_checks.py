@@ -1,22 +1,21 @@
-"""What the answers to clean images tell: before anything is attacked, the images, labels and classes have to be the
-model's own. A model that is asked for the wrong thing is robust in no sense."""
+"""Checks of the answers to clean images: do images, labels and classes fit the model? If they do not, no number of the
+evaluation means anything."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from dgad_tk.answers.doubts import NONE, one_answer, other_order, outnumbers, per_class, wilson
-from evaluators.engine.probes import Exchange
 from evaluators.engine.record import Evaluation
 from evaluators.results import Item
 from evaluators.verdict.verdicts import at_least, by_share
 
 WIDE = 0.25
-"""Above what guessing gives: an interval that reaches further says that there were too few images."""
+"""An interval of the clean accuracy that reaches further above guessing means that there were too few images."""
 
 
 def of_clean(evaluation: Evaluation) -> list[Item]:
-    """Checks of the clean answers, nothing where there is nothing to doubt."""
+    """Doubts about the clean answers; empty if there are none."""
     labels, names, n = evaluation.labels, evaluation.classes, len(evaluation.labels)
     answers = np.where(evaluation.clean.finite, evaluation.clean.predicted, NONE)
     items: list[Item] = []
@@ -34,7 +33,13 @@ def of_clean(evaluation: Evaluation) -> list[Item]:
     if (order := other_order(labels, answers, names)) is not None:
         items.append(Item("order of classes", at_least("warn", by_share((order.after - order.before) / n)), str(order)))
     if (exchange := evaluation.probes.exchange) is not None:
-        items += _channels(exchange)
+        rights, spoils = exchange.rights, exchange.spoils
+        if outnumbers(rights, spoils):
+            detail = (
+                f"with red and blue exchanged, {rights:,} more of {exchange.images:,} clean images are right and "
+                f"{spoils:,} fewer: it seems to want the channels in the order blue, green, red"
+            )
+            items.append(Item("channels", at_least("warn", by_share((rights - spoils) / exchange.images)), detail))
     counts, right = per_class(labels, evaluation.clean_right, evaluation.predictor.classes)
     never = [
         k
@@ -49,28 +54,17 @@ def of_clean(evaluation: Evaluation) -> list[Item]:
 
 
 def _against_guessing(evaluation: Evaluation) -> list[Item]:
-    """Clean accuracy has to be surely above what guessing gives."""
+    """The interval of the clean accuracy has to lie above what guessing gives."""
     n, chance = len(evaluation.labels), 1 / evaluation.predictor.classes
     low, high = wilson(int(evaluation.clean_right.sum()), n)
     if low > chance:
         return []
     share = f"{evaluation.clean_accuracy:.1%} of {n:,} clean images are right ({low:.1%} to {high:.1%})"
     detail = f"{share}, no more than by guessing ({chance:.1%})"
-    # So wide an interval says nothing in either direction.
+    # Such a wide interval says nothing in either direction.
     if evaluation.clean_accuracy > chance and high > chance + WIDE:
         return [Item("clean", "warn", f"{detail}: too few images to tell")]
     return [Item("clean", "unreliable", f"{detail}: are labels and preprocessing those of its training?")]
-
-
-def _channels(found: Exchange) -> list[Item]:
-    rights, spoils = found.rights, found.spoils
-    if not outnumbers(rights, spoils):
-        return []
-    detail = (
-        f"with red and blue exchanged, {rights:,} more of {found.images:,} clean images are right and {spoils:,} "
-        "fewer: it seems to want the channels in the order blue, green, red"
-    )
-    return [Item("channels", at_least("warn", by_share((rights - spoils) / found.images)), detail)]
 
 
 def _name(names: Sequence[str], k: int) -> str:

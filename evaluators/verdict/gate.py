@@ -1,4 +1,4 @@
-"""Thresholds on the shares of images that withstood an evaluation: which rows a key means, and what became of them."""
+"""Thresholds of `dgad gate --min`: the rows that a key means, and whether they pass."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -13,16 +13,16 @@ CLEAN, WORST_CASE = "clean", "worst-case"
 def thresholds(least: Mapping[str, Fraction], results: Results) -> list[Gate]:
     """A gate for every row that a key means, in the order of the keys.
 
-    A key is a row's id; `clean`; `worst-case`; an attack, for its rows at every eps; `transfer:ATTACK`, for those on
-    every surrogate. `@EPS` behind any but `clean` picks one eps.
+    A key is the id of a row; `clean`; `worst-case`; an attack, for its rows at every eps; or `transfer:ATTACK`, for its
+    rows on every surrogate. `@EPS` behind any key but `clean` picks one eps.
 
-    A row that did not come to its end fails: nothing is known of it. Shares are compared as fractions, never rounded.
+    A row that was skipped or failed does not pass. Shares are compared as fractions, never rounded.
 
     Args:
-        least: key to the smallest share of all images that passes.
+        least: the smallest share of all images that passes, by key.
 
     Raises:
-        UserError: an unknown key, with the nearest known one, or an attack that has no robust accuracy.
+        UserError: an unknown key, or an attack without a robust accuracy.
     """
     doubt = ["the evaluation is unreliable"] if results.checks.verdict == "unreliable" else []
     found: list[Gate] = []
@@ -37,7 +37,7 @@ def thresholds(least: Mapping[str, Fraction], results: Results) -> list[Gate]:
 
 
 def percent(share: Fraction) -> str:
-    """`45%` or `44.96%`, as it was asked for."""
+    """`45%` or `44.96%`, as the user wrote it."""
     return f"{float(100 * share):.10g}%"
 
 
@@ -65,15 +65,18 @@ def _row(row: Attack, least: Fraction, doubt: Sequence[str]) -> Gate:
 
 
 def _worst_case(eps: float, least: Fraction, results: Results, doubt: Sequence[str]) -> Gate:
-    """A row that is missing makes the worst case look better than it is. Only transfer rows may be skipped: there may
-    be no surrogate that fits, and attacks on the model itself say more."""
+    """The gate of the worst case. It fails if a row is missing, which would make the worst case look better than it is.
+
+    Only transfer rows may be skipped: there may be no surrogate that fits, and attacks on the model itself say more.
+    """
     name = f"{WORST_CASE}@{format_fraction(eps)}" if len(_radii(results)) > 1 else WORST_CASE
     missing = [row for row in results.attacks if row.eps == eps and row.status != "done"]
     grave = [row for row in missing if (row.source, row.status) != ("transfer", "skipped")]
     worst = next((each for each in results.worst_case if each.eps == eps), None)
-    if grave or worst is None:
-        first = (grave or missing)[0]
+    if first := next(iter(grave or (missing if worst is None else [])), None):
         return Gate(name, False, _at_least(least), first.status, f"{first.id}: {first.reason}")
+    if worst is None:
+        return Gate(name, False, _at_least(least), "no answer", "no attack inside an eps-ball ran on all images")
     without = ["without " + ", ".join(row.id for row in missing)] if missing else []
     return _compared(name, least, worst.robust, worst.n, [*_sure(least, worst.ci95), *without, *doubt])
 
@@ -98,7 +101,7 @@ def _radii(results: Results) -> list[float]:
 
 
 def _means(key: str, name: str, eps: float | None) -> bool:
-    """`key` is `name`, or `name@EPS` with this eps, however it is written."""
+    """Whether `key` is `name`, or `name@EPS` with this eps in any notation."""
     if key == name or eps is None:
         return key == name
     start, at, radius = key.rpartition("@")
@@ -106,5 +109,5 @@ def _means(key: str, name: str, eps: float | None) -> bool:
         return False
     try:
         return format_fraction(parse_fraction(radius, upper=float("inf"))) == format_fraction(eps)
-    except UserError:  # no number: a name that holds an @ itself
+    except UserError:  # not a number: the name itself has an @
         return False

@@ -1,4 +1,4 @@
-"""Two models, or two attacks, on the same images: how far apart they are, and whether that is more than chance."""
+"""Two models, or two attacks, on the same images: their difference, and whether it is more than chance."""
 
 import math
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ class Paired:
     Attributes:
         difference: first minus second, a fraction of all images.
         ci95: its 95 % interval.
-        only_first, only_second: images that only one of the two got right; nothing else carries information.
-        p: exact McNemar test: the chance of a split of these at least so uneven if neither is better.
+        only_first, only_second: images that only one of the two got right.
+        p: exact McNemar test: the probability of a split of these at least as uneven if neither is better.
     """
 
     difference: float
@@ -30,11 +30,11 @@ class Paired:
 def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
     """Compare two outcomes `(n,)` of the same images.
 
-    The interval is Agresti & Min's (Statistics in Medicine, 2005): Wald's after half an image is added to each of the
-    four cells, so that it does not shrink to nothing where the two hardly ever differ.
+    The interval is Agresti & Min's (Statistics in Medicine, 2005): Wald's interval after half an image is added to each
+    of the four cells. So it keeps a width even if the two never differ.
 
     Raises:
-        ValueError: not the same number of images, or none.
+        ValueError: different numbers of images, or no images.
     """
     if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
         raise ValueError(f"expected two outcomes of the same images, got shapes {first.shape} and {second.shape}")

@@ -1,4 +1,4 @@
-"""How far an evaluation is to be believed: from a figure to one of three words."""
+"""From a figure to one of three words: how far an evaluation can be believed."""
 
 from collections.abc import Iterable
 
@@ -6,29 +6,29 @@ from evaluators.results import Verdict
 
 ORDER: tuple[Verdict, ...] = ("high", "warn", "unreliable")
 MUCH = 0.1
-"""Above this share of the images it is no oddity of a few: the model hides something, or something is wrong."""
+"""A fault on more than this share of the images makes an evaluation unreliable."""
 SLACK, CLEAR = 0.01, 0.05
-"""Differences of accuracy up to SLACK are noise, and so is that of a single image; one above CLEAR is no accident."""
+"""A difference of accuracy up to SLACK, or of one image, is noise. Above CLEAR it makes an evaluation unreliable."""
 
 
 def by_share(share: float, nothing: float = 0.0) -> Verdict:
-    """Of a share of images with a fault, of which `nothing` is none."""
+    """For a share of images with a fault; up to `nothing` it is noise."""
     return _between(share, nothing, MUCH)
 
 
 def by_size(value: float, limits: tuple[float, float]) -> Verdict:
-    """Of something that is small below the first limit, and decides above the second."""
+    """For a value that is noise up to the first limit, and unreliable above the second."""
     return _between(value, *limits)
 
 
 def by_gap(difference: float, images: float) -> Verdict:
-    """Of a difference of two accuracies on so many images, by which what knows less has found more."""
+    """For the difference of two accuracies on `images`: how much more the attack found that knows less."""
     noise = max(SLACK, 1.5 / images)
     return _between(difference, noise, max(noise, CLEAR))
 
 
 def worst_of(verdicts: Iterable[Verdict]) -> Verdict:
-    """The worst of all, `high` of none."""
+    """The worst verdict; `high` if there are none."""
     return max(verdicts, key=ORDER.index, default="high")
 
 

@@ -182,6 +182,14 @@ def test_what_a_key_means() -> None:
         thresholds({"worst-case": Fraction(1)}, asking(found, plan(["cw2"], norm="linf", eps=[0.1])))
 
 
+def test_a_worst_case_needs_an_attack_on_all_images() -> None:
+    """A slow attack sees the first images only, which says nothing of the others."""
+    _, found = run(("fgsm",))
+    few = [row.model_copy(update={"n": 1}) for row in found.attacks]
+    (gate,) = thresholds({"worst-case": Fraction(0)}, found.model_copy(update={"attacks": few, "worst_case": []}))
+    assert (gate.name, gate.passed, gate.got) == ("worst-case", False, "no answer")
+
+
 def test_thresholds_are_met_to_the_image() -> None:
     """Half of the images are broken; three are wrong from the start, of which some would have been broken."""
     _, found = run(wrong=3)

@@ -1,4 +1,4 @@
-"""What one of ART's own attacks needs around it: labels in its meaning of them, and draws that can be repeated."""
+"""ART's own attacks as ours: labels in the meaning that each has for them, and draws that can be repeated."""
 
 import inspect
 import random
@@ -16,14 +16,14 @@ from art.estimators.estimator import BaseEstimator
 from numpy.typing import NDArray
 from torch import nn
 
-from evaluators.attacks.halfway import Halfway
+from evaluators.attacks.array_file import ArrayFile
 from evaluators.attacks.result import SearchingAttack, SearchResult
 from evaluators.attacks.spec import Budget, Estimator
 from evaluators.target.estimators import PredictorClassifier, to_estimator
 
 Meaning = Literal["true", "ignored", "target"]
-"""What labels are to an attack of ART: true ones, to be moved away from; nothing, since it moves away from the model's
-own prediction; or classes to reach, so that it is given the runner-up of the true label."""
+"""What labels mean to an attack of ART. "true": the true labels, to move away from. "ignored": it moves away from the
+model's own prediction. "target": the classes to reach, for which it is given the most likely wrong class."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class ArtBuild:
 
     Attributes:
         cls: name of ART's class.
-        y: what it takes labels for.
-        fixed: what is always handed to ART besides the parameters.
-        probabilities: it wants a softmax where the rest want logits.
-        more: further arguments that depend on the estimator and on those chosen.
+        y: what labels mean to it.
+        fixed: arguments that no user changes.
+        probabilities: it wants probabilities, not logits.
+        more: changes the arguments, given the estimator.
     """
 
     cls: str
@@ -65,15 +65,15 @@ class ArtBuild:
 
 
 class ArtsOwn(SearchingAttack):
-    """One of ART's attacks with labels in the meaning it has for them, and draws that belong to its images.
+    """One of ART's attacks, with labels in the meaning it has for them, and draws that can be repeated.
 
     ART draws for all images at once from global generators. They are seeded by the seed and the images' indices, and
-    put back afterwards, so that the same images in the same company get the same answer.
+    restored afterwards. So the same batch of images gets the same answer.
 
     Args:
         attack: ART's, ready to run.
         estimator: of the model under attack, with logits.
-        y: what the attack takes labels for.
+        y: what labels mean to the attack.
         seed: of its draws.
     """
 
@@ -87,7 +87,7 @@ class ArtsOwn(SearchingAttack):
         self.attack, self.y, self.seed = attack, y, seed
 
     def searched(
-        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: Halfway
+        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: ArrayFile
     ) -> SearchResult:
         if self.y == "target":
             logits = np.array(self.estimator.predict(x))
@@ -95,14 +95,14 @@ class ArtsOwn(SearchingAttack):
             y = logits.argmax(axis=1)
         labels = None if self.y == "ignored" else np.eye(self.estimator.nb_classes, dtype=np.float32)[y]
         entropy = [self.seed & 0xFFFFFFFF, *index.tolist()]
-        # What a division by zero makes of an image is NaN, and such an image is no success.
+        # A division by zero makes an image NaN, which is replaced by the clean image later.
         with seeded(int(np.random.SeedSequence(entropy).generate_state(1)[0])), np.errstate(all="ignore"):
-            found = self.attack.generate(x.copy(), labels)  # since some of ART's write into what they get
+            found = self.attack.generate(x.copy(), labels)  # some write into their input
         return SearchResult(np.asarray(found, dtype=np.float32))
 
 
 class _Derived(np.random.RandomState):
-    """A generator whose seed, where none is given, comes from the global one and not from the operating system."""
+    """A generator whose default seed comes from the global generator and not from the operating system."""
 
     def __init__(self, seed: Any = None) -> None:
         super().__init__(np.random.randint(2**31) if seed is None else seed)  # noqa: NPY002
@@ -110,10 +110,10 @@ class _Derived(np.random.RandomState):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of NumPy, Python and torch, and put them back afterwards.
+    """Seed the global generators of NumPy, Python and torch, and restore them afterwards.
 
-    NumPy's legacy ones, since ART draws from those. HopSkipJump and the Boundary attack start from
-    `np.random.RandomState()`, which no seed reaches; it derives from the global generator meanwhile.
+    ART draws from NumPy's legacy generators. HopSkipJump and the Boundary attack use `np.random.RandomState()`, which
+    ignores the global seed; inside the `with` it takes its seed from the global generator.
     """
     of_numpy, of_python, fresh = np.random.get_state(), random.getstate(), np.random.RandomState  # noqa: NPY002
     with torch.random.fork_rng():
@@ -130,7 +130,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def with_probabilities(estimator: PredictorClassifier) -> PredictorClassifier:
-    """The same model with a softmax behind its logits, in the runtime's answers and in the module."""
+    """The same model with a softmax after its logits, in the runtime's answers and in the module."""
     predict = estimator.predictor.predict
 
     def probabilities(images: NDArray[np.float32]) -> NDArray[np.float32]:

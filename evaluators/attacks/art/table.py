@@ -1,7 +1,7 @@
-"""ART's own attacks by name (`art:NAME`): told what `y` means to them, and repeatable.
+"""ART's own attacks by name (`art:NAME`).
 
-A row stands here because a test runs it on a torch module and on an ONNX file: it breaks images, stays in its ball
-where it has one, and says the same thing twice. What ART 1.20 has besides was tried or read, and left out:
+A test runs every row on a torch module and on an ONNX file: it breaks images, stays in its ball if it has one, and
+gives the same result twice. The other attacks of ART 1.20 were tried or read, and left out:
 
 - AutoConjugateGradient, RescalingAutoConjugateGradient: on the cross-entropy they broke 4 to 21 % of the images where
   one step of FGSM broke 58 to 100 %. ThresholdAttack: 8 % where FGSM broke 58 %, and rounding takes it out of its ball.
@@ -16,22 +16,21 @@ where it has one, and says the same thing twice. What ART 1.20 has besides was t
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import art.attacks.evasion
 from art.estimators.classification.classifier import ClassifierMixin
 
+from dgad_tk.config.threat import Norm
 from evaluators.attacks.art.adapter import ArtBuild
 from evaluators.attacks.spec import AttackSpec
-from evaluators.target.ball import Norm
 
 SLOW_SAMPLES = 50
-"""Images that ART's attacks without gradients are tried on: thousands of questions each, one image at a time."""
+"""Images that ART's attacks without gradients are tried on. They ask thousands of questions, one image at a time."""
 
 
 def _ensemble(estimator: ClassifierMixin, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The members that ART's AutoAttack has by default, with the restarts asked for and without their progress bars."""
+    """The default members of ART's AutoAttack, with `restarts` and without progress bars."""
     restarts, iterations = arguments.pop("restarts"), arguments.pop("square_iterations")
     ball = {key: arguments[key] for key in ("norm", "eps", "batch_size")} | {"verbose": False}
     apgd = ball | {"eps_step": arguments["eps_step"], "nb_random_init": restarts}
@@ -54,95 +53,84 @@ _CARLINI: Mapping[str, int | float] = {
     "confidence": 0.0,
 }
 _BOUNDARY_WALK: Mapping[str, int | float] = {"max_iter": 10, "max_eval": 1000, "init_eval": 100, "init_size": 100}
-_BOTH: tuple[Norm, ...] = ("linf", "l2")
-_NEAREST_L2: tuple[Norm, ...] = ("l2", "linf")
 
-_ROWS: dict[str, AttackSpec] = {
-    "fgsm": AttackSpec(
-        build=ArtBuild("FastGradientMethod"),
-        kind="budget",
-        norms=_BOTH,
+
+def _inside(build: ArtBuild, *, norms: tuple[Norm, ...] = ("linf", "l2"), **more: Any) -> AttackSpec:
+    """The row of an attack inside an eps-ball."""
+    samples = None if more.get("needs_gradients", True) else SLOW_SAMPLES
+    return AttackSpec(build=build, norms=norms, samples=samples, foreign=True, **more)
+
+
+def _nearest(build: ArtBuild, *, norms: tuple[Norm, ...] = ("l2", "linf"), **more: Any) -> AttackSpec:
+    """The row of an attack that minimises the first of `norms`."""
+    return _inside(build, norms=norms, kind="min-norm", **more)
+
+
+ART_ATTACKS: dict[str, AttackSpec] = {
+    "fgsm": _inside(
+        ArtBuild("FastGradientMethod"),
         description="one step of size eps (Goodfellow et al., 2015)",
     ),
-    "bim": AttackSpec(
-        build=ArtBuild("BasicIterativeMethod"),
-        kind="budget",
+    "bim": _inside(
+        ArtBuild("BasicIterativeMethod"),
         norms=("linf",),
         description="10 steps of eps/4 from the image itself (Kurakin et al., 2017)",
         params=_STEPS,
     ),
-    "pgd": AttackSpec(
-        build=ArtBuild("ProjectedGradientDescent"),
-        kind="budget",
-        norms=_BOTH,
+    "pgd": _inside(
+        ArtBuild("ProjectedGradientDescent"),
         description="10 steps of eps/4 from a random start (Madry et al., 2018)",
         params={**_STEPS, "num_random_init": 1},
     ),
-    "mim": AttackSpec(
-        build=ArtBuild("MomentumIterativeMethod"),
-        kind="budget",
-        norms=_BOTH,
+    "mim": _inside(
+        ArtBuild("MomentumIterativeMethod"),
         description="10 steps of eps/4 with momentum 1 (Dong et al., 2018)",
         params={**_STEPS, "decay": 1.0},
     ),
-    "auto-pgd": AttackSpec(
-        build=ArtBuild("AutoProjectedGradientDescent", fixed={"loss_type": "cross_entropy"}),
-        kind="budget",
-        norms=_BOTH,
+    "auto-pgd": _inside(
+        ArtBuild("AutoProjectedGradientDescent", fixed={"loss_type": "cross_entropy"}),
         description="APGD on the cross-entropy, 100 steps (Croce & Hein, 2020)",
         params={"max_iter": 100, "relative_step": 2.0, "nb_random_init": 1},
     ),
-    "auto-pgd-dlr": AttackSpec(
-        build=ArtBuild("AutoProjectedGradientDescent", fixed={"loss_type": "difference_logits_ratio"}),
-        kind="budget",
-        norms=_BOTH,
+    "auto-pgd-dlr": _inside(
+        ArtBuild("AutoProjectedGradientDescent", fixed={"loss_type": "difference_logits_ratio"}),
         description="APGD on the difference of logits ratio, 100 steps (Croce & Hein, 2020)",
         params={"max_iter": 100, "relative_step": 2.0, "nb_random_init": 1},
         fewest_classes=3,
     ),
-    "autoattack": AttackSpec(
-        build=ArtBuild("AutoAttack", more=_ensemble),
-        kind="budget",
-        norms=_BOTH,
+    "autoattack": _inside(
+        ArtBuild("AutoAttack", more=_ensemble),
         description="ART's ensemble: APGD-CE, APGD-DLR, DeepFool, Square with 1,000 iterations",
         params={"restarts": 1, "square_iterations": 1000, "relative_step": 2.0},
         note="ART's ensemble is not the standard one: DeepFool for FAB-T, no targeted APGD",
     ),
-    "square": AttackSpec(
-        build=ArtBuild("SquareAttack"),
-        kind="budget",
-        norms=_BOTH,
+    "square": _inside(
+        ArtBuild("SquareAttack"),
         description="random search with squares, 1,000 iterations (Andriushchenko et al., 2020)",
         params={"max_iter": 1000, "nb_restarts": 1, "p_init": 0.8},
         needs_gradients=False,
     ),
-    "virtual-adversarial": AttackSpec(
-        build=ArtBuild("VirtualAdversarialMethod", y="ignored", probabilities=True),
-        kind="budget",
+    "virtual-adversarial": _inside(
+        ArtBuild("VirtualAdversarialMethod", y="ignored", probabilities=True),
         norms=("l2",),
         description="one L2 step where the predictions turn most, by differences (Miyato et al., 2015)",
         params={"max_iter": 1, "finite_diff": 0.01},
         needs_gradients=False,
         note="one query for each pixel of an image and iteration",
     ),
-    "deepfool": AttackSpec(
-        build=ArtBuild("DeepFool", y="ignored"),
-        kind="min-norm",
-        norms=_NEAREST_L2,
+    "deepfool": _nearest(
+        ArtBuild("DeepFool", y="ignored"),
         description="to the nearest linearised boundary, overshoot 0.02 (Moosavi-Dezfooli et al., 2016)",
         params={"max_iter": 50, "epsilon": 0.02, "nb_grads": 10},
     ),
-    "cw-l2": AttackSpec(
-        build=ArtBuild("CarliniL2Method"),
-        kind="min-norm",
-        norms=_NEAREST_L2,
+    "cw-l2": _nearest(
+        ArtBuild("CarliniL2Method"),
         description="Carlini & Wagner (2017), L2, 5 search steps of 50 iterations",
         params=_CARLINI,
     ),
-    "cw-linf": AttackSpec(
-        build=ArtBuild("CarliniLInfMethod"),
-        kind="min-norm",
-        norms=_BOTH,
+    "cw-linf": _nearest(
+        ArtBuild("CarliniLInfMethod"),
+        norms=("linf", "l2"),
         description="Carlini & Wagner (2017), Linf, one image at a time",
         params={
             "initial_const": 0.1,
@@ -154,101 +142,73 @@ _ROWS: dict[str, AttackSpec] = {
         },
         note="where its search fails that is no robustness",
     ),
-    "cw-l0": AttackSpec(
-        build=ArtBuild("CarliniL0Method"),
-        kind="min-norm",
-        norms=_NEAREST_L2,
+    "cw-l0": _nearest(
+        ArtBuild("CarliniL0Method"),
         description="Carlini & Wagner (2017), fewest pixels",
         params={**_CARLINI, "max_iter": 20},
         note="minimises the number of pixels, not the distance reported",
     ),
-    "elasticnet": AttackSpec(
-        build=ArtBuild("ElasticNet"),
-        kind="min-norm",
-        norms=_NEAREST_L2,
+    "elasticnet": _nearest(
+        ArtBuild("ElasticNet"),
         description="EAD: L2 with an L1 penalty (Chen et al., 2018), 5 search steps of 50 iterations",
         params={**_CARLINI, "beta": 0.001},
     ),
-    "newtonfool": AttackSpec(
-        build=ArtBuild("NewtonFool", y="ignored", probabilities=True),
-        kind="min-norm",
-        norms=_NEAREST_L2,
+    "newtonfool": _nearest(
+        ArtBuild("NewtonFool", y="ignored", probabilities=True),
         description="down the predicted class's probability, 50 steps (Jang et al., 2017)",
         params={"max_iter": 50, "eta": 0.01},
     ),
-    "jsma": AttackSpec(
-        build=ArtBuild("SaliencyMapMethod", y="target"),
-        kind="min-norm",
-        norms=_NEAREST_L2,
+    "jsma": _nearest(
+        ArtBuild("SaliencyMapMethod", y="target"),
         description="raises pairs of salient pixels (Papernot et al., 2016); target: the runner-up class",
         params={"theta": 1.0, "gamma": 0.1},
         note="minimises the number of pixels, not the distance reported",
     ),
-    "hopskipjump": AttackSpec(
-        build=ArtBuild("HopSkipJump", y="ignored"),
-        kind="min-norm",
-        norms=_NEAREST_L2,
+    "hopskipjump": _nearest(
+        ArtBuild("HopSkipJump", y="ignored"),
         description="along the boundary by predicted classes alone, L2 (Chen et al., 2020)",
         params=_BOUNDARY_WALK,
         needs_gradients=False,
     ),
-    "hopskipjump-linf": AttackSpec(
-        build=ArtBuild("HopSkipJump", y="ignored"),
-        kind="min-norm",
-        norms=_BOTH,
+    "hopskipjump-linf": _nearest(
+        ArtBuild("HopSkipJump", y="ignored"),
+        norms=("linf", "l2"),
         description="along the boundary by predicted classes alone, Linf (Chen et al., 2020)",
         params=_BOUNDARY_WALK,
         needs_gradients=False,
     ),
-    "boundary": AttackSpec(
-        build=ArtBuild("BoundaryAttack", y="ignored", fixed={"targeted": False}),
-        kind="min-norm",
-        norms=_NEAREST_L2,
+    "boundary": _nearest(
+        ArtBuild("BoundaryAttack", y="ignored", fixed={"targeted": False}),
         description="a walk along the boundary by predicted classes alone (Brendel et al., 2018)",
         params={"max_iter": 200, "num_trial": 20, "sample_size": 20, "delta": 0.1, "epsilon": 0.1},
         needs_gradients=False,
     ),
-    "signopt": AttackSpec(
-        build=ArtBuild("SignOPTAttack", y="ignored", fixed={"targeted": False}),
-        kind="min-norm",
-        norms=_NEAREST_L2,
+    "signopt": _nearest(
+        ArtBuild("SignOPTAttack", y="ignored", fixed={"targeted": False}),
         description="signs of directional derivatives by predicted classes alone (Cheng et al., 2020)",
         params={"max_iter": 20, "num_trial": 50, "k": 50, "query_limit": 4000},
         needs_gradients=False,
         fewest_classes=3,
     ),
-    "simba": AttackSpec(
-        build=ArtBuild("SimBA", fixed={"attack": "px", "batch_size": 1}, probabilities=True),
-        kind="min-norm",
-        norms=_NEAREST_L2,
+    "simba": _nearest(
+        ArtBuild("SimBA", fixed={"attack": "px", "batch_size": 1}, probabilities=True),
         description="one random pixel after another, steps of 0.2 (Guo et al., 2019)",
         params={"max_iter": 3000, "epsilon": 0.2},
         needs_gradients=False,
     ),
-    "zoo": AttackSpec(
-        build=ArtBuild(
-            "ZooAttack", fixed={"use_resize": False, "use_importance": False, "nb_parallel": 32, "batch_size": 1}
-        ),
-        kind="min-norm",
-        norms=_NEAREST_L2,
+    "zoo": _nearest(
+        ArtBuild("ZooAttack", fixed={"use_resize": False, "use_importance": False, "nb_parallel": 32, "batch_size": 1}),
         description="Carlini & Wagner by differences of predictions, one image at a time (Chen et al., 2017)",
         params={"max_iter": 100, "binary_search_steps": 1, "initial_const": 1.0, "learning_rate": 0.1},
         needs_gradients=False,
         note="where its search fails that is no robustness",
     ),
-    "pixel": AttackSpec(
-        build=ArtBuild("PixelAttack", fixed={"es": 1}),
-        kind="min-norm",
-        norms=_NEAREST_L2,
+    "pixel": _nearest(
+        ArtBuild("PixelAttack", fixed={"es": 1}),
         description="at most 5 pixels by differential evolution (Su et al., 2019)",
         params={"th": 5, "max_iter": 10},
         needs_gradients=False,
         fewest_classes=3,
         note="bounds the number of pixels, not the distance reported",
     ),
-}
-
-ART_ATTACKS: dict[str, AttackSpec] = {
-    name: replace(row, foreign=True, samples=None if row.needs_gradients else SLOW_SAMPLES)
-    for name, row in _ROWS.items()
 }

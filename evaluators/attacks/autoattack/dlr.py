@@ -1,4 +1,4 @@
-"""Difference of logits ratio: a loss that neither shift nor scale of the logits changes, unlike the cross-entropy."""
+"""Difference of logits ratio: a loss that does not change when logits are shifted or scaled."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ DLR_CLASSES = 3
 TARGETED_DLR_CLASSES = 4
 """The targeted one divides by a difference with the third and the fourth."""
 _TIE = 1e-12
-"""Added to the divisor as the authors do: where the largest logits tie, the loss is large and finite."""
+"""Added to the divisor, as in the authors' code. Where the largest logits tie, the loss is large and finite."""
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:

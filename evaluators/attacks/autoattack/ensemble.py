@@ -1,7 +1,6 @@
-"""AutoAttack: stage after stage on what the stages before have left."""
+"""AutoAttack: each stage attacks the images that the stages before it have left."""
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,50 +9,29 @@ from art.estimators.classification.classifier import ClassifierMixin
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dgad_tk.config.threat import Norm
+from evaluators.attacks.array_file import NOWHERE, ArrayFile
 from evaluators.attacks.autoattack.apgd.apgd import APGD, Loss
 from evaluators.attacks.autoattack.fab.fab import FAB
 from evaluators.attacks.autoattack.square.square import Square
 from evaluators.attacks.autoattack.stages import ROBUST, VERSIONS, Stage, Version, ensemble
-from evaluators.attacks.halfway import NOWHERE, Halfway
 from evaluators.attacks.native import NativeAttack, kept
 from evaluators.attacks.result import SearchResult
-from evaluators.target.ball import Norm, into_ball
-
-
-@dataclass
-class _Progress:
-    """What the stages so far have made of N images: it goes to disk after each of them.
-
-    Attributes:
-        found: float32 `(N, C, H, W)`, inside the ball.
-        broken_by: int8 `(N,)`, number of the stage that broke an image, ROBUST for none.
-        left: int64, places of the images that the next stage gets.
-        seconds: of each stage.
-        warnings: sentences for the reader.
-    """
-
-    found: NDArray[np.float32]
-    broken_by: NDArray[np.int8]
-    left: NDArray[np.int64]
-    seconds: list[float]
-    warnings: list[str]
+from evaluators.target.ball import into_ball
 
 
 class AutoAttack(NativeAttack):
     """The ensemble of Croce & Hein (ICML 2020, https://arxiv.org/abs/2003.01690), in any of its three versions.
 
-    ART has an attack of this name that is another ensemble (DeepFool for FAB-T, no targeted APGD, Square five times);
-    this one's numbers are those of RobustBench. An image leaves the moment a stage has broken it, and it counts as
-    broken when `estimator.predict`, the deployed runtime, gets it wrong inside the ball.
+    Its numbers are those of RobustBench. ART's attack of this name is another ensemble (DeepFool for FAB-T, no targeted
+    APGD, Square five times). An image is broken when `estimator.predict`, the deployed runtime, gets it wrong inside
+    the ball. Later stages do not see it.
 
     Args:
-        estimator: with a torch module.
-        norm: "linf", "l2" or "l1".
-        eps: radius, a fraction of 1.
-        version: "standard", "plus" (more losses and restarts) or "rand" (for models that answer at random).
+        version: "standard", "plus" (more losses and restarts) or "rand" (for models with random answers).
         queries: of the Square attack.
-        seed: of all stages.
-        batch_size: images at a time.
+
+    Other arguments are those of `NativeAttack`.
 
     Attributes:
         stages: in the order in which they run.
@@ -81,38 +59,39 @@ class AutoAttack(NativeAttack):
         self.stages, self._notes = ensemble(version, classes=estimator.nb_classes, norm=norm, side=side)
 
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        """An adversarial image where a stage found one, else what the last stage found best."""
+        """The adversarial image that a stage found, or the best point of the last stage."""
         images, labels, places = (each.cpu().numpy() for each in (x, y, index))
         return torch.from_numpy(self.searched(images, labels, places, NOWHERE).adversarials).to(x.device)
 
     def searched(
-        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: Halfway
+        self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: ArrayFile
     ) -> SearchResult:
         if (before := halfway.get()) is not None:
-            state = _Progress(**before)
+            left, found = before.pop("left"), SearchResult(**before)
         else:
             # An image that is wrong as it is needs no search.
-            right = np.flatnonzero(self._predicted(x) == y)
-            state = _Progress(x.copy(), np.full(len(x), ROBUST, dtype=np.int8), right, [], list(self._notes))
+            left = np.flatnonzero(self._predicted(x) == y)
+            names = [stage.name for stage in self.stages]
+            found = SearchResult(x.copy(), np.full(len(x), ROBUST, dtype=np.int8), names, [], list(self._notes))
+        assert found.broken_by is not None
         tensors = [torch.from_numpy(each).to(self.victim.device) for each in (x, y, index)]
-        for number, stage in list(enumerate(self.stages))[len(state.seconds) :]:
-            if len(state.left) == 0:
+        for number, stage in list(enumerate(self.stages))[len(found.stage_seconds) :]:
+            if len(left) == 0:
                 break
-            begun, left = time.perf_counter(), state.left
+            begun = time.perf_counter()
             attack, rows = self._attack(stage), torch.from_numpy(left).to(self.victim.device)
             with kept():
                 candidates = attack.search(*(each[rows] for each in tensors)).detach().cpu().numpy()
-            state.warnings += [text for text in attack.warnings if text not in state.warnings]
-            state.found[left] = into_ball(candidates, x[left], self.norm, self.eps)
-            broken = self._predicted(state.found[left]) != y[left]
-            state.broken_by[left[broken]] = number
-            state.left = left[~broken]
-            state.seconds.append(time.perf_counter() - begun)
+            found.warnings.extend(text for text in attack.warnings if text not in found.warnings)
+            found.adversarials[left] = into_ball(candidates, x[left], self.norm, self.eps)
+            broken = self._predicted(found.adversarials[left]) != y[left]
+            found.broken_by[left[broken]] = number
+            left = left[~broken]
+            found.stage_seconds.append(time.perf_counter() - begun)
             if number + 1 < len(self.stages):
-                halfway.put(**vars(state))
-        self.warnings = state.warnings
-        names = [stage.name for stage in self.stages]
-        return SearchResult(state.found, state.broken_by, names, state.seconds, state.warnings)
+                halfway.put(left=left, **vars(found))
+        self.warnings = found.warnings
+        return found
 
     def _predicted(self, images: NDArray[np.float32]) -> NDArray[np.int64]:
         """The deployed runtime's predictions `(N,)`; -1 where a logit is not finite."""

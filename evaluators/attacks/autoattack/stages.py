@@ -1,19 +1,18 @@
-"""Which stages make up AutoAttack, for so many classes, this norm and images of this size."""
+"""The stages of AutoAttack for a number of classes, a norm and a size of images."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from dgad_tk.config.threat import Norm
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, TARGETED_DLR_CLASSES
-from evaluators.target.ball import Norm
+from evaluators.attacks.autoattack.square.moves import TILES
 
 Version = Literal["standard", "plus", "rand"]
 VERSIONS: tuple[Version, ...] = get_args(Version)
 ROBUST = -1
-"""In `broken_by`: no stage broke the image."""
+"""The value of `broken_by` for an image that no stage broke."""
 TARGETS = 9
-"""Of the targeted stages, where there are as many other classes."""
-SQUARE_SIDE = 5
-"""The L2 and L1 Square attacks start from a grid of five by five squares."""
+"""Target classes of the targeted stages, or fewer where the model has fewer other classes."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,8 @@ class Stage:
     Attributes:
         name: apgd-ce, apgd-dlr, apgd-t, fab, fab-t or square.
         restarts: of each target.
-        targets: classes that are tried in turn; 0 for an untargeted attack.
-        eot: gradients averaged over so many passes, for models that answer at random.
+        targets: number of classes that are tried in turn; 0 for an untargeted attack.
+        eot: passes that a gradient is averaged over, for models with random answers.
     """
 
     name: str
@@ -34,7 +33,7 @@ class Stage:
 
 
 def ensemble(version: Version, *, classes: int, norm: Norm, side: int) -> tuple[list[Stage], list[str]]:
-    """Stages of a version, and how they differ from what its name stands for.
+    """The stages of a version, and sentences about how they differ from the published ones.
 
     `standard` is Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690, section 5: APGD-CE, targeted APGD on DLR,
     targeted FAB, Square; in L1 with the restarts and targets of Croce & Hein, ICML 2021,
@@ -84,7 +83,7 @@ def ensemble(version: Version, *, classes: int, norm: Norm, side: int) -> tuple[
         stages = [stage for stage in stages if stage.name != "apgd-dlr"]
         stages[0] = Stage("apgd-ce", restarts=5, eot=stages[0].eot)
         notes.append("not the whole ensemble: DLR needs 3 classes, APGD-CE has five restarts in its place")
-    if norm != "linf" and side < SQUARE_SIDE:
+    if norm != "linf" and side < TILES:
         stages = [stage for stage in stages if stage.name != "square"]
-        notes.append(f"not the whole ensemble: Square needs images of {SQUARE_SIDE} pixels a side")
+        notes.append(f"not the whole ensemble: Square needs images of {TILES} pixels a side")
     return stages, notes

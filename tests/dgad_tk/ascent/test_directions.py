@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from dgad_tk.ascent.directions import finite, in_range, unit
 from dgad_tk.ascent.inner_max import inner_max
 from dgad_tk.ascent.losses import cross_entropy
-from dgad_tk.config.threat import ThreatModel
+from dgad_tk.config.threat import Norm, ThreatModel
 from evaluators.attacks.autoattack.apgd.apgd import APGD
 from evaluators.attacks.autoattack.fab.fab import FAB
 from evaluators.attacks.cw2 import CarliniWagnerL2
 from evaluators.attacks.jsma import SaliencyMap
 from evaluators.attacks.native import NativeAttack
 from evaluators.attacks.pgd import ProjectedGradient
-from evaluators.target.ball import Norm, into_ball
+from evaluators.target.ball import into_ball
 
 NAN, INF = float("nan"), float("inf")
 SIDE = 4

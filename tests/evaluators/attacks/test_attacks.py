@@ -15,13 +15,14 @@ from victims import as_onnx, as_torch
 from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import UserError
+from dgad_tk.config.threat import Norm
 from dgad_tk.data import Split
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.autoattack import ensemble
 from evaluators.engine import search
 from evaluators.engine.evaluate import evaluate
 from evaluators.plan.rows import plan
-from evaluators.target.ball import Norm, l1, l2, linf
+from evaluators.target.ball import l1, l2, linf
 from exporters.formats import load
 from exporters.onnx_write.int8 import Int8, save_onnx_int8
 

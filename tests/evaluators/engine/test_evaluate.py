@@ -18,12 +18,12 @@ from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.common import UserError
 from dgad_tk.data import load_dataset
 from evaluators.attacks import ATTACKS
-from evaluators.attacks.halfway import NOWHERE
+from evaluators.attacks.array_file import NOWHERE
 from evaluators.attacks.result import SearchResult
 from evaluators.engine import work
 from evaluators.engine.evaluate import evaluate
 from evaluators.engine.record import Evaluation
-from evaluators.engine.search import Chunk, search, verdict
+from evaluators.engine.search import Chunk, search, unit_of
 from evaluators.plan.rows import Surrogate, plan
 from evaluators.plan.suites import SUITES, expand
 from evaluators.report.files import results, write
@@ -110,10 +110,10 @@ def test_the_runtime_judges_not_the_module(predictor: Predictor) -> None:
     answers = judge(replace(predictor, predict=stubborn), clean, 8)
     assert np.array_equal(answers.predicted, calm.argmax(1))
     row, right = honest.outcomes[0].row, honest.clean_right
-    chunk, target = Chunk(clean, split.labels, split.index), replace(predictor, predict=stubborn)
+    chunk, target = Chunk(clean, split.labels, split.index, right), replace(predictor, predict=stubborn)
     found = search(target, row, chunk, seed=0, batch_size=8, halfway=NOWHERE)
     for judging, broken in ((predictor, True), (target, False)):
-        unit = verdict(judging, row, chunk, right, right, found.only(right), batch_size=8, gallery=True)
+        unit = unit_of(judging, row, chunk, found.only(right), batch_size=8, gallery=True)
         assert unit.broken.any() == broken
 
 

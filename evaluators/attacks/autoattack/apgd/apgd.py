@@ -1,10 +1,10 @@
-"""APGD: projected gradient ascent that chooses its step sizes itself, in batches that stay full.
+"""APGD: projected gradient ascent that adapts its step sizes, in batches that stay full.
 
 Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690; in L1 Croce & Hein, ICML 2021,
 https://arxiv.org/abs/2103.01208.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,16 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dgad_tk.ascent.directions import finite
+from dgad_tk.ascent.inner_max import draw_noise
 from dgad_tk.ascent.losses import cross_entropy
+from dgad_tk.config.threat import Norm
 from evaluators.attacks.arguments import at_least
 from evaluators.attacks.autoattack.apgd.l1 import L1Ascents, falling_radii
-from evaluators.attacks.autoattack.apgd.seats import Rows, Seats
 from evaluators.attacks.autoattack.apgd.state import Ascents, L2Ascents, LinfAscents
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, TARGETED_DLR_CLASSES, dlr, targeted_dlr
+from evaluators.attacks.autoattack.seats import Rows, Seats
 from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows, wrong
-from evaluators.target.ball import Norm
 
 Loss = Literal["ce", "dlr"]
+_FEW = 16
+"""Filling or dropping vacant rows costs as much as the updates of a step, so one row in so many has to be vacant."""
 ASCENTS: dict[Norm, type[Ascents]] = {"linf": LinfAscents, "l2": L2Ascents, "l1": L1Ascents}
 
 
@@ -30,9 +33,9 @@ class APGD(NativeAttack):
     """Auto-PGD on the cross-entropy, the DLR loss, or (APGD-T) the targeted DLR loss against one class after another.
 
     Iterates are those of the authors' code (`pyautoattack`) for the same noise. An image is left alone the moment it
-    is broken: what comes back for it is the first adversarial point found; for one that withstood, the point of
-    highest loss of its last ascent. A robust image takes `steps` passes forward and backward, and a forward pass for
-    the last point, in each of its ascents.
+    is broken, and its first adversarial point is the result. For an image that withstands, the result is the point of
+    highest loss of its last ascent. Each ascent of a robust image takes `steps` passes forward and backward, and a
+    forward pass for the last point.
 
     An example in Linf with 100 steps. An ascent begins at a random point of the ball with a step size of 2 eps. It is
     checked after 22, 41, 57, 70, 80, 87, 93 and 99 steps. If the loss rose in 16 of the first 22 steps, which is at
@@ -42,24 +45,19 @@ class APGD(NativeAttack):
     ascents, one after another; the first adversarial point in any of them ends them all.
 
     Args:
-        estimator: with a torch module.
-        norm: "linf", "l2" or "l1".
-        eps: radius, a fraction of 1.
         loss: "ce" or "dlr", of the untargeted attack.
         targets: number of classes to move to, the most likely ones but the label first; at most K - 1 are. 0 for the
             untargeted attack.
         steps: of each ascent.
         restarts: ascents per image, or per target of an image.
         eot: passes that a gradient is averaged over, for models that answer at random.
-        wide: in L1, spend most steps at 3 and 2 times the radius first. The standard ensemble does.
-        seed: of the starts. They belong to an image, not to a batch.
-        batch_size: images in a pass.
+        wide: in L1, spend most steps at 3 and 2 times the radius first, as the standard ensemble does.
+
+    Other arguments are those of `NativeAttack`.
 
     Raises:
         ValueError: too few classes for the loss, or a count below 1.
     """
-
-    batches_itself: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -80,8 +78,6 @@ class APGD(NativeAttack):
         self.loss, self.steps, self.restarts, self.eot, self.wide = loss, steps, restarts, eot, wide
         classes = estimator.nb_classes
         self.targets = min(targets, classes - 1)
-        if norm not in ASCENTS:
-            raise ValueError(f"expected norm linf, l2 or l1, got {norm!r}")
         if loss not in ("ce", "dlr"):
             raise ValueError(f"expected loss ce or dlr, got {loss!r}")
         at_least(0, targets=targets)
@@ -109,7 +105,7 @@ class APGD(NativeAttack):
 
 
 class _Search:
-    """One call of `search`: images as rows, in the order in which convolutions read them, so that none reorders."""
+    """One call of `search`. Images are rows, channels last, as the convolutions read them."""
 
     def __init__(self, attack: APGD, x: Tensor, y: Tensor, index: Tensor) -> None:
         self.attack, self.y, self.index, self.device = attack, y, index, x.device
@@ -118,11 +114,15 @@ class _Search:
         self.found = self.x.clone()
         self.ascents = ASCENTS[attack.norm]
         lengths = [steps for _, steps in attack.schedule]
-        self.seats = Seats(len(x), max(1, attack.targets) * attack.restarts, attack.batch_size, lengths)
         self.windows = np.zeros((len(lengths), max(lengths) + 1), dtype=np.float32)
         for phase, steps in enumerate(lengths):
             self.windows[phase, :steps] = self.ascents.windows(steps)[:steps]  # the last point has nothing to adapt
-        self.target = self._targets() if attack.targets else torch.zeros_like(y)[:, None]
+        needed = np.ones(len(x), dtype=np.bool_)
+        self.target = torch.zeros_like(y)[:, None]
+        if attack.targets:
+            needed, self.target = self._targets()
+        jobs = max(1, attack.targets) * attack.restarts
+        self.seats = Seats(needed, jobs, attack.batch_size, lengths, few=_FEW)
 
     def run(self) -> Tensor:
         state: Ascents | None = None
@@ -145,34 +145,30 @@ class _Search:
             self.seats.move()
 
     @torch.no_grad()
-    def _targets(self) -> Tensor:
-        """The most likely classes but the label, int64 `(N, targets)`. Images that are wrong already leave."""
-        size, ask = self.attack.batch_size, self.attack.victim.logits
-        logits = torch.cat(
-            [ask(images_of_rows(self.x[at : at + size], self.shape)) for at in range(0, len(self.x), size)]
-        )
-        self.seats.dismiss(np.flatnonzero(wrong(logits, self.y).cpu().numpy()))
+    def _targets(self) -> tuple[NDArray[np.bool_], Tensor]:
+        """Images that are right as they are, bool `(N,)`; the most likely classes but the label, `(N, targets)`."""
+        parts = torch.split(self.x, self.attack.batch_size)
+        logits = torch.cat([self.attack.victim.logits(images_of_rows(part, self.shape)) for part in parts])
         others = logits.scatter(1, self.y[:, None], -torch.inf)
-        return others.topk(self.attack.targets, dim=1).indices
+        return ~wrong(logits, self.y).cpu().numpy(), others.topk(self.attack.targets, dim=1).indices
 
     def _begin(self, image: NDArray[np.int64], job: NDArray[np.int64]) -> Ascents:
         """The `job`-th ascent of each `image`."""
-        linf = self.attack.norm == "linf"
-        draw = self.attack.draws.uniform if linf else self.attack.draws.normal
-        who, rank = self._move(image), self._move(job // self.attack.restarts)
+        attack = self.attack
+        kind = "uniform" if attack.norm == "linf" else "normal"
+        who, rank = self._move(image), self._move(job // attack.restarts)
         x = self.x[who]
         noise = torch.empty_like(x)
         for each in np.unique(job):
             rows = self._move(np.flatnonzero(job == each))
-            noise[rows] = pixel_rows(draw("apgd", self.shape, index=self.index[who[rows]], epoch=int(each))).to(x)
-        if linf:
-            noise = 2 * noise - 1
-        radius = torch.full_like(x[:, :1], self.attack.schedule[0][0] * self.attack.eps)
-        begin = L1Ascents.begin_wide if len(self.attack.schedule) > 1 else self.ascents.begin
+            drawn = draw_noise(attack.draws, "apgd", self.shape, self.index[who[rows]], kind, epoch=int(each))
+            noise[rows] = pixel_rows(drawn).to(x)
+        radius = torch.full_like(x[:, :1], attack.schedule[0][0] * attack.eps)
+        begin = L1Ascents.begin_wide if len(attack.schedule) > 1 else self.ascents.begin
         return begin(x, noise, radius, self.y[who], self.target[who, rank])
 
     def _resume(self, state: Ascents) -> None:
-        """Let those whose radius falls go on from their best point, as if they began."""
+        """Restart ascents whose radius falls, each from its best point."""
         rows = np.flatnonzero(self.seats.resumed)
         if len(rows) == 0:
             return
@@ -183,13 +179,13 @@ class _Search:
         state.put(at, state.resume(state.x[at], state.best[at], radius, state.y[at], state.target[at]))
 
     def _look(self, state: Ascents) -> None:
-        """Ask the model about all points, and draw the conclusions."""
+        """Ask the model about all points; record broken images and better points; go back where `check` says so."""
         seats, ending = self.seats, self.seats.ending
         loss, broken, gradient = self._ask_all(state, ending)
         improved = state.observe(loss, gradient)
         window = self.windows[seats.phase, seats.step]
         back = state.check(self._move(window)) if window.any() else torch.zeros_like(improved)
-        # All that the host has to know of a step, in one transfer.
+        # The host needs these three; one transfer brings them.
         told = torch.stack([broken, improved, back]).cpu().numpy()
         if (hit := np.flatnonzero(told[0] & seats.judged)).size:
             image, first = np.unique(seats.image[hit], return_index=True)
@@ -203,7 +199,7 @@ class _Search:
             self.found.index_copy_(0, self._move(seats.image[rows]), state.best.index_select(0, self._move(rows)))
 
     def _ask_all(self, state: Ascents, ending: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses `(N,)`, where points break the model, bool `(N,)`, and gradients, for ascents that do not end."""
+        """Losses `(N,)`, which points break the model, bool `(N,)`, and gradients, zero for ascents that end."""
         if not ending.any():
             return self._ask(state.point, state.y, state.target, gradient=True)
         loss = torch.zeros_like(state.best_loss)
@@ -217,7 +213,7 @@ class _Search:
         return loss, broken, gradient
 
     def _ask(self, point: Tensor, y: Tensor, target: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of some points, by the last of `eot` passes; the gradient is the mean over them."""
+        """The same for some points: the mean gradient of `eot` passes, the rest from the last pass."""
         images = images_of_rows(point, self.shape).detach().requires_grad_(gradient)
         total: Tensor | float = 0.0
         for _ in range(self.attack.eot if gradient else 1):
@@ -226,7 +222,7 @@ class _Search:
             if gradient:
                 (each,) = torch.autograd.grad(loss.sum(), images)
                 total = each if self.attack.eot == 1 else total + each / self.attack.eot
-        # Autograd may name one number for all pixels of an image, and a step is computed in the gradient's memory.
+        # A step overwrites the gradient, which may be an expanded tensor.
         mean = torch.zeros_like(point) if isinstance(total, float) else finite(pixel_rows(total)).contiguous()
         return loss.detach(), wrong(logits.detach(), y), mean
 

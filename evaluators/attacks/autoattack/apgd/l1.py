@@ -1,4 +1,4 @@
-"""How the ascents of APGD go on in L1: sparse steps whose density follows what the best perturbation needs.
+"""APGD's ascents in L1: sparse steps, whose density follows the best perturbation so far.
 
 Croce & Hein, ICML 2021, https://arxiv.org/abs/2103.01208, section 3.
 """
@@ -17,11 +17,11 @@ _WIDER = ((3.0, 0.3), (2.0, 0.3))
 """Radii before the true one (section 3.3): multiples of eps, and the share of the steps in each."""
 _DENSITY = 0.2
 _PER_CHANGED = 1.5
-"""A step changes the share of pixels that the best perturbation changes, divided by this."""
+"""A step changes as many pixels as the best perturbation does, divided by this."""
 _SHRINK, _SMALLEST = 1.5, 0.1
-"""Of the step size: at each checkpoint by this factor, to this share of the radius."""
+"""The step size is divided by the first at each checkpoint, down to this share of the radius."""
 _SPARSER = 0.95
-"""A perturbation that keeps less than this share of its pixels starts over with a large step."""
+"""If a perturbation has become sparser than this share of before, its step size becomes the radius again."""
 
 
 @dataclass(kw_only=True)
@@ -57,9 +57,9 @@ class L1Ascents(Ascents):
 
     @classmethod
     def begin_wide(cls, x: Tensor, noise: Tensor, radius: Tensor, y: Tensor, target: Tensor) -> Self:
-        """The same for the first of falling radii: the density is that of the start, not a constant."""
+        """The same for the first of falling radii: the density is that of the start."""
         point = x + noise
-        # `resume` projects once more and moves nothing but last bits, which the authors' count of pixels sees.
+        # `resume` projects again. That changes last bits only, but the authors' code counts changed pixels after it.
         return cls.resume(x, point + l1_correction(x, point - x, radius[:, 0]), radius, y, target)
 
     @classmethod

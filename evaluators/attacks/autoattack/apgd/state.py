@@ -1,8 +1,7 @@
-"""Where the ascents of APGD stand, one per row, and how they go on in Linf and L2.
+"""The state of APGD's ascents, one per row, and their steps in Linf and L2.
 
-Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690, section 3 and algorithm 1. Images are rows here, `(N, F)`:
-no rule depends on the order of their pixels. Every field of a state is a tensor with one row per ascent, so that
-ascents can take each other's places.
+Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690, section 3 and algorithm 1. Images are rows here, `(N, F)`.
+Every field of a state is a tensor with one row per ascent, so that an ascent can be put into another one's row.
 """
 
 import math
@@ -24,13 +23,13 @@ _ZERO = 1e-12
 
 @dataclass(kw_only=True)
 class Ascents(ABC):
-    """What every norm needs.
+    """The state and the steps that all norms have.
 
     Attributes:
         x: clean images `(N, F)`.
         radius: eps, `(N, 1)`.
         y, target: labels and the classes to move to, int64 `(N,)`.
-        point: where each ascent is, `(N, F)`; `gradient` belongs to it once it was looked at.
+        point: where each ascent is, `(N, F)`; `gradient` belongs to it after `observe`.
         step_size: `(N, 1)`.
         best: the point of highest loss, `(N, F)`; `best_gradient` and `best_loss` `(N,)` belong to it.
     """
@@ -47,7 +46,6 @@ class Ascents(ABC):
     best_loss: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        """Before the first look."""
         self.gradient, self.best_gradient = torch.zeros_like(self.point), torch.zeros_like(self.point)
         self.best, self.best_loss = self.point.clone(), torch.full_like(self.radius[:, 0], -math.inf)
 
@@ -59,7 +57,7 @@ class Ascents(ABC):
     @classmethod
     @abstractmethod
     def begin(cls, x: Tensor, noise: Tensor, radius: Tensor, y: Tensor, target: Tensor) -> Self:
-        """Ascents from around clean images `x`, `(N, F)`: at `noise`, of this shape, brought into the ball."""
+        """Ascents around clean images `x`, `(N, F)`. They start at `x + noise`, brought into the ball."""
 
     def put(self, rows: Tensor, other: "Ascents") -> None:
         """Let the ascents of `other` take the places `rows`."""
@@ -72,7 +70,7 @@ class Ascents(ABC):
             setattr(self, each.name, getattr(self, each.name).index_select(0, rows))
 
     def observe(self, loss: Tensor, gradient: Tensor) -> Tensor:
-        """Take in what `point` has; where that loss is the highest yet, bool `(N,)`, which is for `improve`."""
+        """Record loss and gradient of `point`; where this loss is the highest yet, bool `(N,)`. `improve` follows."""
         self.gradient = gradient
         improved = loss > self.best_loss
         self.best_loss = torch.where(improved, loss, self.best_loss)
@@ -90,15 +88,15 @@ class Ascents(ABC):
 
     @abstractmethod
     def check(self, window: Tensor) -> Tensor:
-        """Adapt the step size where `window`, the steps since the last checkpoint `(N,)`, is not 0.
+        """Adapt step sizes where `window` `(N,)`, the steps since the last checkpoint, is not 0.
 
         Returns:
-            Which rows have to go back to their best point, bool `(N,)`.
+            The rows that have to go back to their best point, bool `(N,)`.
         """
 
     @abstractmethod
     def advance(self) -> None:
-        """Take one step in every row. `gradient` is spent."""
+        """Take one step in every row. It overwrites `gradient`."""
 
 
 @dataclass(kw_only=True)
@@ -172,7 +170,7 @@ class MomentumAscents(Ascents):
 
     @abstractmethod
     def _stepped(self) -> Tensor:
-        """`point` and a step of the gradient, in the memory of the latter: memory this large costs to get anew."""
+        """`point` plus a step along the gradient. It overwrites `gradient`, since new memory would cost time."""
 
     @abstractmethod
     def _into_ball(self, point: Tensor) -> Tensor:
@@ -201,7 +199,7 @@ class LinfAscents(MomentumAscents):
 
 @dataclass(kw_only=True)
 class L2Ascents(MomentumAscents):
-    """Steps along the normalised gradient, in the ball around `x`; then cut off at 0 and 1, as the authors do."""
+    """Steps along the normalised gradient, in the ball around `x`; then clipped to [0, 1], as in the authors' code."""
 
     ord = 2.0
 

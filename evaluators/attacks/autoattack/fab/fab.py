@@ -1,73 +1,48 @@
-"""FAB: projections onto the linearised decision boundary, for the nearest image that a model gets wrong."""
+"""FAB: the nearest image that a model gets wrong, by projections onto the linearised decision boundary."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
+import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dgad_tk.ascent.directions import finite
+from dgad_tk.ascent.inner_max import draw_noise
+from dgad_tk.config.threat import Norm
 from evaluators.attacks.arguments import at_least
-from evaluators.attacks.autoattack.apgd.seats import even
 from evaluators.attacks.autoattack.fab.projections import Hyperplane, length
+from evaluators.attacks.autoattack.seats import Seats
 from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows, wrong
-from evaluators.target.ball import Norm
 
 ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
 """The paper's values (section 4.1): most weight of the image's own projection, extrapolation, and step back."""
 _BLOCK = 3 * 2**15
-"""Numbers of a block of images that is moved at once on a CPU: what its cache holds several times over."""
+"""Numbers in a block of images that is moved at once on a CPU. Several such blocks fit into its cache."""
 _SMALLEST_STEP = 1e-8
 _START_RADIUS = 0.5
 _DUAL: dict[str, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
 @dataclass
-class Jobs:
-    """What each place of the batch, or of the queue, works on; int64 `(S,)` each.
-
-    Attributes:
-        image: row of the image.
-        target: class, where there are targets.
-        turn: rank of the target * restarts + restart.
-        age: steps done.
-    """
-
-    image: Tensor
-    target: Tensor
-    turn: Tensor
-    age: Tensor
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-    def __getitem__(self, rows: Tensor | slice) -> "Jobs":
-        return Jobs(self.image[rows], self.target[rows], self.turn[rows], self.age[rows])
-
-    def put(self, rows: Tensor, jobs: "Jobs") -> None:
-        for name, values in vars(jobs).items():
-            getattr(self, name)[rows] = values
-
-
-@dataclass
 class Nearest:
-    """The nearest image so far that the model gets wrong, `(N, D)`, and its distance `(N,)`, at first infinite."""
+    """The nearest image so far that the model gets wrong, `(N, D)`, and its distance `(N,)`, infinite at first."""
 
     image: Tensor
     distance: Tensor
 
     def offer(self, rows: Tensor, points: Tensor, distance: Tensor, missed: Tensor) -> None:
-        """Take the points that are missed, which the model gets wrong, and nearer.
+        """Keep the points that the model gets wrong (`missed`) and that are nearer than the nearest so far.
 
-        `rows` may hold an image several times, for several jobs.
+        `rows` may hold an image several times, once per job.
         """
         better = (missed & (distance < self.distance[rows])).nonzero()[:, 0]
         if not len(better):
             return
         self.distance.scatter_reduce_(0, rows[better], distance[better], "amin")
         better = better[distance[better] == self.distance[rows[better]]]
-        # Of two equally near points the first counts, in whatever order a device writes.
+        # The first of two equally near points counts, whatever the order in which a device writes.
         first = rows.new_full((len(self.distance),), len(rows))
         first.scatter_reduce_(0, rows[better], better, "amin")
         better = better[first[rows[better]] == better]
@@ -77,35 +52,30 @@ class Nearest:
 class FAB(NativeAttack):
     """Fast Adaptive Boundary attack (Croce & Hein, ICML 2020, https://arxiv.org/abs/1907.02044, algorithm 1) and FAB-T.
 
-    A step takes the point x at hand and the image o to their projections onto the boundary, linearised at x, goes
-    ETA times as far with both, and combines them as (1 - alpha) x' + alpha o', with alpha the share of x's way in the
-    sum of both ways, at most ALPHA_MAX. A point that the model gets wrong is kept if it is the nearest so far, and the
-    next step starts from o + BETA (x - o). The boundary is the one to whichever class is nearest by the
-    linearisation, or, in FAB-T (Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690, section 4), the one to a
-    target class: one gradient per step in place of K - 1. As in the authors' code there is no final search on the line
-    between image and point.
+    A step linearises the boundary at the current point x. It projects x and the image o onto it, goes ETA times as far
+    with both, and combines the results as (1 - alpha) x' + alpha o'. Alpha is x's distance divided by the sum of both
+    distances, at most ALPHA_MAX. If the model gets the new point wrong, the point is kept if it is the nearest so far,
+    and the next step starts from o + BETA (x - o). The boundary is the one to the class that is nearest by the
+    linearisation. In FAB-T (Croce & Hein, ICML 2020, https://arxiv.org/abs/2003.01690, section 4) it is the one to a
+    target class, which takes one gradient per step in place of K - 1. As in the authors' code there is no final search
+    on the line between image and point.
 
-    Jobs (image, target, restart) fill batches of their own: one that is done makes room for the next, target by target.
+    A job is an image with a target and a restart. Jobs share full batches: see `Seats`.
 
     Args:
-        estimator: with a torch module.
-        norm: "linf", "l2" or "l1": of the projections, and of the distance that is made small.
-        eps: an image within this distance that the model gets wrong is a success and ends all jobs of its image. Also
-            the size of random starts.
+        norm: of the projections, and of the distance that is made small.
+        eps: a wrong image within this distance is a success, and ends all jobs of its image.
         targets: 0 looks at all classes in every step; n is FAB-T with the n most likely other classes in turn.
         steps: of each job; each is a forward pass with its backward pass (K - 1 of them without targets), and another
             forward pass that judges the new point.
         restarts: the first starts at the image, later ones at random points at half of eps.
-        minimal: search on after a success, for the nearest point: `steps` times `restarts` for every target. Outcomes
-            within eps are the same.
-        seed: of the random starts.
-        batch_size: jobs at a time.
+        minimal: search on after a success, for the nearest point. Outcomes within eps are the same.
+
+    Other arguments are those of `NativeAttack`.
 
     Raises:
         ValueError: a parameter out of range.
     """
-
-    batches_itself: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -121,88 +91,75 @@ class FAB(NativeAttack):
         batch_size: int = 250,
     ) -> None:
         super().__init__(estimator, norm=norm, eps=eps, seed=seed, batch_size=batch_size)
-        if norm not in _DUAL:
-            raise ValueError(f"expected norm to be one of {', '.join(_DUAL)}, got {norm!r}")
         at_least(0, targets=targets)
         at_least(1, steps=steps, restarts=restarts)
         self.targets, self.steps, self.restarts, self.minimal = targets, steps, restarts, minimal
 
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        """The nearest image found that the model gets wrong, as it is where it was wrong already or none was found."""
+        """The nearest image found that the model gets wrong; the image itself if it is wrong or none was found."""
         logits = torch.cat([self.victim.answers(part) for part in torch.split(x, self.batch_size)])
         missed = wrong(logits, y)
-        flat = pixel_rows(x)
+        flat, shape, device = pixel_rows(x), tuple(x.shape[1:]), x.device
         found = Nearest(flat.clone(), torch.where(missed, 0.0, torch.inf))
-        queue = self._queue(logits, y, (~missed).nonzero()[:, 0])
-        places = even(len(queue), self.batch_size)
-        jobs, queue = queue[:places], queue[places:]
-        origin = flat[jobs.image]
-        point = self._start(origin, jobs, index, x.shape[1:])
-        while len(jobs):
-            self._step(point, origin, jobs, y[jobs.image], found, x.shape[1:])
-            over = self._over(found)
-            leaving = (jobs.age >= self.steps) | over[jobs.image]
-            if not leaving.any():
-                continue
-            queue = queue[~over[queue.image]]
-            vacant = leaving.nonzero()[:, 0]
-            new, queue = queue[: len(vacant)], queue[len(vacant) :]
-            filled = vacant[: len(new)]
-            jobs.put(filled, new)
-            origin[filled] = flat[new.image]
-            point[filled] = self._start(flat[new.image], new, index, x.shape[1:])
-            if len(new) < len(vacant):
-                leaving[filled] = False
-                jobs, origin, point = jobs[~leaving], origin[~leaving], point[~leaving]
-        return images_of_rows(found.image, x.shape[1:])
+        targets = self._likeliest(logits, y)
+        jobs = targets.shape[1] * self.restarts
+        seats = Seats(~missed.cpu().numpy(), jobs, self.batch_size, [self.steps - 1])
+        origin, point = flat.new_zeros(2, len(seats.live), flat.shape[1])
+        while True:
+            given = seats.admit()
+            if given.size:
+                rows, image = (torch.from_numpy(each).to(device) for each in (given, seats.image[given]))
+                origin[rows] = flat[image]
+                point[rows] = self._start(flat[image], seats.job[given], index[image], shape)
+            if not seats.live.any():
+                return images_of_rows(found.image, shape)
+            if (kept := seats.close()) is not None:
+                rows = torch.from_numpy(kept).to(device)
+                origin, point = origin[rows], point[rows]
+            if given.size or kept is not None:
+                image, rank = (torch.from_numpy(each).to(device) for each in (seats.image, seats.job // self.restarts))
+                target, labels = targets[image, rank], y[image]
+            missed, distance = self._step(point, origin, target, labels, shape)
+            found.offer(image, point, distance, missed)
+            torch.lerp(origin, point, torch.where(missed, BETA, 1.0)[:, None], out=point)
+            if not self.minimal:
+                seats.dismiss(np.flatnonzero((found.distance <= self.eps).cpu().numpy()))
+            seats.move()
 
-    def _over(self, found: Nearest) -> Tensor:
-        """Images whose jobs have nothing left to do, bool `(N,)`."""
-        return torch.zeros_like(found.distance, dtype=torch.bool) if self.minimal else found.distance <= self.eps
-
-    def _queue(self, logits: Tensor, y: Tensor, rows: Tensor) -> Jobs:
-        """Every job of the images `rows`: all of the first target and start, all of the second start, and so on."""
+    def _likeliest(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The most likely classes but the label, `(N, targets)`; without targets one, which nothing looks at."""
         count, others = max(self.targets, 1), logits.shape[1] - 1
         if count > others:
             self.warnings.append(f"FAB: {others} targets instead of {count}: there are only {others + 1} classes")
             count = others
-        # Without targets the ranking is not looked at.
-        ranked = logits[rows].scatter(1, y[rows, None], -torch.inf).topk(count, dim=1).indices
-        turn = torch.arange(count * self.restarts, device=y.device)
-        target = ranked.T[turn // self.restarts].flatten()
-        return Jobs(rows.repeat(len(turn)), target, turn.repeat_interleave(len(rows)), torch.zeros_like(target))
+        return logits.scatter(1, y[:, None], -torch.inf).topk(count, dim=1).indices
 
-    def _start(self, origin: Tensor, jobs: Jobs, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _start(self, origin: Tensor, job: NDArray[np.int64], index: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Where jobs begin, `(S, D)`: at the image, or from the second start on at a random point around it."""
         point = origin.clone()
-        for turn in torch.unique(jobs.turn).tolist():
-            rank, restart = divmod(turn, self.restarts)
+        for each in np.unique(job):
+            rank, restart = divmod(int(each), self.restarts)
             if restart == 0:
                 continue
-            rows = (jobs.turn == turn).nonzero()[:, 0]
-            draw = self.draws.uniform if self.norm == "linf" else self.draws.normal
-            noise = pixel_rows(draw("fab start", shape, index=index[jobs.image[rows]], epoch=restart, step=rank))
-            if self.norm == "linf":
-                noise = 2 * noise - 1
+            rows = torch.from_numpy(np.flatnonzero(job == each)).to(origin.device)
+            kind = "uniform" if self.norm == "linf" else "normal"
+            noise = pixel_rows(draw_noise(self.draws, "fab start", shape, index[rows], kind, epoch=restart, step=rank))
             noise *= (_START_RADIUS * self.eps / length(noise, self.norm))[:, None]
             point[rows] = (point[rows] + noise).clamp_(0, 1)
         return point
 
     def _step(
-        self, point: Tensor, origin: Tensor, jobs: Jobs, labels: Tensor, found: Nearest, shape: tuple[int, ...]
-    ) -> None:
-        """One step of all jobs; `point` moves in place."""
-        gap, normal = self._boundary(images_of_rows(point, shape), jobs.target, labels)
+        self, point: Tensor, origin: Tensor, target: Tensor, labels: Tensor, shape: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Move `point` in place; where the model gets it wrong then, bool `(S,)`, and its distance `(S,)`."""
+        gap, normal = self._boundary(images_of_rows(point, shape), target, labels)
         size = max(1, _BLOCK // point.shape[1]) if point.device.type == "cpu" else len(point)
         blocks = zip(*(torch.split(each, size) for each in (point, origin, gap, normal)), strict=True)
         distance = torch.cat([self._move(*block) for block in blocks])
-        missed = wrong(self.victim.answers(images_of_rows(point, shape)), labels)
-        found.offer(jobs.image, point, distance, missed)
-        torch.lerp(origin, point, torch.where(missed, BETA, 1.0)[:, None], out=point)
-        jobs.age += 1
+        return wrong(self.victim.answers(images_of_rows(point, shape)), labels), distance
 
     def _boundary(self, images: Tensor, target: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """How far the logit of the other class is above the label's, `(S,)`, and the gradient of that, `(S, D)`."""
+        """The other class's logit minus the label's, `(S,)`, and the gradient of this difference, `(S, D)`."""
         images = images.detach().requires_grad_()
         with torch.enable_grad():
             logits = self.victim.logits(images)
@@ -220,12 +177,12 @@ class FAB(NativeAttack):
                 way, gap = torch.where(nearer, other_way, way), torch.where(nearer, other_gap, gap)
                 normal = torch.where(nearer[:, None], other_normal, normal)
         sane = torch.isfinite(gap + normal.sum(dim=1))
-        if not sane.all():  # a point without a usable gradient has no boundary to go to
+        if not sane.all():  # without a usable gradient there is no boundary to go to
             gap, normal = torch.where(sane, gap, 0.0), torch.where(sane[:, None], normal, 0.0)
         return gap, normal
 
     def _move(self, point: Tensor, origin: Tensor, gap: Tensor, normal: Tensor) -> Tensor:
-        """Move `point` in place; its distance from `origin` then, `(S,)`."""
+        """Move `point` in place; its new distance from `origin`, `(S,)`."""
         plane = Hyperplane(normal, self.norm)
         step, way = plane.step(point, gap)
         origin_step, origin_way = plane.step(origin, gap + (origin - point).mul_(normal).sum(dim=1))
@@ -236,11 +193,11 @@ class FAB(NativeAttack):
 
 
 def _gradient(of: Tensor, images: Tensor, *, again: bool) -> Tensor:
-    """Gradient of each image's own number, finite, `(N, D)`. The graph is kept if it is needed `again`."""
-    # An image's logits depend on that image alone, so the gradient of the sum holds each one's own.
+    """Gradient of `of` `(N,)`, one number per image, finite, `(N, D)`. The graph is kept if it is needed `again`."""
+    # An image's logits depend on that image alone, so the gradient of the sum holds each image's gradient.
     return finite(pixel_rows(torch.autograd.grad(of.sum(), images, retain_graph=again)[0]))
 
 
 def _way(gap: Tensor, normal: Tensor, norm: Norm) -> Tensor:
-    """Distance to the hyperplane as if there were no box, `(N,)`; infinite for a gradient of no use."""
+    """Distance to the hyperplane, ignoring the box, `(N,)`; infinite where the gradient is unusable."""
     return torch.nan_to_num(gap.abs() / (1e-12 + length(normal, _DUAL[norm])), nan=torch.inf, posinf=torch.inf)

@@ -1,4 +1,4 @@
-"""The nearest point of a hyperplane inside the box [0, 1]^D, in Linf, L2 and L1: what FAB computes twice per step.
+"""The nearest point of a hyperplane inside the box [0, 1]^D, in Linf, L2 and L1. FAB computes two per step.
 
 FAB, Croce & Hein, ICML 2020, https://arxiv.org/abs/1907.02044, section 3.1 and appendix A, sorts the break points of a
 piecewise linear function of all D coordinates. Nothing is sorted here. With a point t where <w, t> - b = c, every
@@ -8,19 +8,19 @@ coordinate moves against sign(c) w_i, by an s_i between 0 and its room r_i up to
                                      s_i = min(lambda |w_i|, r_i)    L2
                                      s_i = r_i for the largest |w_i|, what is left of |c| for the next one    L1
 
-For Linf and L2 the left side is a concave function of lambda, so that Newton's iteration climbs to the root without
-overshooting and is exact as soon as it is on the right piece; on images that takes two passes, seldom four. L1 needs
-the few largest weights. Where the hyperplane misses the box, s = r: all the way to the nearest corner.
+For Linf and L2 the left side is a concave, piecewise linear function of lambda. Newton's iteration climbs to the root
+without overshooting, and is exact once it is on the right piece; on images that takes two passes, seldom four. L1 needs
+the few largest weights. Where the hyperplane misses the box, s = r, which leads to the nearest corner.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluators.target.ball import Norm
+from dgad_tk.config.threat import Norm
 
 SMALLEST_WEIGHT = 1e-8
-"""In L2 and L1 a coordinate whose weight is not larger stays where it is, as in the authors' code."""
+"""In L2 and L1 a coordinate moves only if its weight is larger, as in the authors' code."""
 _ROUNDING = 1e-6
 _NEWTON_STEPS = 64
 _FAR = 1e30
@@ -28,11 +28,11 @@ _FIRST_LARGEST = 32
 
 
 class Hyperplane:
-    """{z: <w, z> = b}, one per row: what the projections of several points onto it share.
+    """Hyperplanes {z: <w, z> = b}, one per row, and what projections of several points onto them share.
 
     Args:
-        w: normals, `(N, D)`, finite. Nothing moves along a normal that is zero.
-        norm: what nearness means.
+        w: normals, `(N, D)`, finite. A point with a zero normal does not move.
+        norm: of the distance.
     """
 
     def __init__(self, w: Tensor, norm: Norm) -> None:
@@ -65,7 +65,7 @@ class Hyperplane:
         return step, length(step, self.norm)
 
     def _climb(self, room: Tensor, gap: Tensor) -> Tensor:
-        """s = min(lambda speed, room) with <weight, s> = gap, `(N, D)`; all of `room` where it is too little."""
+        """s = min(lambda speed, room) with <weight, s> = gap, `(N, D)`; s = room where no lambda reaches the gap."""
         multiplier = (gap / self.slope.clamp(min=torch.finfo(gap.dtype).tiny)).clamp_(max=_FAR)
         size, free = torch.empty_like(room), torch.empty_like(room)
         climbing = torch.ones_like(gap, dtype=torch.bool)
@@ -79,7 +79,7 @@ class Hyperplane:
             torch.lt(reach, room, out=free)
             slope = _slope(self.weight, free if self.speed is None else free.mul_(self.speed))
             further = torch.where(slope > 0, multiplier + missing / slope, _FAR).clamp_(max=_FAR)
-            # Rounding can leave something missing for ever. A row that no longer moves has arrived.
+            # Rounding can leave a gap that never closes. A row that no longer moves has arrived.
             climbing &= further > multiplier * (1 + _ROUNDING)
             multiplier = torch.where(climbing, further, multiplier)
         return size
@@ -113,6 +113,6 @@ def _room(direction: Tensor, t: Tensor) -> Tensor:
 
 
 def _slope(weight: Tensor, speed: Tensor | None) -> Tensor:
-    """How fast <weight, s> grows with lambda where every coordinate moves at its speed: at 1 where that is None."""
+    """How fast <weight, s> grows with lambda if every coordinate moves at its speed; None is a speed of 1."""
     found: Tensor = weight.sum(dim=1) if speed is None else torch.linalg.vecdot(weight, speed)
     return found

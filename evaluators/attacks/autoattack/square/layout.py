@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor
 
+from evaluators.attacks.native import images_of_rows, pixel_rows
+
 
 class Layout:
-    """Images `(N, C, H, W)` as rows `(N, C*H*W)`, pixels in the order that the model reads fastest.
+    """Images `(N, C, H, W)` as rows `(N, C*H*W)`, in the memory order that the model reads fastest.
 
     Args:
         shape: (C, H, W).
-        channels_last: the channels of a pixel are neighbours.
+        channels_last: the channels of a pixel are next to each other.
     """
 
     def __init__(self, shape: tuple[int, int, int], *, channels_last: bool) -> None:
@@ -18,13 +20,12 @@ class Layout:
 
     def rows(self, images: Tensor) -> Tensor:
         """`(N, C, H, W)` to `(N, C*H*W)`, contiguous."""
-        return (images.permute(0, 2, 3, 1) if self.channels_last else images).reshape(len(images), -1).contiguous()
+        return (pixel_rows(images) if self.channels_last else images.flatten(1)).contiguous()
 
     def images(self, rows: Tensor) -> Tensor:
         """`(N, C*H*W)` to `(N, C, H, W)`, the same memory."""
-        if self.channels_last:
-            return rows.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
-        return rows.view(-1, self.channels, self.height, self.width)
+        shape = (self.channels, self.height, self.width)
+        return images_of_rows(rows, shape) if self.channels_last else rows.view(-1, *shape)
 
     def corners(self, u: Tensor, side: int) -> Tensor:
         """Top left corners for uniform numbers `(..., 2)`, int64 row and column `(..., 2)`."""
@@ -42,10 +43,10 @@ class Layout:
 
 
 def pattern(side: int, p: int) -> Tensor:
-    """Two opposed hills above each other, of norm 1, float32 `(side, side)`.
+    """Two hills of opposite sign above each other, of norm 1, float32 `(side, side)`.
 
-    eta of section 3.4 (equation 2): hills of nested rectangles that weigh 1 / k^2, and for p = 1 1 / k^4 as in the
-    authors' package, seen from their middle outward.
+    It is eta of section 3.4 (equation 2): hills of nested rectangles, from their middle outward, with weights 1 / k^2.
+    For p = 1 the weights are 1 / k^4, as in the authors' package.
     """
     weights = 1 / torch.arange(1, side // 2 + 2, dtype=torch.float64) ** (2 * (3 - p))
     tails = weights.flip(0).cumsum(0).flip(0)  # of all rectangles around a ring

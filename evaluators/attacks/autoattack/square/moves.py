@@ -1,11 +1,11 @@
-"""Moves of the Square attack: a square of every image at once is written in place, and undone where it did not help.
+"""Moves of the Square attack. A square of every image is written in place, and undone where it did not help.
 
-Images are rows of one matrix, so that the squares of all images are one gather or scatter with flat positions. All
-that does not depend on the current points is made for many steps at once (`prepare`).
+Images are rows of one matrix, so that one gather or scatter with flat positions moves the squares of all images.
+`prepare` makes what does not depend on the current points, for many steps at once.
 
 Where the authors' package (`pyautoattack`, its `square.py`) differs from the papers, this follows the package: a corner
-is drawn from 0 to size - side - 1, never the last place. It draws one square for a whole batch, and in Linf one colour;
-here every image has its own.
+is drawn from 0 to size - side - 1, never the last place. The package draws one square for a whole batch, and in Linf
+one colour; here every image has its own.
 """
 
 from abc import ABC, abstractmethod
@@ -15,27 +15,26 @@ import torch
 from torch import Tensor
 
 from dgad_tk.ascent.l1_projection import l1_correction
+from dgad_tk.config.threat import Norm
 from evaluators.attacks.autoattack.square.layout import Layout, pattern
-from evaluators.target.ball import Norm, bounds
+from evaluators.target.ball import bounds
 
 TILES = 5
 """Squares along each side of the grid that the L2 and L1 walks start from."""
 _TINY = 1e-12
 _SLACK = 1e-6
-"""By this share walks in L2 and L1 stay away from the ball's surface: float32 sums are not better."""
+"""Walks in L2 and L1 stay inside the ball by this share of its radius, because of rounding in float32 sums."""
 
 
 class Walk(ABC):
-    """N points that walk at random in the eps-ball around N images.
-
-    Each step is `propose`, then `settle`, in the order of the numbers given to `prepare`.
+    """N points that walk at random in the eps-balls around N images. Each step is `propose`, then `settle`.
 
     Args:
         x: images, float32 `(N, C, H, W)` in [0, 1].
         eps: radius.
 
     Attributes:
-        points: where they are, float32 `(N, C*H*W)` in the order of `layout`.
+        points: the current points, float32 `(N, C*H*W)` in the order of `layout`.
         start_shape: of the uniform numbers that `start` takes per image.
         numbers: how many uniform numbers `prepare` takes per image and step.
         copies: squares that a step touches.
@@ -56,27 +55,27 @@ class Walk(ABC):
 
     @abstractmethod
     def start(self, u: Tensor) -> None:
-        """Put the points to where the search begins; `u` is `(N, *start_shape)`."""
+        """Set `points` to where the search begins, from uniform numbers `(N, *start_shape)`."""
 
     @abstractmethod
     def prepare(self, u: Tensor, side: int) -> None:
-        """Make squares of `side` pixels for the next B steps; `u` is `(N, B, numbers)`."""
+        """Make squares of `side` pixels for the next B steps, from uniform numbers `(N, B, numbers)`."""
 
     @abstractmethod
     def propose(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Proposals `(N, C*H*W)` of a prepared step, and which differ from the points (None: all), bool `(N,)`."""
+        """Proposals `(N, C*H*W)` of a prepared step, and which differ from the points, bool `(N,)`; None means all."""
 
     @abstractmethod
     def settle(self, accepted: Tensor) -> None:
-        """Take the last proposal where `accepted`, bool `(N,)`, and leave the other points where they were."""
+        """Move to the last proposal where `accepted`, bool `(N,)`."""
 
     def keep(self, which: Tensor) -> None:
-        """Go on with these points alone; what was prepared is void."""
+        """Keep only these points. `prepare` has to follow."""
         self.clean, self.points = self.clean[which], self.points[which]
 
 
 class LinfWalk(Walk):
-    """Every pixel at x - eps or x + eps, cut off at 0 and 1; a square sets all its pixels in a channel to one side.
+    """Every pixel is x - eps or x + eps, clipped to [0, 1]. A square sets its pixels in a channel to one of the two.
 
     Andriushchenko et al., ECCV 2020, https://arxiv.org/abs/1912.00049, Algorithm 2, from vertical stripes.
     """
@@ -114,11 +113,11 @@ class LinfWalk(Walk):
 
 
 class BudgetWalk(Walk):
-    """Perturbations of full norm; a step clears one square and spends its share, and what is left of eps, in another.
+    """Perturbations of full norm. A step clears one square, and spends its mass and what is left of eps in another.
 
     Andriushchenko et al., Algorithm 3, with v = sum |delta|^p for p = 2; Croce & Hein, ICML 2021,
-    https://arxiv.org/abs/2103.01208, have the form for p = 1. The grid of the start is 5 x 5 squares, and what of it
-    lies beyond the image (as for sides of 8 or 14) is left out.
+    https://arxiv.org/abs/2103.01208, have the form for p = 1. The search starts from a grid of 5 x 5 squares. Parts of
+    the grid beyond the image, as for sides of 8 or 14, are left out.
     """
 
     p: ClassVar[int]
@@ -160,7 +159,7 @@ class BudgetWalk(Walk):
         self.filling = self._filling(u[..., 4:], side)
 
     def _filling(self, u: Tensor, side: int) -> Tensor:
-        """Patterns upright or on their side, a sign for each channel: `(..., 1 + C)` to `(..., C, side^2)`."""
+        """Patterns, upright or turned, with a sign for each channel: `(..., 1 + C)` to `(..., C, side^2)`."""
         upright = pattern(side, self.p).to(u.device)
         both = torch.stack([upright, upright.T]).flatten(1)
         signs = torch.where(u[..., 1:] >= 0.5, 1.0, -1.0)
@@ -171,7 +170,7 @@ class BudgetWalk(Walk):
         return delta.square().sum(dim=-1) if self.p == 2 else delta.abs().sum(dim=-1)
 
     def _refilled(self, target: Tensor, source: Tensor, total: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """New perturbation `(N, C, side^2)` of the target square, and the mass `(N, C)` both had.
+        """New perturbation `(N, C, side^2)` of the target square, and the mass `(N, C)` that both squares had.
 
         Args:
             target, source: the perturbations of both squares, `(N, C, side^2)`.
@@ -182,17 +181,17 @@ class BudgetWalk(Walk):
         had = own + self._mass(source * self.apart[step])
         new = self.filling[step] + target / (_TINY + root(own))[..., None]
         spare = (self.budget - total).clamp(min=0) / self.layout.channels
-        # The package multiplies an L1 square by the number of channels and has the projection take back the excess.
+        # In L1 the package multiplies a square by the number of channels; the projection removes the excess.
         excess = self.layout.channels if self.p == 1 else 1
         return new * (excess * root(spare[:, None] + had) / (_TINY + root(self._mass(new))))[..., None], had
 
     @abstractmethod
     def _onto_surface(self, delta: Tensor) -> Tensor:
-        """Points `(N, C*H*W)` for perturbations that are scaled or projected to the norm eps, inside [0, 1]."""
+        """Points `(N, C*H*W)` in [0, 1] for perturbations, which are scaled or projected to the norm eps."""
 
 
 class L2Walk(BudgetWalk):
-    """As `BudgetWalk`, in place: what a step gives to one square it takes from both, so that no other pixel moves."""
+    """`BudgetWalk` in place: a step moves mass between two squares, so that no other pixel changes."""
 
     p = 2
 
@@ -204,7 +203,7 @@ class L2Walk(BudgetWalk):
         super().prepare(u, side)
         self.where = self.where.flatten(2)
         self.under = self.clean.expand(len(self.where), -1, -1).gather(2, self.where)
-        self.total = self._mass(self.points - self.clean)  # afresh, as rounding adds up
+        self.total = self._mass(self.points - self.clean)  # anew, as rounding adds up
 
     def propose(self, step: int) -> tuple[Tensor, Tensor | None]:
         self.now, under = self.where[step], self.under[step]
@@ -213,7 +212,7 @@ class L2Walk(BudgetWalk):
         new, had = self._refilled(halves[:, 0], halves[:, 1], self.total, step)
         size = new[0].numel()
         fresh = (under[:, :size] + new.flatten(1)).clamp_(0, 1)
-        # The target is written last: it wins where the squares overlap.
+        # The target is written last, so it wins where the squares overlap.
         self.points.scatter_(1, self.now[:, size:], under[:, size:]).scatter_(1, self.now[:, :size], fresh)
         self.proposed = self.total + self._mass(fresh - under[:, :size]) - had.sum(dim=1)
         return self.points, None
@@ -226,7 +225,7 @@ class L2Walk(BudgetWalk):
 
 
 class L1Walk(BudgetWalk):
-    """As `BudgetWalk`, followed by the projection onto the part of the L1 ball that lies in [0, 1]."""
+    """`BudgetWalk` with a projection onto the part of the L1 ball that lies in [0, 1]."""
 
     p = 1
 

@@ -10,55 +10,53 @@ from art.estimators.estimator import BaseEstimator
 from torch import Tensor
 
 from dgad_tk.ascent.losses import margin
+from dgad_tk.common import UserError
+from dgad_tk.config.threat import Norm
 from evaluators.attacks.arguments import at_least
 from evaluators.attacks.autoattack.square.layout import Layout
 from evaluators.attacks.autoattack.square.moves import TILES, WALKS, Walk
 from evaluators.attacks.native import NativeAttack, wrong
-from evaluators.target.ball import Norm
 
 _FIRST_SHARE = 0.8
 """Share of the image that the first square covers."""
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """The share of the image that a square covers is halved after so many of 10,000 queries (section 5)."""
 _BLOCK = 64
-"""Steps whose random numbers are drawn at once. Part of what a seed means: draws are addressed by block."""
+"""Steps whose random numbers are drawn at once. A seed's draws depend on it."""
 _PIXELS = 2**21
 """Numbers in the squares that are prepared at once."""
 _CPU_BATCH = 128
-"""On a CPU more images at once cost more each, once their feature maps have left the cache."""
+"""Larger batches cost more per image on a CPU, since their feature maps do not fit into the cache."""
 _VALUES = 2**24
-"""Numbers in the images that walk at once: all of a chunk of small images, some of large ones."""
+"""Numbers in the images that walk at once: a whole chunk of small images, or a part of one."""
 
 
 class Square(NativeAttack):
     """Random search with squares (Andriushchenko et al., ECCV 2020, https://arxiv.org/abs/1912.00049).
 
-    It asks for predictions and nothing else, so that a gradient which hides weakness (rounding, saturation) does not
-    hide it from this attack, and any classifier of ART will do. L1 after Croce & Hein, ICML 2021,
-    https://arxiv.org/abs/2103.01208.
+    It asks for predictions only. So gradients that hide weakness by rounding or saturation do not hide it here, and any
+    classifier of ART will do. L1 follows Croce & Hein, ICML 2021, https://arxiv.org/abs/2103.01208.
 
-    An image leaves when its prediction is wrong. A proposal that changes no pixel is not asked again, since the answer
-    is known. The authors' package differs in two things: it draws one square (in Linf one colour too) for a
-    whole batch, here each image has its own, which belong to its index; and a tie with the label counts as success
-    there, here the first index of the largest logit decides.
+    An image leaves when its prediction is wrong. A proposal that changes no pixel is not asked about, since the answer
+    is known. The authors' package differs in two points. It draws one square (in Linf one colour too) for a whole
+    batch; here each image has its own, which depends on its index. And it counts a tie with the label as success; here
+    the first index of the largest logit decides.
 
     Args:
-        estimator: any classifier of ART that answers with logits; probabilities order images alike.
-        norm: "linf", "l2" or "l1".
-        eps: radius, a fraction of 1.
+        estimator: any classifier of ART, of logits or probabilities.
         queries: proposals per image, after the first point; the paper and AutoAttack use 5,000. The model sees an image
             at most `queries + 1` times.
-        accept_equal: take proposals that leave the loss as it is, so that a search on logits of few levels does not
-            stand still on a plateau. None does so for INT8.
+        accept_equal: accept proposals that leave the loss as it is. Logits with few levels have plateaus, on which a
+            search would otherwise stand still. None accepts them for INT8.
         rescale: stretch the schedule of the squares' sizes, made for 10,000 queries, to `queries`. AutoAttack does not.
-        seed: of all draws.
-        batch_size: images at a time.
+
+    Other arguments are those of `NativeAttack`.
 
     Raises:
-        ValueError: a parameter out of range; later, images with a side of less than 5 pixels in L2 or L1.
+        ValueError: a parameter out of range.
+        UserError: images with a side of less than 5 pixels in L2 or L1.
     """
 
-    batches_itself: ClassVar[bool] = True
     _estimator_requirements: ClassVar[tuple[type, ...]] = (BaseEstimator, ClassifierMixin)
 
     def __init__(
@@ -74,18 +72,18 @@ class Square(NativeAttack):
         batch_size: int = 250,
     ) -> None:
         super().__init__(estimator, norm=norm, eps=eps, seed=seed, batch_size=batch_size)
-        if norm not in WALKS:
-            raise ValueError(f"expected norm in {sorted(WALKS)}, got {norm!r}")
         at_least(0, queries=queries)
+        side = min(estimator.input_shape[1:])
+        if norm != "linf" and side < TILES:
+            raise UserError(
+                f"'square' in {norm} needs images of at least {TILES} pixels a side, these have {side}",
+                hint="leave it out, or take --norm linf",
+            )
         self.queries, self.rescale = queries, rescale
         self.accept_equal = self.victim.quantised if accept_equal is None else accept_equal
 
     @torch.no_grad()
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        if self.norm != "linf" and min(x.shape[2:]) < TILES:
-            raise ValueError(
-                f"expected images of at least {TILES} pixels a side for Square in {self.norm}, got {tuple(x.shape[1:])}"
-            )
         parts = zip(*(torch.split(each, max(1, _VALUES // x[0].numel())) for each in (x, y, index)), strict=True)
         return torch.cat([self._walk(*part) for part in parts])
 
@@ -118,7 +116,7 @@ class Square(NativeAttack):
         return self._inside(layout.images(points), x)
 
     def _step(self, walk: Walk, step: int, y: Tensor, loss: Tensor, held: Tensor) -> None:
-        """One proposal for every point that is `held`; updates `loss` and `held`, both `(N,)`, in place."""
+        """One proposal for every point that is `held`. Updates `loss` and `held`, both `(N,)`, in place."""
         proposals, moved = walk.propose(step)
         asked = (held if moved is None else held & moved).nonzero()[:, 0]
         accepted = torch.zeros_like(held)
@@ -132,13 +130,13 @@ class Square(NativeAttack):
         walk.settle(accepted)
 
     def _ask(self, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """How far the label is ahead, `(N,)`, which is to fall, and where the prediction is right, bool `(N,)`."""
+        """The label's lead in logits, `(N,)`, which is to fall, and where the prediction is right, bool `(N,)`."""
         size = min(self.batch_size, _CPU_BATCH) if images.device.type == "cpu" else self.batch_size
         logits = torch.cat([self.victim.answers(part) for part in torch.split(images, size)])
         margins = margin(logits, y)
         held = margins > 0
         if not held.all():
-            # A tie goes to the first index; an answer that is not finite is none.
+            # In a tie the first index counts; an answer that is not finite is wrong.
             held = ~wrong(logits, y)
         return margins, held
 
@@ -153,7 +151,7 @@ class Square(NativeAttack):
         return min(side, height, width)
 
     def _inside(self, points: Tensor, x: Tensor) -> Tensor:
-        """Points brought back where rounding has carried them out of an L2 or L1 ball."""
+        """Points, brought back into an L2 or L1 ball where rounding has moved them out."""
         if self.norm == "linf":
             return points
         delta = (points - x).double()
@@ -165,6 +163,6 @@ class Square(NativeAttack):
 
 
 def _run(sides: list[int], pixels: int) -> int:
-    """How many of the next steps have squares of one size and together at most so many pixels; at least one."""
+    """How many of the next steps to prepare: with squares of one size and at most `pixels` in all, at least one."""
     same = next((at for at, side in enumerate(sides) if side != sides[0]), len(sides))
     return max(1, min(same, pixels // sides[0] ** 2))

@@ -15,12 +15,13 @@ from torch import nn
 from victims import TwoClassLinear, as_onnx, as_torch, one_convolution
 
 from dgad_tk.common import UserError
+from dgad_tk.config.threat import Norm
 from dgad_tk.data import load_dataset
 from evaluators.attacks.art.adapter import ArtsOwn, seeded
 from evaluators.attacks.art.table import ART_ATTACKS
 from evaluators.attacks.spec import Budget
 from evaluators.plan.suites import expand
-from evaluators.target.ball import Norm, l2, linf
+from evaluators.target.ball import l2, linf
 from evaluators.target.estimators import PredictorClassifier, to_estimator
 
 pytestmark = pytest.mark.portable

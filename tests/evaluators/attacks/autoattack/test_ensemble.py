@@ -14,15 +14,16 @@ from pyautoattack import AutoAttack as Package
 from torch import Tensor, nn
 from victims import as_onnx, as_torch, one_convolution
 
+from dgad_tk.config.threat import Norm
 from dgad_tk.data import Split, load_dataset
 from evaluators.attacks import ATTACKS
+from evaluators.attacks.array_file import ArrayFile
 from evaluators.attacks.autoattack import ensemble as ensemble_module
 from evaluators.attacks.autoattack.ensemble import AutoAttack
 from evaluators.attacks.autoattack.stages import ROBUST, ensemble
-from evaluators.attacks.halfway import Halfway
 from evaluators.engine.evaluate import evaluate
 from evaluators.plan.rows import plan
-from evaluators.target.ball import Norm, linf
+from evaluators.target.ball import linf
 from evaluators.target.estimators import Counted, to_estimator
 
 AUTHORS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -246,7 +247,7 @@ def test_the_record_of_stages(small: Small, tmp_path: Path) -> None:
     x, y = x[:16], y[:16].copy()
     y[:2] = (net(torch.from_numpy(x[:2])).argmax(dim=1).numpy() + 1) % 10
     attack = AutoAttack(plain(net), eps=EPS["linf"], queries=QUERIES)
-    halfway = Halfway(tmp_path / "kept.npz")
+    halfway = ArrayFile(tmp_path / "kept.npz")
     found = attack.run(x, y, halfway=halfway)
     assert found.broken_by is not None
     assert found.broken_by.dtype == np.int8

@@ -339,7 +339,7 @@ def test_few_classes() -> None:
 def test_bad_parameters() -> None:
     estimator = plain(Watched())
     for options, message in (
-        ({"norm": "l3"}, "expected norm to be one of linf, l2, l1, got 'l3'"),
+        ({"norm": "l3"}, "expected norm linf, l2 or l1, got 'l3'"),
         ({"steps": 0}, "expected steps >= 1, got 0"),
         ({"targets": -1}, "expected targets >= 0, got -1"),
         ({"restarts": 0}, "expected restarts >= 1, got 0"),
