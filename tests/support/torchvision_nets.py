@@ -278,6 +278,20 @@ DYNAMO = (18, 20, 23)
 TORCHSCRIPT = (11, 13, 17, 20)
 
 
+def by_runtime(level: str) -> Callable[[onnx.ModelProto, Path], onnx.ModelProto]:
+    """What ONNX Runtime leaves of a model at an optimisation level."""
+
+    def optimise(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
+        options.optimized_model_filepath = str(folder / "optimised.onnx")
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnx.load(folder / "optimised.onnx")
+
+    return optimise
+
+
 OPTIMISERS = {
     "onnxslim": lambda model, folder: onnxslim.slim(model),
     "basic": by_runtime("BASIC"),

@@ -4,11 +4,9 @@
 """
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
-import onnxruntime
 import onnxslim
 import pytest
 import torch
@@ -61,20 +59,6 @@ def check(found: Comparison) -> None:
     assert found.spread > 100 * LOGITS, "the images have the same logits: nothing was compared"
     assert found.double <= DOUBLE
     assert found.single <= FLIPPED
-
-
-def by_runtime(level: str) -> Callable[[onnx.ModelProto, Path], onnx.ModelProto]:
-    """What ONNX Runtime leaves of a model at an optimisation level."""
-
-    def optimise(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
-        options.optimized_model_filepath = str(folder / "optimised.onnx")
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return onnx.load(folder / "optimised.onnx")
-
-    return optimise
 
 
 @pytest.mark.parametrize(("name", "dynamo", "opset"), SHORT)
