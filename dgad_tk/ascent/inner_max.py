@@ -78,9 +78,9 @@ def kept_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def draw_noise(
-    draws: Draws, purpose: str, shape: tuple[int, ...], index: Tensor, kind: str, *, epoch: int = 0
+    draws: Draws, purpose: str, shape: tuple[int, ...], index: Tensor, kind: str, *, epoch: int = 0, step: int = 0
 ) -> Tensor:
     """Start noise of an attack, `(len(index), *shape)`: standard normal, or uniform on [-1, 1)."""
     if kind == "normal":
-        return draws.normal(purpose, tuple(shape), index=index, epoch=epoch)
-    return 2 * draws.uniform(purpose, tuple(shape), index=index, epoch=epoch) - 1
+        return draws.normal(purpose, tuple(shape), index=index, epoch=epoch, step=step)
+    return 2 * draws.uniform(purpose, tuple(shape), index=index, epoch=epoch, step=step) - 1
