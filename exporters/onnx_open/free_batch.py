@@ -1,29 +1,31 @@
-"""Twins of graphs that were written for a fixed batch size, for any.
+"""Graphs that were written for a fixed batch size, rewritten for any.
 
-ONNX Runtime goes on judging by the file as it is. An exporter writes the batch size into the sizes of Reshape and
-Expand, and into constants that are joined to images. A batch that was fixed at 1 becomes free like this:
+ONNX Runtime still judges by the file as it is. The rewritten graph is for the twin, and for sessions that do not judge.
+An exporter writes the batch size into the sizes of Reshape and Expand, and into constants that are joined to images. A
+batch that was fixed at 1 becomes free like this:
 
     Reshape(x, [1, -1])              Reshape(x, [-1, 256])         x is (1, 16, 4, 4), so images come first
     Reshape(x, [17, 4, 8])           Reshape(x, [17, -1, 8])       x is (17, 1, 32): heads join the batch
     Expand(x, [1, 17, 16])           Expand(x, [1, 17, 16])        1 leaves an axis as it is
-    Concat(token, x)                 Concat(tokens, x)             the token as often as x has images
-    Shape(x) -> Gather -> Reshape    as it is: the size is read when the twin runs
+    Concat(token, x)                 Concat(Gather(token, zeros), x)   as many zeros as x has images
+    Shape(x) -> Gather -> Reshape    as it is: the size is read when the graph runs
 
 `free_batch` runs the twin to see whether that was all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
 from dgad_tk.common import UserError
 from exporters.onnx_twin import to_torch
 from exporters.onnx_twin.tensors import image_of
-from exporters.onnx_twin.tracing import deferred, example, fixed_sizes
+from exporters.onnx_twin.tracing import example, fixed_sizes
 
 TOLERANCE = 1e-4
 """On logits in float32, relative to their spread within an image, the largest less the smallest."""
@@ -74,7 +76,7 @@ def free_batch(
     other = next(size for size in (3, 5) if size != batch)
     ways: list[Callable[[], nn.Module]] = [lambda: InParts(twin, batch, mapped=True)]
     if model is not None:
-        ways.insert(0, lambda: freed(model, images(batch).shape))
+        ways.insert(0, lambda: freed(model, images(batch).shape)[1])
     for way in ways:
         try:
             found = way()
@@ -85,8 +87,8 @@ def free_batch(
     return in_parts, False
 
 
-def freed(model: ModelProto, shape: Sequence[int]) -> fx.GraphModule:
-    """The twin of a graph, made for any number of images. It has not been run.
+def freed(model: ModelProto, shape: Sequence[int]) -> tuple[ModelProto, fx.GraphModule]:
+    """The graph up to its first output, rewritten for any number of images, and its twin. Neither has been run.
 
     Args:
         model: with its tensors inside and without functions. It is not changed.
@@ -95,55 +97,113 @@ def freed(model: ModelProto, shape: Sequence[int]) -> fx.GraphModule:
     Raises:
         UserError: it has no twin, or its nodes do not fit such an input.
     """
-    fixed = ModelProto()
-    fixed.CopyFrom(model)
-    image = image_of(fixed.graph)
-    image.CopyFrom(helper.make_tensor_value_info(image.name, image.type.tensor_type.elem_type, shape))
-    return to_torch(fixed, _Freeing(shape[0]))
+    free = ModelProto()
+    free.CopyFrom(model)
+    image = image_of(free.graph)
+    kind = image.type.tensor_type.elem_type
+    image.CopyFrom(helper.make_tensor_value_info(image.name, kind, shape))
+    rewriting = _Rewriting(shape[0])
+    twin = to_torch(free, rewriting.run)
+    image.CopyFrom(helper.make_tensor_value_info(image.name, kind, ["batch", *shape[1:]]))
+    del free.graph.node[:], free.graph.value_info[:]
+    free.graph.node.extend(rewriting.nodes)
+    del free.graph.output[1:]
+    for size in free.graph.output[0].type.tensor_type.shape.dim:
+        size.Clear()
+    return free, twin
 
 
-class _Freeing:
-    """Runs each node of a graph, and again with other inputs where it forbids another number of images.
+class _Rewriting:
+    """Goes through the nodes of a graph and replaces those that allow only one number of images.
 
-    Each value has two examples without data: one of `batch` images, for which the graph was written, one of another
-    number. The axis in which they differ counts images.
+    The walk that makes the twin runs each node on two examples without data: one of `batch` images, for which the graph
+    was written, one of another number. The axis in which they differ counts images.
     """
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
-        self.outer: dict[fx.Node, int] = {}
-        """For a value with an axis that joins something with images, such as heads: how many of that."""
+        self.nodes: list[NodeProto] = []
+        self.outer: dict[str, int] = {}
+        """For a tensor with an axis that joins something with images, such as heads: how many of that."""
 
-    def __call__(
-        self, node: NodeProto, inputs: list[Any], compute: Callable[[list[Any]], tuple[Any, ...]]
-    ) -> tuple[Any, ...]:
-        outputs, changed, outer = compute(inputs), inputs, 1
-        if node.op_type == "Concat":
-            changed = _as_many_as_images(inputs)
-        elif node.op_type in ("Reshape", "Expand") and (data := _shape(inputs[0])).axis is not None:
-            answer = _shape(outputs[0])
-            if node.op_type == "Expand":  # ONNX aligns shapes at their end
-                changed = _resized(inputs, answer, data.axis + len(answer.sizes) - len(data.sizes), 1)
-            else:
-                # Entries keep their order, so as many lie ahead of the images' own axis as before.
-                ahead = prod(data.sizes[: data.axis]) * self.outer.get(inputs[0].node, 1)
-                if place := place_batch(answer.sizes, self.batch, ahead):
-                    axis, outer = place
-                    changed = _resized(inputs, answer, axis, -1)
-        if changed is not inputs:
-            outputs = compute(changed)
-        if outer > 1 and isinstance(outputs[0], fx.Proxy):
-            self.outer[outputs[0].node] = outer
-        self._inherit(inputs, outputs)
-        return outputs
+    def run(self, nodes: Iterable[NodeProto], values: Mapping[str, Any]) -> Iterator[NodeProto]:
+        """Yields each node, then its replacement, if any. `values` holds the results of all nodes yielded before."""
+        changes = {"Reshape": self._reshape, "Expand": self._expand, "Concat": self._concat}
+        for node in nodes:
+            yield node
+            changed = changes[node.op_type](node, values) if node.op_type in changes else []
+            yield from changed
+            self.nodes += changed or [node]
+            self._inherit(node, values)
 
-    def _inherit(self, inputs: list[Any], outputs: tuple[Any, ...]) -> None:
+    def _inherit(self, node: NodeProto, values: Mapping[str, Any]) -> None:
         """What is not reshaped keeps how its axes are made up, wherever they go."""
-        for made in outputs:
-            images = _shape(made).images
-            for given in inputs if images is not None else []:
-                if isinstance(given, fx.Proxy) and given.node in self.outer and _shape(given).images == images:
-                    self.outer.setdefault(made.node, self.outer[given.node])
+        for made in node.output:
+            images = _shape(values.get(made)).images
+            for given in node.input:
+                if given in self.outer and images is not None and _shape(values[given]).images == images:
+                    self.outer.setdefault(made, self.outer[given])
+
+    def _reshape(self, node: NodeProto, values: Mapping[str, Any]) -> list[NodeProto]:
+        data, (answer,) = _shape(values[node.input[0]]), node.output
+        if data.axis is None:
+            return []
+        # Entries keep their order, so as many lie ahead of the images' own axis as before.
+        ahead = prod(data.sizes[: data.axis]) * self.outer.get(node.input[0], 1)
+        place = place_batch(_shape(values[answer]).sizes, self.batch, ahead)
+        if place is None:
+            return []
+        axis, outer = place
+        if outer > 1:
+            self.outer[answer] = outer
+        return self._resized(node, values, axis, -1)
+
+    def _expand(self, node: NodeProto, values: Mapping[str, Any]) -> list[NodeProto]:
+        data, answer = _shape(values[node.input[0]]), _shape(values[node.output[0]])
+        if data.axis is None:
+            return []
+        # ONNX aligns shapes at their end.
+        return self._resized(node, values, data.axis + len(answer.sizes) - len(data.sizes), 1)
+
+    def _resized(self, node: NodeProto, values: Mapping[str, Any], axis: int, size: int) -> list[NodeProto]:
+        """`node` with `size` on `axis` of its target; nothing where that axis counts images already."""
+        answer = _shape(values[node.output[0]])
+        if axis < 0 or answer.axis == axis or not isinstance(values[node.input[-1]], Tensor):
+            return []
+        resized = NodeProto()
+        resized.CopyFrom(node)
+        resized.input[1] = f"{node.output[0]}/sizes"
+        return [_constant(resized.input[1], [*answer.sizes[:axis], size, *answer.sizes[axis + 1 :]]), resized]
+
+    def _concat(self, node: NodeProto, values: Mapping[str, Any]) -> list[NodeProto]:
+        """`node` with each constant that has an entry per image, such as a class token, for any number of images."""
+        like = next((name for name in node.input if _shape(values[name]).axis is not None), "")
+        axis, images = _shape(values.get(like)).axis, _shape(values.get(like)).images
+        joined, repeated = NodeProto(), []
+        joined.CopyFrom(node)
+        for place, name in enumerate(node.input):
+            value = values[name]
+            if axis is not None and isinstance(value, Tensor) and value.shape[axis] == images:
+                joined.input[place] = f"{node.output[0]}/{place}"
+                repeated += _repeated(name, like, axis, joined.input[place])
+        return [*repeated, joined] if repeated else []
+
+
+def _repeated(name: str, like: str, axis: int, result: str) -> list[NodeProto]:
+    """The first slice of a tensor on `axis`, as often as another has slices there."""
+    place, sizes, count, zeros = (f"{result}/{part}" for part in ("axis", "sizes", "count", "zeros"))
+    zero = numpy_helper.from_array(np.zeros(1, np.int64))
+    return [
+        _constant(place, [axis]),
+        helper.make_node("Shape", [like], [sizes]),
+        helper.make_node("Gather", [sizes, place], [count], axis=0),
+        helper.make_node("ConstantOfShape", [count], [zeros], value=zero),
+        helper.make_node("Gather", [name, zeros], [result], axis=axis),
+    ]
+
+
+def _constant(name: str, numbers: list[int]) -> NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(numbers, np.int64), name))
 
 
 class _Shape(NamedTuple):
@@ -169,31 +229,6 @@ def _shape(value: Any) -> _Shape:
     if known is None or sizes is None:
         return _Shape()
     return _Shape(tuple(known.shape), sizes.index(None) if sizes.count(None) == 1 else None)
-
-
-def _resized(inputs: list[Any], answer: _Shape, axis: int, size: int) -> list[Any]:
-    """`inputs` with another size in the constant target, unless images are counted on that axis of it already."""
-    if axis < 0 or answer.axis == axis or not isinstance(inputs[1], Tensor):
-        return inputs
-    return [inputs[0], torch.tensor([*answer.sizes[:axis], size, *answer.sizes[axis + 1 :]])]
-
-
-def _as_many_as_images(inputs: list[Any]) -> list[Any]:
-    """`inputs` with each constant that has an entry per image, such as a class token, for any number of images."""
-    like: Any = next((value for value in inputs if _shape(value).axis is not None), None)
-    axis, images = _shape(like).axis, _shape(like).images
-    if axis is None:
-        return inputs
-    fixed = [isinstance(value, Tensor) and value.shape[axis] == images for value in inputs]
-    pairs = zip(inputs, fixed, strict=True)
-    return [_repeated(value, like, axis) if each else value for value, each in pairs] if any(fixed) else inputs
-
-
-@deferred
-def _repeated(value: Tensor, like: Tensor, axis: int) -> Tensor:
-    """The first slice of a tensor on `axis`, as often as another has slices there."""
-    sizes = [like.shape[axis] if each == axis else -1 for each in range(value.dim())]
-    return value.narrow(axis, 0, 1).expand(sizes)
 
 
 def place_batch(target: Sequence[int], batch: int, ahead: int) -> tuple[int, int] | None:

@@ -19,17 +19,16 @@ from exporters.onnx_twin.sizes import Sizes, as_tensor
 from exporters.onnx_twin.tensors import CLASSIFIER, DTYPES, HINT, check_tensor, examples, from_proto, image_of
 from exporters.onnx_twin.tracing import Recorder, call, example, limited
 
-Compute = Callable[[list[Any]], tuple[Any, ...]]
-Running = Callable[[NodeProto, list[Any], Compute], tuple[Any, ...]]
-"""Runs a node: takes the node, its inputs and a function from inputs to outputs, and gives the outputs."""
+Rewriting = Callable[[Iterable[NodeProto], Mapping[str, Any]], Iterable[NodeProto]]
+"""Takes the nodes and the values by name, which grow as nodes run, and gives the nodes to run instead."""
 
 
-def to_torch(model: ModelProto, running: Running = lambda node, inputs, compute: compute(inputs)) -> fx.GraphModule:
+def to_torch(model: ModelProto, rewriting: Rewriting | None = None) -> fx.GraphModule:
     """The twin of an ONNX image classifier.
 
     Args:
         model: with its tensors inside. It is not changed.
-        running: runs each node; by default on its inputs as they are.
+        rewriting: replaces nodes while they run; by default none.
 
     Returns:
         A module in eval mode that takes the graph's input, for images `(N, C, H, W)`, and returns its first
@@ -49,10 +48,10 @@ def to_torch(model: ModelProto, running: Running = lambda node, inputs, compute:
     check_tensor(output, "output")
     nodes = _nodes_for([output.name], graph, opsets)
     image = image_of(graph)
-    walk = _Walk(opsets, image, running)
+    walk = _Walk(opsets, image)
     recorder, values = walk.recorder, {image.name: walk.image}
     with limited():
-        walk.run(graph, nodes, values)
+        walk.run(graph, nodes if rewriting is None else rewriting(nodes, values), values)
         result = walk.tensor(_value(values, output.name, "the graph's output"))
         dtype, found = DTYPES.get(output.type.tensor_type.elem_type), example(result)
         integers = dtype is not None and not dtype.is_floating_point and dtype is not torch.bool
@@ -70,10 +69,10 @@ def to_torch(model: ModelProto, running: Running = lambda node, inputs, compute:
 class _Walk:
     """Runs nodes in order. `tracing` says what the values between them are, and `sizes` what else they may be."""
 
-    def __init__(self, opsets: Mapping[str, int], image: ValueInfoProto, running: Running) -> None:
+    def __init__(self, opsets: Mapping[str, int], image: ValueInfoProto) -> None:
         self.recorder = Recorder(fx.Graph())
         self.image: Any = self.recorder.placeholder(image.name, examples(image))
-        self._opsets, self._running = opsets, running
+        self._opsets = opsets
         self._device: Any = None
 
     def device(self) -> torch.device:
@@ -97,7 +96,7 @@ class _Walk:
             opset = self._opsets.get(own_domain(proto.domain), 0)
             node = NodeView(proto, opset, self.device, partial(self._branch, values))
             inputs = [_value(values, name, str(node)) if name else None for name in proto.input]
-            results = self._running(proto, inputs, partial(self._outputs, node))
+            results = self._outputs(node, inputs)
             for index, name in enumerate(proto.output):
                 values[name] = results[index] if index < len(results) else _Missing(f"output {index} of {node}")
                 if isinstance(values[name], Tensor):

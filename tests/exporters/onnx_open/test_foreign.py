@@ -27,8 +27,9 @@ from evaluators.engine.evaluate import evaluate
 from evaluators.plan.rows import plan
 from evaluators.target.judge import compare_twin, judge
 from exporters.formats import load
-from exporters.onnx_open.free_batch import InParts, place_batch
+from exporters.onnx_open.free_batch import InParts, freed, place_batch
 from exporters.onnx_open.logits_output import Squash
+from exporters.onnx_read.read import read_onnx
 
 pytestmark = pytest.mark.portable
 
@@ -181,6 +182,20 @@ def test_the_twin_of_a_fixed_batch_takes_any(name: str, batch: int, tmp_path: Pa
         assert_near(logits(predictor, x), alone)
         assert_near(gradient(predictor.module, x), gradient(net, x), 1e-4)
     assert any("at a time, as the file demands" in note for note in predictor.notes)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("name", NETS)
+def test_the_graph_of_a_fixed_batch_is_rewritten_for_any(name: str, batch: int, tmp_path: Path) -> None:
+    """ONNX Runtime gives for all images at once what it gives for each in a batch of its own."""
+    fixed = write(NETS[name](), torch.zeros(batch, *SHAPE), tmp_path / "fixed.onnx", opset=17)
+    free, _ = freed(read_onnx(fixed), (batch, *SHAPE))
+    onnx.checker.check_model(free, full_check=True)
+    onnx.save(free, str(tmp_path / "free.onnx"))
+    x = images(7)
+    alone = run(fixed, *(np.repeat(x[at : at + 1], batch, axis=0) for at in range(7)))[::batch]
+    assert_near(run(tmp_path / "free.onnx", x), alone)
+    assert_near(run(tmp_path / "free.onnx", x[:1]), alone[:1])
 
 
 @pytest.mark.parametrize("batch", [1, 4])
