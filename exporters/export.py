@@ -12,7 +12,7 @@ from dgad_tk.common import GateError, UserError, lookup, nearest, sha256_file
 from exporters.formats import EXPORTERS, Format, load
 from exporters.onnx_write.float32 import Report
 from exporters.parity.divergence import first_divergence
-from exporters.parity.verify import Parity, Probes, make_probes, verify
+from exporters.parity.verify import Parity, SourceAnswers, ask_source, verify
 
 DIVERGENCE_IMAGES = 8
 """Images on which a failed export and its source are run layer by layer."""
@@ -49,9 +49,9 @@ class Source:
         self.artifact = artifact.model_copy(update={"source_sha256": sha256_file(path)})
 
     @cached_property
-    def probes(self) -> Probes:
+    def probes(self) -> SourceAnswers:
         """What exports are compared on, and what the source answers to it."""
-        return make_probes(self.model, self.artifact, self.held_out)
+        return ask_source(self.model, self.artifact, self.held_out)
 
 
 def export(source: Path | Source, format: str, output: Path, *, overwrite: bool = False, **options: Any) -> Exported:

@@ -54,7 +54,7 @@ keeps 97 % of its answers and more. Much less means ranges that do not fit, or a
 
 
 @dataclass(frozen=True)
-class Probes:
+class SourceAnswers:
     """What a source answered to the images that its exports are compared on.
 
     Attributes:
@@ -153,7 +153,7 @@ class Parity:
         return {**asdict(self), "sets": {name: asdict(each) for name, each in self.sets.items()}, "passed": self.passed}
 
 
-def make_probes(source: nn.Module, artifact: Artifact, images: Images | None) -> Probes:
+def ask_source(source: nn.Module, artifact: Artifact, images: Images | None) -> SourceAnswers:
     """Run `source` on what its exports will be compared on.
 
     Args:
@@ -176,21 +176,21 @@ def make_probes(source: nn.Module, artifact: Artifact, images: Images | None) ->
             logits: Logits = source(torch.from_numpy(batch)).numpy()
         return logits
 
-    return Probes(sets, {name: _in_batches(predict, each) for name, each in sets.items()}, origin)
+    return SourceAnswers(sets, {name: _in_batches(predict, each) for name, each in sets.items()}, origin)
 
 
-def verify(probes: Probes, exported: Predictor, tolerance: Tolerance) -> Parity:
-    """Compare `exported` with the source that made `probes`."""
+def verify(asked: SourceAnswers, exported: Predictor, tolerance: Tolerance) -> Parity:
+    """Compare `exported` with the source that made `asked`."""
     with without_tf32():
-        answers = {name: _in_batches(exported.predict, images) for name, images in probes.images.items()}
-    clean, attacked = probes.logits[probes.origin], probes.logits["pgd"]
+        answers = {name: _in_batches(exported.predict, images) for name, images in asked.images.items()}
+    clean, attacked = asked.logits[asked.origin], asked.logits["pgd"]
     usual = typical_spread(clean)
-    sets = {name: compare_logits(probes.logits[name], answers[name], usual) for name in probes.images}
+    sets = {name: compare_logits(asked.logits[name], answers[name], usual) for name in asked.images}
     predicted = clean.argmax(axis=1)
     fooled = (attacked.argmax(axis=1) != predicted) & ~_ties(attacked, usual)
     still = _predictions(answers["pgd"], len(attacked)) != predicted
     survival = float(still[fooled].mean()) if fooled.any() else 1.0
-    return Parity(sets, (probes.origin, "pgd"), int(fooled.sum()), survival, tolerance)
+    return Parity(sets, (asked.origin, "pgd"), int(fooled.sum()), survival, tolerance)
 
 
 def compare_logits(reference: Logits, other: Logits, usual: float = 0.0) -> SetParity:

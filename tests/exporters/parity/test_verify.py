@@ -13,7 +13,7 @@ from torch import nn
 
 from dgad_tk.models import build_model
 from exporters.parity.divergence import Call, Value, first_divergence
-from exporters.parity.verify import EXACT, HALF, QUANTISED, Probes, Tolerance, compare_logits, make_probes, verify
+from exporters.parity.verify import EXACT, HALF, QUANTISED, SourceAnswers, Tolerance, ask_source, compare_logits, verify
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -28,41 +28,41 @@ def exported(predict: Predict) -> Any:
 
 
 @pytest.fixture
-def probes(victim: Victim) -> Probes:
+def asked(victim: Victim) -> SourceAnswers:
     net, images, _ = victim
-    return make_probes(net, artifact(), images)
+    return ask_source(net, artifact(), images)
 
 
-def test_the_probes(victim: Victim, probes: Probes) -> None:
+def test_the_probes(victim: Victim, asked: SourceAnswers) -> None:
     net, images, _ = victim
-    assert list(probes.images) == ["clean", "pgd", "noise", "black", "white"]
-    assert np.array_equal(probes.images["clean"], images)
-    pgd = probes.images["pgd"]
+    assert list(asked.images) == ["clean", "pgd", "noise", "black", "white"]
+    assert np.array_equal(asked.images["clean"], images)
+    pgd = asked.images["pgd"]
     assert np.abs(pgd - images).max() == pytest.approx(0.15, abs=1e-6)  # the record's eps
     assert 0 <= pgd.min() <= pgd.max() <= 1
     assert (runs(net, pgd).argmax(1) != runs(net, images).argmax(1)).mean() > 0.2
-    assert [(each.min(), each.max()) for each in (probes.images["black"], probes.images["white"])] == [(0, 0), (1, 1)]
-    for name, each in probes.images.items():
-        assert np.abs(probes.logits[name] - runs(net, each)).max() < 1e-5
+    assert [(each.min(), each.max()) for each in (asked.images["black"], asked.images["white"])] == [(0, 0), (1, 1)]
+    for name, each in asked.images.items():
+        assert np.abs(asked.logits[name] - runs(net, each)).max() < 1e-5
 
 
 def test_without_images_there_is_noise(victim: Victim) -> None:
     net, images, _ = victim
-    probes = make_probes(net, artifact(), None)
-    assert list(probes.images) == ["noise", "pgd", "black", "white"]
-    assert np.abs(probes.images["pgd"] - probes.images["noise"]).max() == pytest.approx(0.15, abs=1e-6)
+    asked = ask_source(net, artifact(), None)
+    assert list(asked.images) == ["noise", "pgd", "black", "white"]
+    assert np.abs(asked.images["pgd"] - asked.images["noise"]).max() == pytest.approx(0.15, abs=1e-6)
     with pytest.raises(ValueError, match="at least 10 images, got 9"):
-        make_probes(net, artifact(), images[:9])
+        ask_source(net, artifact(), images[:9])
 
 
-def test_the_source_itself_passes_at_every_batch_size(victim: Victim, probes: Probes) -> None:
+def test_the_source_itself_passes_at_every_batch_size(victim: Victim, asked: SourceAnswers) -> None:
     sizes: list[int] = []
 
     def predict(images: np.ndarray) -> np.ndarray:
         sizes.append(len(images))
         return runs(victim[0], images)
 
-    parity = verify(probes, exported(predict), EXACT)
+    parity = verify(asked, exported(predict), EXACT)
     assert parity.passed
     assert sizes == [1, 2, 7, 38, 1, 2, 7, 38] + 3 * [1, 2, 7]
     assert parity.adversarial > 10
@@ -70,53 +70,53 @@ def test_the_source_itself_passes_at_every_batch_size(victim: Victim, probes: Pr
     assert parity.as_dict()["sets"]["black"]["compared"] == 10
 
 
-def test_what_differs_is_said(victim: Victim, probes: Probes) -> None:
+def test_what_differs_is_said(victim: Victim, asked: SourceAnswers) -> None:
     net = victim[0]
 
     def brighter(images: np.ndarray) -> np.ndarray:
         """Wrong on white images only."""
         return runs(net, images) + np.float32(0.5) * (images.min() == 1)
 
-    parity = verify(probes, exported(brighter), EXACT)
+    parity = verify(asked, exported(brighter), EXACT)
     (failure,) = parity.failures
     assert failure.startswith("on white images logits differ by up to 0.5, ")
     assert parity.worst == "white"
     assert parity.sets["white"].mean_abs_diff == pytest.approx(0.5)
     assert parity.sets["clean"].max_abs_diff < 1e-5
     # Where logits differ by design, the predictions on images speak for the file.
-    assert verify(probes, exported(brighter), QUANTISED).passed
+    assert verify(asked, exported(brighter), QUANTISED).passed
 
 
-def test_a_file_that_undoes_the_attack_does_not_pass(victim: Victim, probes: Probes) -> None:
+def test_a_file_that_undoes_the_attack_does_not_pass(victim: Victim, asked: SourceAnswers) -> None:
     """Right on clean images; on adversarial ones it answers as if they were clean."""
-    clean, pgd = probes.images["clean"], probes.images["pgd"]
+    clean, pgd = asked.images["clean"], asked.images["pgd"]
 
     def hides(images: np.ndarray) -> np.ndarray:
         known = {image.tobytes(): index for index, image in enumerate(pgd)}
         return runs(victim[0], np.stack([clean[known[i.tobytes()]] if i.tobytes() in known else i for i in images]))
 
-    parity = verify(probes, exported(hides), QUANTISED)
+    parity = verify(asked, exported(hides), QUANTISED)
     assert (parity.survival, parity.sets["clean"].agreement) == (0.0, 1.0)
     assert parity.failures[-1] == f"0.0% of {parity.adversarial} adversarial examples stay adversarial, expected 90%"
 
 
-def test_a_batch_that_is_fixed_is_noticed(victim: Victim, probes: Probes) -> None:
+def test_a_batch_that_is_fixed_is_noticed(victim: Victim, asked: SourceAnswers) -> None:
     """A trace that froze the batch size answers for other sizes with something else."""
     frozen = exported(lambda images: runs(victim[0], np.repeat(images[:1], len(images), axis=0)))
-    assert not verify(probes, frozen, EXACT).passed
-    assert not verify(probes, frozen, QUANTISED).passed
+    assert not verify(asked, frozen, EXACT).passed
+    assert not verify(asked, frozen, QUANTISED).passed
 
 
 @pytest.mark.parametrize("tolerance", [EXACT, HALF, QUANTISED])
-def test_what_is_no_number_never_passes(victim: Victim, probes: Probes, tolerance: Tolerance) -> None:
+def test_what_is_no_number_never_passes(victim: Victim, asked: SourceAnswers, tolerance: Tolerance) -> None:
     def broken(images: np.ndarray) -> np.ndarray:
         logits = runs(victim[0], images)
         return np.where(images.max() < 1, np.float32(np.nan), logits)
 
-    parity = verify(probes, exported(broken), tolerance)
+    parity = verify(asked, exported(broken), tolerance)
     assert not parity.passed
     assert parity.worst in ("clean", "noise", "black", "pgd")
-    assert not verify(probes, exported(lambda images: runs(victim[0], images)[:, :9]), tolerance).passed
+    assert not verify(asked, exported(lambda images: runs(victim[0], images)[:, :9]), tolerance).passed
 
 
 def test_logits_that_are_compared() -> None:
@@ -201,12 +201,12 @@ def test_a_source_whose_differences_float32_rounds_away_does_not_pass(victim: Vi
             return net(x) + 1e8
 
     far = Offset().eval()
-    probes = make_probes(far, artifact(), victim[1])
-    parity = verify(probes, exported(lambda images: runs(far, images)), QUANTISED)
+    asked = ask_source(far, artifact(), victim[1])
+    parity = verify(asked, exported(lambda images: runs(far, images)), QUANTISED)
     assert parity.failures[0].endswith("too near each other for float32 to tell them apart")
 
 
-def test_tf32_is_off_while_it_verifies(victim: Victim, probes: Probes) -> None:
+def test_tf32_is_off_while_it_verifies(victim: Victim, asked: SourceAnswers) -> None:
     flags = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [flag.allow_tf32 for flag in flags]
     seen: list[bool] = []
@@ -218,7 +218,7 @@ def test_tf32_is_off_while_it_verifies(victim: Victim, probes: Probes) -> None:
     try:
         for flag in flags:
             flag.allow_tf32 = True
-        verify(probes, exported(predict), EXACT)
+        verify(asked, exported(predict), EXACT)
         assert [flag.allow_tf32 for flag in flags] == [True, True]
     finally:
         for flag, value in zip(flags, before, strict=True):
@@ -288,7 +288,7 @@ def test_the_nearer_of_two_values_stands_for_a_layer() -> None:
 def test_a_tolerance_is_what_the_format_says() -> None:
     """Two networks that differ a little: one tolerance is too tight for that, another is not."""
     net = build_model("resnet8", in_channels=1, classes=10).eval()
-    probes = make_probes(net, artifact(), None)
+    asked = ask_source(net, artifact(), None)
     apart = exported(lambda images: runs(net, images) * np.float32(1 + 1e-3))
-    assert not verify(probes, apart, replace(EXACT, relative=1e-4)).passed
-    assert verify(probes, apart, HALF).passed
+    assert not verify(asked, apart, replace(EXACT, relative=1e-4)).passed
+    assert verify(asked, apart, HALF).passed
