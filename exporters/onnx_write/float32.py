@@ -98,7 +98,7 @@ def check_opset(opset: int) -> None:
 
 
 def write_onnx(proto: onnx.ModelProto, artifact: Artifact, path: Path) -> None:
-    """Check `proto`, put the record in, and write it: one file, above EXTERNAL_BYTES of weights two.
+    """Check `proto`, put the record in, and write one file, or two if its weights take more than EXTERNAL_BYTES.
 
     The second file is named after its content, so that the first never finds another network's weights beside it.
     """
