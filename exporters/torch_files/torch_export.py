@@ -1,5 +1,6 @@
 """`.pt2` files: a program of torch.export and the metadata record."""
 
+import logging
 from io import BytesIO
 from pathlib import Path
 from typing import Self
@@ -66,6 +67,9 @@ def load_torch_export(
     Raises:
         UserError: damaged, or not an image classifier.
     """
+    log = logging.getLogger(torch.export.__name__)
+    level = log.level
+    log.setLevel(logging.ERROR)  # torch logs the traceback of a damaged file, and raises all the same
     try:
         program = torch.export.load(str(path))
     except Exception as error:  # noqa: BLE001 - torch raises whatever the damaged content leads it to
@@ -73,6 +77,8 @@ def load_torch_export(
             f"'{path}' cannot be read as an exported program: {reason_of(error)}",
             hint="it may be of another version of PyTorch; export it again",
         ) from None
+    finally:
+        log.setLevel(level)
     artifact = read_archived_record(path)
     shape = _input_shape(program, artifact.input_shape if artifact else input_shape, path)
     return predictor_of_module(

@@ -303,14 +303,14 @@ def test_warm_up_rises_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_select_on_test_trains_on_all_but_the_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, fetched = load_dataset("digits"), set()
-    real = looping.fetch
+    real = looping.on_device
 
     def fetch(*arguments: Any) -> Any:
         found = real(*arguments)
         fetched.update(found[2].tolist())
         return found
 
-    monkeypatch.setattr(looping, "fetch", fetch)
+    monkeypatch.setattr(looping, "on_device", fetch)
     for select_on, splits in (("val", [dataset.train]), ("test", [dataset.train, dataset.val])):
         fetched.clear()
         config = quick(select_on=select_on, limit_train=None, epochs=1, batch_size=256)
