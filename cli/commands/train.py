@@ -99,7 +99,6 @@ def train(
     from cli.flags.teacher import model_file_teacher
     from cli.printing.progress import TrainingProgress
     from dgad_tk.distributed import launched
-    from dgad_tk.training.job import Watcher
     from dgad_tk.training.train import train as run_training
 
     leads = launched().leads
@@ -115,9 +114,10 @@ def train(
                 resume=resume,
                 teacher=model_file_teacher(run_config, trust=trust),
                 download=download,
-                watcher=Watcher(
-                    progress=progress, message=progress.message, stopping=_say_stopping, folder=taken.append
-                ),
+                on_progress=progress,
+                on_message=progress.message,
+                on_stop=_say_stopping,
+                on_folder=taken.append,
             )
     except KeyboardInterrupt:
         if leads:

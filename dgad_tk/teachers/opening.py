@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,18 +89,47 @@ def check_record(record: Artifact, dataset: Dataset, *, given: Sequence[float] =
         )
 
 
-def check_teacher(teacher: nn.Module, dataset: Dataset, *, device: torch.device, name: str) -> tuple[str, list[str]]:
-    """How well a teacher knows the images that it will teach on: a line of summary, and what to doubt.
+@dataclass(frozen=True)
+class TeacherCheck:
+    """How well a teacher knows the images that it will teach on.
 
-    The teacher answers the first 1,000 training images twice: as they are, and with the other normalisation. That
-    is the images normalised by their own mean and std or, where the teacher normalises inside, without that.
+    Attributes:
+        name: of its network.
+        n: number of training images that it answered.
+        as_is: share of them that it gets right.
+        other_reading: the same share with the images normalised by their own mean and std or, where the teacher
+            normalises inside, without that.
+        normalises: the teacher normalises inside.
+        warnings: what to doubt; empty for a teacher to rely on.
+    """
+
+    name: str
+    n: int
+    as_is: float
+    other_reading: float
+    normalises: bool
+    warnings: list[str]
+
+    def describe(self) -> str:
+        """One line of summary, without the warnings."""
+        other = "without the teacher's normalisation" if self.normalises else "with the images normalised"
+        return (
+            f"teacher {self.name}: {self.as_is:.1%} of {self.n:,} training images right as they are, "
+            f"{self.other_reading:.1%} {other}"
+        )
+
+
+def check_teacher(
+    teacher: nn.Module, dataset: Dataset, *, device: torch.device, name: str = "", limit: int = LOOKED_AT
+) -> TeacherCheck:
+    """Let a teacher answer the first `limit` training images, as they are and with the other normalisation.
 
     Args:
         teacher: of `open_teacher`; moved to `device`.
-        name: as `open_teacher` returned it.
+        name: of its network, or what `open_teacher` returned.
     """
     teacher = teacher.to(device).eval()
-    split = dataset.train.subset(LOOKED_AT)
+    split = dataset.train.subset(limit)
     inside = isinstance(getattr(teacher, "normalize", None), Normalize)
     # Over these images alone: over all of a large dataset it would take minutes.
     mean, std = replace(dataset, train=split).statistics()
@@ -115,8 +144,6 @@ def check_teacher(teacher: nn.Module, dataset: Dataset, *, device: torch.device,
                 row[positions] = predicted.cpu().numpy()
     as_is, otherwise = (answers == split.labels).mean(axis=1).tolist()
     images = f"{len(split):,} training images"
-    reading = "without the teacher's normalisation" if inside else "with the images normalised"
-    summary = f"teacher {name.partition(' ')[0]}: {as_is:.1%} of {images} right as they are, {otherwise:.1%} {reading}"
     doubts = []
     chance = 1 / len(dataset.classes)
     # Twice what guessing gives, less than that where classes are few; never within its noise on so few images.
@@ -137,7 +164,8 @@ def check_teacher(teacher: nn.Module, dataset: Dataset, *, device: torch.device,
             else f"the teacher gets {better} right when they are normalised: it was trained on normalised images; "
             f"give the values of its training, about --teacher-mean {near_mean} --teacher-std {near_std}"
         )
-    return summary, doubts + _doubts_of_classes(split.labels, answers[0], dataset.classes)
+    doubts += _doubts_of_classes(split.labels, answers[0], dataset.classes)
+    return TeacherCheck(name.partition(" ")[0], len(split), as_is, otherwise, inside, doubts)
 
 
 def _doubts_of_classes(labels: Classes, answers: Classes, names: Sequence[str]) -> list[str]:

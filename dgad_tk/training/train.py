@@ -27,7 +27,7 @@ from dgad_tk.strangers.names import check_utf8
 from dgad_tk.teachers.opening import check_teacher, open_teacher
 from dgad_tk.training.claim import Held, begin, check_claim, claimed
 from dgad_tk.training.fit import fit
-from dgad_tk.training.job import SILENT, Job, Watcher, training_split
+from dgad_tk.training.job import SILENT, Job, OnProgress, Watcher, training_split
 
 Opened = tuple[nn.Module, str]
 """A teacher in eval mode with frozen weights, and its name with its file's SHA-256."""
@@ -40,7 +40,10 @@ def train(
     resume: bool = False,
     teacher: Callable[[Dataset], Opened] | None = None,
     download: bool = False,
-    watcher: Watcher = SILENT,
+    on_progress: OnProgress | None = None,
+    on_message: Callable[[str], None] = lambda line: None,
+    on_stop: Callable[[], None] = lambda: None,
+    on_folder: Callable[[RunFolder], None] = lambda folder: None,
 ) -> RunFolder:
     """Train a student. Its teacher is trained first if the method needs one and the config names none.
 
@@ -52,7 +55,10 @@ def train(
         resume: go on from the last checkpoint in `out`.
         teacher: opens `config.teacher` if this package cannot read its format.
         download: fetch the dataset if it is not there.
-        watcher: what to call on the way.
+        on_progress: called after each step and each epoch; keep it cheap.
+        on_message: gets what a user should know, line by line.
+        on_stop: called in the signal handler when somebody asks the run to end.
+        on_folder: gets the run folder, once it belongs to this run.
 
     Returns:
         The run folder, with the best epoch in `best.safetensors`.
@@ -75,7 +81,8 @@ def train(
     for what, given_name in (("--out", out), ("--teacher", config.teacher)):
         check_utf8(str(given_name or ""), what)
     device = pick_device(config.device)
-    watcher = watcher if launched().leads else SILENT
+    told = Watcher(progress=on_progress or SILENT.progress, message=on_message, stopping=on_stop, folder=on_folder)
+    watcher = told if launched().leads else SILENT
     say = watcher.message
     with joined(device) as here:
         _check_agreement(config)
@@ -93,8 +100,8 @@ def train(
         if method.needs_teacher and config.teacher != AUTO:
             given = teacher(dataset) if teacher is not None else _teacher_from_weights(config, dataset, say)
             if here.leads:
-                summary, doubts = check_teacher(given[0], dataset, device=device, name=given[1])
-                for line in (summary, *(f"warning: {doubt}" for doubt in doubts)):
+                check = check_teacher(given[0], dataset, device=device, name=given[1])
+                for line in (check.describe(), *(f"warning: {doubt}" for doubt in check.warnings)):
                     say(line)
         with ExitStack() as stack:
 

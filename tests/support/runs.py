@@ -9,7 +9,7 @@ import torch
 from dgad_tk.artifacts.runs import RunFolder
 from dgad_tk.artifacts.weights import load_state
 from dgad_tk.config.training import TrainConfig
-from dgad_tk.training.job import Progress, Watcher
+from dgad_tk.training.job import Progress
 from dgad_tk.training.train import train
 
 QUICK: dict[str, Any] = {
@@ -68,5 +68,5 @@ def interrupted(out: Path, config: TrainConfig, epoch: int = 1) -> RunFolder:
             raise Crash
 
     with pytest.raises(Crash):
-        train(config, out=out, watcher=Watcher(progress=stop))
+        train(config, out=out, on_progress=stop)
     return RunFolder(out)

@@ -373,38 +373,25 @@ class Undoing(nn.Module):
 
 def test_a_good_teacher(digits: Dataset, victim: Victim) -> None:
     net = victim[0]
-    few = first(digits, 300)
-    x = torch.from_numpy(few.train.take(slice(None)) / np.float32(255))
-    right = float((net(x).argmax(1).numpy() == few.train.labels).mean())
-    mean, std = (torch.tensor(values) for values in few.statistics())
-    normalised = float((net((x - mean) / std).argmax(1).numpy() == few.train.labels).mean())
-    assert right > 0.9
-    assert check_teacher(net, few, device=CPU, name="resnet8 0123abcd") == (
+    x = torch.from_numpy(digits.train.take(slice(0, 300)) / np.float32(255))
+    right = float((net(x).argmax(1).numpy() == digits.train.labels[:300]).mean())
+    check = check_teacher(net, digits, device=CPU, limit=300, name="resnet8 0123abcd")
+    assert (check.as_is, check.n, check.warnings) == (pytest.approx(right), 300, [])
+    assert check.as_is > 0.9
+    assert check.describe() == (
         f"teacher resnet8: {right:.1%} of 300 training images right as they are, "
-        f"{normalised:.1%} with the images normalised",
-        [],
+        f"{check.other_reading:.1%} with the images normalised"
     )
-    assert "of 1,000 training images" in check_teacher(net, digits, device=CPU, name="")[0]
-
-
-def first(dataset: Dataset, n: int) -> Dataset:
-    """The dataset with its first `n` training images alone."""
-    return replace(dataset, train=dataset.train.subset(n))
-
-
-def shares(summary: str) -> tuple[float, float]:
-    """Percentages of images right as they are, and with the other normalisation."""
-    as_is, otherwise = re.findall(r"([\d.]+)%", summary)
-    return float(as_is), float(otherwise)
+    assert check_teacher(net, digits, device=CPU).n == 1000
+    assert check_teacher(net, digits, device=CPU, limit=10**6).n == len(digits.train)
 
 
 def test_a_teacher_of_normalised_images_is_noticed(digits: Dataset, victim: Victim) -> None:
     mean, std = digits.statistics()
     teacher = nn.Sequential(OrderedDict(normalize=nn.Identity(), net=Undoing(victim[0], mean[0], std[0])))
-    summary, warnings = check_teacher(teacher, first(digits, 500), device=CPU, name="")
-    as_is, otherwise = shares(summary)
-    assert otherwise > as_is + 5  # from where on it is worth a warning
-    (warning,) = [text for text in warnings if "normalised images" in text]
+    check = check_teacher(teacher, digits, device=CPU, limit=500)
+    assert check.other_reading > check.as_is + 0.05  # from where on it is worth a warning
+    (warning,) = [text for text in check.warnings if "normalised images" in text]
     near_mean, near_std = re.findall(r"--teacher-(?:mean|std) ([0-9.]+)", warning)
     assert (float(near_mean), float(near_std)) == pytest.approx((mean[0], std[0]), abs=0.01)
 
@@ -412,14 +399,14 @@ def test_a_teacher_of_normalised_images_is_noticed(digits: Dataset, victim: Vict
 def test_a_teacher_that_normalises_and_should_not_is_noticed(digits: Dataset, victim: Victim) -> None:
     net = victim[0].get_submodule("net")
     teacher = nn.Sequential(OrderedDict(normalize=Normalize([0.9], [0.1]), net=net)).eval()
-    summary, warnings = check_teacher(teacher, first(digits, 500), device=CPU, name="")
-    as_is, otherwise = shares(summary)
-    assert otherwise > 90 > as_is + 5
-    assert any("leave out --teacher-mean and --teacher-std" in text for text in warnings)
-    assert summary.endswith("% without the teacher's normalisation")
+    check = check_teacher(teacher, digits, device=CPU, limit=500)
+    assert check.normalises
+    assert check.other_reading > 0.9 > check.as_is + 0.05
+    assert any("leave out --teacher-mean and --teacher-std" in text for text in check.warnings)
+    assert "without the teacher's normalisation" in check.describe()
 
 
 def test_a_guessing_teacher_is_noticed(digits: Dataset) -> None:
-    _, (warning,) = check_teacher(network(), first(digits, 200), device=CPU, name="")
+    (warning,) = check_teacher(network(), digits, device=CPU, limit=200).warnings
     assert "guessing on 10.0%" in warning
     assert "--teacher-mean, --teacher-std" in warning

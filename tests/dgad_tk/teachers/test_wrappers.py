@@ -349,7 +349,6 @@ def test_a_given_std_that_makes_noise_of_a_channel(colour: Dataset, net: nn.Modu
 
 def test_a_run_says_what_it_left_aside(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dgad_tk.config.training import TrainConfig
-    from dgad_tk.training.job import Watcher
     from dgad_tk.training.train import train
 
     monkeypatch.chdir(tmp_path)
@@ -357,5 +356,5 @@ def test_a_run_says_what_it_left_aside(net: nn.Module, tmp_path: Path, monkeypat
     torch.save(put(grey, "module.") | {"n_averaged": torch.tensor(2)}, "t.pt")
     said: list[str] = []
     config = TrainConfig(method="adaad", teacher="t.pt", epochs=1, limit_train=20, batch_size=20)
-    train(config, out=tmp_path / "run", watcher=Watcher(message=said.append))
+    train(config, out=tmp_path / "run", on_message=said.append)
     assert any(line.startswith("note: 't.pt' also holds n_averaged") for line in said)

@@ -20,7 +20,7 @@ from dgad_tk.config.training import TrainConfig
 from dgad_tk.distributed import joined, pick_device
 from dgad_tk.training import claim
 from dgad_tk.training.claim import claimed, locked
-from dgad_tk.training.job import Progress, Watcher
+from dgad_tk.training.job import Progress
 from dgad_tk.training.snapshot import settings_of
 from dgad_tk.training.train import train
 
@@ -137,7 +137,7 @@ def test_without_locks_a_run_goes_on_and_says_so(
     else:
         monkeypatch.setattr(fcntl, "flock", refusing(getattr(errno, name)))
     said: list[str] = []
-    assert train(small(), out=tmp_path / "run", watcher=Watcher(message=said.append)).finished()
+    assert train(small(), out=tmp_path / "run", on_message=said.append).finished()
     assert [line for line in said if "no locks" in line] == said
     assert len(said) == 1
 
@@ -199,7 +199,7 @@ def test_a_folder_that_is_taken_away_ends_the_run(tmp_path: Path, anew: bool) ->
 
     said = "another process has taken over" if anew else "is gone"
     with pytest.raises(UserError, match=said):
-        train(small(epochs=3), out=folder.path, watcher=Watcher(progress=stop_after(1, taken_away)))
+        train(small(epochs=3), out=folder.path, on_progress=stop_after(1, taken_away))
     if anew:
         assert seed_of(folder) == 7
     else:
@@ -214,7 +214,7 @@ def test_without_locks_the_first_of_two_runs_gives_way(tmp_path: Path, monkeypat
         train(
             small(epochs=3),
             out=folder.path,
-            watcher=Watcher(progress=stop_after(1, lambda: train(small(epochs=3), out=folder.path, resume=True))),
+            on_progress=stop_after(1, lambda: train(small(epochs=3), out=folder.path, resume=True)),
         )
     assert folder.finished()
     assert [line.get("epoch") for line in folder.records()][:-1] == [0, 1, 2]
@@ -237,7 +237,7 @@ def test_settings_that_change_under_a_run_are_put_back(tmp_path: Path) -> None:
     train(
         small(epochs=3),
         out=folder.path,
-        watcher=Watcher(progress=stop_after(1, lambda: small(seed=5).save(folder.config))),
+        on_progress=stop_after(1, lambda: small(seed=5).save(folder.config)),
     )
     assert folder.read_config() == small(epochs=3)
 
@@ -268,7 +268,7 @@ def test_a_teacher_of_another_run_is_named(tmp_path: Path) -> None:
             raise Crash
 
     with pytest.raises(Crash):
-        train(config, out=tmp_path / "run", watcher=Watcher(progress=stop))
+        train(config, out=tmp_path / "run", on_progress=stop)
     folder = RunFolder(tmp_path / "run")
     assert folder.teacher.finished()
     text = folder.teacher.config.read_text()

@@ -34,7 +34,7 @@ from dgad_tk.training import epoch as looping
 from dgad_tk.training import fit as fitting
 from dgad_tk.training import snapshot
 from dgad_tk.training.epoch import Loop, Position
-from dgad_tk.training.job import Job, Progress, Watcher
+from dgad_tk.training.job import Job, Progress
 from dgad_tk.training.learner import Learner, learning_rate
 from dgad_tk.training.train import train
 
@@ -219,7 +219,7 @@ def test_awp_begins_when_it_is_told_to(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Learner, "perturbed", lambda self: perturbed.append(1) or real(self))
     config = quick(awp_gamma=0.01, awp_start=0.5)
     seen: list[int] = []
-    train(config, out=tmp_path / "run", watcher=Watcher(progress=lambda state: seen.append(len(perturbed))))
+    train(config, out=tmp_path / "run", on_progress=lambda state: seen.append(len(perturbed)))
     assert [seen[4 * epoch + 3] for epoch in range(4)] == [0, 0, 3, 6]
 
 
@@ -462,7 +462,7 @@ def test_tensorboard_gets_each_metric(tmp_path: Path, monkeypatch: pytest.Monkey
             raise InterruptedError
 
     with suppress(InterruptedError):
-        train(quick(), out=tmp_path / "run", watcher=Watcher(progress=stop))
+        train(quick(), out=tmp_path / "run", on_progress=stop)
     folder = train(quick(), out=tmp_path / "run", resume=True)
     first, second = Writer.made
     assert first.closed

@@ -15,7 +15,7 @@ from dgad_tk.artifacts.runs import RunFolder
 from dgad_tk.artifacts.weights import load_state, read_weights
 from dgad_tk.common import UserError, sha256_file
 from dgad_tk.config.training import TrainConfig
-from dgad_tk.training.job import Progress, Watcher
+from dgad_tk.training.job import Progress
 from dgad_tk.training.train import train
 
 
@@ -78,7 +78,7 @@ def test_another_spelling_of_the_same_folder(dgad: Run, tmp_path: Path, spelling
     best = cut.best.read_bytes()
     given = str(tmp_path / "photos") if spelling == "absolute" else spelling
     with pytest.raises(Crash):
-        train(of_photos(data_dir=given), out=cut.path, resume=True, watcher=Watcher(progress=crash))
+        train(of_photos(data_dir=given), out=cut.path, resume=True, on_progress=crash)
     assert cut.best.read_bytes() == best  # its record says the real place, which is the same
     assert code_of(dgad, "--out", "cut", "--data-dir", given) == (0, "")
 
@@ -117,7 +117,7 @@ def test_a_finished_auto_teacher_of_other_images_is_refused(dgad: Run) -> None:
             raise Crash
 
     with pytest.raises(Crash):
-        train(config, out=Path("run"), watcher=Watcher(progress=stop))
+        train(config, out=Path("run"), on_progress=stop)
     folder = RunFolder(Path("run"))
     assert folder.teacher.finished()
     assert not folder.last.exists()

@@ -22,7 +22,7 @@ from dgad_tk.data import Dataset, load_dataset
 from dgad_tk.training import fit as fitting
 from dgad_tk.training import snapshot
 from dgad_tk.training import train as training
-from dgad_tk.training.job import Progress, Watcher
+from dgad_tk.training.job import Progress
 from dgad_tk.training.train import train
 
 
@@ -134,7 +134,7 @@ def test_a_signal_saves_the_step_and_ends_the_run(
 ) -> None:
     cut = RunFolder(tmp_path / "cut")
     with pytest.raises(KeyboardInterrupt):
-        train(quick(averaging="ema"), out=cut.path, watcher=Watcher(progress=at_step(epoch, step, role, number=number)))
+        train(quick(averaging="ema"), out=cut.path, on_progress=at_step(epoch, step, role, number=number))
     assert position(cut) == (role, epoch, step)
     assert not cut.finished()
     train(quick(averaging="ema"), out=cut.path, resume=True)
@@ -155,7 +155,7 @@ def test_a_signal_from_outside(tmp_path: Path) -> None:
 
 def test_a_second_signal_does_not_wait(tmp_path: Path, signals: None) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(quick(), out=tmp_path / "run", watcher=Watcher(progress=at_step(1, 2, times=2)))
+        train(quick(), out=tmp_path / "run", on_progress=at_step(1, 2, times=2))
     assert position(RunFolder(tmp_path / "run")) == ("student", 1, 0)
 
 

@@ -25,7 +25,7 @@ from dgad_tk.data import load_dataset
 from dgad_tk.data.batches import batch_positions
 from dgad_tk.draws import Draws
 from dgad_tk.training.claim import locked
-from dgad_tk.training.job import Progress, Watcher
+from dgad_tk.training.job import Progress
 from dgad_tk.training.learner import learning_rate
 from dgad_tk.training.selection import accuracies
 from dgad_tk.training.train import train
@@ -45,7 +45,7 @@ def quick(**more: Any) -> TrainConfig:
 
 def test_a_run_leaves_what_the_design_says(tmp_path: Path) -> None:
     seen: list[Progress] = []
-    folder = train(quick(), out=tmp_path / "run", watcher=Watcher(progress=seen.append))
+    folder = train(quick(), out=tmp_path / "run", on_progress=seen.append)
     for part in (folder, folder.teacher):
         assert part.finished()
         assert {path.name for path in part.path.iterdir()} >= {
@@ -89,7 +89,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        train(config, out=tmp_path / "cut", watcher=Watcher(progress=stop_in_second_epoch))
+        train(config, out=tmp_path / "cut", on_progress=stop_in_second_epoch)
     cut = RunFolder(tmp_path / "cut")
     assert not cut.finished()
     # A process killed between the line and the checkpoint leaves a line of an epoch that will be run again.
@@ -217,7 +217,7 @@ def test_resuming_with_another_teacher_is_refused(tmp_path: Path) -> None:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        train(config, out=tmp_path / "run", watcher=Watcher(progress=stop))
+        train(config, out=tmp_path / "run", on_progress=stop)
     given.write_bytes(other.best.read_bytes())
     with pytest.raises(UserError, match="was begun with another teacher"):
         train(config, out=tmp_path / "run", resume=True)
@@ -243,7 +243,7 @@ def test_damaged_run_folders(tmp_path: Path) -> None:
                 raise InterruptedError
 
         with pytest.raises(InterruptedError):
-            train(quick(method="standard"), out=folder.path, watcher=Watcher(progress=stop))
+            train(quick(method="standard"), out=folder.path, on_progress=stop)
         damage(folder)
         train(quick(method="standard"), out=folder.path, resume=True)
 
