@@ -92,7 +92,10 @@ def _slice(x: Tensor, starts: list[int], ends: list[int], axes: list[int] | None
             chosen = range(x.shape[axis])[start:end:step]
             backwards.append(axis)
             start, end, step = (chosen[-1], chosen[0] + 1, -step) if len(chosen) else (0, 0, 1)
-        index[axis] = slice(start, end, step)
+        # Exporters write 2^63 - 1 for an open end or step, of which torch warns.
+        size = x.shape[axis]
+        start, end = (max(-size, min(each, size)) for each in (start, end))
+        index[axis] = slice(start, end, min(step, max(size, 1)))
     x = x[tuple(index)]
     return x.flip(backwards) if backwards else x
 
