@@ -16,6 +16,10 @@ ROOT = Path(__file__).parents[2]
 DIGITS = [str(digit) for digit in range(10)]
 
 
+BRIEF = ["--epochs", "1", "--limit-train", "64", "--teacher-model", "resnet8", "--set", "threat.steps=1"]
+BRIEF += ["--set", "threat.eps=0.15", "--set", "threat.step_size=0.15"]
+"""Flags of `dgad train` for a run of seconds."""
+
 Run = Callable[..., tuple[int, str, str]]
 """Arguments of `dgad` to exit code, stdout, stderr."""
 

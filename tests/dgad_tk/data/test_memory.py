@@ -9,32 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from memory import NEEDS_ACCOUNT, WATCH
 from shared import ROOT
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
+pytestmark = NEEDS_ACCOUNT
 
-EPOCH = """
-import json, re, sys, threading, time
-from pathlib import Path
-
-import numpy as np
-
+EPOCH = (
+    WATCH
+    + """
 from dgad_tk.data import load_dataset
 
-
-def anonymous():
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"^RssAnon:\\s+(\\d+) kB", status, re.MULTILINE)[1]) / 1024
-
-
-def watch():
-    while True:
-        seen.append(anonymous())
-        time.sleep(0.002)
-
-
 begin = anonymous()
-seen = [begin]
+seen.append(begin)
 threading.Thread(target=watch, daemon=True).start()
 dataset = load_dataset(sys.argv[1], data_dir=Path(sys.argv[2]))
 order = np.random.default_rng(0).permutation(len(dataset.train))
@@ -48,6 +34,7 @@ assert "torch" not in sys.modules  # whose own memory would blur the picture
 images = len(dataset.train) + len(dataset.val)
 print(json.dumps({"peak": max(seen) - begin, "end": seen[-1] - begin, "images": images}))
 """
+)
 
 
 def write_binary(root: Path, n: int) -> Path:

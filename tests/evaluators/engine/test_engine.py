@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from memory import NEEDS_ACCOUNT, WATCH
 from processes import Child, together
 from shared import Run, Victim, artifact, runner
 from victims import as_torch
@@ -262,30 +263,16 @@ def test_a_second_run_does_only_what_is_new(
     assert 0 < searched["fgsm"] <= 20
 
 
-MEMORY = """
-import json, re, sys, threading, time
-from pathlib import Path
-
-import numpy as np
+MEMORY = (
+    WATCH
+    + """
 import torch
 
-from dgad_tk.data import Split
 from dgad_tk.artifacts.predictor import predictor_of_module
+from dgad_tk.data import Split
 from evaluators.engine.evaluate import evaluate
 from evaluators.plan.rows import plan
 from evaluators.report.files import results, write
-
-
-def anonymous():
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"^RssAnon:\\s+(\\d+) kB", status, re.MULTILINE)[1]) / 1024
-
-
-def watch():
-    while True:
-        seen.append(anonymous())
-        time.sleep(0.005)
-
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -307,7 +294,6 @@ def run(n):
 
 run(500)
 begin = anonymous()
-seen = [begin]
 threading.Thread(target=watch, daemon=True).start()
 growth = {}
 for n in (1000, 10000):
@@ -316,9 +302,10 @@ for n in (1000, 10000):
     growth[n] = max(seen) - begin
 print(json.dumps(growth))
 """
+)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
+@NEEDS_ACCOUNT
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (10000, 3, 32, 32), dtype=np.uint8)
     np.save(tmp_path / "images.npy", pixels)
