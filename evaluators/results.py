@@ -39,6 +39,8 @@ class Model(_Part):
     path: str
     sha256: str
     format: str
+    size: int | None = None
+    """Bytes."""
     metadata: dict[str, Any] | None
     """The record that the file carries, where it carries one."""
     preprocessing: dict[str, Any] = {}
@@ -54,6 +56,10 @@ class Dataset(_Part):
     n: int
     sha256: str
     """Of all images, labels and places in the dataset."""
+    shape: tuple[int, int, int] | None = None
+    """(C, H, W)."""
+    classes: list[str] = []
+    """Names of all classes, in the order of the labels."""
 
 
 class Threat(_Part):
@@ -210,7 +216,7 @@ class Results(_Part):
     """`max_abs_diff` and `argmax_agreement` of the module that gives gradients and the runtime; empty without one."""
     checks: Checks
     environment: dict[str, str | int]
-    """Versions, runtime and batch size."""
+    """Versions, runtime, batch size, hardware, and the SHA-256 of dgad-tk's own code."""
     gates: list[Gate] = []
     """Filled by `dgad gate --json`."""
     uncompared: list[str] = []

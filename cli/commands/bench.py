@@ -2,8 +2,6 @@
 
 import math
 import os
-import platform
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -83,6 +81,7 @@ def bench(
         check_replaceable("--output", output, "bench.json", f'"{SCHEMA}"', "was not written by `dgad bench`")
         output.parent.mkdir(parents=True, exist_ok=True)
 
+    from dgad_tk.artifacts.machine import processor
     from exporters.bench.describe import describe
     from exporters.bench.latency import available_threads, measure
     from exporters.bench.worker import PROVIDERS
@@ -110,7 +109,7 @@ def bench(
         survival = [_attacked(predictor, images, asked, command, quiet=quiet) for predictor, images in opened]
     benched = [Benched(*each) for each in zip(subjects, measured, survival, strict=True)]
     cores = available_threads()
-    report = BenchReport(command, provider, seconds, _processor(), cores, load_average, benched, asked)
+    report = BenchReport(command, provider, seconds, processor(), cores, load_average, benched, asked)
     document = report.to_dict()
     if output is not None:
         write_json(output, document)
@@ -132,15 +131,6 @@ def _numbers(text: str, flag: str, most: int = 999_999) -> list[int]:
     if numbers[-1] > most:
         raise UserError(f"{flag} must be at most {most:,}, got {numbers[-1]:,}", hint=hint)
     return numbers
-
-
-def _processor() -> str:
-    """The CPU's name, which Python itself tells only on some systems."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def _asked(opened: "list[tuple[Predictor, Dataset]]", radius: float | None, limit: int) -> Asked:

@@ -151,8 +151,7 @@ def _clean(
         total.update(content)
         hashes.append(hashlib.sha256(content).hexdigest())
         answers.append(judge(predictor, images_of(split, chunk), batch_size))
-    predicted, finite = (np.concatenate(parts) for parts in zip(*answers, strict=True))
-    return Judged(predicted, finite), total.hexdigest(), hashes
+    return Judged(*(np.concatenate(parts) for parts in zip(*answers, strict=True))), total.hexdigest(), hashes
 
 
 def _share(

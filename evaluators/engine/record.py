@@ -50,7 +50,7 @@ def finished(row: Row, parts: Sequence[Unit], starts: Sequence[int]) -> Outcome:
     """
     arrays: dict[str, Any] = {
         name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("attacked", "broken", "adv_pred", "l2", "linf", "gallery", "broken_by")
+        for name in ("attacked", "broken", "adv_pred", "confidence", "l2", "linf", "gallery", "broken_by")
     }
     sums: dict[str, Any] = {
         name: sum(getattr(part, name) for part in parts)

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from evaluators.target.ball import into_ball, l2, linf
 from evaluators.target.estimators import Counted, to_estimator
 from evaluators.target.judge import judge
 
-GALLERY = 8
-"""Adversarial images that a unit keeps, if it keeps any."""
+GALLERY, GALLERY_VALUES = 24, 2**21
+"""Adversarial images that a unit keeps, if it keeps any; of large images fewer, so that they hold no more numbers."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,9 @@ def unit_of(target: Predictor, row: Row, chunk: Chunk, found: Candidates, *, bat
     answers = judge(target, x_adv, batch_size)
     broken = ~answers.right(asked.labels)
     by = np.full(len(broken), -1, dtype=np.int8) if found.broken_by is None else found.broken_by
-    shown = np.flatnonzero(broken)[: GALLERY if gallery else 0]
+    distance = l2(x_adv, asked.images)
+    most = max(8, min(GALLERY, GALLERY_VALUES // max(1, math.prod(x_adv.shape[1:])))) if gallery else 0
+    shown = telling(np.flatnonzero(broken), distance, answers.confidence, asked.labels)[:most]
 
     def spread(name: str, values: NDArray[Any], fill: Any) -> NDArray[Any]:
         """`values` at the places `todo`; elsewhere what the smaller radius has, or `fill`."""
@@ -125,7 +128,8 @@ def unit_of(target: Predictor, row: Row, chunk: Chunk, found: Candidates, *, bat
         attacked=chunk.right.copy(),
         broken=spread("broken", broken, False),
         adv_pred=spread("adv_pred", answers.predicted, NOT_ATTACKED),
-        l2=spread("l2", l2(x_adv, asked.images), np.nan),
+        confidence=spread("confidence", answers.confidence, np.nan),
+        l2=spread("l2", distance, np.nan),
         linf=spread("linf", linf(x_adv, asked.images), np.nan),
         seconds=found.seconds + time.perf_counter() - begun,
         forward_passes=found.forwards + len(broken),
@@ -139,6 +143,30 @@ def unit_of(target: Predictor, row: Row, chunk: Chunk, found: Candidates, *, bat
         stage_seconds=found.stage_seconds,
         warnings=found.warnings,
     )
+
+
+def telling(
+    broken: NDArray[np.int64],
+    distance: NDArray[np.float64],
+    confidence: NDArray[np.float32],
+    labels: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """The places `broken`, those first that tell most: in turns the nearest, the most confident, the least confident
+    that still broke, and one of a class that is not there yet.
+
+    Args:
+        distance, confidence, labels: of all images, `(N,)`.
+    """
+    by_confidence = broken[np.argsort(confidence[broken], kind="stable")]
+    _, first = np.unique(labels[broken], return_index=True)
+    orders = [
+        broken[np.argsort(distance[broken], kind="stable")],
+        by_confidence[::-1],
+        by_confidence,
+        np.concatenate([broken[np.sort(first)], broken]),
+    ]
+    turns = [each for turn in zip_longest(*(order.tolist() for order in orders)) for each in turn if each is not None]
+    return np.array(list(dict.fromkeys(turns)), dtype=np.int64)
 
 
 class _Meter(ArrayFile):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from evaluators.attacks.array_file import ArrayFile
 
-UNIT_FORMAT = 4
+UNIT_FORMAT = 5
 NOT_ATTACKED = -1
 
 
@@ -25,10 +25,11 @@ class Unit:
         attacked: bool `(N,)`, the clean prediction is right.
         broken: bool `(N,)`, the deployed runtime gets the adversarial image wrong.
         adv_pred: int64 `(N,)`, its prediction there; -1 where not attacked.
+        confidence: float32 `(N,)`, probability of that prediction; NaN where not attacked.
         l2, linf: float64 `(N,)`, distances; NaN where not attacked.
         seconds: of the search and the judgement.
         forward_passes, backward_passes: images through the network, in search and judgement.
-        gallery: up to GALLERY adversarial images that broke, float32 `(g, C, H, W)`.
+        gallery: adversarial images that broke and are worth looking at, float32 `(g, C, H, W)`.
         gallery_at: their places in the chunk, `(g,)`.
         reused: how many of the broken images a smaller radius had broken.
         broken_by, stages, stage_seconds, warnings: as in `SearchResult`.
@@ -37,6 +38,7 @@ class Unit:
     attacked: NDArray[np.bool_]
     broken: NDArray[np.bool_]
     adv_pred: NDArray[np.int64]
+    confidence: NDArray[np.float32]
     l2: NDArray[np.float64]
     linf: NDArray[np.float64]
     seconds: float

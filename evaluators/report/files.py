@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgad_tk.answers.doubts import per_class, wilson
+from dgad_tk.artifacts.machine import code_sha256, machine
 from dgad_tk.artifacts.record import tool_versions
 from dgad_tk.common import write_json, written_aside
 from dgad_tk.data import Split
 from evaluators.engine.record import Evaluation, Outcome
+from evaluators.engine.units import Unit
 from evaluators.results import (
     FILE,
     Attack,
@@ -48,11 +50,19 @@ def results(evaluation: Evaluation, *, command: str, dataset: str, split: str) -
             path=str(predictor.path),
             sha256=predictor.sha256,
             format=predictor.format,
+            size=predictor.path.stat().st_size if predictor.path and predictor.path.is_file() else None,
             metadata=predictor.artifact.to_dict() if predictor.artifact else None,
             preprocessing=predictor.interface.to_dict(),
             notes=list(predictor.notes),
         ),
-        dataset=Dataset(name=dataset, split=split, n=n, sha256=evaluation.images_sha256),
+        dataset=Dataset(
+            name=dataset,
+            split=split,
+            n=n,
+            sha256=evaluation.images_sha256,
+            shape=predictor.input_shape,
+            classes=list(evaluation.classes),
+        ),
         threat=Threat(norm=evaluation.norm, eps=list(evaluation.eps)),
         seed=evaluation.seed,
         clean=Clean(
@@ -66,7 +76,13 @@ def results(evaluation: Evaluation, *, command: str, dataset: str, split: str) -
         worst_case=[_worst_case(evaluation, eps) for eps in evaluation.judged_eps],
         twin=asdict(evaluation.twin) if evaluation.twin else {},
         checks=check(evaluation),
-        environment={**tool_versions(), "runtime": predictor.runtime, "batch_size": evaluation.batch_size},
+        environment={
+            **tool_versions(),
+            "runtime": predictor.runtime,
+            "batch_size": evaluation.batch_size,
+            **machine(),
+            "code": code_sha256(),
+        },
     )
 
 
@@ -155,17 +171,19 @@ def _write_table(found: Results, path: Path) -> None:
 
 
 def samples(evaluation: Evaluation) -> dict[str, Any]:
-    """Per image `index`, `label`, `clean_pred` and its fingerprint `image`; for each row `robust/<id>`,
-    `adv_pred/<id>`, `l2/<id>`, `linf/<id>`, and of an ensemble `broken_by/<id>`."""
+    """Per image `index`, `label`, `clean_pred`, its probability `clean_confidence`, and the fingerprint `image`; for
+    each row `robust/<id>`, `adv_pred/<id>`, `confidence/<id>`, `l2/<id>`, `linf/<id>`, and of an ensemble
+    `broken_by/<id>`."""
     arrays: dict[str, Any] = {
         "index": evaluation.index,
         "label": evaluation.labels,
         "clean_pred": evaluation.clean.predicted,
+        "clean_confidence": evaluation.clean.confidence,
         "image": fingerprints(evaluation.split),
     }
     for row, unit in evaluation.done:
         arrays[f"robust/{row.id}"] = unit.attacked & ~unit.broken
-        for key in ("adv_pred", "l2", "linf", *(["broken_by"] if unit.stages else [])):
+        for key in ("adv_pred", "confidence", "l2", "linf", *(["broken_by"] if unit.stages else [])):
             arrays[f"{key}/{row.id}"] = getattr(unit, key)
     return arrays
 
@@ -183,16 +201,33 @@ def fingerprints(split: Split) -> NDArray[np.uint64]:
 
 def _gallery(evaluation: Evaluation) -> dict[str, Any]:
     """At most 64 adversarial images that broke, with the clean ones: `clean`, `adversarial` `(G, C, H, W)`, `row`,
-    `position` in the evaluated order, `label`, `adv_pred`."""
-    shown = [(row.id, unit, at) for row, unit in evaluation.done for at in range(len(unit.gallery))][:GALLERY_LIMIT]
+    `position` in the evaluated order, `label`, `clean_confidence`, `adv_pred`, `confidence`."""
+    shown = _shown(evaluation)
     places = np.array([unit.gallery_at[at] for _, unit, at in shown], dtype=np.int64)
     images = [unit.gallery[at] for _, unit, at in shown]
-    predicted = [unit.adv_pred[place] for (_, unit, _), place in zip(shown, places, strict=True)]
-    return {
+    found: dict[str, Any] = {
         "clean": images_of(evaluation.split, places),
         "adversarial": np.array(images, np.float32).reshape(len(shown), *evaluation.predictor.input_shape),
         "row": np.array([name for name, _, _ in shown], dtype=str),
         "position": places,
         "label": evaluation.labels[places],
-        "adv_pred": np.array(predicted, dtype=np.int64),
+        "clean_confidence": evaluation.clean.confidence[places],
     }
+    for key, kind in (("adv_pred", np.int64), ("confidence", np.float32)):
+        values = [getattr(unit, key)[place] for (_, unit, _), place in zip(shown, places, strict=True)]
+        found[key] = np.array(values, dtype=kind)
+    return found
+
+
+def _shown(evaluation: Evaluation) -> list[tuple[str, Unit, int]]:
+    """Row, unit and place in its gallery of each image: all of the strongest row, and the others in turns."""
+    kept = [(row, unit, list(range(len(unit.gallery)))) for row, unit in evaluation.done]
+    strength = [float(np.mean(unit.attacked & ~unit.broken)) if row.eps is not None else 1.0 for row, unit, _ in kept]
+    strongest = int(np.argmin(strength)) if kept else -1
+    turns = [
+        (turn if number != strongest else -1, number, at)
+        for number, (_, _, places) in enumerate(kept)
+        for turn, at in enumerate(places)
+    ]
+    chosen = sorted((number, at) for _, number, at in sorted(turns)[:GALLERY_LIMIT])
+    return [(kept[number][0].id, kept[number][1], at) for number, at in chosen]

@@ -35,10 +35,12 @@ class Judged(NamedTuple):
     Attributes:
         predicted: the first index of the largest logit, int64 `(N,)`.
         finite: where all logits are finite, bool `(N,)`.
+        confidence: probability of the predicted class, float32 `(N,)`; NaN where the logits are not finite.
     """
 
     predicted: NDArray[np.int64]
     finite: NDArray[np.bool_]
+    confidence: NDArray[np.float32]
 
     def right(self, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Where the answer is the label and finite, bool `(N,)`."""
@@ -61,7 +63,20 @@ class Twin:
 def judge(predictor: Predictor, images: Images, batch_size: int) -> Judged:
     """Ask the deployed runtime, `batch_size` images at a time."""
     logits = logits_of(predictor, images, batch_size)
-    return Judged(logits.argmax(axis=1), np.asarray(np.isfinite(logits).all(axis=1)))
+    return Judged(logits.argmax(axis=1), np.asarray(np.isfinite(logits).all(axis=1)), confidences(logits))
+
+
+def confidences(logits: Logits) -> NDArray[np.float32]:
+    """The largest probability of each image, `(N, K)` to float32 `(N,)`; NaN where the logits are not finite.
+
+    Rows that are probabilities already, since they are not negative and sum to 1, are taken as they are.
+    """
+    finite = np.asarray(np.isfinite(logits).all(axis=1))
+    known = np.where(finite[:, None], logits, 0.0).astype(np.float64)
+    highest = known.max(axis=1, initial=-np.inf)
+    softmax = 1.0 / np.exp(known - highest[:, None]).sum(axis=1)
+    done = (known >= 0).all(axis=1) & (np.abs(known.sum(axis=1) - 1) < 1e-4)
+    return np.where(finite, np.where(done, highest, softmax), np.nan).astype(np.float32)
 
 
 def logits_of(predictor: Predictor, images: Images, batch_size: int) -> Logits:

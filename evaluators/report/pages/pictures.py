@@ -10,7 +10,7 @@ from PIL import Image
 
 SMALL = 64
 """Images up to this height and width are stored exactly and shown pixel by pixel; larger ones are JPEG."""
-LARGEST = 448
+LARGEST = 224
 """Height or width of what a page holds. Larger images are scaled down."""
 QUALITY = 88
 
