@@ -1,0 +1,241 @@
+"""What the attacks found: bars per radius, attacks without a limit, stages, accuracy against eps, transfer."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from evaluators.report.evaluation.headline import main_case, strongest
+from evaluators.report.evidence import Evidence
+from evaluators.report.pages.charts import PERCENT, Axis, Chart, Line, line_chart
+from evaluators.report.pages.words import count, duration, eps_text, percent
+from evaluators.results import Attack, Interval, Results
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A share as a bar."""
+
+    label: str
+    share: float
+    ends: Interval | None = None
+    strong: bool = False
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Radius:
+    """The attacks inside one ball.
+
+    Attributes:
+        note: how to read it, and the finding.
+    """
+
+    eps: str
+    bars: list[Bar]
+    note: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a stacked bar: what it is called, how many images, and its colour."""
+
+    text: str
+    n: int
+    style: str
+    seconds: str = ""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What became of all images under an ensemble of attacks."""
+
+    row: str
+    parts: list[Part]
+    said: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a heat map: its text, and how dark it is, 0 to 1."""
+
+    text: str
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A table of numbers whose background says how large they are."""
+
+    corner: str
+    columns: list[str]
+    rows: list[tuple[str, list[Cell]]]
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A figure of the paper beside the one that was found here; `here` is None where no such attack ran."""
+
+    what: str
+    paper: float
+    here: float | None
+    detail: str = ""
+
+
+def radii(results: Results) -> list[Radius]:
+    """The budget rows as bars, ball by ball."""
+    found = []
+    for eps in dict.fromkeys(row.eps for row in results.attacks if row.eps is not None):
+        rows = [row for row in results.attacks if row.eps == eps]
+        done = [row for row in rows if row.robust_accuracy is not None]
+        worst = next((case for case in results.worst_case if case.eps == eps), None)
+        least = min((row.robust_accuracy or 0.0 for row in done if row.n == results.dataset.n), default=None)
+        bars = [_bar(row, results, least) for row in done]
+        if worst and len(done) > 1:
+            bars.append(Bar("all of them together", worst.robust_accuracy, worst.ci95, strong=True))
+        strong = [row.id for row in done if row.robust_accuracy == least and row.n == results.dataset.n]
+        note = f"The strongest is {strong[0]}." if strong and len(done) > 1 else ""
+        if worst and least is not None and worst.robust_accuracy < least:
+            note += f" Together they leave {percent(worst.robust_accuracy)}: each breaks images that others leave."
+        if left_out := [row for row in rows if row.status != "done"]:
+            note += f" {count(len(left_out), 'row')} without a result: see below."
+        found.append(Radius(eps_text(eps), bars, note.strip()))
+    return found
+
+
+def _bar(row: Attack, results: Results, least: float | None) -> Bar:
+    whole = row.n == results.dataset.n
+    detail = "" if whole else f"of the first {row.n:,} images"
+    share = row.robust_accuracy or 0.0
+    return Bar(row.name if row.surrogate is None else row.names[0], share, row.ci95, whole and share == least, detail)
+
+
+def unlimited(results: Results) -> list[Attack]:
+    """Rows that look for the nearest adversarial image."""
+    return [row for row in results.attacks if row.eps is None and row.status == "done"]
+
+
+def without_result(results: Results) -> list[Attack]:
+    """Rows that were skipped or failed."""
+    return [row for row in results.attacks if row.status != "done"]
+
+
+def stages(results: Results) -> list[Stages]:
+    """What became of the images, stage by stage, of each ensemble at the main radius."""
+    case, found = main_case(results), []
+    for row in results.attacks:
+        if not row.stages or row.robust is None or (case and row.eps != case.eps):
+            continue
+        broken = [stage for stage in row.stages if stage.broken]
+        wrong = row.n - row.robust - sum(stage.broken for stage in row.stages)
+        parts = [Part("wrong before any attack", wrong, "wrong")] if wrong > 0 else []
+        for stage in row.stages:
+            style = f"broke{min(1 + row.stages.index(stage), 4)}"
+            parts.append(Part(f"broken by {stage.name}", stage.broken, style, duration(stage.seconds)))
+        parts.append(Part("still right", row.robust, "held"))
+        said = f"Of {count(row.n, 'image')}: " + "; ".join(f"{part.n:,} {part.text}" for part in parts if part.n)
+        if broken:
+            first = max(broken, key=lambda stage: stage.broken)
+            said += f". {first.name} did most of it."
+        found.append(Stages(row.id, parts, said))
+    return found
+
+
+def against_eps(results: Results) -> Chart | None:
+    """Robust accuracy against eps, from clean accuracy at 0; None for a single radius."""
+    cases = sorted(results.worst_case, key=lambda case: case.eps)
+    if len(cases) < 2:
+        return None
+    start = (0.0, results.clean.accuracy)
+    worst = Line(
+        "all attacks together",
+        [start, *((case.eps, case.robust_accuracy) for case in cases)],
+        ends=[start[1:] * 2, *(case.ci95 for case in cases)],
+        texts=[
+            f"clean: {percent(start[1])}",
+            *(f"{eps_text(case.eps)}: {percent(case.robust_accuracy)}" for case in cases),
+        ],
+        values=[f"{100 * share:.0f}" for share in (start[1], *(case.robust_accuracy for case in cases))],
+    )
+    lines = [worst]
+    for name in dict.fromkeys(row.name for row in results.attacks if row.surrogate is None):
+        rows = [
+            row for row in results.attacks if row.name == name and row.surrogate is None and row.n == results.dataset.n
+        ]
+        shares = sorted(
+            (row.eps, row.robust_accuracy) for row in rows if row.eps is not None and row.robust_accuracy is not None
+        )
+        if len(shares) > 1 and len(lines) < 5:
+            lines.append(Line(name, [start, *shares]))
+    ticks = _spread([(0.0, "0"), *((case.eps, eps_text(case.eps)) for case in cases)])
+    x = Axis(f"eps ({cases[0].norm}, as a fraction of the pixel range)", 0.0, cases[-1].eps, ticks)
+    told = ", ".join(f"{percent(case.robust_accuracy)} at {eps_text(case.eps)}" for case in cases)
+    y = Axis("still right", PERCENT.low, PERCENT.high, PERCENT.ticks)
+    return line_chart(lines, x, y, alt=f"Robust accuracy against eps: {percent(start[1])} clean, {told}")
+
+
+def _spread(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    """The ticks without those that would touch the one before."""
+    kept, span = ticks[:1], ticks[-1][0] - ticks[0][0]
+    for _, (at, text) in pairwise(ticks):
+        if at - kept[-1][0] >= 0.12 * span:
+            kept.append((at, text))
+    return kept
+
+
+def transfer(results: Results) -> list[Heat]:
+    """What examples made on other models broke, one heat map per radius: surrogates down, attacks across."""
+    rows = [row for row in results.attacks if row.source == "transfer" and row.eps is not None]
+    found = []
+    for eps in dict.fromkeys(row.eps for row in rows):
+        here = {(row.surrogate, row.name): row for row in rows if row.eps == eps}
+        surrogates, names = list(dict.fromkeys(key[0] for key in here)), list(dict.fromkeys(key[1] for key in here))
+        lines = [(str(each), [_share_broken(here.get((each, name))) for name in names]) for each in surrogates]
+        found.append(Heat(f"made on, at {eps_text(eps)}", names, lines))
+    return found
+
+
+def _share_broken(row: Attack | None) -> Cell:
+    if row is None or row.success is None:
+        return Cell(row.status if row else "not run", None)
+    return Cell(percent(row.success), row.success)
+
+
+_PAPER = {
+    "clean": ("clean", ""),
+    "fgsm": ("FGSM", "fgsm"),
+    "pgd": ("PGD", "pgd"),
+    "cw": ("CW", "cw2-paper"),
+    "aa": ("AutoAttack", "autoattack"),
+}
+"""Figures that papers print: what they are called, and the row that answers the same question."""
+
+
+def printed(evidence: Evidence) -> list[Printed]:
+    """The paper's figures, where the model's record has them, beside those found at the radius it was trained for."""
+    results = evidence.results
+    paper = paper_of(results)
+    case, figures = main_case(results), paper.get("figures")
+    found = []
+    for key, (label, name) in _PAPER.items():
+        value = figures.get(key) if isinstance(figures, dict) else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        rows = [row for row in results.attacks if row.name == name and row.surrogate is None and row.status == "done"]
+        own = next((row for row in rows if row.eps is None or (case and row.eps == case.eps)), None)
+        here = results.clean.accuracy if key == "clean" else None
+        if own is not None:
+            here = own.accuracy if own.robust_accuracy is None else own.robust_accuracy
+        found.append(Printed(label, value / 100, here, "" if key == "clean" or own is None else own.id))
+    return found
+
+
+def paper_of(results: Results) -> dict[str, object]:
+    """What the model's record says of a paper; empty for nothing."""
+    training = (results.model.metadata or {}).get("training")
+    paper = training.get("paper") if isinstance(training, dict) else None
+    return paper if isinstance(paper, dict) else {}
+
+
+def strongest_name(results: Results) -> str:
+    """The id of the strongest row, or nothing."""
+    row = strongest(results)
+    return row.id if row else ""

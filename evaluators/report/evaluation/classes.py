@@ -1,0 +1,149 @@
+"""Class by class: clean and robust accuracy, and what images were taken for."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluators.report.evaluation.attacks import Cell, Heat
+from evaluators.report.evaluation.headline import main_case
+from evaluators.report.evidence import Evidence, Samples
+from evaluators.report.pages.charts import Axis, Chart, histogram
+from evaluators.report.pages.words import count, percent
+from evaluators.results import Results
+
+MOST = 12
+"""Classes that are shown each; of more, the weakest and the strongest, and how the rest are spread."""
+WEAKEST, STRONGEST, PAIRS = 10, 3, 10
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class: clean and robust accuracy."""
+
+    label: str
+    first: float
+    second: float
+    strong: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Class by class.
+
+    Attributes:
+        rows: the weakest first. Of many classes, only some.
+        best: the strongest of many.
+        spread: how robust accuracy is spread over many classes.
+        note: the finding.
+    """
+
+    rows: list[ClassRow]
+    best: list[ClassRow]
+    spread: Chart | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What images were taken for under attack: a table of few classes, the commonest pairs of many."""
+
+    heat: Heat | None
+    pairs: list[tuple[str, str, int]]
+    note: str
+
+
+def by_class(results: Results) -> Classes | None:
+    """Clean and robust accuracy of every class; None where no attack with a limit saw all images."""
+    case = main_case(results)
+    if case is None or not case.classes:
+        return None
+    clean = {each.class_: each for each in results.clean.classes}
+    order = sorted(case.classes, key=lambda each: (each.right / each.n, each.class_))
+    rows = []
+    for number, each in enumerate(order):
+        before = clean[each.class_].right / each.n if each.class_ in clean else 0.0
+        detail = f"of {each.n:,}"
+        rows.append(ClassRow(each.class_, before, each.right / each.n, number == 0, detail))
+    shares = [row.second for row in rows]
+    few = min(each.n for each in order)
+    note = (
+        f"Open dots: clean. Filled: under the worst attack. The weakest is {rows[0].label}, {percent(shares[0])}; "
+        f"the average of {percent(case.robust_accuracy)} hides it."
+        if shares[0] < case.robust_accuracy - 0.05
+        else f"Open dots: clean. Filled: under the worst attack. The weakest is {rows[0].label}, {percent(shares[0])}."
+    )
+    if few < 50:
+        note += f" Some classes have only {count(few, 'image')}, so that single images move their figures."
+    if len(rows) <= MOST:
+        return Classes(rows, [], None, note)
+    spread = histogram(
+        [shares],
+        Axis("robust accuracy of a class", 0.0, 1.0, [(each / 4, f"{25 * each} %") for each in range(5)]),
+        bins=20,
+        noun="classes",
+        alt=f"Robust accuracy of {len(rows)} classes: half of them are below {percent(float(np.median(shares)))}",
+    )
+    return Classes(rows[:WEAKEST], rows[: -STRONGEST - 1 : -1], spread, note)
+
+
+def answers_under_attack(evidence: Evidence) -> NDArray[np.int64] | None:
+    """What the images that broke were taken for at the main radius, `(n,)`; -1 where an image did not break.
+
+    Of several attacks that broke an image, the strongest row answers.
+    """
+    results, samples, case = evidence.results, evidence.samples, main_case(evidence.results)
+    if samples is None or case is None:
+        return None
+    rows = [
+        row
+        for row in evidence.done
+        if row.eps is not None and row.eps <= case.eps and row.n == results.dataset.n and row.id in samples.rows
+    ]
+    found = np.full(results.dataset.n, -1, dtype=np.int64)
+    for row in sorted(rows, key=lambda each: each.robust or 0):
+        broke = broken(samples, row.id) & (found == -1)
+        found[broke] = samples.rows[row.id]["adv_pred"][broke]
+    return found
+
+
+def broken(samples: Samples, row: str) -> NDArray[np.bool_]:
+    """Which of the first m images a row broke: right when clean, and not after it. `(m,)`."""
+    held = samples.rows[row]["robust"].astype(bool)
+    m = len(held)
+    return np.asarray((samples.clean_pred[:m] == samples.label[:m]) & ~held & (samples.rows[row]["adv_pred"] >= 0))
+
+
+def taken_for(evidence: Evidence) -> Taken | None:
+    """What images were taken for under attack; None where nothing broke or the outcomes are not at hand."""
+    answers = answers_under_attack(evidence)
+    if answers is None or evidence.samples is None or not (answers >= 0).any():
+        return None
+    at = np.flatnonzero(answers >= 0)
+    pairs = Counter(zip(evidence.samples.label[at].tolist(), answers[at].tolist(), strict=True))
+    (label, answer), most = pairs.most_common(1)[0]
+    note = (
+        f"Most often {evidence.class_name(label)} was taken for {evidence.class_name(answer)}: {count(most, 'time')}."
+    )
+    classes = max(len(evidence.results.dataset.classes), int(evidence.samples.label.max()) + 1)
+    if classes > MOST:
+        named = [
+            (evidence.class_name(one), evidence.class_name(other), n) for (one, other), n in pairs.most_common(PAIRS)
+        ]
+        return Taken(None, named, note)
+    names = [evidence.class_name(number) for number in range(classes)]
+    return Taken(_table(pairs, names, most), [], note)
+
+
+def _table(pairs: Counter[tuple[int, int]], names: Sequence[str], most: int) -> Heat:
+    rows = []
+    for label, name in enumerate(names):
+        cells = [
+            Cell("", None) if label == answer or not pairs[label, answer] else Cell(f"{n:,}", n / most)
+            for answer, n in ((answer, pairs[label, answer]) for answer in range(len(names)))
+        ]
+        rows.append((name, cells))
+    return Heat("was \\ became", list(names), rows)
