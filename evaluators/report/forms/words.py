@@ -1,0 +1,157 @@
+"""What all forms say in the same words: the headline, the rows, the weakest class, the doubts, how it was measured."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dgad_tk.strangers.names import shown
+from dgad_tk.strangers.number_text import format_fraction
+from evaluators.results import Attack, ClassShare, Interval, Results
+
+LIMITS = (
+    "An attack gives an upper bound: what it left right may fall to another one, so the true share is at most that.",
+    "An interval tells what the choice of images leaves open. It does not tell what stronger attacks would find.",
+    "The figures hold for this file, these images, this norm and these radii, and for no other.",
+)
+"""What the figures do not promise."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: clean accuracy, an attack, or the worst case. Shares are fractions of 1.
+
+    Attributes:
+        name: `clean`, the id of a row, or `worst case linf`.
+        eps: as people write it; empty for `clean`.
+        share: right when clean, or robust; None where there is none.
+        note: why there is no figure, or that not all images were looked at.
+    """
+
+    name: str
+    eps: str
+    share: float | None
+    ci95: Interval | None = None
+    success: float | None = None
+    median_l2: float | None = None
+    note: str = ""
+
+
+def plain(text: object) -> str:
+    """Text of a stranger on one line: control characters and marks that turn the direction of writing are spelt out."""
+    return "".join(
+        f"\\u{ord(char):04x}" if unicodedata.bidirectional(char) in _TURNING or char in _MARKS else char
+        for char in shown(str(text))
+    )
+
+
+_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+_MARKS = {"\u200e", "\u200f", "\u061c", "\ufeff"}
+
+
+def percent(share: float) -> str:
+    """`71.2 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def between(ends: Interval) -> str:
+    """`35.4 % to 41.5 %`."""
+    return f"{percent(ends[0])} to {percent(ends[1])}"
+
+
+def ball(norm: str, eps: float) -> str:
+    """`Linf 8/255`."""
+    return f"{norm.capitalize()} {format_fraction(eps)}"
+
+
+def headline(results: Results) -> str:
+    """The answer in one or two sentences. It does not boast of figures that are in doubt."""
+    sure = results.checks.verdict == "high"
+    n = results.clean.n
+    found = [
+        f"{'' if sure else 'at most '}{percent(each.robust_accuracy)} (95 % interval {between(each.ci95)}) "
+        f"at {ball(each.norm, each.eps)}"
+        for each in results.worst_case
+    ]
+    clean = f"Of {n:,} image{'s' if n != 1 else ''}, {percent(results.clean.accuracy)} were classified correctly"
+    if not found:
+        return f"{clean}. No attack inside an eps-ball was finished on all of them."
+    still = found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}"
+    sentence = f"{clean}, and {still} still were under the worst attack found."
+    return sentence if sure else f"{sentence} {_caution(results)}"
+
+
+def _caution(results: Results) -> str:
+    if results.checks.verdict == "unreliable":
+        return "The evaluation is unreliable: do not quote these figures before its doubts are settled."
+    return "The evaluation has doubts about itself."
+
+
+def lines(results: Results) -> list[Line]:
+    """Clean accuracy, every attack, and the worst case at every radius."""
+    found = [Line("clean", "", results.clean.accuracy), *(_line(row, results.dataset.n) for row in results.attacks)]
+    for each in results.worst_case:
+        eps = format_fraction(each.eps)
+        found.append(Line(f"worst case {each.norm}", eps, each.robust_accuracy, each.ci95))
+    return found
+
+
+def _line(row: Attack, n: int) -> Line:
+    eps = "unbounded" if row.eps is None else format_fraction(row.eps)
+    if row.status != "done":
+        return Line(row.id, eps, None, note=row.status)
+    note = "" if row.n == n else f"first {row.n:,}"
+    return Line(row.id, eps, row.robust_accuracy, row.ci95, row.success, row.median_l2, note)
+
+
+def weakest(classes: Sequence[ClassShare]) -> ClassShare | None:
+    """The class with the smallest share of right images, the first of several."""
+    return min(classes, key=lambda each: each.right / each.n, default=None)
+
+
+def weakest_classes(results: Results) -> list[tuple[str, str, str]]:
+    """For clean images and every radius: when, the weakest class, and its share in words."""
+    cases: list[tuple[str, Sequence[ClassShare]]] = [("on clean images", results.clean.classes)]
+    cases += [(f"under attack at {ball(each.norm, each.eps)}", each.classes) for each in results.worst_case]
+    found = []
+    for when, classes in cases:
+        if worst := weakest(classes):
+            share = f"{percent(worst.right / worst.n)} ({worst.right:,} of {worst.n:,})"
+            found.append((f"Weakest of {len(classes):,} classes {when}", worst.class_, share))
+    return found
+
+
+def doubts(results: Results) -> list[tuple[str, str]]:
+    """What to doubt: each text once, with the names of the checks and rows that it is about."""
+    found: dict[str, list[str]] = {}
+    for item in results.checks.items:
+        if item.verdict != "high" and item.name not in found.setdefault(item.detail, []):
+            found[item.detail].append(item.name)
+    said = set(found)
+    for row in results.attacks:
+        for note in [*row.flags, *([f"{row.status}: {row.reason}"] if row.status != "done" else [])]:
+            if note not in said:
+                found.setdefault(note, []).append(row.id)
+    return [(", ".join(names), text) for text, names in found.items()]
+
+
+def measured(results: Results) -> list[tuple[str, str]]:
+    """What identifies the evaluation, and what it takes to repeat it."""
+    model, dataset = results.model, results.dataset
+    environment = ", ".join(f"{key} {value}" for key, value in results.environment.items())
+    twin = ", ".join(f"{key} {value:.4g}" for key, value in results.twin.items())
+    passes = [sum(row.forward_passes for row in results.attacks), sum(row.backward_passes for row in results.attacks)]
+    found = {
+        "Model": f"{model.path} ({model.format})",
+        "SHA-256 of the model": model.sha256,
+        "Images": f"{dataset.name} {dataset.split}, {dataset.n:,} images",
+        "SHA-256 of the images": dataset.sha256,
+        "Threat": ", ".join(ball(results.threat.norm, eps) for eps in results.threat.eps) or results.threat.norm,
+        "Seed": str(results.seed),
+        "Cost": f"{sum(row.seconds for row in results.attacks):.1f} s of attacks, {passes[0]:,} forward and "
+        f"{passes[1]:,} backward passes",
+        "Gradients against runtime": twin,
+        "Environment": environment,
+        "Date": results.created,
+        "Command": results.command,
+    }
+    return [(key, value) for key, value in found.items() if value]
