@@ -42,7 +42,7 @@ def verdict(results: Results) -> list[str]:
 
 def rows(results: Results) -> list[str]:
     """The table of one model."""
-    names = ["attack", "eps", "robust", "95 % interval", "success", "median L2"]
+    names = ["attack", "eps", "accuracy", "95 % interval", "success", "median L2"]
     return table(names, [_cells(line) for line in lines(results)])
 
 

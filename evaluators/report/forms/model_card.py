@@ -141,9 +141,10 @@ def _use(results: Results, record: Artifact | None) -> list[str]:
             f"Classifies images of {size} into {len(record.classes)} classes: {named}{more}.",
             "Input is float32 of shape (N, C, H, W) in [0, 1], output are logits; normalisation is inside the file.",
         ]
-    given = {key: value for key, value in results.model.preprocessing.items() if value}
+    usual = (None, [], [0.0, 1.0])
+    given = [f"{key} {value}" for key, value in results.model.preprocessing.items() if value not in usual]
     if given:
-        lines.append(f"Before the file takes them, pixels in [0, 1] were prepared so: {code(given)}.")
+        lines.append(f"It was given pixels in [0, 1] by these rules: {', '.join(map(code, given))}.")
     return [*lines, "What it is fit for beyond that is not known from an evaluation."]
 
 

@@ -37,6 +37,8 @@ def robustbench_notes(results: Sequence[Results]) -> list[str]:
     where = f"model_info/{plain(results[0].dataset.name)}/{norm}/" if norm else ""
     notes.append(f"it belongs into {where}" if where else f"RobustBench has no leaderboard for {plain(row.norm)}")
     notes.append(f"leaderboards count the whole test set; this is of {results[0].dataset.n:,} images")
+    if results[0].checks.verdict != "high":
+        notes.append(f"the evaluation's own verdict is {results[0].checks.verdict}; the form knows only `unreliable`")
     return notes
 
 
@@ -46,6 +48,7 @@ def _entry(results: Sequence[Results]) -> dict[str, Any]:
     version = found.environment.get("dgad-tk", "")
     dataset = html.escape(plain(found.dataset.name))
     made = f"AutoAttack {MARK} {plain(version)}".strip()  # the leaderboard takes the footnote for HTML
+    made += "".join(f", {plain(key)} {plain(value)}," for key, value in row.params.items())
     return {
         "link": None,
         "name": None,

@@ -51,16 +51,17 @@ def sarif(results: Sequence[Results]) -> str:
 
 def findings(results: Results) -> Iterator[Finding]:
     """What is wrong with a model or with its evaluation; nothing where all is well."""
-    rows = {row.id for row in results.attacks}
+    rows = {row.id: row.status for row in results.attacks}
     said = set()
     for item in results.checks.items:
-        if item.verdict != "high" and (item.name, item.detail) not in said:
+        missing = rows.get(item.name, "done") != "done"  # of which there is a finding anyway
+        if item.verdict != "high" and not missing and (item.name, item.detail) not in said:
             said.add((item.name, item.detail))
             rule = item.name if item.name in CHECKS and item.name not in rows else "attack doubt"
             yield Finding(rule, _LEVELS[item.verdict], item.name, f"{item.name}: {item.detail}")
     for row in results.attacks:
         if row.status != "done":
-            level = "error" if row.status == "failed" else "note"
+            level = "warning" if row.status == "failed" else "note"
             yield Finding(f"attack {row.status}", level, row.id, f"{row.id} {row.status}: {row.reason}")
         for flag in row.flags:
             if (row.id, flag) not in said:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dgad_tk.strangers.names import shown
 from dgad_tk.strangers.number_text import format_fraction
-from evaluators.results import Attack, ClassShare, Interval, Results
+from evaluators.results import Attack, ClassShare, Interval, Results, Verdict
 
 LIMITS = (
     "An attack gives an upper bound: what it left right may fall to another one, so the true share is at most that.",
@@ -36,16 +36,21 @@ class Line:
     note: str = ""
 
 
+_CAUTION: dict[Verdict, str] = {
+    "high": "",
+    "warn": "The evaluation has doubts about itself.",
+    "unreliable": "The evaluation is unreliable: do not quote these figures before its doubts are settled.",
+}
+_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+_MARKS = {"\u200e", "\u200f", "\u061c", "\ufeff"}
+
+
 def plain(text: object) -> str:
     """Text of a stranger on one line: control characters and marks that turn the direction of writing are spelt out."""
     return "".join(
         f"\\u{ord(char):04x}" if unicodedata.bidirectional(char) in _TURNING or char in _MARKS else char
         for char in shown(str(text))
     )
-
-
-_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-_MARKS = {"\u200e", "\u200f", "\u061c", "\ufeff"}
 
 
 def percent(share: float) -> str:
@@ -65,25 +70,20 @@ def ball(norm: str, eps: float) -> str:
 
 def headline(results: Results) -> str:
     """The answer in one or two sentences. It does not boast of figures that are in doubt."""
-    sure = results.checks.verdict == "high"
+    most = "" if results.checks.verdict == "high" else "at most "
     n = results.clean.n
-    found = [
-        f"{'' if sure else 'at most '}{percent(each.robust_accuracy)} (95 % interval {between(each.ci95)}) "
-        f"at {ball(each.norm, each.eps)}"
-        for each in results.worst_case
-    ]
     clean = f"Of {n:,} image{'s' if n != 1 else ''}, {percent(results.clean.accuracy)} were classified correctly"
-    if not found:
-        return f"{clean}. No attack inside an eps-ball was finished on all of them."
-    still = found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}"
-    sentence = f"{clean}, and {still} still were under the worst attack found."
-    return sentence if sure else f"{sentence} {_caution(results)}"
-
-
-def _caution(results: Results) -> str:
-    if results.checks.verdict == "unreliable":
-        return "The evaluation is unreliable: do not quote these figures before its doubts are settled."
-    return "The evaluation has doubts about itself."
+    shares = [
+        f"{most}{percent(each.robust_accuracy)} (95 % interval {between(each.ci95)})" for each in results.worst_case
+    ]
+    radii = [ball(each.norm, each.eps) for each in results.worst_case]
+    if not shares:
+        sentence = f"{clean}. No attack inside an eps-ball was finished on all of them."
+    else:
+        more = [f"{share} at {radius}" for share, radius in zip(shares[1:], radii[1:], strict=True)]
+        first = f"{clean}, and {shares[0]} still were under the worst attack found at {radii[0]}"
+        sentence = "; ".join([first, *more]) + "."
+    return f"{sentence} {_CAUTION[results.checks.verdict]}".strip()
 
 
 def lines(results: Results) -> list[Line]:
@@ -141,7 +141,8 @@ def measured(results: Results) -> list[tuple[str, str]]:
     twin = ", ".join(f"{key} {value:.4g}" for key, value in results.twin.items())
     passes = [sum(row.forward_passes for row in results.attacks), sum(row.backward_passes for row in results.attacks)]
     found = {
-        "Model": f"{model.path} ({model.format})",
+        "Model": model.path,
+        "Format": model.format,
         "SHA-256 of the model": model.sha256,
         "Images": f"{dataset.name} {dataset.split}, {dataset.n:,} images",
         "SHA-256 of the images": dataset.sha256,
