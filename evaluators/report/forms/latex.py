@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from evaluators.report.forms.words import Line, ball, lines, plain
+from evaluators.report.forms.facts import Line, ball, lines, plain
 from evaluators.results import Results
 
 MARK = "% dgad report"

@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 
-from evaluators.report.forms.markup import code, prose, table
-from evaluators.report.forms.words import (
+from evaluators.report.forms.facts import (
     LIMITS,
     Line,
-    between,
     doubts,
     headline,
     lines,
     measured,
-    percent,
     weakest_classes,
 )
+from evaluators.report.forms.markup import code, prose, table
+from evaluators.report.pages.words import interval, percent
 from evaluators.results import Results
 
 MARK = "<!-- dgad report -->"
@@ -42,7 +41,7 @@ def verdict(results: Results) -> list[str]:
 
 def rows(results: Results) -> list[str]:
     """The table of one model."""
-    names = ["attack", "eps", "accuracy", "95 % interval", "success", "median L2"]
+    names = ["attack", "eps", "accuracy", "95 % interval, %", "success", "median L2"]
     return table(names, [_cells(line) for line in lines(results)])
 
 
@@ -52,7 +51,7 @@ def _cells(line: Line) -> list[str]:
         name,
         line.eps,
         "" if line.share is None else percent(line.share),
-        "" if line.ci95 is None else between(line.ci95),
+        "" if line.ci95 is None else interval(line.ci95),
         "" if line.success is None else percent(line.success),
         "" if line.median_l2 is None else f"{line.median_l2:.3f}",
     ]
@@ -71,7 +70,7 @@ def _one_cell(line: Line | None) -> str:
         return ""
     if line.share is None:
         return line.note or (f"success {percent(line.success)}" if line.success is not None else "")
-    text = percent(line.share) + (f" ({between(line.ci95)})" if line.ci95 else "")
+    text = percent(line.share) + (f" ({interval(line.ci95)})" if line.ci95 else "")
     return f"{text}, {line.note}" if line.note else text
 
 

@@ -3,10 +3,11 @@
 import re
 from collections.abc import Sequence
 
-from evaluators.report.forms.words import plain
+from evaluators.report.forms.facts import plain
 
-_WORD = re.compile(r"(?!www\.)[\w.,;:'()%+=/?!∞-]*", re.IGNORECASE)
-"""Words that mean nothing to Markdown. A colon before two slashes and an underscore do."""
+_WORD = re.compile(r"(?!:)[\w.,;:'()%+=/?!∞-]*")
+_LINK = re.compile(r"_|://|www\.", re.IGNORECASE)
+"""Words of harmless characters that are markup or links all the same have one of these."""
 
 
 def code(text: object) -> str:
@@ -27,8 +28,7 @@ def prose(text: object) -> str:
 
 
 def _word(word: str) -> str:
-    harmless = _WORD.fullmatch(word) and "_" not in word and "://" not in word
-    return word if harmless else code(word)
+    return word if _WORD.fullmatch(word) and not _LINK.search(word) else code(word)
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:

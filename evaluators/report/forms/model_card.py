@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import UserError
+from evaluators.report.forms.facts import LIMITS, ball, headline, plain
 from evaluators.report.forms.markdown import how, rows, verdict, weakest_lines
 from evaluators.report.forms.markup import code, prose
-from evaluators.report.forms.words import LIMITS, ball, headline, plain
 from evaluators.results import Results
 
 MARK = "# dgad report"
@@ -141,7 +141,7 @@ def _use(results: Results, record: Artifact | None) -> list[str]:
             f"Classifies images of {size} into {len(record.classes)} classes: {named}{more}.",
             "Input is float32 of shape (N, C, H, W) in [0, 1], output are logits; normalisation is inside the file.",
         ]
-    usual = (None, [], [0.0, 1.0])
+    usual: tuple[Any, ...] = (None, [], [0.0, 1.0])
     given = [f"{key} {value}" for key, value in results.model.preprocessing.items() if value not in usual]
     if given:
         lines.append(f"It was given pixels in [0, 1] by these rules: {', '.join(map(code, given))}.")

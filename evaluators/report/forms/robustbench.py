@@ -11,7 +11,7 @@ from typing import Any
 
 from dgad_tk.common import UserError
 from dgad_tk.strangers.number_text import format_fraction
-from evaluators.report.forms.words import plain
+from evaluators.report.forms.facts import plain
 from evaluators.results import Attack, Results
 
 MARK = "by dgad-tk"

@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import quote
 
 from dgad_tk import __version__
+from evaluators.report.forms.facts import headline, plain
 from evaluators.report.forms.sarif_rules import CHECKS, RULES, descriptor, rule_id
-from evaluators.report.forms.words import headline, plain
 from evaluators.results import Results, Verdict
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"

@@ -56,7 +56,7 @@ def _page(results: Sequence[Results], folders: Sequence[Path], path: Path) -> No
 
 
 FORMS: dict[str, Text | Page] = {
-    "html": Page("report.html", "page with charts and images, one file", "<!-- dgad report -->", _page),
+    "html": Page("report.html", "page with charts and images, one file", 'content="dgad-tk ', _page),
     "md": Text("report.md", "Markdown for a pull request", markdown.MARK, markdown.markdown),
     "csv": Text("results.csv", "the rows of all results", csv_rows.MARK, csv_rows.csv_rows),
     "latex": Text("report.tex", "table with intervals, for booktabs", latex.MARK, latex.latex),

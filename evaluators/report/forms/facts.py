@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dgad_tk.strangers.names import shown
 from dgad_tk.strangers.number_text import format_fraction
+from evaluators.report.pages.words import count, interval, percent
 from evaluators.results import Attack, ClassShare, Interval, Results, Verdict
 
 LIMITS = (
@@ -53,16 +54,6 @@ def plain(text: object) -> str:
     )
 
 
-def percent(share: float) -> str:
-    """`71.2 %`."""
-    return f"{100 * share:.1f} %"
-
-
-def between(ends: Interval) -> str:
-    """`35.4 % to 41.5 %`."""
-    return f"{percent(ends[0])} to {percent(ends[1])}"
-
-
 def ball(norm: str, eps: float) -> str:
     """`Linf 8/255`."""
     return f"{norm.capitalize()} {format_fraction(eps)}"
@@ -71,10 +62,9 @@ def ball(norm: str, eps: float) -> str:
 def headline(results: Results) -> str:
     """The answer in one or two sentences. It does not boast of figures that are in doubt."""
     most = "" if results.checks.verdict == "high" else "at most "
-    n = results.clean.n
-    clean = f"Of {n:,} image{'s' if n != 1 else ''}, {percent(results.clean.accuracy)} were classified correctly"
+    clean = f"Of {count(results.clean.n, 'image')}, {percent(results.clean.accuracy)} were classified correctly"
     shares = [
-        f"{most}{percent(each.robust_accuracy)} (95 % interval {between(each.ci95)})" for each in results.worst_case
+        f"{most}{percent(each.robust_accuracy)} (95 % interval {interval(each.ci95)})" for each in results.worst_case
     ]
     radii = [ball(each.norm, each.eps) for each in results.worst_case]
     if not shares:
@@ -144,7 +134,7 @@ def measured(results: Results) -> list[tuple[str, str]]:
         "Model": model.path,
         "Format": model.format,
         "SHA-256 of the model": model.sha256,
-        "Images": f"{dataset.name} {dataset.split}, {dataset.n:,} images",
+        "Images": f"{dataset.name} {dataset.split}, {count(dataset.n, 'image')}",
         "SHA-256 of the images": dataset.sha256,
         "Threat": ", ".join(ball(results.threat.norm, eps) for eps in results.threat.eps) or results.threat.norm,
         "Seed": str(results.seed),
