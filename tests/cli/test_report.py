@@ -6,14 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub import ModelCard
 from sample_results import hostile, sample
-from shared import ROOT, Run, artifact, refused
+from shared import ROOT, Run, Victim, artifact, refused
 
 from dgad_tk.artifacts.weights import save_weights
 from dgad_tk.common import UserError, write_json
-from dgad_tk.models import MODELS
 from evaluators.report.forms.table import FORMS, Text
 from evaluators.results import Results
 
@@ -126,9 +124,8 @@ def test_text_needs_no_torch(tmp_path: Path) -> None:
     assert found.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_real_evaluation_fits_every_form(dgad: Run, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    save_weights(Path("student.safetensors"), MODELS["resnet8"](1, 10).eval(), artifact())
+def test_a_real_evaluation_fits_every_form(dgad: Run, tmp_path: Path, victim: Victim) -> None:
+    save_weights(Path("student.safetensors"), victim[0], artifact())
     code, _, err = dgad("attack", "--model", "student.safetensors", "--attack", "fgsm", "--limit", "20", "--quiet")
     assert code == 0, err
     (folder,) = tmp_path.glob("attacks/student-*")

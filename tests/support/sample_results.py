@@ -138,7 +138,7 @@ def hostile(name: str) -> Results:
     found = sample(
         command=f"dgad attack --model {name}",
         model={"path": name, "sha256": SHA, "format": "onnx", "metadata": record, "notes": [name]},
-        dataset={"name": name, "split": "test", "n": 1000, "sha256": "5a" * 32},
+        dataset={"name": name, "split": "test", "n": 1000, "sha256": "5a" * 32, "classes": [name]},
         clean={"accuracy": 0.5, "correct": 5, "n": 10, "classes": [{"class": name, "n": 10, "correct": 5}]},
         attacks=[
             row("autoattack", 384),

@@ -15,6 +15,7 @@ from dgad_tk.common import UserError
 from evaluators.report.forms.facts import LIMITS, ball, headline, plain
 from evaluators.report.forms.markdown import how, rows, verdict, weakest_lines
 from evaluators.report.forms.markup import code, prose
+from evaluators.report.pages.words import count
 from evaluators.results import Results
 
 MARK = "# dgad report"
@@ -128,19 +129,17 @@ def _plain(value: Any) -> Any:
 
 
 def _use(results: Results, record: Artifact | None) -> list[str]:
-    if record is None:
-        lines = [
-            f"Classifies images like those of {code(results.dataset.name)}. The file carries no record of its own."
-        ]
+    classes = record.classes if record else results.dataset.classes
+    shape = record.input_shape if record else results.dataset.shape
+    named = ", ".join(map(code, classes[:MOST_CLASSES]))
+    more = f" and {len(classes) - MOST_CLASSES:,} more" if len(classes) > MOST_CLASSES else ""
+    size = f"images of {shape[1]} by {shape[2]} pixels with {count(shape[0], 'channel')}" if shape else "images"
+    told = f"{len(classes):,} classes: {named}{more}" if classes else f"the classes of {code(results.dataset.name)}"
+    lines = [f"Classifies {size} into {told}."]
+    if record:
+        lines.append("Input is float32 of shape (N, C, H, W) in [0, 1], output are logits; normalisation is inside it.")
     else:
-        channels, height, width = record.input_shape
-        named = ", ".join(map(code, record.classes[:MOST_CLASSES]))
-        more = f" and {len(record.classes) - MOST_CLASSES} more" if len(record.classes) > MOST_CLASSES else ""
-        size = f"{height} by {width} pixels with {channels} channel{'s' if channels > 1 else ''}"
-        lines = [
-            f"Classifies images of {size} into {len(record.classes)} classes: {named}{more}.",
-            "Input is float32 of shape (N, C, H, W) in [0, 1], output are logits; normalisation is inside the file.",
-        ]
+        lines.append("The file carries no record of its own: these are the classes and images of its evaluation.")
     usual: tuple[Any, ...] = (None, [], [0.0, 1.0])
     given = [f"{key} {value}" for key, value in results.model.preprocessing.items() if value not in usual]
     if given:

@@ -75,9 +75,15 @@ def test_the_card_says_what_is_known_and_what_is_not() -> None:
         assert expected in text
     foreign = sample(model={"path": "theirs.onnx", "sha256": SHA, "format": "onnx", "metadata": None})
     assert "Not known: the file carries no record of its training." in model_card([foreign])
+    assert "Classifies images into the classes of `cifar10`." in model_card([foreign])
+    told = {"shape": (3, 32, 32), "classes": ["cat", "dog"]}
+    dataset = sample().dataset.model_copy(update=told)
+    assert "32 by 32 pixels with 3 channels into 2 classes: `cat`, `dog`." in model_card(
+        [foreign.model_copy(update={"dataset": dataset})]
+    )
     many = RECORD | {"classes": [f"class {k}" for k in range(1000)]}
     large = model_card([sample(model={"path": "a.onnx", "sha256": SHA, "format": "onnx", "metadata": many})])
-    assert "into 1000 classes" in large
+    assert "into 1,000 classes" in large
     assert "`class 19` and 980 more." in large
     (note,) = card_notes([foreign])
     assert "license" in note
