@@ -112,6 +112,11 @@ def test_help_names_every_form(dgad: Run) -> None:
         assert form in out, form
 
 
+def test_list_names_every_form(dgad: Run) -> None:
+    _, out, _ = dgad("list", "forms")
+    assert [line.split()[:2] for line in out.splitlines()] == [[name, form.filename] for name, form in FORMS.items()]
+
+
 def test_text_needs_no_torch(tmp_path: Path) -> None:
     folder = kept(tmp_path / "ours")
     code = (
@@ -136,6 +141,8 @@ def test_a_real_evaluation_fits_every_form(dgad: Run, tmp_path: Path, victim: Vi
             continue
         code, _, err = dgad("report", folder, "--format", form, "--output", form)
         assert code == 0, err
+    code, out, _ = dgad("report", folder, "--format", "md", "--baseline", folder, "--max-drop", "1%")
+    assert (code, out.count("| `baseline:")) == (0, 2)  # clean and fgsm
     assert Path("csv").read_bytes() == (folder / "results.csv").read_bytes()
     assert f"{100 * found['clean']['accuracy']:.1f} %" in Path("md").read_text()
     results = ModelCard(Path("model-card").read_text()).data.eval_results

@@ -42,7 +42,7 @@ def printed(text: str) -> str:
             assert left[:2] == ["{", "}"], f"{token} would swallow the next space"
             left, found = left[2:], found + PRINTED[token[1:]]
         else:
-            assert token not in "%&#_$^~", f"{token} is not escaped"
+            assert token not in '%&#_$^~<>|"', f"{token} is not escaped"  # the last four are other glyphs in OT1
             found += token if token not in "{}" else ""
     return found
 
