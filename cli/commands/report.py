@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.flags.demands import Baseline, Least, MaxDrop, judged
-from cli.flags.values import AsJson, check_replaceable
+from cli.flags.values import check_replaceable
 from dgad_tk.common import UserError, lookup, written_aside
 
 
@@ -27,7 +27,9 @@ def report(
     least: Least = None,
     baseline: Baseline = None,
     max_drop: MaxDrop = None,
-    as_json: AsJson = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print which file was written, and its format, as JSON.")
+    ] = False,
 ) -> None:
     """Show results as a page, or in the form that a paper, a pull request, a model hub or a code-scanning page takes.
 

@@ -70,7 +70,7 @@ RECORD: dict[str, Any] = {
     "dataset": "cifar10",
     "method": "dgad",
     "teacher": "resnet20 0123",
-    "threat": {"norm": "linf", "eps": 0.03},
+    "threat": {"norm": "linf", "eps": 8 / 255, "steps": 10},
     "training": {"epochs": 200, "select_on": "val"},
 }
 

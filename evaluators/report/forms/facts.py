@@ -15,6 +15,8 @@ LIMITS = (
     "The figures hold for this file, these images, this norm and these radii, and for no other.",
 )
 """What the figures do not promise."""
+UNBOUNDED = "unbounded"
+"""The eps of an attack that looks for the nearest adversarial image."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,13 @@ class Line:
 
     Attributes:
         name: `clean`, the id of a row, or `worst case linf`.
-        eps: as people write it; empty for `clean`.
+        norm, eps: as people write them; empty for `clean`.
         share: right when clean, or robust; None where there is none.
         note: why there is no figure, or that not all images were looked at.
     """
 
     name: str
+    norm: str
     eps: str
     share: float | None
     ci95: Interval | None = None
@@ -78,19 +81,39 @@ def headline(results: Results) -> str:
 
 def lines(results: Results) -> list[Line]:
     """Clean accuracy, every attack, and the worst case at every radius."""
-    found = [Line("clean", "", results.clean.accuracy), *(_line(row, results.dataset.n) for row in results.attacks)]
+    found = [Line("clean", "", "", results.clean.accuracy), *(_line(row, results.dataset.n) for row in results.attacks)]
     for each in results.worst_case:
         eps = format_fraction(each.eps)
-        found.append(Line(f"worst case {each.norm}", eps, each.robust_accuracy, each.ci95))
+        found.append(Line(f"worst case {each.norm}", each.norm, eps, each.robust_accuracy, each.ci95))
     return found
 
 
 def _line(row: Attack, n: int) -> Line:
-    eps = "unbounded" if row.eps is None else format_fraction(row.eps)
+    eps = UNBOUNDED if row.eps is None else format_fraction(row.eps)
     if row.status != "done":
-        return Line(row.id, eps, None, note=row.status)
+        return Line(row.id, row.norm, eps, None, note=row.status)
     note = "" if row.n == n else f"first {row.n:,}"
-    return Line(row.id, eps, row.robust_accuracy, row.ci95, row.success, row.median_l2, note)
+    return Line(row.id, row.norm, eps, row.robust_accuracy, row.ci95, row.success, row.median_l2, note)
+
+
+def side_by_side(results: Sequence[Results]) -> list[tuple[str, str, list[Line | None]]]:
+    """Name, radius, and the line of each of several results; None where one has no such line.
+
+    The same attack at the same radius is one line. The radius names its norm where there are several.
+    """
+    found = [{(line.name, line.norm, line.eps): line for line in lines(each)} for each in results]
+    keys = dict.fromkeys(key for each in found for key in each)
+    bounded = {line.norm for each in found for line in each.values() if line.eps not in ("", UNBOUNDED)}
+    table = []
+    for name, norm, eps in keys:
+        radius = f"{norm.capitalize()} {eps}" if len(bounded) > 1 and eps not in ("", UNBOUNDED) else eps
+        table.append((name, radius, [each.get((name, norm, eps)) for each in found]))
+    return table
+
+
+def same_images(results: Sequence[Results]) -> bool:
+    """Whether all results are of the same images, so that their figures compare."""
+    return len({each.dataset.sha256 for each in results}) == 1
 
 
 def weakest(classes: Sequence[ClassShare]) -> ClassShare | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from evaluators.report.forms.facts import Line, ball, lines, plain
+from evaluators.report.forms.facts import Line, ball, plain, same_images, side_by_side
 from evaluators.results import Results
 
 MARK = "% dgad report"
@@ -31,10 +31,8 @@ def escaped(text: object) -> str:
 
 def latex(results: Sequence[Results]) -> str:
     """One table: a row per attack and radius, a column of shares with intervals per model."""
-    found = [{(line.name, line.eps): line for line in lines(each)} for each in results]
-    keys = dict.fromkeys(key for each in found for key in each)
     several = len(results) > 1
-    body = [[escaped(name), escaped(eps), *(_cell(each.get((name, eps))) for each in found)] for name, eps in keys]
+    body = [[escaped(name), escaped(eps), *map(_cell, found)] for name, eps, found in side_by_side(results)]
     names = ["Attack", r"$\varepsilon$", *(escaped(each.model.path) if several else "Accuracy" for each in results)]
     return "\n".join(
         [
@@ -80,6 +78,8 @@ def _caption(results: Sequence[Results]) -> str:
     radii = dict.fromkeys(ball(each.threat.norm, eps) for each in results for eps in each.threat.eps)
     text = rf"Clean and robust accuracy of {model} in \%, with 95\,\% Wilson intervals in brackets ({_all(images)}"
     text += f"; {_all(radii)})." if radii else ")."
+    if not same_images(results):
+        text += " The images differ, so the columns do not compare."
     doubtful = [each for each in results if each.checks.verdict != "high"]
     if doubtful:
         told = dict.fromkeys(

@@ -9,6 +9,8 @@ from evaluators.report.forms.facts import (
     headline,
     lines,
     measured,
+    same_images,
+    side_by_side,
     weakest_classes,
 )
 from evaluators.report.forms.markup import code, prose, table
@@ -58,11 +60,10 @@ def _cells(line: Line) -> list[str]:
 
 
 def _side_by_side(results: Sequence[Results]) -> list[str]:
-    found = [{(line.name, line.eps): line for line in lines(each)} for each in results]
-    keys = dict.fromkeys(key for each in found for key in each)
-    body = [[code(name), eps, *(_one_cell(each.get((name, eps))) for each in found)] for name, eps in keys]
+    body = [[code(name), prose(eps), *map(_one_cell, found)] for name, eps, found in side_by_side(results)]
     body.append(["believable", "", *(each.checks.verdict for each in results)])
-    return table(["attack", "eps", *(code(each.model.path) for each in results)], body)
+    warning = [] if same_images(results) else ["**These are results on different images: they do not compare.**", ""]
+    return [*warning, *table(["attack", "eps", *(code(each.model.path) for each in results)], body, left=2)]
 
 
 def _one_cell(line: Line | None) -> str:

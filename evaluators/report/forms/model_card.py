@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import UserError
+from dgad_tk.strangers.number_text import format_fraction
 from evaluators.report.forms.facts import LIMITS, ball, headline, plain
 from evaluators.report.forms.markdown import how, rows, verdict, weakest_lines
 from evaluators.report.forms.markup import code, prose
@@ -150,7 +151,7 @@ def _use(results: Results, record: Artifact | None) -> list[str]:
 def _training(record: Artifact | None) -> list[str]:
     if record is None:
         return ["Not known: the file carries no record of its training."]
-    threat = ", ".join(f"{key} {value}" for key, value in record.threat.items())
+    threat = ", ".join(f"{key} {_radius(value)}" for key, value in record.threat.items())
     facts = {
         "Network": record.model,
         "Method": record.method,
@@ -163,3 +164,8 @@ def _training(record: Artifact | None) -> list[str]:
         "Versions": ", ".join(f"{key} {value}" for key, value in record.versions.items()),
     }
     return [f"- {prose(key)}: {code(value)}" for key, value in facts.items() if value not in ("", None, {}, [])]
+
+
+def _radius(value: Any) -> Any:
+    """`8/255` for a fraction of 1; anything else as it is."""
+    return format_fraction(value) if isinstance(value, float) else value

@@ -92,3 +92,10 @@ def test_several_models_are_columns() -> None:
     assert r"Attack & $\varepsilon$ & runs/student.onnx & a\_b.onnx \\" in text
     assert r"fgsm & 8/255 & {--} & 50.0 {\footnotesize(47.0--53.0)} \\" in text
     assert r"\begin{tabular}{llrr}" in text
+
+
+def test_columns_of_other_images_do_not_compare() -> None:
+    one = sample()
+    other = one.model_copy(update={"dataset": one.dataset.model_copy(update={"sha256": "0" * 64})})
+    assert "the columns do not compare" in latex([one, other])
+    assert "the columns do not compare" not in latex([one, one])

@@ -135,3 +135,16 @@ def test_several_models_stand_side_by_side() -> None:
     assert "| `cw2` | unbounded | success 100.0 % |  |" in text
     assert "| believable |  | high | warn |" in text
     assert text.count("Of 1,000 images") == 2
+
+
+def test_norms_and_images_are_not_mixed_up() -> None:
+    """One radius in two norms is two questions, and other images give other figures."""
+    linf = sample(attacks=[row("pgd", 300, eps=0.5)], worst_case=[])
+    l2 = sample(attacks=[row("pgd", 500, norm="l2", eps=0.5), row("cw2", None, eps=None)], worst_case=[])
+    text = markdown([linf, l2])
+    assert "| `pgd` | Linf 0.5 | 30.0 % (27.0 to 33.0) |  |" in text
+    assert "| `pgd` | L2 0.5 |  | 50.0 % (47.0 to 53.0) |" in text
+    assert "| `cw2` | unbounded |" in text
+    assert "do not compare" not in text
+    other = l2.model_copy(update={"dataset": l2.dataset.model_copy(update={"sha256": "0" * 64})})
+    assert "results on different images: they do not compare" in markdown([linf, other])

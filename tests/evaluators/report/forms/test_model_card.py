@@ -66,7 +66,7 @@ def test_the_card_says_what_is_known_and_what_is_not() -> None:
         "Classifies images of 32 by 32 pixels with 3 channels into 2 classes: `cat`, `dog`.",
         "- Method: `dgad`",
         "- Teacher: `resnet20 0123`",
-        "- Trained against: `norm linf, eps 0.03`",
+        "- Trained against: `norm linf, eps 8/255, steps 10`",
         "- Training: epochs: `200`",
         f"- SHA-256 of the model: `{SHA}`",
         "An attack gives an upper bound",
