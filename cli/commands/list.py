@@ -61,6 +61,13 @@ def _suites() -> Lines:
     return [(name, ", ".join(attacks)) for name, attacks in SUITES.items()]
 
 
+def _forms() -> Lines:
+    from evaluators.report.forms.table import FORMS
+
+    width = max(len(each.filename) for each in FORMS.values())
+    return [(name, f"{each.filename:<{width}}  {each.description}") for name, each in FORMS.items()]
+
+
 def _formats() -> Lines:
     from exporters.formats import EXPORTERS
 
@@ -86,6 +93,7 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "attacks": _attacks,
     "datasets": _datasets,
     "formats": _formats,
+    "forms": _forms,
     "methods": _methods,
     "models": _models,
     "recipes": _recipes,
@@ -98,7 +106,8 @@ def list_table(
     what: Annotated[
         str,
         typer.Argument(
-            help="attacks, datasets, formats, methods, models, recipes, schema (of results.json) or suites."
+            help="attacks, datasets, formats, forms (of a report), methods, models, recipes, schema (of results.json) "
+            "or suites."
         ),
     ],
 ) -> None:

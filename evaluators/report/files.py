@@ -1,8 +1,6 @@
 """The files of an evaluation: results.json, results.csv, samples.npz and gallery.npz, all derived from its record."""
 
-import csv
 import hashlib
-import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -19,6 +17,7 @@ from dgad_tk.common import write_json, written_aside
 from dgad_tk.data import Split
 from evaluators.engine.record import Evaluation, Outcome
 from evaluators.engine.units import Unit
+from evaluators.report.forms.csv_rows import csv_rows
 from evaluators.results import (
     FILE,
     Attack,
@@ -154,20 +153,9 @@ def write(evaluation: Evaluation, found: Results, folder: Path) -> None:
     for name, arrays in (("samples", samples(evaluation)), ("gallery", _gallery(evaluation))):
         with written_aside(folder / f"{name}.npz") as aside:
             np.savez_compressed(aside, **arrays)
-    _write_table(found, folder / "results.csv")
+    with written_aside(folder / "results.csv") as aside:
+        aside.write_text(csv_rows([found]), encoding="utf-8", newline="")
     write_json(folder / FILE, found.to_dict())
-
-
-def _write_table(found: Results, path: Path) -> None:
-    """Attacks as CSV, one per line."""
-    keys = [key for key in Attack.model_fields if key not in ("params", "ci95", "stages", "flags")]
-    with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["model", "clean_accuracy", *keys, "ci95_low", "ci95_high", "params", "flags"])
-        for attack in found.attacks:
-            values = [found.model.path, found.clean.accuracy, *(getattr(attack, key) for key in keys)]
-            interval = attack.ci95 or (None, None)
-            writer.writerow([*values, *interval, json.dumps(attack.params), "; ".join(attack.flags)])
 
 
 def samples(evaluation: Evaluation) -> dict[str, Any]:

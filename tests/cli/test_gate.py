@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from shared import Run, runner
 from victims import TwoClassLinear, as_torch, linear_split
 
-from cli.commands.gate import rate_of
+from cli.flags.demands import rate_of
 from dgad_tk.common import UserError
 from dgad_tk.data import Split
 from evaluators.attacks import ATTACKS

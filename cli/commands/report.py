@@ -1,0 +1,82 @@
+"""`dgad report`: results in the forms that people and other tools read."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.flags.demands import Baseline, Least, MaxDrop, judged
+from cli.flags.values import check_replaceable
+from dgad_tk.common import UserError, lookup, written_aside
+
+
+def report(
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RESULTS", help="results.json of `dgad attack`, or its folder; or the folder of a training run."
+        ),
+    ],
+    form: Annotated[
+        str, typer.Option("--format", help="html, md, csv, latex, model-card, sarif or robustbench.")
+    ] = "html",
+    output: Annotated[
+        Path | None, typer.Option(help="Write to this file. [html: report.html beside results.json; else stdout]")
+    ] = None,
+    least: Least = None,
+    baseline: Baseline = None,
+    max_drop: MaxDrop = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print which file was written, and its format, as JSON.")
+    ] = False,
+) -> None:
+    """Show results as a page, or in the form that a paper, a pull request, a model hub or a code-scanning page takes.
+
+    Demands are judged as by `dgad gate` and shown; the exit code does not depend on them.
+    """
+    from evaluators.report.forms.table import FORMS, Page
+
+    chosen = lookup(FORMS, form, "format")
+    if as_json and output is None and not isinstance(chosen, Page):
+        raise UserError(
+            f"--json tells which file was written, and --format {form} goes to stdout", hint="give --output"
+        )
+    if output is not None:
+        check_replaceable(
+            "--output", output, chosen.filename, chosen.mark, f"was not written by `dgad report --format {form}`"
+        )
+    runs = [path for path in results if _is_run(path)]
+    if runs and not isinstance(chosen, Page):
+        raise UserError(
+            f"'{runs[0]}' is a training run, which has only a page", hint="leave out --format, or attack its export"
+        )
+    if runs:
+        raise NotImplementedError("the page of a training run")
+    found = judged(results, least, baseline, max_drop)
+    if isinstance(chosen, Page):
+        folders = [path if path.is_dir() else path.parent for path in results]
+        if output is None:
+            output = (folders[0] if len(folders) == 1 else Path()) / chosen.filename
+            check_replaceable("--output", output, chosen.filename, chosen.mark, "was not written by `dgad report`")
+        chosen.write(found, folders, output)
+    else:
+        text = chosen.text(found)
+        for note in chosen.notes(found):
+            print(f"note: {note}", file=sys.stderr)
+        if output is None:
+            sys.stdout.write(text)
+            return
+        with written_aside(output) as aside:
+            aside.write_text(text, encoding="utf-8", newline="")
+    if as_json:
+        from cli.printing.results_table import print_json
+
+        print_json([{"file": str(output), "format": form}])
+    else:
+        print(output)
+
+
+def _is_run(path: Path) -> bool:
+    """A folder that `dgad train` wrote."""
+    return not (path / "results.json").exists() and (path / "metrics.jsonl").is_file()

@@ -1,0 +1,24 @@
+"""Attacks as CSV, one per line: the results.csv of an evaluation, and that of several together."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+
+from evaluators.results import Attack, Results
+
+MARK = "model,clean_accuracy,"
+_KEYS = [key for key in Attack.model_fields if key not in ("params", "ci95", "stages", "flags")]
+
+
+def csv_rows(results: Sequence[Results]) -> str:
+    """The attacks of all results under one header. Line ends are those of RFC 4180."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["model", "clean_accuracy", *_KEYS, "ci95_low", "ci95_high", "params", "flags"])
+    for found in results:
+        for attack in found.attacks:
+            values = [found.model.path, found.clean.accuracy, *(getattr(attack, key) for key in _KEYS)]
+            interval = attack.ci95 or (None, None)
+            writer.writerow([*values, *interval, json.dumps(attack.params), "; ".join(attack.flags)])
+    return text.getvalue()

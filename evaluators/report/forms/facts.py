@@ -1,0 +1,171 @@
+"""What all forms say in the same words: the headline, the rows, the weakest class, the doubts, how it was measured."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dgad_tk.strangers.names import shown
+from dgad_tk.strangers.number_text import format_fraction
+from evaluators.report.pages.words import count, interval, percent
+from evaluators.results import Attack, ClassShare, Interval, Results, Verdict
+
+LIMITS = (
+    "An attack gives an upper bound: what it left right may fall to another one, so the true share is at most that.",
+    "An interval tells what the choice of images leaves open. It does not tell what stronger attacks would find.",
+    "The figures hold for this file, these images, this norm and these radii, and for no other.",
+)
+"""What the figures do not promise."""
+UNBOUNDED = "unbounded"
+"""The eps of an attack that looks for the nearest adversarial image."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: clean accuracy, an attack, or the worst case. Shares are fractions of 1.
+
+    Attributes:
+        name: `clean`, the id of a row, or `worst case linf`.
+        norm, eps: as people write them; empty for `clean`.
+        share: right when clean, or robust; None where there is none.
+        note: why there is no figure, or that not all images were looked at.
+    """
+
+    name: str
+    norm: str
+    eps: str
+    share: float | None
+    ci95: Interval | None = None
+    success: float | None = None
+    median_l2: float | None = None
+    note: str = ""
+
+
+_CAUTION: dict[Verdict, str] = {
+    "high": "",
+    "warn": "The evaluation has doubts about itself.",
+    "unreliable": "The evaluation is unreliable: do not quote these figures before its doubts are settled.",
+}
+_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+_MARKS = {"\u200e", "\u200f", "\u061c", "\ufeff"}
+
+
+def plain(text: object) -> str:
+    """Text of a stranger on one line: control characters and marks that turn the direction of writing are spelt out."""
+    return "".join(
+        f"\\u{ord(char):04x}" if unicodedata.bidirectional(char) in _TURNING or char in _MARKS else char
+        for char in shown(str(text))
+    )
+
+
+def ball(norm: str, eps: float) -> str:
+    """`Linf 8/255`."""
+    return f"{norm.capitalize()} {format_fraction(eps)}"
+
+
+def headline(results: Results) -> str:
+    """The answer in one or two sentences. It does not boast of figures that are in doubt."""
+    most = "" if results.checks.verdict == "high" else "at most "
+    clean = f"Of {count(results.clean.n, 'image')}, {percent(results.clean.accuracy)} were classified correctly"
+    shares = [
+        f"{most}{percent(each.robust_accuracy)} (95 % interval {interval(each.ci95)})" for each in results.worst_case
+    ]
+    radii = [ball(each.norm, each.eps) for each in results.worst_case]
+    if not shares:
+        sentence = f"{clean}. No attack inside an eps-ball was finished on all of them."
+    else:
+        more = [f"{share} at {radius}" for share, radius in zip(shares[1:], radii[1:], strict=True)]
+        first = f"{clean}, and {shares[0]} still were under the worst attack found at {radii[0]}"
+        sentence = "; ".join([first, *more]) + "."
+    return f"{sentence} {_CAUTION[results.checks.verdict]}".strip()
+
+
+def lines(results: Results) -> list[Line]:
+    """Clean accuracy, every attack, and the worst case at every radius."""
+    found = [Line("clean", "", "", results.clean.accuracy), *(_line(row, results.dataset.n) for row in results.attacks)]
+    for each in results.worst_case:
+        eps = format_fraction(each.eps)
+        found.append(Line(f"worst case {each.norm}", each.norm, eps, each.robust_accuracy, each.ci95))
+    return found
+
+
+def _line(row: Attack, n: int) -> Line:
+    eps = UNBOUNDED if row.eps is None else format_fraction(row.eps)
+    if row.status != "done":
+        return Line(row.id, row.norm, eps, None, note=row.status)
+    note = "" if row.n == n else f"first {row.n:,}"
+    return Line(row.id, row.norm, eps, row.robust_accuracy, row.ci95, row.success, row.median_l2, note)
+
+
+def side_by_side(results: Sequence[Results]) -> list[tuple[str, str, list[Line | None]]]:
+    """Name, radius, and the line of each of several results; None where one has no such line.
+
+    The same attack at the same radius is one line. The radius names its norm where there are several.
+    """
+    found = [{(line.name, line.norm, line.eps): line for line in lines(each)} for each in results]
+    keys = dict.fromkeys(key for each in found for key in each)
+    bounded = {line.norm for each in found for line in each.values() if line.eps not in ("", UNBOUNDED)}
+    table = []
+    for name, norm, eps in keys:
+        radius = f"{norm.capitalize()} {eps}" if len(bounded) > 1 and eps not in ("", UNBOUNDED) else eps
+        table.append((name, radius, [each.get((name, norm, eps)) for each in found]))
+    return table
+
+
+def same_images(results: Sequence[Results]) -> bool:
+    """Whether all results are of the same images, so that their figures compare."""
+    return len({each.dataset.sha256 for each in results}) == 1
+
+
+def weakest(classes: Sequence[ClassShare]) -> ClassShare | None:
+    """The class with the smallest share of right images, the first of several."""
+    return min(classes, key=lambda each: each.right / each.n, default=None)
+
+
+def weakest_classes(results: Results) -> list[tuple[str, str, str]]:
+    """For clean images and every radius: when, the weakest class, and its share in words."""
+    cases: list[tuple[str, Sequence[ClassShare]]] = [("on clean images", results.clean.classes)]
+    cases += [(f"under attack at {ball(each.norm, each.eps)}", each.classes) for each in results.worst_case]
+    found = []
+    for when, classes in cases:
+        if worst := weakest(classes):
+            share = f"{percent(worst.right / worst.n)} ({worst.right:,} of {worst.n:,})"
+            found.append((f"Weakest of {len(classes):,} classes {when}", worst.class_, share))
+    return found
+
+
+def doubts(results: Results) -> list[tuple[str, str]]:
+    """What to doubt: each text once, with the names of the checks and rows that it is about."""
+    found: dict[str, list[str]] = {}
+    for item in results.checks.items:
+        if item.verdict != "high" and item.name not in found.setdefault(item.detail, []):
+            found[item.detail].append(item.name)
+    said = set(found)
+    for row in results.attacks:
+        for note in [*row.flags, *([f"{row.status}: {row.reason}"] if row.status != "done" else [])]:
+            if note not in said:
+                found.setdefault(note, []).append(row.id)
+    return [(", ".join(names), text) for text, names in found.items()]
+
+
+def measured(results: Results) -> list[tuple[str, str]]:
+    """What identifies the evaluation, and what it takes to repeat it."""
+    model, dataset = results.model, results.dataset
+    environment = ", ".join(f"{key} {value}" for key, value in results.environment.items())
+    twin = ", ".join(f"{key} {value:.4g}" for key, value in results.twin.items())
+    passes = [sum(row.forward_passes for row in results.attacks), sum(row.backward_passes for row in results.attacks)]
+    found = {
+        "Model": model.path,
+        "Format": model.format,
+        "SHA-256 of the model": model.sha256,
+        "Images": f"{dataset.name} {dataset.split}, {count(dataset.n, 'image')}",
+        "SHA-256 of the images": dataset.sha256,
+        "Threat": ", ".join(ball(results.threat.norm, eps) for eps in results.threat.eps) or results.threat.norm,
+        "Seed": str(results.seed),
+        "Cost": f"{sum(row.seconds for row in results.attacks):.1f} s of attacks, {passes[0]:,} forward and "
+        f"{passes[1]:,} backward passes",
+        "Gradients against runtime": twin,
+        "Environment": environment,
+        "Date": results.created,
+        "Command": results.command,
+    }
+    return [(key, value) for key, value in found.items() if value]
