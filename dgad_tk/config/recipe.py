@@ -26,7 +26,8 @@ class Recipe:
 
     Attributes:
         values: keys of a TrainConfig, not validated yet.
-        paper: those known of `table`, `row`, `figures` (percent), `source`, `reading`, `teacher_file`.
+        paper: those known of `table`, `row`, `figures` (percent), `source`, `reading`, `teacher_file`; of the package's
+            own recipes also `recipe`, the name.
     """
 
     values: dict[str, Any]
@@ -55,8 +56,12 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         UserError: there is no such recipe or file, it is not YAML, or it extends itself.
     """
-    values = _merged(_find(name, Path(), f"unknown recipe '{name}'"), ())
-    return Recipe(values, values.pop("paper", None) or {})
+    path = _find(name, Path(), f"unknown recipe '{name}'")
+    values = _merged(path, ())
+    paper = values.pop("paper", None) or {}
+    if paper and path.is_relative_to(RECIPES):
+        paper = {"recipe": path.relative_to(RECIPES).with_suffix("").as_posix(), **paper}
+    return Recipe(values, paper)
 
 
 def recipe_names() -> list[str]:
