@@ -72,11 +72,14 @@ def recipe_names() -> list[str]:
 
 def printed_figures(paper: Mapping[str, Any]) -> str:
     """The known figures of the paper, such as `clean 87.58, AA 50.59`."""
+    return ", ".join(f"{label} {figure:.2f}" for label, figure in known_figures(paper).items())
+
+
+def known_figures(paper: Mapping[str, Any]) -> dict[str, float]:
+    """The known figures of the paper in per cent, by what people call them: `{"clean": 87.58, "AA": 50.59}`."""
     figures = paper.get("figures")
     found = figures if isinstance(figures, dict) else {}
-    return ", ".join(
-        f"{label} {found[key]:.2f}" for key, label in _FIGURES.items() if type(found.get(key)) in (int, float)
-    )
+    return {label: float(found[key]) for key, label in _FIGURES.items() if type(found.get(key)) in (int, float)}
 
 
 def printed_place(paper: Mapping[str, Any]) -> str:
