@@ -69,9 +69,9 @@ def differences(config: TrainConfig) -> list[Difference]:
 
 
 def command(config: TrainConfig, found: list[Difference]) -> str:
-    """The command that makes the same settings again."""
+    """The command that makes the same settings again, a setting a line."""
     flags = [f"--dataset {shlex.quote(config.dataset)}", f"--method {shlex.quote(config.method)}"]
-    return " ".join(["dgad train", *flags, *(each.flag for each in found)])
+    return " \\\n  ".join([" ".join(["dgad train", *flags]), *(each.flag for each in found)])
 
 
 def _needs_teacher(method: str) -> bool:
