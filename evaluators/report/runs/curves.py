@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from evaluators.report.pages import words
 from evaluators.report.pages.charts import PERCENT, Axis, Chart, Line, Point, line_chart, round_numbers, thinned
 from evaluators.report.pages.words import duration, percent
 from evaluators.report.runs.record import Run
@@ -103,6 +104,7 @@ def _curve(run: Run, points: Sequence[Point], title: str, y: Axis, say: Say, *, 
     caption = _ends(best, points, say)
     if lost := len(points) - len(_finite(points)):
         caption += f" In {lost} epoch{'s' if lost > 1 else ''} it was not finite."
+    title = words.name(title)
     lines = [Line(title, thinned(_finite(points)))]
     alt = f"{title}, by epoch. {caption}"
     return Curve(title, line_chart(lines, _epochs(run), y, alt=alt, guides=_best(run) if judged else ()), caption)

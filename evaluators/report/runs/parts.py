@@ -109,14 +109,15 @@ def _state(run: Run) -> str:
 
 def _accuracy(run: Run) -> str:
     """What became of the accuracy after the best epoch."""
-    points = run.series(f"{run.config.select_on}_{run.selected_by}")
+    series = run.series(f"{run.config.select_on}_{run.selected_by}")
+    points = [point for point in series if math.isfinite(point[1])]
     best, name = run.at(f"{run.config.select_on}_{run.selected_by}", run.best), BY[run.selected_by]
     if best is None or not points:
         return "Accuracy"
     number, last = points[-1]
     if number == run.best:
         return "The last epoch was the best" if run.finished else "The last epoch so far is the best"
-    if not last < best - 5e-4:  # what one decimal does not show; NaN is none
+    if last > best - 5e-4:  # what one decimal does not show
         return f"{name} stayed at its best to epoch {number:.0f}: {words.percent(best)}"
     return f"{name} fell from {words.percent(best)} in epoch {run.best} to {words.percent(last)} in epoch {number:.0f}"
 
