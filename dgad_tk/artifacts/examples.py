@@ -44,7 +44,8 @@ class Examples:
         """Write the arrays that there are, under the names of the attributes."""
         arrays = {each.name: getattr(self, each.name) for each in fields(self)}
         with written_aside(path) as aside:
-            np.savez_compressed(aside, **{name: value for name, value in arrays.items() if value is not None})
+            # Not compressed: for images of 224 pixels, that would take longer than a short epoch may wait.
+            np.savez(aside, **{name: value for name, value in arrays.items() if value is not None})
 
     @classmethod
     def read(cls, path: Path) -> Self:

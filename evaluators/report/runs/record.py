@@ -169,9 +169,9 @@ def _artifact(folder: RunFolder) -> Artifact | None:
 
 
 def _best(artifact: Artifact | None, epochs: list[Epoch], config: TrainConfig) -> int | None:
-    """The best epoch by the record of its weights, else by the metrics."""
+    """The best epoch by the record of its weights, else by the metrics, which a killed process may leave behind."""
     said = artifact.training.get("best_epoch") if artifact else None
-    if type(said) is int and said >= 1:
+    if type(said) is int and said in {epoch.number for epoch in epochs}:
         return said
     by = _selected_by(config)
     names = [f"{config.select_on}_{by}", f"{config.select_on}_{'clean' if by == 'robust' else 'robust'}"]

@@ -329,3 +329,11 @@ def test_the_command_makes_the_same_settings(name: str) -> None:
     without = {"method_options"}
     assert config.model_dump(exclude=without) == again.model_dump(exclude=without)
     assert build_method(config.method, config.method_options) == build_method(again.method, again.method_options)
+
+
+def test_weights_that_are_ahead_of_the_metrics(run: RunFolder) -> None:
+    """Of a process that was killed between the two."""
+    change_record(run, training=read_weights(run.best)[1].training | {"best_epoch": 3})
+    write_metrics(run, *map(json.dumps, run.records()[:2]))
+    assert read_run(run).best in (1, 2)
+    assert page_of(run).headings("h1")[0].startswith("Robust accuracy was best in epoch ")
