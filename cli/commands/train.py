@@ -16,6 +16,7 @@ from dgad_tk.common import UserError
 if TYPE_CHECKING:
     from dgad_tk.artifacts.runs import RunFolder
     from dgad_tk.config.training import TrainConfig
+    from dgad_tk.training.job import Progress as TrainingState
 
 
 def train(
@@ -83,7 +84,8 @@ def train(
 ) -> None:
     """Train a student, and before it a teacher if none is given.
 
-    Ctrl-C ends the run after the step it is in, and saves it; a second Ctrl-C ends it at once.
+    Ctrl-C ends the run after the step it is in, and saves it; a second Ctrl-C ends it at once. report.html in the run
+    folder shows how the training goes.
     """
     from dgad_tk.config.training import TrainConfig
 
@@ -98,6 +100,7 @@ def train(
 
     from cli.flags.teacher import model_file_teacher
     from cli.printing.progress import TrainingProgress
+    from cli.printing.run_page import RunPage
     from dgad_tk.distributed import launched
     from dgad_tk.training.train import train as run_training
 
@@ -108,23 +111,37 @@ def train(
     taken: list[RunFolder] = []
     try:
         with TrainingProgress(quiet=quiet) as progress:
-            folder = run_training(
-                run_config,
-                out=out,
-                resume=resume,
-                teacher=model_file_teacher(run_config, trust=trust),
-                download=download,
-                on_progress=progress,
-                on_message=progress.message,
-                on_stop=_say_stopping,
-                on_folder=taken.append,
-            )
+            page = RunPage(progress.message)
+
+            def told(state: "TrainingState") -> None:
+                progress(state)
+                page.after(state)
+
+            def took(folder: "RunFolder") -> None:
+                taken.append(folder)
+                page.begin(folder)
+
+            try:
+                folder = run_training(
+                    run_config,
+                    out=out,
+                    resume=resume,
+                    teacher=model_file_teacher(run_config, trust=trust),
+                    download=download,
+                    on_progress=told,
+                    on_message=progress.message,
+                    on_stop=_say_stopping,
+                    on_folder=took,
+                )
+            finally:  # also of a run that was interrupted, or whose loss became NaN
+                page.write()
     except KeyboardInterrupt:
         if leads:
             print(_how_to_go_on(taken, launched().size, trust=trust), file=sys.stderr)
         raise
     if leads:
-        _print_result(folder, run_config, as_json)
+        _print_result(folder, run_config, page.path, as_json)
+        page.raise_bug()
 
 
 def _announcement(config: "TrainConfig") -> str:
@@ -193,14 +210,15 @@ def _configured(
     return found, out
 
 
-def _print_result(folder: "RunFolder", config: "TrainConfig", as_json: bool) -> None:
+def _print_result(folder: "RunFolder", config: "TrainConfig", report: Path | None, as_json: bool) -> None:
     from dgad_tk.artifacts.weights import read_weights
     from dgad_tk.config.recipe import printed_figures, printed_place
 
     _, artifact = read_weights(folder.best)
     training = artifact.training
     if as_json:
-        print(json.dumps({"run": str(folder.path), **training} | ({"paper": config.paper} if config.paper else {})))
+        found = {"run": str(folder.path), "report": str(report) if report else None, **training}
+        print(json.dumps(found | ({"paper": config.paper} if config.paper else {})))
         return
     accuracies = f"clean {training['clean_accuracy']:.1%}, PGD {training['robust_accuracy']:.1%}"
     print(
@@ -209,6 +227,8 @@ def _print_result(folder: "RunFolder", config: "TrainConfig", as_json: bool) -> 
     )
     if figures := printed_figures(config.paper):
         print(f"paper: {figures} ({printed_place(config.paper)}); here: {accuracies} on {training['selected_on']}")
+    if report:
+        print(f"report: {report}")
     if training["selected_on"] == "test":
         print("note: the epoch was chosen on the test images, so these are not held-out figures", file=sys.stderr)
     print("next: dgad export --format onnx", file=sys.stderr)

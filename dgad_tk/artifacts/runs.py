@@ -5,7 +5,10 @@ runs/<dataset>-<method>-<student>[-N]/
     metrics.jsonl       one line per epoch, and an "end" line when finished
     last.ckpt           what resuming needs
     best.safetensors    weights of the best epoch and their metadata record
+    images.npz          up to 8 images of the last epoch's last step as the network saw them, and their adversarials
+    report.html         the page for people, where `dgad train` or `write_run_page` wrote one
     tensorboard/        events, where TensorBoard is installed
+    non-finite-batch.safetensors  what a step saw whose loss was NaN or infinite, and its weights
     teacher/            the same again, where the run trained its own teacher
 """
 
@@ -31,6 +34,9 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.last = path / "last.ckpt"
         self.best = path / "best.safetensors"
+        self.images = path / "images.npz"
+        self.report = path / "report.html"
+        self.non_finite = path / "non-finite-batch.safetensors"
 
     @property
     def teacher(self) -> "RunFolder":

@@ -26,7 +26,8 @@ class Recipe:
 
     Attributes:
         values: keys of a TrainConfig, not validated yet.
-        paper: those known of `table`, `row`, `figures` (percent), `source`, `reading`, `teacher_file`.
+        paper: those known of `table`, `row`, `figures` (percent), `source`, `reading`, `teacher_file`; of the package's
+            own recipes also `recipe`, the name.
     """
 
     values: dict[str, Any]
@@ -55,8 +56,12 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         UserError: there is no such recipe or file, it is not YAML, or it extends itself.
     """
-    values = _merged(_find(name, Path(), f"unknown recipe '{name}'"), ())
-    return Recipe(values, values.pop("paper", None) or {})
+    path = _find(name, Path(), f"unknown recipe '{name}'")
+    values = _merged(path, ())
+    paper = values.pop("paper", None) or {}
+    if paper and path.is_relative_to(RECIPES):
+        paper = {"recipe": path.relative_to(RECIPES).with_suffix("").as_posix(), **paper}
+    return Recipe(values, paper)
 
 
 def recipe_names() -> list[str]:
@@ -67,11 +72,14 @@ def recipe_names() -> list[str]:
 
 def printed_figures(paper: Mapping[str, Any]) -> str:
     """The known figures of the paper, such as `clean 87.58, AA 50.59`."""
+    return ", ".join(f"{label} {figure:.2f}" for label, figure in known_figures(paper).items())
+
+
+def known_figures(paper: Mapping[str, Any]) -> dict[str, float]:
+    """The known figures of the paper in per cent, by what people call them: `{"clean": 87.58, "AA": 50.59}`."""
     figures = paper.get("figures")
     found = figures if isinstance(figures, dict) else {}
-    return ", ".join(
-        f"{label} {found[key]:.2f}" for key, label in _FIGURES.items() if type(found.get(key)) in (int, float)
-    )
+    return {label: float(found[key]) for key, label in _FIGURES.items() if type(found.get(key)) in (int, float)}
 
 
 def printed_place(paper: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """METHODS: every way to train a student. A new method is a frozen dataclass in a file of its own and a row here."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -89,12 +89,32 @@ def typed_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: as `build_method`.
     """
-    method, base = build_method(name, options), name.partition("+")[0]
+    return _values(name, build_method(name, options), options)
+
+
+def default_options(name: str, options: Iterable[str]) -> dict[str, Any]:
+    """The defaults of these options of the method `name`, under the same keys.
+
+    Raises:
+        UserError: unknown method or option.
+    """
+    return _values(name, build_method(name, {}), options)
+
+
+def _values(name: str, method: Method, options: Iterable[str]) -> dict[str, Any]:
+    """What `options` are in a method that `build_method` made under this name."""
+    base = name.partition("+")[0]
     parts = {base: method.base, "igdm": method} if isinstance(method, Igdm) else {base: method}
-    return {key: getattr(parts[owner], option) for key, (owner, option) in _owners(name, options).items()}
+    found = {}
+    for key, (owner, option) in _owners(name, options).items():
+        known = [field.name for field in fields(parts[owner])]
+        if option not in known:
+            raise UserError(f"method '{owner}' has no option '{option}'", hint=nearest(option, known))
+        found[key] = getattr(parts[owner], option)
+    return found
 
 
-def _owners(name: str, options: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def _owners(name: str, options: Iterable[str]) -> dict[str, tuple[str, str]]:
     """By key: the method or add-on that the option belongs to, and the option's own name."""
     base, _, addon = name.partition("+")
     found = {}
@@ -121,4 +141,14 @@ def _validated(cls: type[Method], name: str, options: Mapping[str, Any]) -> Meth
         raise UserError(f"{where}: {message}", hint=f"`dgad list methods` shows what '{name}' takes") from None
 
 
-__all__ = ["ADDONS", "METHODS", "Batch", "Method", "Step", "build_method", "find_method", "typed_options"]
+__all__ = [
+    "ADDONS",
+    "METHODS",
+    "Batch",
+    "Method",
+    "Step",
+    "build_method",
+    "default_options",
+    "find_method",
+    "typed_options",
+]

@@ -44,7 +44,7 @@ class AdaAd(Distillation):
                 target_clean = teacher(batch.x)
             terms["kl_clean"] = batch.mean(self.kl(target_clean, logits_clean))
             loss = loss + (1 - self.alpha) * terms["kl_clean"]
-        return Step(loss, terms, x_adv, logits_adv)
+        return Step(loss, terms, x_adv, logits_adv, logits_clean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,8 @@ class AdaIad(Distillation):
         if batch.epoch >= epoch_of(self.begin, batch.epochs):
             own = (1 - trust) * self.kl(student(batch.x), logits_adv)
         distill, introspection = batch.mean(self.kl(target, logits_adv, self.temperature)), batch.mean(own)
-        ce_clean = batch.mean(cross_entropy(student(batch.x), batch.y))
+        logits_clean = student(batch.x)
+        ce_clean = batch.mean(cross_entropy(logits_clean, batch.y))
         loss = self.alpha * (self.temperature**2 * distill + introspection) + (1 - self.alpha) * ce_clean
         terms = {"distill": distill, "introspection": introspection, "ce_clean": ce_clean}
-        return Step(loss, terms, x_adv, logits_adv)
+        return Step(loss, terms, x_adv, logits_adv, logits_clean)

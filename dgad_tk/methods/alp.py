@@ -36,4 +36,5 @@ class Alp(AdversarialMethod):
         ce_adv = batch.mean(cross_entropy(logits_adv, batch.y, self.label_smoothing))
         pairing = batch.mean((logits_clean - logits_adv).square().mean(dim=1))
         loss = 0.5 * ce_clean + 0.5 * ce_adv + self.weight * pairing
-        return Step(loss, {"ce_clean": ce_clean, "ce_adv": ce_adv, "pairing": pairing}, x_adv, logits_adv)
+        terms = {"ce_clean": ce_clean, "ce_adv": ce_adv, "pairing": pairing}
+        return Step(loss, terms, x_adv, logits_adv, logits_clean)

@@ -37,6 +37,7 @@ class Ard(Distillation):
             target = require(teacher)(batch.x)
         logits_adv = student(x_adv)
         divergence = batch.mean(self.kl(target, logits_adv, self.temperature))
-        ce_clean = batch.mean(cross_entropy(student(batch.x), batch.y))
+        logits_clean = student(batch.x)
+        ce_clean = batch.mean(cross_entropy(logits_clean, batch.y))
         loss = self.alpha * self.temperature**2 * divergence + (1 - self.alpha) * ce_clean
-        return Step(loss, {"kl": divergence, "ce_clean": ce_clean}, x_adv, logits_adv)
+        return Step(loss, {"kl": divergence, "ce_clean": ce_clean}, x_adv, logits_adv, logits_clean)

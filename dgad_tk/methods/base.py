@@ -80,14 +80,18 @@ class Step:
         terms: the loss's parts before weighting, by the paper's names, and shares worth watching; detached scalars.
         x_adv: the adversarial batch, None for methods without one.
         logits: the student's on the adversarial images, or on the clean ones if there are none; with their graph.
+        logits_clean: those on the clean images beside them, where the step has them anyway; only reports use them.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
     x_adv: Tensor | None
     logits: Tensor
+    logits_clean: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.logits_clean is not None:
+            object.__setattr__(self, "logits_clean", self.logits_clean.detach())
         object.__setattr__(self, "terms", {name: term.detach() for name, term in self.terms.items()})
 
 

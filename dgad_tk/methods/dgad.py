@@ -108,7 +108,7 @@ class Dgad(Distillation):
         if self.pcr_weight > 0:
             terms["pcr"] = batch.mean(self._consistency(logits_clean, logits_adv))
             loss = loss + self.pcr_weight * terms["pcr"]
-        return Step(loss, terms, x_adv, logits_adv)
+        return Step(loss, terms, x_adv, logits_adv, logits_clean)
 
     def _corrected(self, target: Tensor, y: Tensor, where: Tensor) -> Tensor:
         """The teacher's logits `(N, K)`, corrected by the label in the rows `where`."""

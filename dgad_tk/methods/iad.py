@@ -60,10 +60,11 @@ class Iad(Distillation):
             of_self = student(batch.x)
             own = (1 - trust) * self.kl(of_self.detach() if self.introspection_detach else of_self, logits_adv)
         distill, introspection = batch.mean(divergence), batch.mean(own)
-        ce_clean = batch.mean(cross_entropy(student(batch.x), batch.y))
+        logits_clean = student(batch.x)
+        ce_clean = batch.mean(cross_entropy(logits_clean, batch.y))
         loss = self.alpha * (self.temperature**2 * distill + introspection) + (1 - self.alpha) * ce_clean
         terms = {"distill": distill, "introspection": introspection, "ce_clean": ce_clean}
-        return Step(loss, terms, x_adv, logits_adv)
+        return Step(loss, terms, x_adv, logits_adv, logits_clean)
 
 
 def reliability(teacher_logits: Tensor, y: Tensor, beta: float) -> Tensor:

@@ -32,7 +32,8 @@ class Mart(AdversarialMethod):
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         x_adv = self.attack(student, batch, threat, label_loss(batch.y))
-        log_clean = F.log_softmax(student(batch.x), dim=1)
+        logits_clean = student(batch.x)
+        log_clean = F.log_softmax(logits_clean, dim=1)
         clean = log_clean.exp()
         logits_adv = student(x_adv)
         adv = F.softmax(logits_adv, dim=1)
@@ -41,4 +42,4 @@ class Mart(AdversarialMethod):
         of_label = clean.gather(1, batch.y[:, None])[:, 0]
         divergence = (clean * (log_clean - torch.log(adv + 1e-12))).sum(dim=1)
         bce, robust = batch.mean(boosted), batch.mean(divergence * (1.0000001 - of_label))
-        return Step(bce + self.beta * robust, {"bce": bce, "robust": robust}, x_adv, logits_adv)
+        return Step(bce + self.beta * robust, {"bce": bce, "robust": robust}, x_adv, logits_adv, logits_clean)

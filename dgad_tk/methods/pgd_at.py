@@ -28,5 +28,6 @@ class PgdAt(AdversarialMethod):
         logits = student(x_adv)
         loss = batch.mean(cross_entropy(logits, batch.y))
         with torch.no_grad():
-            ce_clean = batch.mean(cross_entropy(student(batch.x), batch.y))
-        return Step(loss, {"ce_adv": loss, "ce_clean": ce_clean}, x_adv, logits)
+            logits_clean = student(batch.x)
+            ce_clean = batch.mean(cross_entropy(logits_clean, batch.y))
+        return Step(loss, {"ce_adv": loss, "ce_clean": ce_clean}, x_adv, logits, logits_clean)

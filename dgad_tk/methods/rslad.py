@@ -45,7 +45,7 @@ class Rslad(Distillation):
         kl_adv = batch.mean(self._divergence(target, logits_adv))
         kl_clean = batch.mean(self._divergence(target, logits_clean))
         loss = self.scale * (ADV_WEIGHT * kl_adv + (1 - ADV_WEIGHT) * kl_clean)
-        return Step(loss, {"kl_adv": kl_adv, "kl_clean": kl_clean}, x_adv, logits_adv)
+        return Step(loss, {"kl_adv": kl_adv, "kl_clean": kl_clean}, x_adv, logits_adv, logits_clean)
 
     def _divergence(self, target: Tensor, logits: Tensor) -> Tensor:
         if self.log_offset == 0:

@@ -54,9 +54,8 @@ class Score(AdversarialMethod):
         losses = clean + self.beta * robust
         if self.clip > 0:
             losses = F.relu(losses - self.clip**2 * (1 + 1 / (logits_clean.shape[1] - 1)))
-        return Step(
-            batch.mean(losses), {"lse_clean": batch.mean(clean), "lse_adv": batch.mean(robust)}, x_adv, logits_adv
-        )
+        terms = {"lse_clean": batch.mean(clean), "lse_adv": batch.mean(robust)}
+        return Step(batch.mean(losses), terms, x_adv, logits_adv, logits_clean)
 
     def _label(self, logits: Tensor, y: Tensor) -> Tensor:
         classes = logits.shape[1]

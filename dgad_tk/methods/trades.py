@@ -36,6 +36,7 @@ class Trades(AdversarialMethod):
         x_adv = self.attack(student, batch, threat, objective_on)
         ce_clean = batch.mean(cross_entropy(student(batch.x), batch.y))
         logits_adv = student(x_adv)
-        divergence = batch.mean(kl(student(batch.x), logits_adv))
+        logits_clean = student(batch.x)
+        divergence = batch.mean(kl(logits_clean, logits_adv))
         loss = ce_clean + self.beta * divergence
-        return Step(loss, {"ce_clean": ce_clean, "kl": divergence}, x_adv, logits_adv)
+        return Step(loss, {"ce_clean": ce_clean, "kl": divergence}, x_adv, logits_adv, logits_clean)

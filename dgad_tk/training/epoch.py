@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dgad_tk.artifacts.examples import MOST, Examples
 from dgad_tk.ascent.folded import Inner, autocast
 from dgad_tk.ascent.inner_max import draw_noise, kept_statistics
 from dgad_tk.config.training import epoch_of
@@ -69,6 +71,7 @@ class Loop:
         self.split, self.draws = training_split(job.config, job.dataset), Draws(job.config.seed)
         self.inner = Inner(job.config.precision, job.config.compile)
         self.teacher = None if job.teacher is None else self.inner.view(job.teacher.to(job.device))
+        self.examples: Examples | None = None  # of an epoch's last step, on the leader
 
     def run(self, epoch: int, begin: Position, after_step: Callable[[Position], None]) -> dict[str, float]:
         """Train from `begin` to the end of the epoch; mean of each loss term and accuracy on the training images.
@@ -89,7 +92,7 @@ class Loop:
         rate = learning_rate(config, epoch + max(begin.step - 1, 0) / len(batches))
         for number in range(begin.step, len(batches)):
             rate = learning_rate(config, epoch + number / len(batches))
-            found = self._step(batches[number], epoch, number, rate)
+            found = self._step(batches[number], epoch, number, rate, keep=number + 1 == len(batches))
             n = len(batches[number])
             totals = {name: at.totals.get(name, 0.0) + value * n for name, value in found.items()}
             running = time.perf_counter() - started
@@ -101,8 +104,14 @@ class Loop:
         self.learner.end_epoch(epoch)
         return {"lr": rate, **at.means(), "samples_per_second": round(self.progress.samples_per_second, 1)}
 
-    def _step(self, positions: NDArray[np.int64], epoch: int, number: int, rate: float) -> dict[str, float]:
-        """One step on the images at `positions`, of which this process computes its part; loss, accuracy and terms."""
+    def _step(
+        self, positions: NDArray[np.int64], epoch: int, number: int, rate: float, *, keep: bool
+    ) -> dict[str, float]:
+        """One step on the images at `positions`, of which this process computes its part; loss, accuracy and terms.
+
+        Args:
+            keep: leave some of its images in `examples`.
+        """
         config = self.config
         own = np.array_split(positions, self.here.size)[self.here.rank]
         images, labels, index = on_device(self.split, own, self.job.device)
@@ -128,6 +137,8 @@ class Loop:
             every = torch.from_numpy(self.split.index[positions])
             raise NonFiniteLossError(found["loss"], number + 1, batch, step, every)
         self.learner.learn(rate)
+        if keep and self.here.leads:
+            self.examples = _examples(batch, step, index)
         return found
 
     @contextmanager
@@ -156,3 +167,25 @@ class Loop:
         self.learner.optimizer.zero_grad(set_to_none=True)
         step.loss.backward()  # type: ignore[no-untyped-call]
         return step
+
+
+def _examples(batch: Batch, step: Step, index: Tensor) -> Examples:
+    """The first images of a batch and what the step made of them."""
+
+    def kept(values: Tensor) -> NDArray[Any]:
+        found: NDArray[Any] = values[:MOST].detach().cpu().contiguous().numpy()
+        return found
+
+    def answers(logits: Tensor | None) -> NDArray[np.int64] | None:
+        return None if logits is None else kept(logits.argmax(dim=1))
+
+    attacked = step.x_adv is not None
+    return Examples(
+        epoch=batch.epoch,
+        index=kept(index),
+        label=kept(batch.y),
+        clean=kept(batch.x),
+        adversarial=None if step.x_adv is None else kept(step.x_adv.float()),
+        clean_pred=answers(step.logits_clean if attacked else step.logits),
+        adv_pred=answers(step.logits) if attacked else None,
+    )

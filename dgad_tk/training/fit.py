@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -13,6 +14,7 @@ from torch import nn
 from dgad_tk.artifacts.record import Artifact, tool_versions
 from dgad_tk.artifacts.weights import save_weights
 from dgad_tk.common import UserError, written_aside
+from dgad_tk.config.training import TrainConfig
 from dgad_tk.distributed import by_leader, largest, leaders, world
 from dgad_tk.models import build_model, check_input
 from dgad_tk.models.trained import average_statistics, layout, synchronised
@@ -118,7 +120,7 @@ class _Run:
     def _clear(self) -> None:
         """Remove what a killed process left: lines of epochs that are run again, and half-written files."""
         self.folder.cut_back(self.state.epoch)
-        for name in ("last", "best", "metrics", "config", "non-finite-batch"):
+        for name in ("last", "best", "metrics", "config", "images", "report", "non-finite-batch"):
             for left in self.folder.path.glob(f".{name}-*"):
                 left.unlink()
 
@@ -171,6 +173,9 @@ class _Run:
 
     def _after_step(self, position: Position) -> None:
         self.state = replace(self.state, position=position)
+        if (examples := self.loop.examples) is not None:  # before a checkpoint that says the epoch's steps are done
+            self.loop.examples = None
+            self._write(partial(examples.save, self.folder.images))
         minutes = self.config.checkpoint_minutes
         self._heed(self.here.leads and minutes is not None and time.monotonic() - self.saved_at > 60 * minutes)
 
@@ -192,7 +197,7 @@ class _Run:
 
     def _explained(self, error: NonFiniteLossError) -> UserError:
         """The error for the user; the batch and the weights that led to it are left in the run folder."""
-        path, batch, step = self.folder.path / "non-finite-batch.safetensors", error.batch, error.step
+        path, batch, step = self.folder.non_finite, error.batch, error.step
         tensors = {"x": batch.x, "y": batch.y, "logits": step.logits, "index": error.index}
         if step.x_adv is not None:
             tensors["x_adv"] = step.x_adv
@@ -237,6 +242,12 @@ class _Run:
                 "clean_accuracy": state.best_clean,
                 "robust_accuracy": state.best_robust,
                 "dataset_sha256": dataset.sha256,
-            },
+            }
+            | ({"paper": printed} if (printed := _printed(config)) else {}),
             versions=tool_versions(),
         )
+
+
+def _printed(config: TrainConfig) -> dict[str, Any]:
+    """What the record says of the paper: the figures and where they are from, not how to come by the teacher."""
+    return {key: value for key, value in config.paper.items() if key in ("table", "row", "figures", "source", "recipe")}

@@ -126,7 +126,7 @@ def test_a_recipe_is_printed_beside_the_result(dgad: Run) -> None:
     Path("mine.yaml").write_text("extends: paper/table4/rn18-wrn34-10-dgad\n" + small)
     code, out, err = dgad("train", "--config", "mine.yaml", *BRIEF, "--teacher", "auto", "--quiet", "--out", "r")
     assert code == 0, err
-    _, paper = out.splitlines()
+    _, paper, _ = out.splitlines()
     assert paper.startswith("paper: clean 87.58, AA 50.59 (test set, Table 4, second hand); here: clean ")
     assert paper.endswith(" on val")
     assert yaml.safe_load(Path("r/config.yaml").read_text())["paper"]["row"] == "DGAD, ResNet-18 from WRN-34-10"

@@ -45,6 +45,7 @@ def assert_same_run(one: RunFolder, other: RunFolder) -> None:
     """Student, optimiser, averages and position in last.ckpt, the whole of best.safetensors, all figures, all files."""
     assert [untimed(record) for record in one.records()] == [untimed(record) for record in other.records()]
     assert one.best.read_bytes() == other.best.read_bytes()
+    assert one.images.read_bytes() == other.images.read_bytes()
     states = [load_state(folder.last) for folder in (one, other)]
     for state in states:
         state["state"] = untimed(state["state"]) | {"position": untimed(state["state"]["position"])}

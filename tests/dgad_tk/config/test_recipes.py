@@ -57,7 +57,8 @@ def test_what_the_paper_prints(name: str) -> None:
     """Figures are percentages with a source, the place agrees with the folder, and a teacher can be had."""
     recipe = load_recipe(name)
     paper = recipe.paper
-    assert paper.keys() <= {"table", "row", "figures", "source", "reading", "teacher_file"}
+    assert paper.keys() <= {"recipe", "table", "row", "figures", "source", "reading", "teacher_file"}
+    assert paper["recipe"] == name
     where = paper["table"] if isinstance(paper["table"], str) else f"table {paper['table']}"
     assert name.split("/")[1] == where.replace(" ", "")
     assert paper["row"]
