@@ -56,7 +56,8 @@ def gate(
     judged = [read_results(path) for path in results]
     judged = [each.model_copy(update={"gates": thresholds(shares, each)}) for each in judged]
     if baseline is not None:
-        from evaluators.verdict.baseline import compare, read_record, uncompared  # numpy, which `--min` can do without
+        from evaluators.verdict.baseline import compare, uncompared  # numpy, which `--min` can do without
+        from evaluators.verdict.records import read_record
 
         old = read_record(baseline)
         for number, (each, path) in enumerate(zip(judged, results, strict=True)):

@@ -27,8 +27,9 @@ from evaluators.plan.rows import Row, Surrogate, plan
 from evaluators.report.files import fingerprints, results, write
 from evaluators.report.junit import write_junit
 from evaluators.results import Attack, Checks, Gate, Item, Results, read_results
-from evaluators.verdict.baseline import Record, compare, read_record, uncompared
+from evaluators.verdict.baseline import compare, uncompared
 from evaluators.verdict.gate import thresholds
+from evaluators.verdict.records import Record, read_record
 
 
 @pytest.fixture
@@ -240,7 +241,9 @@ def record(template: Results, answers: np.ndarray, **entry: Any) -> Record:
     found = asking(template, plan(["pgd"], norm="linf", eps=[0.1]), **done)
     index = np.arange(len(answers))
     robust = {"pgd": answers[:n]} if done["status"] == "done" else {}
-    return Record(found, index, index.astype(np.uint64), np.ones(len(answers), dtype=bool), robust)
+    attacked = {key: (~held).astype(np.int64) for key, held in robust.items()}
+    zeros, right = np.zeros_like(index), np.ones(len(answers), dtype=bool)
+    return Record(found, index, index.astype(np.uint64), right, robust, zeros, zeros, attacked)
 
 
 def outcomes(n: int, lost: int, won: int) -> tuple[np.ndarray, np.ndarray]:
