@@ -1,0 +1,99 @@
+"""What a comparison found, in sentences, and what to know before its figures are read."""
+
+from collections.abc import Sequence
+from pathlib import PurePath
+
+from dgad_tk.strangers.names import shown
+from evaluators.verdict.comparison.document import Compared
+from evaluators.verdict.paired import CHANCE, Paired
+
+
+def finding(found: Paired, what: str, where: str, names: tuple[str, str], adjusted: float, tests: int) -> str:
+    """A difference in a sentence.
+
+    Args:
+        found: the difference, the reference being the second of the two.
+        what: `accurate` or `robust`.
+        where: a clause, such as `on clean images`.
+        names: of the reference and of what is compared with it.
+        adjusted: p, adjusted for `tests` tests.
+    """
+    reference, other = names
+    low, high = (decimal(end) for end in found.ci95)
+    split = f"it lost {found.only_second:,} and won {found.only_first:,} of {count(found.n, 'image')}"
+    if found.only_first == found.only_second:
+        return f"{other} is as {what} as {reference} {where} ({low} to {high} points): {split}."
+    size, way = decimal(abs(found.difference)), "more" if found.difference > 0 else "less"
+    unit = "point" if size == "1.0" else "points"
+    text = f"{other} is {size} {unit} {way} {what} than {reference} {where} ({low} to {high}): {split}"
+    return f"{text}, {_chance(found.p, adjusted, tests)}."
+
+
+def _chance(p: float, adjusted: float, tests: int) -> str:
+    if adjusted < CHANCE:
+        after = f", and {p_text(adjusted)} adjusted for {tests} tests" if tests > 1 else ""
+        return f"more than chance explains, p {_equals(p)}{after}"
+    if p < CHANCE:
+        return f"which chance can explain: p {_equals(p)}, but {p_text(adjusted)} adjusted for {tests} tests"
+    return f"which chance can explain, p {_equals(p)}"
+
+
+def p_text(p: float) -> str:
+    """`0.11`, `0.0031`, `<0.0001` or `1`."""
+    if p < 1e-4:
+        return "<0.0001"
+    text = f"{p:.2f}" if p >= 0.0995 else f"{p:.3f}" if p >= 0.00995 else f"{p:.4f}"
+    return "1" if text == "1.00" else text
+
+
+def decimal(share: float) -> str:
+    """A difference of shares in points: `-1.2`; `0.03` where one decimal would be nothing; `0.0` for none."""
+    points = 100 * share
+    text = f"{points:.1f}" if abs(points) >= 0.05 or abs(points) < 1e-9 else f"{points:.2f}"
+    return text.lstrip("-") if float(text) == 0 else text
+
+
+def count(number: int, noun: str) -> str:
+    """`1,000 images` or `1 image`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _equals(p: float) -> str:
+    text = p_text(p)
+    return f"< {text[1:]}" if text.startswith("<") else f"= {text}"
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Each path's last part; with as many folders as tell it from the others, or with its number if none does."""
+    parts = [PurePath(path).parts or (path,) for path in paths]
+    names = []
+    for number, own in enumerate(parts, 1):
+        others = [each for each in parts if each is not own]
+        length = next((k for k in range(1, len(own) + 1) if all(own[-k:] != each[-k:] for each in others)), 0)
+        name = shown(str(PurePath(*own[-length:]))) if length else f"{shown(own[-1])} [{number}]"
+        names.append(name)
+    return names
+
+
+def notes(results: Sequence[Compared], n: int, surrogates: Sequence[str]) -> list[str]:
+    """What to know before figures of `n` images are read.
+
+    Args:
+        surrogates: names of those that transfer rows were made on.
+    """
+    found = []
+    if more := [each for each in results if each.n > n]:
+        saw = ", ".join(f"{each.name} saw {count(each.n, 'image')}" for each in more)
+        found.append(f"{saw}: everything here is of the {n:,} that all saw")
+    for each in results:
+        if each.verdict != "high":
+            why = "; ".join(dict.fromkeys(doubt.detail for doubt in each.doubts))
+            found.append(f"the evaluation of {each.name} is {each.verdict}: {why}")
+    for number, each in enumerate(results):
+        if twin := next((other for other in results[:number] if other.sha256 == each.sha256), None):
+            found.append(f"{twin.name} and {each.name} are the same file: what differs is how it was attacked")
+    if len({each.seed for each in results}) > 1:
+        found.append("the seeds differ: " + ", ".join(f"{each.name} {each.seed}" for each in results))
+    if surrogates:
+        found.append(f"surrogates are taken for the same where their names are: {', '.join(map(shown, surrogates))}")
+    return found
