@@ -93,13 +93,11 @@ def comparison(records: Sequence[Record], files: Sequence[str], *, command: str 
     return Comparison(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
-        images=Images(name=records[0].results.dataset.name, split=records[0].results.dataset.split, n=len(common)),
+        images=Images(name=dataset.name, split=dataset.split, n=len(common)),
         results=results,
         adjustment=family,
         pairs=pairs,
-        survival=[
-            _survival(runs, each) for each in (ON_CLEAN, *(_row(reference, each) for each in whole(runs)), *worst)
-        ],
+        survival=[_survival(runs, each) for each in alike],
         notes=notes(results, len(common), sorted(surrogates)),
     )
 
