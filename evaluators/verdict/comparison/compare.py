@@ -24,7 +24,7 @@ from evaluators.verdict.comparison.document import (
     Survival,
     Uncompared,
 )
-from evaluators.verdict.comparison.findings import finding, notes, short_names
+from evaluators.verdict.comparison.findings import evidence, finding, notes, short_names
 from evaluators.verdict.comparison.runs import Run, View, common_images, whole
 from evaluators.verdict.gate import CLEAN, WORST_CASE
 from evaluators.verdict.paired import CHANCE, Paired, holm, paired
@@ -178,7 +178,9 @@ def _test(
         won=found.only_first,
         p=found.p,
         p_adjusted=adjusted,
-        finding=finding(found, what, asked.where, names, adjusted, tests),
+        more_than_chance=adjusted < CHANCE,
+        finding=finding(found, what, asked.where, names),
+        evidence=evidence(found, adjusted, tests),
         classes=list(_classes(reference, seen, before, after)),
         changes=list(_changes(reference, other, asked)),
     )

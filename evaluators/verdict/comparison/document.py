@@ -111,8 +111,12 @@ class PairedTest(_Part):
     """Exact McNemar test, two-sided: how likely a split of lost and won at least so uneven is if neither is better."""
     p_adjusted: float
     """The same, adjusted for all tests of this document as `adjustment` says."""
+    more_than_chance: bool
+    """`p_adjusted` is below the level of `adjustment`."""
     finding: str
-    """In a sentence."""
+    """What is found, as a clause: who is how much more or less accurate or robust."""
+    evidence: str
+    """How sure that is, as a clause: what was lost and won, and whether chance can explain it."""
     classes: list[ClassDifference]
     changes: list[Change]
     """Every image that was lost or won, by its place in the dataset."""

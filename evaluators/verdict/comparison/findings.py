@@ -8,34 +8,41 @@ from evaluators.verdict.comparison.document import Compared
 from evaluators.verdict.paired import CHANCE, Paired
 
 
-def finding(found: Paired, what: str, where: str, names: tuple[str, str], adjusted: float, tests: int) -> str:
-    """A difference in a sentence.
+def finding(found: Paired, what: str, where: str, names: tuple[str, str]) -> str:
+    """A difference as a clause.
 
     Args:
         found: the difference, the reference being the second of the two.
         what: `accurate` or `robust`.
-        where: a clause, such as `on clean images`.
+        where: such as `on clean images`.
         names: of the reference and of what is compared with it.
-        adjusted: p, adjusted for `tests` tests.
     """
     reference, other = names
     low, high = (decimal(end) for end in found.ci95)
-    split = f"it lost {found.only_second:,} and won {found.only_first:,} of {count(found.n, 'image')}"
     if found.only_first == found.only_second:
-        return f"{other} is as {what} as {reference} {where} ({low} to {high} points): {split}."
+        return f"{other} is as {what} as {reference} {where} ({low} to {high} points)"
     size, way = decimal(abs(found.difference)), "more" if found.difference > 0 else "less"
     unit = "point" if size == "1.0" else "points"
-    text = f"{other} is {size} {unit} {way} {what} than {reference} {where} ({low} to {high}): {split}"
-    return f"{text}, {_chance(found.p, adjusted, tests)}."
+    return f"{other} is {size} {unit} {way} {what} than {reference} {where} ({low} to {high})"
 
 
-def _chance(p: float, adjusted: float, tests: int) -> str:
+def evidence(found: Paired, adjusted: float, tests: int) -> str:
+    """How sure a difference is, as a clause.
+
+    Args:
+        adjusted: p, adjusted for `tests` tests.
+    """
+    split = f"it lost {found.only_second:,} and won {found.only_first:,} of {count(found.n, 'image')}"
+    if found.only_first == found.only_second:
+        return split
+    p = p_text(found.p)
+    equals = f"p < {p[1:]}" if p.startswith("<") else f"p = {p}"
+    after = f"{p_text(adjusted)} adjusted for {tests} tests"
     if adjusted < CHANCE:
-        after = f", and {p_text(adjusted)} adjusted for {tests} tests" if tests > 1 else ""
-        return f"more than chance explains, p {_equals(p)}{after}"
-    if p < CHANCE:
-        return f"which chance can explain: p {_equals(p)}, but {p_text(adjusted)} adjusted for {tests} tests"
-    return f"which chance can explain, p {_equals(p)}"
+        return f"{split}, more than chance explains, {equals}{f', and {after}' if tests > 1 else ''}"
+    if found.p < CHANCE:
+        return f"{split}, which chance can explain: {equals}, but {after}"
+    return f"{split}, which chance can explain, {equals}"
 
 
 def p_text(p: float) -> str:
@@ -56,11 +63,6 @@ def decimal(share: float) -> str:
 def count(number: int, noun: str) -> str:
     """`1,000 images` or `1 image`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _equals(p: float) -> str:
-    text = p_text(p)
-    return f"< {text[1:]}" if text.startswith("<") else f"= {text}"
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
@@ -95,5 +97,5 @@ def notes(results: Sequence[Compared], n: int, surrogates: Sequence[str]) -> lis
     if len({each.seed for each in results}) > 1:
         found.append("the seeds differ: " + ", ".join(f"{each.name} {each.seed}" for each in results))
     if surrogates:
-        found.append(f"surrogates are taken for the same where their names are: {', '.join(map(shown, surrogates))}")
+        found.append(f"surrogates are told apart by their names only: {', '.join(map(shown, surrogates))}")
     return found
