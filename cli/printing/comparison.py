@@ -1,5 +1,8 @@
 """The comparison of results, printed: findings in sentences first, then a table for each pair."""
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -29,7 +32,12 @@ def print_comparison(found: "Comparison") -> None:
 
 
 def _say(text: str) -> None:
-    print(shown(text))
+    """Print a sentence, on a terminal in lines that fit."""
+    lines = [shown(text)]
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        lines = textwrap.wrap(lines[0], width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    print("\n".join(lines))
 
 
 def _pair(found: "Comparison", pair: "Pair") -> None:
@@ -41,8 +49,8 @@ def _pair(found: "Comparison", pair: "Pair") -> None:
     print()
     mine = f"[{pair.other}]"
     names = [f"{mine} and [1]", "[1]", mine, "lost", "won", "points", "95 % interval", "p", "Holm"]
-    plain_table(names, [_cells(each) for each in pair.tests])
-    print(f"points: {mine} less [1]. p: exact McNemar test. Holm: p adjusted for {found.adjustment.tests} tests.")
+    plain_table(names, [_cells(each, found.images.n) for each in pair.tests])
+    _say(f"points: {mine} less [1]. p: exact McNemar test. Holm: p adjusted for {found.adjustment.tests} tests.")
     for test in heads:
         _classes(test, mine)
     for test in heads:
@@ -54,10 +62,10 @@ def _pair(found: "Comparison", pair: "Pair") -> None:
         _say(f"not compared: {', '.join(rows)} ({reason})")
 
 
-def _cells(test: "PairedTest") -> list[str]:
+def _cells(test: "PairedTest", n: int) -> list[str]:
     from evaluators.verdict.comparison.findings import decimal, p_text
 
-    name = test.name
+    name = test.name if test.n == n else f"{test.name} ({test.n:,} images)"
     shares = [share_text(right / test.n) for right in (test.reference_right, test.right)]
     counts = [f"{test.lost:,}", f"{test.won:,}"]
     interval = " to ".join(decimal(end) for end in test.ci95)

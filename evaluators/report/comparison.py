@@ -1,5 +1,6 @@
 """The page of a comparison: what was found in sentences, then the pictures, tables and images behind them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ from evaluators.report.pages.words import count, eps_text, percent, points
 from evaluators.results import Interval
 from evaluators.verdict.comparison.document import Change, ClassDifference, Comparison, Pair, PairedTest, Survival
 from evaluators.verdict.comparison.findings import p_text
+from evaluators.verdict.gate import WORST_CASE
 from evaluators.verdict.verdicts import worst_of
 
 MOST_CHANGES = 100
 """Changed images in a table. All of them are in the JSON."""
-MOST_CLASSES = 12
-"""Classes that are all shown. Of more, those that lost most and those that won most."""
+MOST_CLASSES, MOST_WON = 12, 4
+"""Classes that are all shown. Of more, as many: those that lost most, and some that won most."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,6 @@ class Place:
     high: float
     value: str
     ends: str
-    detail: str
     strong: bool
 
 
@@ -42,20 +43,18 @@ class Differences:
 
 @dataclass(frozen=True)
 class Share:
-    """A row of bars or of dots."""
+    """A bar, and the interval of its share."""
 
     label: str
-    first: float
-    second: float
     share: float
-    ends: Interval | None
+    ends: Interval
     detail: str
-    strong: bool = False
+    strong: bool
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a test.
+    """The classes of a test, those that lost most first.
 
     Attributes:
         note: what is shown, and what stands out.
@@ -63,7 +62,8 @@ class Classes:
 
     test: PairedTest
     note: str
-    rows: Sequence[Share]
+    shown: Sequence[ClassDifference]
+    differences: Differences
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,10 @@ def write_comparison(found: Comparison, path: Path) -> Path:
     verdict = worst_of(each.verdict for each in found.results)
     contents = [("findings", "What was found"), ("survival", "What survives in the others")]
     for each in beside:
-        contents += [(f"pair-{each.number}", f"[{each.number}] in figures"), (f"classes-{each.number}", "By class")]
+        contents += [
+            (f"pair-{each.number}", f"[{each.number}] less the reference"),
+            (f"classes-{each.number}", "By class"),
+        ]
         contents += [(f"changes-{each.number}", "Changed images")]
     return write_page(
         path,
@@ -111,6 +114,7 @@ def write_comparison(found: Comparison, path: Path) -> Path:
         verdict=verdict,
         contents=[*contents, ("measured", "How this was measured")],
         p_text=p_text,
+        where=_where,
         most_changes=MOST_CHANGES,
     )
 
@@ -124,13 +128,21 @@ def _headline(found: Comparison, survival: Sequence[tuple[Survival, Sequence[Sha
             return f"{test.finding}."
         return f"{test.finding}: {'more than chance explains' if test.more_than_chance else 'chance can explain it'}."
     kept, _ = survival[0]
-    under = "" if kept.eps is None else f" under attack at {eps_text(kept.eps)}"
     are = "is" if kept.reference_right == 1 else "are"
     share = "none" if kept.in_all.share is None else percent(kept.in_all.share)
     return (
-        f"Of the {count(kept.reference_right, 'image')} that {are} right in {found.results[0].name}{under}, "
+        f"Of the {count(kept.reference_right, 'image')} that {are} right in {found.results[0].name} {_where(kept)}, "
         f"{share} are right in all {len(found.results)} results."
     )
+
+
+def _where(asked: PairedTest | Survival) -> str:
+    """What was asked, as a clause."""
+    if asked.eps is None:
+        return "on clean images"
+    radius = eps_text(asked.eps)
+    name = asked.name.removesuffix(f"@{radius}")
+    return f"under {'the worst attack' if name == WORST_CASE else name} at {radius}"
 
 
 def _beside(found: Comparison, pair: Pair) -> Beside:
@@ -143,7 +155,7 @@ def _beside(found: Comparison, pair: Pair) -> Beside:
         number=pair.other,
         name=found.results[pair.other - 1].name,
         heads=heads,
-        differences=_differences(pair.tests, pair.headlines),
+        differences=_differences([(each.name, each, each.name in pair.headlines) for each in pair.tests]),
         tests=pair.tests,
         classes=[_classes(each) for each in heads],
         changes=[Changes(each, each.changes[:MOST_CHANGES]) for each in heads],
@@ -151,52 +163,45 @@ def _beside(found: Comparison, pair: Pair) -> Beside:
     )
 
 
-def _differences(tests: Sequence[PairedTest], strong: Sequence[str]) -> Differences:
-    widest = max(abs(end) for test in tests for end in test.ci95)
+def _differences(rows: Sequence[tuple[str, PairedTest | ClassDifference, bool]]) -> Differences:
+    """Differences on an axis that reaches as far as the widest interval.
+
+    Args:
+        rows: label, difference, and whether it stands out.
+    """
+    widest = max(abs(end) for _, each, _ in rows for end in each.ci95)
     step = round_numbers(0, 100 * widest)[1]
-    limit = step * -(-100 * widest // step) / 100
+    limit = step * math.ceil(100 * widest / step) / 100
 
     def place(value: float) -> float:
         return 50 + 50 * value / limit
 
-    rows = [
-        Place(
-            test.name,
-            place(test.difference),
-            *(place(end) for end in test.ci95),
-            points(test.difference),
-            " to ".join(points(end) for end in test.ci95),
-            f"p {p_text(test.p_adjusted)}",
-            test.name in strong,
-        )
-        for test in tests
-    ]
-    return Differences(f"{100 * limit:.4g}", rows)
+    drawn = []
+    for label, each, strong in rows:
+        at, low, high = (place(value) for value in (each.difference, *each.ci95))
+        drawn.append(Place(label, at, low, high, points(each.difference), _ends(each.ci95), strong))
+    return Differences(f"{100 * limit:.4g}", drawn)
 
 
 def _classes(test: PairedTest) -> Classes:
     ordered = sorted(test.classes, key=lambda each: each.difference)
     few = len(ordered) <= MOST_CLASSES
-    chosen = ordered if few else [*ordered[: MOST_CLASSES - 4], *ordered[-4:]]
+    chosen = ordered if few else [*ordered[: MOST_CLASSES - MOST_WON], *ordered[-MOST_WON:]]
     worst = min(test.classes, key=lambda each: each.right / each.n)
     before = min(test.classes, key=lambda each: each.reference_right / each.n)
     note = (
         f"The weakest class is {worst.class_} with {percent(worst.right / worst.n)}; in the reference it is "
         f"{before.class_} with {percent(before.reference_right / before.n)}. "
     )
-    if ordered and ordered[0].difference < 0:
-        note += f"{ordered[0].class_} lost most, {points(ordered[0].difference)} points ({_ends(ordered[0])}). "
-    note += "" if few else f"Of {len(ordered):,} classes, those that lost most and the four that won most are shown. "
-    return Classes(test, note, [_class_row(each) for each in chosen])
+    if ordered[0].difference < 0:
+        note += f"{ordered[0].class_} lost most, {points(ordered[0].difference)} points ({_ends(ordered[0].ci95)}). "
+    if not few:
+        note += f"Of {len(ordered):,} classes, those that lost most and the {MOST_WON} that won most are shown. "
+    return Classes(test, note, chosen, _differences([(each.class_, each, False) for each in chosen]))
 
 
-def _class_row(each: ClassDifference) -> Share:
-    first, second = each.reference_right / each.n, each.right / each.n
-    return Share(each.class_, first, second, second, None, f"{points(each.difference)} ({_ends(each)}), n {each.n:,}")
-
-
-def _ends(each: ClassDifference) -> str:
-    return " to ".join(points(end) for end in each.ci95)
+def _ends(interval: Interval) -> str:
+    return " to ".join(points(end) for end in interval)
 
 
 def _survival(found: Comparison) -> list[tuple[Survival, Sequence[Share]]]:
@@ -209,8 +214,6 @@ def _survival(found: Comparison) -> list[tuple[Survival, Sequence[Share]]]:
         rows = [
             Share(
                 f"[{each.result}] {found.results[each.result - 1].name}" if each.result else "in all of them",
-                each.share,
-                each.share,
                 each.share,
                 each.ci95,
                 f"{each.kept:,} of {survival.reference_right:,}",

@@ -7,6 +7,9 @@ from dgad_tk.strangers.names import shown
 from evaluators.verdict.comparison.document import Compared
 from evaluators.verdict.paired import CHANCE, Paired
 
+LONGEST = 48
+"""Characters of a model's name in a sentence."""
+
 
 def finding(found: Paired, what: str, where: str, names: tuple[str, str]) -> str:
     """A difference as a clause.
@@ -66,14 +69,19 @@ def count(number: int, noun: str) -> str:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Each path's last part; with as many folders as tell it from the others, or with its number if none does."""
+    """Each path's last part; with as many folders as tell it from the others, or with its number if none does.
+
+    Long ones are cut at their beginning, and get their number too.
+    """
     parts = [PurePath(path).parts or (path,) for path in paths]
     names = []
     for number, own in enumerate(parts, 1):
-        others = [each for each in parts if each is not own]
+        others = [each for at, each in enumerate(parts, 1) if at != number]
         length = next((k for k in range(1, len(own) + 1) if all(own[-k:] != each[-k:] for each in others)), 0)
-        name = shown(str(PurePath(*own[-length:]))) if length else f"{shown(own[-1])} [{number}]"
-        names.append(name)
+        name = shown(str(PurePath(*own[-(length or 1) :])))
+        if len(name) > LONGEST:
+            name, length = f"...{name[3 - LONGEST :]}", 0
+        names.append(name if length else f"{name} [{number}]")
     return names
 
 
