@@ -108,7 +108,7 @@ def test_the_worst_case_is_that_of_the_results(tmp_path: Path) -> None:
     """Of linear models under two attacks at two radii: as results.json has it, image by image in closed form."""
     split, folders = linear_split(40), []
     images = split.take(slice(None)) / np.float32(255)
-    middle = float(np.median(TwoClassLinear().margins(images, "linf")))
+    middle = float(np.median(TwoClassLinear().requires_grad_(False).margins(images, "linf")))
     radii = (round(middle / 2, 4), round(middle, 4))
     for number, shift in enumerate((0.0, 0.4)):
         module = TwoClassLinear().requires_grad_(False)
