@@ -128,8 +128,8 @@ def shared_places(one: Record, other: Record, called: tuple[str, str]) -> tuple[
     if changed := int((one.image[ours] != other.image[theirs]).sum()):
         dataset = one.results.dataset
         raise UserError(
-            f"{called[1]} saw other images or labels under {changed:,} of {len(ours):,} shared places of "
-            f"{dataset.name} {dataset.split}",
+            f"{called[1]} saw other images or labels than {called[0]} under {changed:,} of {len(ours):,} shared places "
+            f"of {dataset.name} {dataset.split}",
             hint="the dataset has changed: evaluate both on the same files",
         )
     return ours, theirs

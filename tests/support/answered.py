@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from evaluators.verdict.records import Record
 CLASSES = ("cat", "dog", "owl")
 
 
-def row(name: str = "pgd", eps: float | None = 0.1, **more: Any) -> Attack:
+def row(id: str = "pgd", eps: float | None = 0.1, **more: Any) -> Attack:
     """A row of an evaluation; what is not given is filled in by `answered`."""
     kind = "min-norm" if eps is None else "budget"
-    fields = {"id": name, "name": name.partition("@")[0], "source": "white-box", "surrogate": None, "params": {}}
+    fields = {"id": id, "name": id.partition("@")[0], "source": "white-box", "surrogate": None, "params": {}}
     given = {"kind": kind, "norm": "linf", "eps": eps, "n": 0, "status": "done", "reason": ""}
     return Attack(**{**fields, **given, **more})
 
@@ -61,8 +62,8 @@ def answered(
     results = Results(
         created="2026-01-01T00:00:00+00:00",
         command=f"dgad attack --model {model}",
-        model=Model(path=model, sha256=f"{abs(hash(model)):064x}"[:64], format="onnx", metadata=None),
-        dataset=Dataset(name=dataset, split="test", n=len(labels), sha256="0" * 64),
+        model=Model(path=model, sha256=sha256(model.encode()).hexdigest(), format="onnx", metadata=None),
+        dataset=Dataset(name=dataset, split="test", n=len(labels), sha256="0" * 64, classes=list(classes)),
         threat=Threat(norm="linf", eps=sorted({each.eps for each in rows if each.eps is not None})),
         seed=seed,
         clean=Clean(

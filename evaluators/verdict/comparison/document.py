@@ -27,8 +27,11 @@ class Images(_Part):
     """The images that all results saw. Every figure is of these, or of those of them that a row looked at."""
 
     name: str
+    """Of the dataset."""
     split: str
+    """Of the dataset."""
     n: int
+    """How many."""
 
 
 class Compared(_Part):
@@ -43,12 +46,15 @@ class Compared(_Part):
     path: str
     """The model that was attacked."""
     sha256: str
+    """Of the model's file."""
     format: str
+    """Of the model's file."""
     n: int
     """Images that this result saw."""
     created: str
     """ISO 8601."""
     seed: int
+    """Of the attacks' draws."""
     verdict: Verdict
     """Whether the evaluation is believable."""
     doubts: list[Item]
@@ -59,9 +65,13 @@ class ClassDifference(_Part):
     """One class in a test. Classes without images are left out."""
 
     class_: str
+    """Its name."""
     n: int
+    """Images of this class."""
     reference_right: int
+    """Those that the reference got right."""
     right: int
+    """Those that this result got right."""
     difference: float
     """Share that is right, less that of the reference; a fraction of the `n` images of this class."""
     ci95: Interval
@@ -76,9 +86,11 @@ class Change(_Part):
     change: Literal["lost", "won"]
     """`lost`: right in the reference, wrong here. `won`: the other way round."""
     label: str
+    """The true class."""
     reference_answer: str
     """The class that the reference's model answered."""
     answer: str
+    """The class that this result's model answered."""
     row: str
     """Whose answers these are: `clean`, or the first row that broke one of the two."""
 
@@ -89,7 +101,9 @@ class PairedTest(_Part):
     name: str
     """`clean`, the id of a row in the reference, or `worst-case`, with `@EPS` where there are several radii."""
     kind: Literal["clean", "row", "worst-case"]
+    """Of the question: clean images, one row, or the worst of several."""
     norm: str | None
+    """Of the ball; null for `clean`."""
     eps: float | None
     """A fraction of 1; null for `clean`."""
     rows: list[str]
@@ -99,6 +113,7 @@ class PairedTest(_Part):
     reference_right: int
     """Images that the reference got right: clean, or still under attack."""
     right: int
+    """Images that this result got right."""
     difference: float
     """Share that is right, less that of the reference; a fraction of `n`. Below 0: worse than the reference."""
     ci95: Interval
@@ -118,6 +133,7 @@ class PairedTest(_Part):
     evidence: str
     """How sure that is, as a clause: what was lost and won, and whether chance can explain it."""
     classes: list[ClassDifference]
+    """Each class that has images, in the order of the labels."""
     changes: list[Change]
     """Every image that was lost or won, by its place in the dataset."""
 
@@ -126,25 +142,31 @@ class Uncompared(_Part):
     """A row that is not compared."""
 
     row: str
+    """Its id."""
     reason: str
+    """Why it is not."""
 
 
 class Pair(_Part):
     """One result beside the reference."""
 
     reference: int = 1
+    """Number of the result that it is compared with."""
     other: int
     """Number of the result."""
     headlines: list[str]
     """Names of the tests that say most: the worst case at each radius, the largest first, and `clean`."""
     tests: list[PairedTest]
+    """Clean images, each row that both have, the worst cases."""
     uncompared: list[Uncompared]
+    """What only one of the two can answer, or what no radius bounds."""
 
 
 class Kept(_Part):
     """Of the images that are right in the reference, those that are right in a result too."""
 
     result: int
+    """Its number."""
     right: int
     """Images that are right in this result."""
     kept: int
@@ -161,8 +183,11 @@ class Survival(_Part):
     name: str
     """Of the test: `clean`, a row or `worst-case`."""
     eps: float | None
+    """A fraction of 1; null for `clean`."""
     n: int
+    """Images that were looked at."""
     reference_right: int
+    """Those that are right in the reference."""
     results: list[Kept]
     """One per result but the reference."""
     in_all: Kept
@@ -184,14 +209,21 @@ class Comparison(_Part):
     """Two or more results on the same images, each compared with the first."""
 
     schema_: Literal["dgad/compare/1"] = SCHEMA
+    """Name and version of this format."""
     created: str
-    """ISO 8601."""
+    """When it was compared, ISO 8601."""
     command: str
+    """What was typed."""
     images: Images
+    """What all figures are of."""
     results: list[Compared]
+    """What was compared, the reference first."""
     adjustment: Adjustment
+    """What is done about the number of tests."""
     pairs: list[Pair]
+    """Each result but the first, beside the first."""
     survival: list[Survival]
+    """One per question that every result answers for all images."""
     notes: list[str]
     """What to know before the figures are read."""
 

@@ -98,8 +98,11 @@ def whole(runs: Sequence[Run]) -> list[Question]:
 
 
 def _class_names(record: Record) -> dict[int, str]:
-    """Names of classes by their number: those with images, and those that the model's record has."""
-    recorded = (record.results.model.metadata or {}).get("classes")
+    """Names of classes by their number, from the results; older ones name only the classes that have images."""
+    results = record.results
+    recorded = (results.model.metadata or {}).get("classes")
     names = dict(enumerate(map(str, recorded))) if isinstance(recorded, list) else {}
-    labels, named = np.unique(record.label).tolist(), [each.class_ for each in record.results.clean.classes]
-    return names | (dict(zip(labels, named, strict=True)) if len(labels) == len(named) else {})
+    labels, named = np.unique(record.label).tolist(), [each.class_ for each in results.clean.classes]
+    if len(labels) == len(named):
+        names |= dict(zip(labels, named, strict=True))
+    return names | dict(enumerate(results.dataset.classes))

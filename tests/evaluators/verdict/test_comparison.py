@@ -170,6 +170,16 @@ def test_which_images_changed_and_what_was_answered() -> None:
     assert [each.change for each in test_of(swapped, "worst-case").changes] == ["won", "won", "won", "lost"]
 
 
+def test_results_of_an_older_dgad_have_names_of_classes() -> None:
+    """Those with images, and those that the model knows."""
+    record = answered([0, 2], [0, 2], {"pgd": [1, 3]})
+    dataset = record.results.dataset.model_copy(update={"classes": []})
+    model = record.results.model.model_copy(update={"metadata": {"classes": ["c", "dog", "o"]}})
+    old = replace(record, results=record.results.model_copy(update={"dataset": dataset, "model": model}))
+    changes = test_of(compared(answered([0, 2], [0, 2], {"pgd": [0, 2]}), old).pairs[0], "pgd").changes
+    assert [(each.label, each.answer) for each in changes] == [("cat", "dog"), ("owl", "class 3")]
+
+
 def test_an_answer_that_is_not_finite_has_a_name() -> None:
     before, after = answered([0], [0], {"pgd": [0]}), answered([0], [-1], {"pgd": [-1]}, model="b.onnx")
     (change,) = test_of(compared(before, after).pairs[0], "clean").changes
@@ -262,7 +272,7 @@ def test_what_is_refused() -> None:
         ),
         ((base, answered([0], [0], {"pgd": [0]}, [row(eps=0.2)])), "has pgd linf 0.1, '2.json' pgd linf 0.2: no row"),
         ((steps[0], steps[1]), "'1.json' ran pgd with steps 10, '2.json' with 50"),
-        ((base, moved), "saw other images or labels under 2 of 3 shared places of pets test"),
+        ((base, moved), "'1.json' saw other images or labels than '2.json' under 2 of 3 shared places of pets test"),
         ((base, answered([0, 1, 2], [0, 1, 2], {"pgd": [0, 1, 2]}, index=[7, 8, 9])), "saw none of these images"),
         (
             (base, answered([1, 2, 0, 0], [1, 2, 0, 0], {"pgd": [1, 2, 0, 0]}, index=[1, 2, 3, 4])),
