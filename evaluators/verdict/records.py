@@ -64,7 +64,8 @@ def read_record(path: Path) -> Record:
             done = [row for row in results.attacks if row.eps is not None and row.status == "done"]
             robust = {row.id: np.asarray(arrays[f"robust/{row.id}"], dtype=np.bool_) for row in done}
             found = {row.id: np.asarray(arrays[f"adv_pred/{row.id}"], dtype=np.int64) for row in done}
-            index, image, label, answer = (arrays[name] for name in ("index", "image", "label", "clean_pred"))
+            numbers = (np.asarray(arrays[name], dtype=np.int64) for name in ("index", "label", "clean_pred"))
+            (index, label, answer), image = numbers, np.asarray(arrays["image"], dtype=np.uint64)
             clean = np.asarray(answer == label)
         n = results.dataset.n
         if any(each.shape != (n,) for each in (index, image, label, answer)):

@@ -423,6 +423,9 @@ def test_files_that_are_no_results(tmp_path: Path) -> None:
         short = {name: values[:7] if name == "image" else values for name, values in arrays.items()}
     np.savez(tmp_path / "short.npz", **short)
     refused("samples.npz", (tmp_path / "short.npz").read_bytes(), "expected one value for each of 40 images")
+    words = {name: values.astype(str) + "x" if name == "label" else values for name, values in short.items()}
+    np.savez(tmp_path / "words.npz", **words)
+    refused("samples.npz", (tmp_path / "words.npz").read_bytes(), "are damaged")
 
 
 def test_results_of_an_older_and_of_a_newer_dgad(tmp_path: Path) -> None:
