@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import typer
 
-from cli.commands import attack, bench, export, gate, inspect, list, report, train
+from cli.commands import attack, bench, compare, export, gate, inspect, list, report, train
 from dgad_tk import __version__
 from dgad_tk.common import GateError, UserError
 from dgad_tk.strangers.names import check_utf8
@@ -82,6 +82,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "export": export.export,
     "attack": attack.attack,
+    "compare": compare.compare,
     "gate": gate.gate,
     "report": report.report,
     "bench": bench.bench,

@@ -48,7 +48,8 @@ def judged(
     if shares or baseline is not None:
         found = [each.model_copy(update={"gates": thresholds(shares, each), "uncompared": []}) for each in found]
     if baseline is not None:
-        from evaluators.verdict.baseline import compare, read_record, uncompared  # numpy, which `--min` can do without
+        from evaluators.verdict.baseline import compare, uncompared  # numpy, which `--min` can do without
+        from evaluators.verdict.records import read_record
 
         old = read_record(baseline)
         for number, (each, path) in enumerate(zip(found, paths, strict=True)):

@@ -1,11 +1,15 @@
 """Two models, or two attacks, on the same images: their difference, and whether it is more than chance."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr
+
+CHANCE = 0.05
+"""A difference with a smaller p is more than chance."""
 
 
 @dataclass(frozen=True)
@@ -45,3 +49,16 @@ def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
     half = 1.959964 * math.sqrt((b + c) - (b - c) ** 2 / total) / total
     p = min(1.0, 2 * float(bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
     return Paired((only_first - only_second) / n, (centre - half, centre + half), only_first, only_second, n, p)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """The values of p, each adjusted for all of them by Holm's method (Scandinavian Journal of Statistics, 1979).
+
+    Where one rejects what is adjusted to less than 0.05, the probability of a single false rejection is below 0.05,
+    however the tests depend on each other.
+    """
+    adjusted, least = [0.0] * len(p), 0.0
+    for rank, at in enumerate(sorted(range(len(p)), key=lambda at: p[at])):
+        least = max(least, min(1.0, (len(p) - rank) * p[at]))
+        adjusted[at] = least
+    return adjusted

@@ -27,8 +27,9 @@ from evaluators.plan.rows import Row, Surrogate, plan
 from evaluators.report.files import fingerprints, results, write
 from evaluators.report.junit import write_junit
 from evaluators.results import Attack, Checks, Gate, Item, Results, read_results
-from evaluators.verdict.baseline import Record, compare, read_record, uncompared
+from evaluators.verdict.baseline import compare, uncompared
 from evaluators.verdict.gate import thresholds
+from evaluators.verdict.records import Record, read_record
 
 
 @pytest.fixture
@@ -240,7 +241,9 @@ def record(template: Results, answers: np.ndarray, **entry: Any) -> Record:
     found = asking(template, plan(["pgd"], norm="linf", eps=[0.1]), **done)
     index = np.arange(len(answers))
     robust = {"pgd": answers[:n]} if done["status"] == "done" else {}
-    return Record(found, index, index.astype(np.uint64), np.ones(len(answers), dtype=bool), robust)
+    attacked = {key: (~held).astype(np.int64) for key, held in robust.items()}
+    zeros, right = np.zeros_like(index), np.ones(len(answers), dtype=bool)
+    return Record(found, index, index.astype(np.uint64), right, robust, zeros, zeros, attacked)
 
 
 def outcomes(n: int, lost: int, won: int) -> tuple[np.ndarray, np.ndarray]:
@@ -420,6 +423,9 @@ def test_files_that_are_no_results(tmp_path: Path) -> None:
         short = {name: values[:7] if name == "image" else values for name, values in arrays.items()}
     np.savez(tmp_path / "short.npz", **short)
     refused("samples.npz", (tmp_path / "short.npz").read_bytes(), "expected one value for each of 40 images")
+    words = {name: values.astype(str) + "x" if name == "label" else values for name, values in short.items()}
+    np.savez(tmp_path / "words.npz", **words)
+    refused("samples.npz", (tmp_path / "words.npz").read_bytes(), "are damaged")
 
 
 def test_results_of_an_older_and_of_a_newer_dgad(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Two or more results on the same images: what differs, and whether by more than chance."""
