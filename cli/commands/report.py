@@ -52,14 +52,15 @@ def report(
             f"'{runs[0]}' is a training run, which has only a page", hint="leave out --format, or attack its export"
         )
     if runs:
-        raise NotImplementedError("the page of a training run")
+        _write_runs(runs, results, output, least or baseline or max_drop, as_json=as_json)
+        return
     found = judged(results, least, baseline, max_drop)
     if isinstance(chosen, Page):
         folders = [path if path.is_dir() else path.parent for path in results]
         if output is None:
             output = (folders[0] if len(folders) == 1 else Path()) / chosen.filename
-            check_replaceable("--output", output, chosen.filename, chosen.mark, "was not written by `dgad report`")
-        chosen.write(found, folders, output)
+            _check(output)
+        chosen.write(found, results, output)
     else:
         text = chosen.text(found)
         for note in chosen.notes(found):
@@ -69,12 +70,44 @@ def report(
             return
         with written_aside(output) as aside:
             aside.write_text(text, encoding="utf-8", newline="")
+    _say([output], form, as_json=as_json)
+
+
+def _write_runs(runs: list[Path], results: list[Path], output: Path | None, demands: object, *, as_json: bool) -> None:
+    """Draw the pages of training runs."""
+    from dgad_tk.artifacts.runs import RunFolder
+    from evaluators.report.training import write_run_page
+
+    if demands:
+        raise UserError(
+            f"'{runs[0]}' is a training run, which no demand can be made of", hint="attack its export: dgad attack"
+        )
+    if others := [path for path in results if path not in runs]:
+        raise UserError(
+            f"'{runs[0]}' is a training run and '{others[0]}' an evaluation: they do not share a page",
+            hint="name them in two commands",
+        )
+    if output is not None and len(runs) > 1:
+        raise UserError("--output names one file, and each training run has its own", hint="leave --output out")
+    folders = [RunFolder(path) for path in runs]
+    for folder in folders if output is None else ():
+        _check(folder.report)
+    _say([write_run_page(folder, output) for folder in folders], "html", as_json=as_json)
+
+
+def _check(page: Path) -> None:
+    from evaluators.report.forms.table import FORMS
+
+    check_replaceable("--output", page, "report.html", FORMS["html"].mark, "was not written by dgad")
+
+
+def _say(written: list[Path], form: str, *, as_json: bool) -> None:
     if as_json:
         from cli.printing.results_table import print_json
 
-        print_json([{"file": str(output), "format": form}])
+        print_json([{"file": str(path), "format": form} for path in written])
     else:
-        print(output)
+        print("\n".join(map(str, written)))
 
 
 def _is_run(path: Path) -> bool:

@@ -17,6 +17,8 @@ from dgad_tk.common import write_json, written_aside
 from dgad_tk.data import Split
 from evaluators.engine.record import Evaluation, Outcome
 from evaluators.engine.units import Unit
+from evaluators.report.evaluation.page import PAGE, write_report
+from evaluators.report.evidence import read_evidence
 from evaluators.report.forms.csv_rows import csv_rows
 from evaluators.results import (
     FILE,
@@ -156,6 +158,7 @@ def write(evaluation: Evaluation, found: Results, folder: Path) -> None:
     with written_aside(folder / "results.csv") as aside:
         aside.write_text(csv_rows([found]), encoding="utf-8", newline="")
     write_json(folder / FILE, found.to_dict())
+    write_report([read_evidence(folder)], folder / PAGE)
 
 
 def samples(evaluation: Evaluation) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from evaluators.report.evaluation.headline import strongest
 from evaluators.report.evidence import Evidence, Shown
 from evaluators.report.pages.charts import Axis, Chart, histogram, round_numbers
 from evaluators.report.pages.pictures import SMALL, Picture, change, picture
-from evaluators.report.pages.words import count, eps_text, name, percent
+from evaluators.report.pages.words import count, name, percent
 
 MOST_SMALL, MOST_LARGE = 20, 12
 """Figures of a gallery: of images whose pixels are shown, and of photographs, which take more room."""
@@ -105,11 +105,11 @@ def _figure(evidence: Evidence, shown: Shown, eps: float | None, id: str) -> Fig
             shown.adversarial,
             full,
             alt=f"The change, full colour at {full:.3g}",
-            caption=f"change, full colour at {eps_text(full) if full == eps else f'{full:.2g}'}",
+            caption="change",
         ),
         picture(shown.adversarial, alt=f"The changed image, taken for {became}", caption="result"),
     )
-    detail = f"{shown.row}; L2 {shown.l2:.2f}, largest change {shown.linf:.3g}"
+    detail = f"{shown.row}; L2 {shown.l2:.2g}, largest change {shown.linf:.2g}"
     if shown.clean_confidence is not None and shown.confidence is not None:
         detail = f"{percent(shown.clean_confidence, 0)} sure before, {percent(shown.confidence, 0)} after; {detail}"
     return Figure(id, images, f"{was} became {became}", detail)

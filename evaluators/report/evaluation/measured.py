@@ -22,7 +22,7 @@ def identity(results: Results) -> Facts:
     if trained := _trained(record):
         facts.append(("Trained", trained))
     if case:
-        facts.append(("Threat", f"{case.norm} up to {eps_text(case.eps)}"))
+        facts.append(("Threat", f"{case.norm.capitalize()} up to {eps_text(case.eps)}"))
     facts.append(("Images", f"{count(dataset.n, f'{dataset.split} image')} of {dataset.name}"))
     return [*facts, ("Date", results.created[:10])]
 
@@ -60,28 +60,9 @@ def measured(results: Results) -> Facts:
         gap = results.twin.get("max_abs_diff", 0.0)
         facts.append(("gradients", f"from a twin: {agree:.1%} equal answers, logits differ by at most {gap:.2g}"))
     if known := _preprocessing(results.model.preprocessing):
-        facts.append(("pixels were changed before the file took them", known))
+        facts.append(("how the file is fed", known))
     facts += [("note", note) for note in results.model.notes]
     return facts
-
-
-def training_facts(results: Results) -> Facts:
-    """What the model's record says of its training."""
-    record = results.model.metadata or {}
-    told = record.get("training")
-    training = told if isinstance(told, dict) else {}
-    facts = [
-        ("network", record.get("model")),
-        ("method", record.get("method")),
-        ("dataset", record.get("dataset")),
-        ("teacher", record.get("teacher")),
-        ("epochs", training.get("epochs")),
-        ("best epoch", training.get("best_epoch")),
-        ("seed", training.get("seed")),
-        ("epoch chosen on", training.get("selected_on")),
-        ("made from the file with SHA-256", record.get("source_sha256")),
-    ]
-    return [(label, str(value)) for label, value in facts if value not in (None, "")]
 
 
 def _preprocessing(preprocessing: dict[str, Any]) -> str:
@@ -94,8 +75,8 @@ def limits(results: Results) -> Iterator[str]:
     case, n = main_case(results), results.dataset.n
     if case:
         yield (
-            f"Nothing about other changes than {case.norm} up to {eps_text(case.eps)}: not about larger ones, other "
-            "norms, rotations, patches, blur or weather."
+            f"Nothing about other changes than {case.norm.capitalize()} up to {eps_text(case.eps)}: not about larger "
+            "ones, other norms, rotations, patches, blur or weather."
         )
     yield (
         f"Nothing about images unlike these {n:,}. The interval covers the chance of their choice, not another camera, "

@@ -6,6 +6,7 @@ from typing import Any
 from evaluators.report.evaluation import attacks, images, measured
 from evaluators.report.evaluation.classes import Classes, Taken, by_class, taken_for
 from evaluators.report.evaluation.headline import Headline, headline, question
+from evaluators.report.evaluation.trained import Trained, trained
 from evaluators.report.evidence import Evidence
 from evaluators.report.pages.charts import Chart
 from evaluators.results import Attack, Gate, Item, Results
@@ -41,7 +42,7 @@ class View:
     printed: list[attacks.Printed]
     paper: dict[str, Any]
     checks: list[tuple[Item, str]]
-    training: list[tuple[str, str]]
+    trained: Trained
     measured: list[tuple[str, str]]
     limits: list[str]
     arrays_missing: bool
@@ -59,7 +60,7 @@ class View:
             ("images", "How little it takes", self.gallery),
             ("distance", "How far, how sure", self.distances or self.sureness),
             ("transfer", "Transfer", self.transfer),
-            ("training", "How it was trained", self.training),
+            ("training", "How it was trained", self.trained.facts),
             ("checks", "Can it be believed?", self.checks),
             ("measured", "How it was measured", True),
             ("limits", "What it does not say", True),
@@ -91,7 +92,7 @@ def view(evidence: Evidence, *, prefix: str = "", title: str = "") -> View:
         printed=attacks.printed(evidence),
         paper=attacks.paper_of(results),
         checks=[(item, question(item)) for item in results.checks.items],
-        training=measured.training_facts(results),
+        trained=trained(results),
         measured=measured.measured(results),
         limits=list(measured.limits(results)),
         arrays_missing=evidence.samples is None,

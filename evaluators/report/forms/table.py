@@ -1,7 +1,7 @@
 """The forms of `dgad report`, as a table. Text is written anywhere; a page is drawn into a file."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluators.report.forms import csv_rows, latex, markdown, model_card, robustbench, sarif
@@ -45,14 +45,17 @@ class Page(Form):
     """A form that is drawn from the files of evaluations.
 
     Attributes:
-        write: draws the results, which lie in these folders, into a file.
+        write: draws the results, which were read from these paths, into a file.
     """
 
     write: Callable[[Sequence[Results], Sequence[Path], Path], None]
 
 
 def _page(results: Sequence[Results], folders: Sequence[Path], path: Path) -> None:
-    raise NotImplementedError("the page of an evaluation")
+    from evaluators.report.evaluation.page import write_report  # numpy, which text does without
+    from evaluators.report.evidence import read_evidence
+
+    write_report([replace(read_evidence(at), results=each) for each, at in zip(results, folders, strict=True)], path)
 
 
 FORMS: dict[str, Text | Page] = {

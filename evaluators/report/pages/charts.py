@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from evaluators.report.pages.render import part
 
-WIDTH, HEIGHT = 380, 236
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 34, 38
+WIDTH, HEIGHT = 380, 240
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 40, 38
 MOST_POINTS = 400
 """Points of a line. More would not show."""
 MOST_DOTS = 12
@@ -160,7 +160,7 @@ def line_chart(lines: Sequence[Line], x: Axis, y: Axis, *, alt: str, guides: Seq
             Ends(places[number][0], _clipped(y, low, bottom, top), _clipped(y, high, bottom, top))
             for number, (low, high) in enumerate(line.ends)
         ]
-        drawn.append(Drawn(line.name, style % 5, _path(places), ends, _dots(line, places)))
+        drawn.append(Drawn(line.name, style % 5, _path(places), ends, _dots(line, places, [each.low for each in ends])))
     marks = [Tick(x.place(at, left, right), text, _anchor(x.place(at, left, right))) for at, text in guides]
     return Chart(alt, x.title, y.title, *_ticks(x, y), lines=drawn, guides=marks)
 
@@ -223,7 +223,10 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 
 
 def _ticks(x: Axis, y: Axis) -> tuple[list[Tick], list[Tick]]:
-    across = [Tick(x.place(at, LEFT, WIDTH - RIGHT), text) for at, text in x.marked]
+    across = []
+    for at, text in x.marked:
+        place = x.place(at, LEFT, WIDTH - RIGHT)
+        across.append(Tick(place, text, "end" if place > WIDTH - RIGHT - 10 else "middle"))
     up = [Tick(y.place(at, HEIGHT - BOTTOM, TOP), text) for at, text in y.marked]
     return across, up
 
@@ -238,10 +241,19 @@ def _clipped(axis: Axis, value: float, start: float, end: float) -> float:
 
 
 def _path(places: Sequence[Point]) -> str:
-    return " ".join(f"{x},{y}" for x, y in places if not math.isnan(y))
+    """An SVG path. Where a value is not finite the line has a gap."""
+    found, pen = [], "M"
+    for x, y in places:
+        if math.isnan(y):
+            pen = "M"
+        else:
+            found.append(f"{pen}{x} {y}")
+            pen = "L"
+    return "".join(found)
 
 
-def _dots(line: Line, places: Sequence[Point]) -> list[Dot]:
+def _dots(line: Line, places: Sequence[Point], lowest: Sequence[float]) -> list[Dot]:
+    """The points of a line that has few; `lowest` is where their intervals end."""
     if len(places) > MOST_DOTS:
         return []
     dots = []
@@ -251,7 +263,8 @@ def _dots(line: Line, places: Sequence[Point]) -> list[Dot]:
         text = line.texts[number] if line.texts else f"{at:.4g}: {value:.4g}"
         shown = line.values[number] if line.values else ""
         anchor = "start" if x < LEFT + 8 else "end" if x > WIDTH - RIGHT - 24 else "middle"
-        dots.append(Dot(x, y, f"{line.name}, {text}", shown, y - 9 if y > TOP + 12 else y + 18, anchor))
+        label = (lowest[number] if lowest else y) + 17
+        dots.append(Dot(x, y, f"{line.name}, {text}", shown, label if label < HEIGHT - BOTTOM - 4 else y - 9, anchor))
     return dots
 
 

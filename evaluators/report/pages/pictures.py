@@ -12,6 +12,8 @@ SMALL = 64
 """Images up to this height and width are stored exactly and shown pixel by pixel; larger ones are JPEG."""
 LARGEST = 224
 """Height or width of what a page holds. Larger images are scaled down."""
+SHARP = 128
+"""Height or width that a small image is drawn in, each pixel as a square."""
 QUALITY = 88
 
 Pixels = NDArray[np.float32]
@@ -44,6 +46,9 @@ def picture(image: Pixels, *, alt: str, caption: str = "") -> Picture:
     drawn = Image.fromarray(levels[0] if len(levels) == 1 else np.ascontiguousarray(levels.transpose(1, 2, 0)))
     width, height = drawn.size
     tiny = max(width, height) <= SMALL
+    if tiny:  # a browser that prints does not always keep the squares
+        times = max(1, SHARP // max(width, height))
+        drawn = drawn.resize((width * times, height * times), Image.Resampling.NEAREST)
     if max(width, height) > LARGEST:
         drawn.thumbnail((LARGEST, LARGEST))
     kind, file = "png" if tiny else "jpeg", BytesIO()

@@ -4,6 +4,7 @@ A page is one file: the style sheet stands in it, pictures are data, charts are 
 no script and no request, so that a class name that got past the escaping could still do nothing.
 """
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from markupsafe import Markup
 from dgad_tk import __version__
 from dgad_tk.common import written_aside
 from evaluators.report.pages import words
+
+_NUMBER_AND_SIGN = re.compile(r"(?<=[0-9]) %")
+"""A number must not stand on one line and its sign on the next."""
 
 FOLDER = Path(__file__).parent
 TEMPLATES = FOLDER / "templates"
@@ -43,7 +47,7 @@ def render(template: str, **context: Any) -> str:
     Raises:
         jinja2.UndefinedError: the template names something that `context` lacks.
     """
-    return _environment().get_template(template).render(**context)
+    return _NUMBER_AND_SIGN.sub("\N{NO-BREAK SPACE}%", _environment().get_template(template).render(**context))
 
 
 def part(template: str, **context: Any) -> Markup:
