@@ -183,12 +183,14 @@ def attack(
     matrix, where = matrix_of(answered, used), (base if len(model) > 1 else attacked[0][1]) / "matrix.json"
     if matrix is not None:
         write_matrix(matrix, where)
+    page = _report([folder for _, folder in attacked], base)
     if as_json:
         print_json([each.to_dict() for each in answered])
         return
     results_table(attacked)
     if matrix is not None:
         matrix_table(matrix, where)
+    print(page)
 
 
 def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:
@@ -219,9 +221,22 @@ def _check_used(names: list[str], surrogate: list[Path] | None, changes: Mapping
 
 def _make_folder(folder: Path) -> None:
     """Make the folder, before hours of work; refuse one that holds results of something else."""
+    from evaluators.report.pages.words import MARK
+
     folder.mkdir(parents=True, exist_ok=True)
     old = folder / "results.json"
     check_replaceable("--output", old, "results", '"dgad/results/', "was not written by dgad")
+    check_replaceable("--output", folder / "report.html", "results", MARK, "was not written by dgad")
+
+
+def _report(folders: list[Path], base: Path) -> Path:
+    """The report to look at: that of the model; of several, a page that has them side by side."""
+    from evaluators.report.evaluation.page import PAGE, write_report
+    from evaluators.report.evidence import read_evidence
+
+    if len(folders) == 1:
+        return folders[0] / PAGE
+    return write_report([read_evidence(folder) for folder in folders], base / PAGE)
 
 
 def _folder(output: Path | None, predictor: "Predictor", models: int) -> Path:

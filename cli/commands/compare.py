@@ -36,7 +36,9 @@ def compare(
     if output is not None:
         if output.suffix.lower() not in PAGES:
             raise UserError(f"--output '{output}' must end in .html", hint=f"--output {output.with_suffix('.html')}")
-        check_replaceable("--output", output, "compare.html", 'content="dgad-tk', "is no page of dgad")
+        from evaluators.report.pages.words import MARK
+
+        check_replaceable("--output", output, "compare.html", MARK, "is no page of dgad")
 
     from evaluators.verdict.comparison.compare import comparison
     from evaluators.verdict.records import read_record

@@ -54,8 +54,6 @@ def results_table(attacked: "Sequence[tuple[Results, Path]]") -> None:
         for text, names in _doubts(results).items():
             print(f"  {', '.join(names)}: {text}")
         print(f"{where}{folder}/results.json")
-        if several:
-            print(f"{where}{folder}/report.html")
 
 
 def print_json(documents: Sequence[dict[str, Any]]) -> None:

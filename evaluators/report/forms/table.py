@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluators.report.forms import csv_rows, latex, markdown, model_card, robustbench, sarif
+from evaluators.report.pages.words import MARK
 from evaluators.results import Results
 
 
@@ -59,7 +60,7 @@ def _page(results: Sequence[Results], folders: Sequence[Path], path: Path) -> No
 
 
 FORMS: dict[str, Text | Page] = {
-    "html": Page("report.html", "page with charts and images, one file", 'content="dgad-tk ', _page),
+    "html": Page("report.html", "page with charts and images, one file", MARK, _page),
     "md": Text("report.md", "Markdown for a pull request", markdown.MARK, markdown.markdown),
     "csv": Text("results.csv", "the rows of all results", csv_rows.MARK, csv_rows.csv_rows),
     "latex": Text("report.tex", "table with intervals, for booktabs", latex.MARK, latex.latex),

@@ -6,6 +6,8 @@ from dgad_tk.strangers.names import shown
 from dgad_tk.strangers.number_text import format_fraction
 from evaluators.results import Interval
 
+MARK = 'content="dgad-tk '
+"""What every page of ours has near its beginning, and files of other people have not."""
 MINUS = "\N{MINUS SIGN}"
 
 
