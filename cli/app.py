@@ -48,7 +48,7 @@ _REMEDIES = {
 }
 """What helps against an error of the operating system, where its own words do not say so."""
 
-_OURS = {errno.EBADF, errno.EFAULT, errno.ENOTTY, errno.ESPIPE, errno.EINVAL, errno.ECHILD, errno.ESRCH}
+_OURS = {errno.EPIPE, errno.EBADF, errno.EFAULT, errno.ENOTTY, errno.ESPIPE, errno.EINVAL, errno.ECHILD, errno.ESRCH}
 """Errors that are a program's mistakes if they name no file."""
 
 app = typer.Typer(
@@ -115,11 +115,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise KeyboardInterrupt
         sys.stdout.flush()  # here, where it can still be said that nothing more fits
         return code if isinstance(code, int) else OK
-    except BrokenPipeError:
-        return _unread()
-    except SystemExit as leaving:  # Typer makes one of a closed pipe, too
+    except SystemExit as leaving:  # Typer makes one of a closed pipe
         if isinstance(leaving.__context__, BrokenPipeError):
-            return _unread()
+            return _unread(leaving.__context__)
         raise
     except UserError as error:
         return _say(error.message, error.hint)
@@ -134,7 +132,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         path = getattr(getattr(error, "ctx", None), "command_path", "dgad")
         return _say(message, f"`{path} --help` shows what it takes")
     except OSError as error:
-        return _say_refused(error)
+        return _unread(error) if error.errno == errno.EPIPE else _say_refused(error)
     except (KeyboardInterrupt, typer.Abort):
         if _rank() == "0":
             print("\ninterrupted", file=sys.stderr)
@@ -145,11 +143,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _report()
 
 
-def _unread() -> int:
-    """The exit code after a closed pipe: nobody reads our output any more, so there is nobody to tell. Any other pipe
-    that is closed is a bug.
-    """
-    return NOBODY_READS if any(map(_is_closed, (sys.__stdout__, sys.__stderr__))) else _report()
+def _unread(error: OSError) -> int:
+    """The exit code after a closed pipe. If it is that of our output, there is nobody to tell."""
+    return NOBODY_READS if any(map(_is_closed, (sys.__stdout__, sys.__stderr__))) else _say_refused(error)
 
 
 def _is_closed(stream: TextIO | None) -> bool:

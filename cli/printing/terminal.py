@@ -95,7 +95,10 @@ def plain_table(names: Sequence[Heading], rows: Sequence[Sequence[str]], *, left
     """
     out, limit = console(sys.stdout), columns(sys.stdout)
     cells = [[shown(cell) for cell in row] for row in rows]
-    for number, (head, body) in enumerate(_laid_out(names, cells, left, limit)):
+    heads: list[Heading] = [
+        shown(name) if isinstance(name, str) else name for name in names
+    ]  # ours, where there are two
+    for number, (head, body) in enumerate(_laid_out(heads, cells, left, limit)):
         if number:
             print()
         for line in head:
@@ -123,8 +126,11 @@ def _laid_out(
         blocks[-1].append(at)
     for block in blocks:
         chosen = [*range(left), *block]
-        part = [[row[at] for at in chosen] for row in rows]
+        told = [row for row in rows if block is blocks[0] or any(row[at] for at in block)]
         widths = _shrunk([full[at] for at in chosen], [least[at] for at in chosen], limit)
+        part = [[row[at] for at in chosen] for row in told]
+        if widths[0] < full[0]:  # a name that takes several lines stands at the first of its rows
+            part = [[*([""] if at and row[0] == part[at - 1][0] else row[:1]), *row[1:]] for at, row in enumerate(part)]
         yield _lines([heads[at] for at in chosen], part, widths, left)
 
 
