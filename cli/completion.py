@@ -17,6 +17,7 @@ from typing import Any
 
 from typer.models import ParameterInfo
 
+from cli.commands.list import SCHEMA, TABLES
 from cli.flags.preprocessing import LAYOUTS
 from cli.flags.values import NORMS, SPLITS
 
@@ -106,7 +107,7 @@ VALUES: dict[str, Names] = {
     "export.format": lambda typed: [*table("exporters.formats", "EXPORTERS")(typed), "all"],
     "export.calibrate_on": table("exporters.onnx_write.int8", "IMAGES"),
     "export.calibration_method": table("exporters.onnx_write.calibration", "CALIBRATORS"),
-    "list.what": table("cli.commands.list", "TABLES"),
+    "list.what": lambda _: [*TABLES, SCHEMA],
     "list.name": table("cli.documents.table", "DOCUMENTS"),
     "train.config": _recipes,
     "train.device": _key("device"),
@@ -155,7 +156,7 @@ def answer_bash(run: Callable[[], object], environment: MutableMapping[str, str]
     """
     at = int(environment.get("COMP_CWORD", "0"))
     joined: list[str] = []
-    glue = False
+    glue, word = False, ""
     for word in environment.get("COMP_WORDS", "").split("\n")[: at + 1]:
         separates = word != "" and set(word) <= {":", "="}
         if joined and (separates or glue):
@@ -164,8 +165,8 @@ def answer_bash(run: Callable[[], object], environment: MutableMapping[str, str]
             joined.append(word)
         glue = separates
     environment["COMP_WORDS"], environment["COMP_CWORD"] = "\n".join(joined), str(len(joined) - 1)
-    value = joined[-1].partition("=")[2] if joined[-1].startswith("--") else joined[-1]
-    before = value[: value.rfind(":") + 1]
+    before = joined[-1] if glue else joined[-1].removesuffix(word)
+    before = before.rpartition("=")[2]
     answer = io.StringIO()
     try:
         with redirect_stdout(answer):

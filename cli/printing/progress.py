@@ -105,6 +105,9 @@ class _Progress(Progress):
         begun, before = self.begun[name]  # a resumed run was not at 0, and did not come this far just now
         if not self.moving and before < done < total and now >= self.due:
             left = duration((now - begun) * (total - done) / (done - before))
+            if self.held is not None:
+                self.allowed = 0.0  # this line tells what the one that is left out would have told
+                self.counted = now
             self.line(f"{name} {done / total:.0%} {detail}, {left} left")
             self.due = now + QUIET_SECONDS
 
