@@ -24,8 +24,8 @@ class Trained(Part):
     """Number of training images where it was limited; null for all of them."""
     method_options: dict[str, Any]
     """Options of the method that are not its defaults."""
-    averaging: float | None
-    """Decay of the running average of the weights; null where the weights themselves were kept."""
+    averaging: Literal["none", "ema", "swa"]
+    """Which average of the weights was kept: exponential over the steps, the mean of the late epochs, or none."""
     processes: Count
     """Processes that trained together."""
     selected_on: str

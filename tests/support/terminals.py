@@ -18,6 +18,10 @@ VARIABLES = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "CO
 """What decides about escape codes and widths."""
 
 
+END = b"\x1eEND"
+"""The last that is written."""
+
+
 class Screen:
     """What was written onto a terminal."""
 
@@ -33,27 +37,23 @@ def _opened(columns: int) -> Iterator[tuple[int, Screen]]:
     """The writing end of a terminal; the screen has its text once the block is left."""
     reader, writer = pty.openpty()
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    screen, parts = Screen(), []
+    screen = Screen()
+    parts: list[bytes] = []
 
     def read() -> None:
-        while True:
-            try:
-                part = os.read(reader, 65536)
-            except OSError:  # Linux says so at the end of a terminal
-                return
-            if not part:
-                return
-            parts.append(part)
+        while not b"".join(parts[-2:]).endswith(END):
+            parts.append(os.read(reader, 65536))
 
     thread = threading.Thread(target=read)
     thread.start()
     try:
         yield writer, screen
     finally:
-        os.close(writer)
+        os.write(writer, END)  # processes that a test leaves behind may hold the terminal open
         thread.join()
+        os.close(writer)
         os.close(reader)
-        screen.text = b"".join(parts).decode().replace("\r\n", "\n")
+        screen.text = b"".join(parts).removesuffix(END).decode().replace("\r\n", "\n")
 
 
 def _environment(**more: str) -> dict[str, str]:
