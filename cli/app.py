@@ -16,6 +16,7 @@ import typer
 from cli.commands import attack, bench, export, gate, inspect, list, train
 from cli.completion import ASKED, answer_bash, complete_values
 from cli.flags.values import AsJson
+from cli.printing.terminal import is_plain
 from dgad_tk import __version__
 from dgad_tk.common import GateError, UserError
 from dgad_tk.strangers.names import check_utf8, shown
@@ -109,7 +110,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         for argument in command:
             check_utf8(argument, "the argument")
-        color = False if os.environ.get("NO_COLOR") else None
+        color = False if is_plain() else None
         code = app(args=arguments, prog_name="dgad", standalone_mode=False, obj=command, color=color)
         if code == INTERRUPTED:  # Typer makes an exit of Ctrl-C
             raise KeyboardInterrupt

@@ -108,7 +108,7 @@ class _Progress(Progress):
             if self.held is not None:
                 self.allowed = 0.0  # this line tells what the one that is left out would have told
                 self.counted = now
-            self.line(f"{name} {done / total:.0%} {detail}, {left} left")
+            self.line(f"{name} {done / total:.0%}{f' {detail}' if detail else ''}, {left} left")
             self.due = now + QUIET_SECONDS
 
 

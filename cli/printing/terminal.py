@@ -32,16 +32,20 @@ Heading = str | tuple[str, str]
 def console(stream: TextIO) -> Console:
     """A console that writes to `stream`, in colour where rich finds colour wanted and NO_COLOR does not forbid it.
 
-    rich goes by the stream, TERM=dumb, FORCE_COLOR and TTY_COMPATIBLE. With NO_COLOR it would still print bold text;
+    rich goes by the stream, FORCE_COLOR and TTY_COMPATIBLE. With NO_COLOR it would still print bold text;
     here it prints no escape code at all.
     """
-    plain = bool(os.environ.get("NO_COLOR"))
-    return Console(file=stream, color_system=None if plain else "auto", width=columns(stream), highlight=False)
+    return Console(file=stream, color_system=None if is_plain() else "auto", width=columns(stream), highlight=False)
+
+
+def is_plain() -> bool:
+    """Whether escape codes are unwelcome on any terminal: NO_COLOR is set, or TERM names a terminal without."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "").lower() in ("dumb", "unknown")
 
 
 def is_live(stream: TextIO) -> bool:
-    """Whether lines on `stream` may be drawn anew: it is a terminal that takes escape codes, and they are welcome."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and not console(stream).is_dumb_terminal
+    """Whether lines on `stream` may be drawn anew: it is a terminal, and escape codes are welcome."""
+    return stream.isatty() and not is_plain()
 
 
 def columns(stream: TextIO) -> int | None:

@@ -62,7 +62,10 @@ def test_with_colour_there_are_some(tmp_path: Path, weights: Path, monkeypatch: 
     assert f"{ESCAPE}[2K" in screen.text  # a line drawn anew
 
 
-@pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)])
+@pytest.mark.parametrize(
+    ("variables", "coloured"),
+    [({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
 def test_a_process_on_a_terminal(tmp_path: Path, variables: dict[str, str], coloured: bool) -> None:
     """What Typer itself prints in colour."""
     install = ["--install-completion", "fish"]
