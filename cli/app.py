@@ -3,20 +3,27 @@
 import errno
 import io
 import os
+import select
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TextIO
 
 import typer
 
 from cli.commands import attack, bench, compare, export, gate, inspect, list, report, train
+from cli.completion import ASKED, answer_bash, complete_values
+from cli.flags.values import AsJson
+from cli.printing.terminal import is_plain
 from dgad_tk import __version__
 from dgad_tk.common import GateError, UserError
-from dgad_tk.strangers.names import check_utf8
+from dgad_tk.strangers.names import check_utf8, shown
 
 OK, FAILED_GATE, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
+NOBODY_READS = 141
+"""As a shell reports a program that wrote into a closed pipe: 128 and the number of SIGPIPE."""
 
 QUICKSTART = (
     ("train",),
@@ -42,7 +49,7 @@ _REMEDIES = {
 }
 """What helps against an error of the operating system, where its own words do not say so."""
 
-_OURS = {errno.EBADF, errno.EFAULT, errno.ENOTTY, errno.ESPIPE, errno.EINVAL, errno.ECHILD, errno.ESRCH}
+_OURS = {errno.EPIPE, errno.EBADF, errno.EFAULT, errno.ENOTTY, errno.ESPIPE, errno.EINVAL, errno.ECHILD, errno.ESRCH}
 """Errors that are a program's mistakes if they name no file."""
 
 app = typer.Typer(
@@ -70,9 +77,13 @@ def _root(
     pass
 
 
-def quickstart() -> None:
-    """Train on the digits, export to ONNX, attack the file."""
+def quickstart(as_json: AsJson = False) -> None:
+    """Train on the digits, export to ONNX, attack the file.
+
+    With --json there is one line per command.
+    """
     for command in QUICKSTART:
+        command = (*command, "--json") if as_json else command
         print(f"$ dgad {shlex.join(command)}", file=sys.stderr, flush=True)
         if code := run(command):
             raise typer.Exit(code)
@@ -91,6 +102,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
 }
 for _name, _command in COMMANDS.items():
+    complete_values(_name, _command)
     app.command(_name)(_command)
 
 
@@ -100,10 +112,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         for argument in command:
             check_utf8(argument, "the argument")
-        code = app(args=arguments, prog_name="dgad", standalone_mode=False, obj=command)
+        color = False if is_plain() else None
+        code = app(args=arguments, prog_name="dgad", standalone_mode=False, obj=command, color=color)
         if code == INTERRUPTED:  # Typer makes an exit of Ctrl-C
             raise KeyboardInterrupt
+        sys.stdout.flush()  # here, where it can still be said that nothing more fits
         return code if isinstance(code, int) else OK
+    except SystemExit as leaving:  # Typer makes one of a closed pipe
+        if isinstance(leaving.__context__, BrokenPipeError):
+            return _unread(leaving.__context__)
+        raise
     except UserError as error:
         return _say(error.message, error.hint)
     except GateError as error:
@@ -117,7 +135,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         path = getattr(getattr(error, "ctx", None), "command_path", "dgad")
         return _say(message, f"`{path} --help` shows what it takes")
     except OSError as error:
-        return _say_refused(error)
+        return _unread(error) if error.errno == errno.EPIPE else _say_refused(error)
     except (KeyboardInterrupt, typer.Abort):
         if _rank() == "0":
             print("\ninterrupted", file=sys.stderr)
@@ -128,17 +146,26 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _report()
 
 
+def _unread(error: OSError) -> int:
+    """The exit code after a closed pipe. If it is that of our output, there is nobody to tell."""
+    return NOBODY_READS if any(map(_is_closed, (sys.__stdout__, sys.__stderr__))) else _say_refused(error)
+
+
+def _is_closed(stream: TextIO | None) -> bool:
+    """Whether nobody can read what is written to a stream."""
+    if stream is None or not hasattr(select, "poll"):  # on Windows there is no asking
+        return True
+    asked = select.poll()
+    asked.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in asked.poll(0))
+
+
 def _say(message: str, hint: str) -> int:
     where = "" if _rank() == "0" else f"process {_rank()}: "
-    print(_printable(f"error: {where}{' '.join(message.split())}"), file=sys.stderr)
+    print(shown(f"error: {where}{' '.join(message.split())}"), file=sys.stderr)
     if hint:
-        print(_printable(f"hint: {hint}"), file=sys.stderr)
+        print(shown(f"hint: {hint}"), file=sys.stderr)
     return BAD_INPUT
-
-
-def _printable(text: str) -> str:
-    """The text with escapes for what is no UTF-8, since printing that would be another error."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _say_refused(error: OSError) -> int:
@@ -174,7 +201,29 @@ def _given(error: typer.TyperException, arguments: Sequence[str]) -> str:
 
 def main() -> None:
     """Entry point of the `dgad` script."""
+    if sys.stdout is None or sys.stderr is None:  # closed by who called us
+        sys.stdout, sys.stderr = (each or open(os.devnull, "w") for each in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run())
+    try:
+        if os.environ.get(ASKED) == "complete_bash":
+            answer_bash(run)
+            return
+        code = run()
+    except BrokenPipeError:
+        code = NOBODY_READS
+    except OSError:  # not even the error could be told
+        code = BAD_INPUT
+    sys.exit(_written(code))
+
+
+def _written(code: int) -> int:
+    """The exit code after the last of the output was written. If that is not possible, the rest is thrown away."""
+    for stream in filter(None, (sys.__stdout__, sys.__stderr__)):
+        try:
+            stream.flush()
+        except OSError as error:
+            code = code or (NOBODY_READS if isinstance(error, BrokenPipeError) else _say_refused(error))
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python tries again, and says so
+    return code

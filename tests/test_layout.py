@@ -24,7 +24,7 @@ FLOORS = {
     ),
     "exporters": "onnx_read onnx_twin onnx_open torch_files onnx_write parity formats export bench",
     "evaluators": "target attacks plan engine results verdict report",
-    "cli": "printing flags commands app __main__",
+    "cli": "documents printing flags commands completion app __main__",
 }
 """Folders and files of each package from the ground up: an import leads down, or stays where it is."""
 

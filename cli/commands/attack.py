@@ -14,7 +14,7 @@ from cli.flags.budget import remember, remembered, seconds_of
 from cli.flags.models import DataDir, DatasetName, ImageFlags, ImageSize, check_files, default_eps, open_model
 from cli.flags.preprocessing import InputRange, Layout, LogitsOutput, Mean, Std, interface_of
 from cli.flags.surrogates import surrogates_of
-from cli.flags.values import NORMS, AsJson, Quiet, Seed, Trust, check_replaceable, radii_of, whole
+from cli.flags.values import NORMS, SPLITS, AsJson, Quiet, Seed, Trust, check_replaceable, radii_of, whole
 from cli.printing.matrix import matrix_of, matrix_table
 from cli.printing.plan import plan_table, summary
 from cli.printing.progress import AttackProgress
@@ -83,7 +83,7 @@ def attack(
     What is finished is kept: after Ctrl-C or kill -9 the same command goes on.
     """
     lookup(NORMS, norm, "norm")
-    lookup({"train": 0, "val": 0, "test": 0}, split, "split")
+    lookup(SPLITS, split, "split")
     radii = radii_of(eps, norm)
     seconds = seconds_of(budget) if budget is not None else None
     changes = _settings(settings or [])
@@ -173,7 +173,8 @@ def attack(
             return
     if dry_run:
         if as_json:
-            print_json([forecast.to_dict(n) for _, forecast, n in plans])
+            named = {"schema": "dgad/forecast/1"}
+            print_json([{**named, "model": str(path), **forecast.to_dict(n)} for path, forecast, n in plans])
         else:
             plan_table(plans)
         return

@@ -11,6 +11,7 @@ import typer
 from cli.flags.models import ImageFlags
 from cli.flags.values import AsJson, whole
 from cli.printing.export_table import print_export
+from cli.printing.terminal import say
 from dgad_tk.common import GateError, UserError, lookup
 from dgad_tk.strangers.names import check_utf8
 
@@ -168,10 +169,11 @@ def _to_calibrate(dataset: "Dataset | UserError", count: int) -> "Images":
 def _print(written: "Exported", name: str, weights: Path, seconds: float, *, as_json: bool) -> None:
     size = written.path.stat().st_size
     if not as_json:
-        print(f"{written.path}: {name} of {weights}, {size / 1024:,.0f} KiB, in {seconds:.1f} s")
+        say(f"{written.path}: {name} of {weights}, {size / 1024:,.0f} KiB, in {seconds:.1f} s")
         print_export(written)
         return
     document = {
+        "schema": "dgad/export/1",
         "file": str(written.path),
         "format": name,
         "source": str(weights),

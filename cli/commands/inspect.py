@@ -8,7 +8,7 @@ import typer
 
 from cli.flags.models import DataDir, DatasetName, ImageFlags, ImageSize
 from cli.flags.preprocessing import Layout, LogitsOutput, interface_of
-from cli.flags.values import Trust
+from cli.flags.values import AsJson, Trust
 
 
 def inspect(
@@ -19,8 +19,9 @@ def inspect(
     layout: Layout = None,
     logits_output: LogitsOutput = None,
     trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Print what a model file is and says about itself, as JSON.
+    """Print what a model file is and says about itself, as JSON, with --json or without.
 
     That is its format, what it takes and answers, and the record of its training. A file that leaves the shape of its
     images open needs --dataset.
@@ -34,6 +35,7 @@ def inspect(
     print(
         json.dumps(
             {
+                "schema": "dgad/inspect/1",
                 "file": str(file),
                 "sha256": predictor.sha256,
                 "format": predictor.format,

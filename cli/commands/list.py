@@ -1,95 +1,107 @@
 """`dgad list`: the tables that everything derives from."""
 
+import json
+import sys
 from collections.abc import Callable
-from dataclasses import MISSING, fields
-from typing import Annotated
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Annotated, Any
 
 import typer
 
-from dgad_tk.common import lookup
+from cli.flags.values import AsJson
+from cli.printing.terminal import columns, wrapped
+from dgad_tk.common import UserError, lookup
 
-Lines = list[tuple[str, str]]
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table as it is shown.
+
+    Attributes:
+        options: what can be set, with its defaults.
+    """
+
+    name: str
+    summary: str
+    options: dict[str, Any] = field(default_factory=dict)
 
 
-def _datasets() -> Lines:
+Rows = list[Row]
+
+
+def _datasets() -> Rows:
     from dgad_tk.data import DATASETS
 
-    return [(name, spec.description) for name, spec in DATASETS.items()]
+    return [Row(name, spec.description) for name, spec in DATASETS.items()]
 
 
-def _methods() -> Lines:
+def _methods() -> Rows:
     from dgad_tk.methods import ADDONS, METHODS
 
-    lines = []
+    rows = []
     for name, method in [*METHODS.items(), *((f"+{name}", addon) for name, addon in ADDONS.items())]:
-        options = " ".join(f"{each.name}={each.default}" for each in fields(method) if each.default is not MISSING)
+        options = {each.name: each.default for each in fields(method) if each.default is not MISSING}
         summary = " ".join((method.__doc__ or "").split("\n\n")[0].split())
         if name.startswith("+"):
             summary += f" For methods that distil and attack: --method adaad{name}"
-        lines.append((name, f"{summary}\n{options}" if options else summary))
-    return lines
+        rows.append(Row(name, summary, options))
+    return rows
 
 
-def _models() -> Lines:
+def _models() -> Rows:
     import torch
 
     from dgad_tk.models import FAMILIES, LIBRARIES, MODELS, NOTES, count_parameters
 
-    lines = []
+    rows = []
     with torch.device("meta"):  # networks without memory
         for name, build in MODELS.items():
             summary = f"{count_parameters(build(3, 10)):,} parameters for 3 channels and 10 classes"
-            lines.append((name, f"{summary}: {NOTES[name]}" if name in NOTES else summary))
-    lines += [(name, (family.__doc__ or "").splitlines()[0]) for name, family in FAMILIES.items()]
-    return lines + [(f"{library}:NAME", f"any classifier of {library}, untrained") for library in LIBRARIES]
+            rows.append(Row(name, f"{summary}: {NOTES[name]}" if name in NOTES else summary))
+    rows += [Row(name, (family.__doc__ or "").splitlines()[0]) for name, family in FAMILIES.items()]
+    return rows + [Row(f"{library}:NAME", f"any classifier of {library}, untrained") for library in LIBRARIES]
 
 
-def _attacks() -> Lines:
+def _attacks() -> Rows:
     from evaluators.attacks import ATTACKS
 
-    lines = []
-    for name, spec in ATTACKS.items():
-        options = " ".join(f"{key}={value}" for key, value in spec.settings(name, {}).items())
-        summary = f"{spec.kind}, {', '.join(spec.norms)}: {spec.description}"
-        lines.append((name, f"{summary}\n{options}" if options else summary))
-    return lines
+    return [
+        Row(name, f"{spec.kind}, {', '.join(spec.norms)}: {spec.description}", dict(spec.settings(name, {})))
+        for name, spec in ATTACKS.items()
+    ]
 
 
-def _suites() -> Lines:
+def _suites() -> Rows:
     from evaluators.plan.suites import SUITES
 
-    return [(name, ", ".join(attacks)) for name, attacks in SUITES.items()]
+    return [Row(name, ", ".join(attacks)) for name, attacks in SUITES.items()]
 
 
-def _forms() -> Lines:
+def _forms() -> Rows:
     from evaluators.report.forms.table import FORMS
 
-    width = max(len(each.filename) for each in FORMS.values())
-    return [(name, f"{each.filename:<{width}}  {each.description}") for name, each in FORMS.items()]
+    return [Row(name, f"{each.filename}: {each.description}") for name, each in FORMS.items()]
 
 
-def _formats() -> Lines:
+def _formats() -> Rows:
     from exporters.formats import EXPORTERS
 
-    width = max(len(each.filename) for each in EXPORTERS.values())
-    return [(name, f"{each.filename:<{width}}  {each.note}".strip()) for name, each in EXPORTERS.items()]
+    return [Row(name, f"{each.filename}{each.note and f': {each.note}'}") for name, each in EXPORTERS.items()]
 
 
-def _recipes() -> Lines:
+def _recipes() -> Rows:
     from dgad_tk.config.recipe import load_recipe, recipe_names
 
-    return [(name, load_recipe(name).summary) for name in recipe_names()]
+    return [Row(name, load_recipe(name).summary) for name in recipe_names()]
 
 
-def _schema() -> Lines:
-    import json
+def _schemas() -> Rows:
+    from cli.documents.table import DOCUMENTS
 
-    from evaluators.results import Results
-
-    return [("", json.dumps(Results.model_json_schema(mode="serialization"), indent=2))]
+    return [Row(name, each.found) for name, each in DOCUMENTS.items()]
 
 
-TABLES: dict[str, Callable[[], Lines]] = {
+TABLES: dict[str, Callable[[], Rows]] = {
     "attacks": _attacks,
     "datasets": _datasets,
     "formats": _formats,
@@ -97,22 +109,42 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "methods": _methods,
     "models": _models,
     "recipes": _recipes,
-    "schema": _schema,
+    "schemas": _schemas,
     "suites": _suites,
 }
+SCHEMA = "schema"
+"""What is no table: the JSON Schema of one document."""
 
 
 def list_table(
     what: Annotated[
         str,
         typer.Argument(
-            help="attacks, datasets, formats, forms (of a report), methods, models, recipes, schema (of results.json) "
-            "or suites."
+            help="attacks, datasets, formats, forms (of a report), methods, models, recipes, suites or schemas; schema "
+            "for one of these."
         ),
     ],
+    name: Annotated[str | None, typer.Argument(help="With schema: which, such as export. [results]")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """List what there is to choose from."""
-    lines = lookup(TABLES, what, "table")()
-    width = max(len(name) for name, _ in lines)
-    for name, text in lines:
-        print(f"{name:<{width}}  " + text.replace("\n", "\n" + " " * (width + 2)))
+    if what == SCHEMA:
+        from cli.documents.table import json_schema
+
+        print(json.dumps(json_schema(name or "results"), indent=2))
+        return
+    rows = lookup({**TABLES, SCHEMA: list}, what, "table")()
+    if name is not None:
+        raise UserError(f"`dgad list {what}` takes no name, got '{name}'", hint=f"`dgad list {what}` alone lists all")
+    if as_json:
+        print(json.dumps({"schema": "dgad/list/1", "table": what, "rows": [vars(row) for row in rows]}))
+        return
+    limit = columns(sys.stdout)
+    width = max(len(row.name) for row in rows) + 2
+    below = limit is not None and limit - width < limit // 2  # long names: what they mean stands under them
+    indent = 4 if below else width
+    for row in rows:
+        print(row.name if below else f"{row.name:<{width}}", end="\n" if below else "")
+        texts = [row.summary, *([" ".join(f"{key}={value}" for key, value in row.options.items())] * bool(row.options))]
+        lines = [line for text in texts for line in wrapped(text, limit and limit - indent, 0)]
+        print((" " * indent if below else "") + f"\n{' ' * indent}".join(lines))

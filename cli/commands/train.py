@@ -11,6 +11,7 @@ import typer
 
 from cli.commands.alike import ALIKE_DATASETS, compute_alike
 from cli.flags.values import AsJson, Quiet, Seed, Trust, numbers, real, whole
+from cli.printing.terminal import say
 from dgad_tk.common import UserError
 
 if TYPE_CHECKING:
@@ -217,18 +218,18 @@ def _print_result(folder: "RunFolder", config: "TrainConfig", report: Path | Non
     _, artifact = read_weights(folder.best)
     training = artifact.training
     if as_json:
-        found = {"run": str(folder.path), "report": str(report) if report else None, **training}
-        print(json.dumps(found | ({"paper": config.paper} if config.paper else {})))
+        document = {"schema": "dgad/train/1", "run": str(folder.path), "report": str(report) if report else None}
+        print(json.dumps(document | training | ({"paper": config.paper} if config.paper else {})))
         return
     accuracies = f"clean {training['clean_accuracy']:.1%}, PGD {training['robust_accuracy']:.1%}"
-    print(
+    say(
         f"{folder.path}: {artifact.model} by {artifact.method}, best epoch {training['best_epoch']} of "
         f"{training['epochs']}: {accuracies} ({training['selection_images']} {training['selected_on']} images)"
     )
     if figures := printed_figures(config.paper):
-        print(f"paper: {figures} ({printed_place(config.paper)}); here: {accuracies} on {training['selected_on']}")
+        say(f"paper: {figures} ({printed_place(config.paper)}); here: {accuracies} on {training['selected_on']}")
     if report:
-        print(f"report: {report}")
+        say(f"report: {report}")
     if training["selected_on"] == "test":
         print("note: the epoch was chosen on the test images, so these are not held-out figures", file=sys.stderr)
     print("next: dgad export --format onnx", file=sys.stderr)

@@ -12,6 +12,7 @@ from dgad_tk.strangers import number_text
 from dgad_tk.strangers.number_text import parse_fraction
 
 NORMS = {"linf": "linf", "l2": "l2", "l1": "l1"}
+SPLITS = {"train": "train", "val": "val", "test": "test"}
 
 Trust = Annotated[
     bool, typer.Option("--trust", help="Open .pt and .pt2 files, which can run any code of their author.")

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from rich.filesize import decimal
 
-from cli.printing.results_table import interval_text, plain_table, share_text
+from cli.printing.results_table import interval_text, share_text
+from cli.printing.terminal import Heading, fits, plain_table, say
 from dgad_tk.strangers.number_text import format_fraction
 
 if TYPE_CHECKING:
@@ -22,24 +23,43 @@ def bench_table(report: "BenchReport", batches: Sequence[int]) -> None:
         print()
         _survival(report.files, report.asked)
     for note in _notes(report):
-        print(note)
+        say(note)
+
+
+_FILE: list[Heading] = ["file", "weights", "size", ("parameters", "params"), "mult-adds"]
+_SETTING: list[Heading] = [
+    "threads",
+    "batch",
+    "p50 ms",
+    "p95 ms",
+    "images/s",
+    "x first",
+    ("peak memory", "memory"),
+    "runs",
+]
 
 
 def _latencies(files: "Sequence[Benched]", batches: Sequence[int]) -> None:
-    names = ["file", "weights", "size", "parameters", "mult-adds"]
-    names += ["threads", "batch", "p50 ms", "p95 ms", "images/s", "x first", "peak memory", "runs"]
+    """Print one table, or on a narrow terminal two: what the files are, and how fast."""
+    about: list[list[str]] = []
     rows: list[list[str]] = []
     for file in files:
         subject, counts = file.subject, file.subject.complexity
         products = MISSING if counts.multiply_adds is None else _count(counts.multiply_adds)
         cells = [file.path, counts.weights, decimal(subject.bytes), _count(counts.parameters), products]
+        about.append(cells)
         found = {(each.threads, each.batch): each for each in file.measurements}
         sizes = sorted({*batches, subject.fixed_batch or batches[0]})
         for threads in dict.fromkeys(each.threads for each in file.measurements):
             for batch in sizes:
                 rows.append([*cells, str(threads), str(batch), *_setting(found.get((threads, batch)))])
                 cells = [""] * len(cells)
-    plain_table(names, rows, left=2)
+    if fits([*_FILE, *_SETTING], rows):
+        plain_table([*_FILE, *_SETTING], rows, left=2)
+        return
+    plain_table(_FILE, about, left=2)
+    print()
+    plain_table([_FILE[0], *_SETTING], [[row[0], *row[len(_FILE) :]] for row in rows], left=3)
 
 
 def _setting(measurement: "Measurement | None") -> list[str]:

@@ -1,13 +1,10 @@
 """The comparison of results, printed: findings in sentences first, then a table for each pair."""
 
-import shutil
-import sys
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cli.printing.results_table import interval_text, plain_table, share_text
-from dgad_tk.strangers.names import shown
+from cli.printing.results_table import interval_text, share_text
+from cli.printing.terminal import plain_table, say
 
 if TYPE_CHECKING:
     from evaluators.verdict.comparison.document import ClassDifference, Comparison, Pair, PairedTest, Survival
@@ -18,12 +15,12 @@ MOST_CHANGES = 6
 
 def print_comparison(found: "Comparison") -> None:
     """Print what was compared, what to know about it, and each pair."""
-    print(f"{found.images.n:,} images of {found.images.name} {found.images.split}, seen by all")
+    say(f"{found.images.n:,} images of {found.images.name} {found.images.split}, seen by all")
     for each in found.results:
         role = ", the reference" if each.number == 1 else ""
-        _say(f"[{each.number}] {each.name} ({each.format}){role}")
+        say(f"[{each.number}] {each.name} ({each.format}){role}")
     for note in found.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     for pair in found.pairs:
         print()
         _pair(found, pair)
@@ -31,26 +28,17 @@ def print_comparison(found: "Comparison") -> None:
     _survival(found)
 
 
-def _say(text: str) -> None:
-    """Print a sentence, on a terminal in lines that fit."""
-    lines = [shown(text)]
-    if sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns
-        lines = textwrap.wrap(lines[0], width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    print("\n".join(lines))
-
-
 def _pair(found: "Comparison", pair: "Pair") -> None:
     """Print the findings of one result beside the reference, then its table, classes and changed images."""
     tests = {each.name: each for each in pair.tests}
     heads = [tests[name] for name in pair.headlines]
     for test in heads:
-        _say(f"{test.finding}: {test.evidence}.")
+        say(f"{test.finding}: {test.evidence}.")
     print()
     mine = f"[{pair.other}]"
     names = [f"{mine} and [1]", "[1]", mine, "lost", "won", "points", "95 % interval", "p", "Holm"]
     plain_table(names, [_cells(each, found.images.n) for each in pair.tests])
-    _say(f"points: {mine} less [1]. p: exact McNemar test. Holm: p adjusted for {found.adjustment.tests} tests.")
+    say(f"points: {mine} less [1]. p: exact McNemar test. Holm: p adjusted for {found.adjustment.tests} tests.")
     for test in heads:
         _classes(test, mine)
     for test in heads:
@@ -59,7 +47,7 @@ def _pair(found: "Comparison", pair: "Pair") -> None:
     for each in pair.uncompared:
         reasons.setdefault(each.reason, []).append(each.row)
     for reason, rows in reasons.items():
-        _say(f"not compared: {', '.join(rows)} ({reason})")
+        say(f"not compared: {', '.join(rows)} ({reason})")
 
 
 def _cells(test: "PairedTest", n: int) -> list[str]:
@@ -69,7 +57,7 @@ def _cells(test: "PairedTest", n: int) -> list[str]:
     shares = [share_text(right / test.n) for right in (test.reference_right, test.right)]
     counts = [f"{test.lost:,}", f"{test.won:,}"]
     interval = " to ".join(decimal(end) for end in test.ci95)
-    return [shown(name), *shares, *counts, decimal(test.difference), interval, p_text(test.p), p_text(test.p_adjusted)]
+    return [name, *shares, *counts, decimal(test.difference), interval, p_text(test.p), p_text(test.p_adjusted)]
 
 
 def _classes(test: "PairedTest", mine: str) -> None:
@@ -87,7 +75,7 @@ def _classes(test: "PairedTest", mine: str) -> None:
         f"'{each.class_}' with {share_text(share)} in {where}"
         for where, (each, share) in (("[1]", _worst(test.classes, "reference_right")), (mine, _worst(test.classes)))
     ]
-    _say(f"{test.name}, of {len(test.classes)} classes: {change}; the worst is {', '.join(worst)}")
+    say(f"{test.name}, of {len(test.classes)} classes: {change}; the worst is {', '.join(worst)}")
 
 
 def _worst(classes: "Sequence[ClassDifference]", key: str = "right") -> "tuple[ClassDifference, float]":
@@ -106,7 +94,7 @@ def _changes(test: "PairedTest") -> None:
         ]
         more = f" and {len(images) - MOST_CHANGES:,} more, with --json" if len(images) > MOST_CHANGES else ""
         if told:
-            _say(f"{test.name} {change}: {', '.join(told)}{more}")
+            say(f"{test.name} {change}: {', '.join(told)}{more}")
 
 
 def _survival(found: "Comparison") -> None:
@@ -118,7 +106,7 @@ def _survival(found: "Comparison") -> None:
 
 
 def _kept(survival: "Survival") -> list[list[str]]:
-    shown_once, rows = [shown(survival.name), f"{survival.reference_right:,}"], []
+    shown_once, rows = [survival.name, f"{survival.reference_right:,}"], []
     for each in [*survival.results, *([survival.in_all] if len(survival.results) > 1 else [])]:
         where = f"[{each.result}]" if each.result else "all"
         interval = interval_text(each.ci95) if each.share is not None else ""

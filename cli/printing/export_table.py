@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from cli.printing.terminal import Heading, plain_table, say
+
 if TYPE_CHECKING:
     from exporters.export import Exported
 
@@ -11,23 +13,23 @@ def print_export(written: "Exported") -> None:
     parity = written.parity
     allowed = parity.tolerance
     relative = f"{allowed.relative:g} relative, " if allowed.relative is not None else ""
-    print(
+    say(
         f"verified against its source (allowed: {relative}{allowed.agreement:.0%} equal predictions on images and PGD):"
     )
-    print(f"  {'images':<8}{'n':>5}{'max |diff|':>12}{'mean |diff|':>13}{'relative':>10}  equal predictions")
+    names: list[Heading] = ["images", "n", ("max |diff|", "max"), ("mean |diff|", "mean"), ("relative", "rel.")]
+    rows = []
     for name, each in parity.sets.items():
-        print(
-            f"  {name:<8}{each.compared:>5}{each.max_abs_diff:>12.1e}{each.mean_abs_diff:>13.1e}"
-            f"{each.relative:>10.1e}  {each.agreement:.1%}"
-        )
+        differences = (each.max_abs_diff, each.mean_abs_diff, each.relative)
+        rows.append([name, str(each.compared), *(f"{value:.1e}" for value in differences), f"{each.agreement:.1%}"])
+    plain_table([*names, ("equal predictions", "equal")], rows)
     if parity.adversarial:
         still = round(parity.survival * parity.adversarial)
-        print(f"  {still} of the {parity.adversarial} PGD images that fool the source fool this file")
+        say(f"{still} of the {parity.adversarial} PGD images that fool the source fool this file")
     if parity.not_judged:
-        print(f"  not judged: {parity.not_judged}")
+        say(f"not judged: {parity.not_judged}")
     for name, value in written.report.findings.items():
         if value != []:
-            print(f"{_words(name)}: {_text(value, name)}")
+            say(f"{_words(name)}: {_text(value, name)}")
 
 
 def _text(value: object, name: str = "") -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cli.printing.terminal import say
+
 if TYPE_CHECKING:
     from evaluators.results import Results
 
@@ -13,8 +15,8 @@ def print_gates(judged: "Sequence[Results]") -> None:
         where = f"{results.model.path}: " if len(judged) > 1 else ""
         for gate in results.gates:
             verdict = "passed" if gate.passed else "FAILED"
-            print(f"{where}gate {gate.name} {verdict}: {gate.got}, required is {gate.required}")
+            say(f"{where}gate {gate.name} {verdict}: {gate.got}, required is {gate.required}")
             if gate.detail:
-                print(f"  {gate.detail}")
+                say(f"  {gate.detail}", indent=4)
         if results.uncompared:
-            print(f"{where}not compared, since the baseline has no answer: {', '.join(results.uncompared)}")
+            say(f"{where}not compared, since the baseline has no answer: {', '.join(results.uncompared)}")

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.printing.results_table import eps_text, plain_table
+from cli.printing.results_table import eps_text
+from cli.printing.terminal import plain_table, say
 
 if TYPE_CHECKING:
     from evaluators.report.matrix import Matrix
@@ -43,8 +44,8 @@ def matrix_table(matrix: "Matrix", path: Path) -> None:
     if len(matrix.targets) > 1:
         plain_table(["made on", "attack", "eps", "share", *(each.path for each in matrix.targets)], rows, left=4)
         if any(cell.startswith("*") for row in rows for cell in row):
-            print("* made on this very file")
-    print(path)
+            say("* made on this very file")
+    say(str(path))
 
 
 def _cell(share: float | None, own: bool) -> str:

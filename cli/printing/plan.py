@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.printing.progress import duration
-from cli.printing.results_table import plain_table
+from cli.printing.terminal import plain_table, say
 
 if TYPE_CHECKING:
     from evaluators.engine.pilot import Forecast
@@ -26,7 +26,8 @@ def plan_table(plans: "Sequence[tuple[Path, Forecast, int]]") -> None:
                 lines.append([str(path), row.id, f"{row.images(n):,}", _time(row.seconds(n) / forecast.processes)])
         lines.append([str(path), "total", f"{n:,}", _time(forecast.seconds(n))])
     plain_table(["model", "attack", "images", "time"], lines, left=2)
-    print("\n".join([*notes, *(f"{path}: {summary(forecast, n)}" for path, forecast, n in plans)]))
+    for note in [*notes, *(f"{path}: {summary(forecast, n)}" for path, forecast, n in plans)]:
+        say(note)
 
 
 def summary(forecast: "Forecast", n: int) -> str:

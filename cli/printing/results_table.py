@@ -5,35 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
+from cli.printing.terminal import Heading, plain_table, say
 from dgad_tk.strangers.number_text import format_fraction
 
 if TYPE_CHECKING:
     from evaluators.results import ClassShare, Interval, Results
-
-WIDE = 160
-"""Columns if there is no terminal to ask: a log or a pipe should not cut names."""
-
-
-def plain_table(names: list[str], rows: list[list[str]], *, left: int = 1) -> None:
-    """Print rows under `names`, the first `left` columns flush left and the others right.
-
-    On a narrow terminal, the columns on the left take several lines.
-    """
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDE)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, name in enumerate(names):
-        if number < left:
-            table.add_column(name, overflow="fold")
-        else:
-            table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
 
 
 def results_table(attacked: "Sequence[tuple[Results, Path]]") -> None:
@@ -43,17 +19,18 @@ def results_table(attacked: "Sequence[tuple[Results, Path]]") -> None:
         attacked: results, and the folder that they are in.
     """
     several = len(attacked) > 1
-    names = ["attack", "eps", "robust", "95 % interval", "success", "median L2", "seconds"]
+    names: list[Heading] = [*(["model"] if several else []), "attack", "eps", "robust", "95 % interval", "success"]
+    names += [("median L2", "L2"), ("seconds", "s")]
     rows = [[*([each.model.path] if several else []), *cells] for each, _ in attacked for cells in _rows(each)]
-    plain_table([*(["model"] if several else []), *names], rows, left=3 if several else 2)
+    plain_table(names, rows, left=3 if several else 2)
     for results, folder in attacked:
         where = f"{results.model.path}: " if several else ""
         for line in _more(results):
-            print(f"{where}{line}")
-        print(f"{where}believable: {results.checks.verdict}")
-        for text, names in _doubts(results).items():
-            print(f"  {', '.join(names)}: {text}")
-        print(f"{where}{folder}/results.json")
+            say(f"{where}{line}")
+        say(f"{where}believable: {results.checks.verdict}")
+        for text, about in _doubts(results).items():
+            say(f"  {', '.join(about)}: {text}", indent=4)
+        say(f"{where}{folder}/results.json")
 
 
 def print_json(documents: Sequence[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from answered import answered, row, stored
 from rich.cells import cell_len
 from shared import ROOT, Run, refused
+from terminals import run_on_terminal
 from victims import TwoClassLinear, as_torch, linear_split
 
 from cli.commands.compare import MODELS
@@ -69,20 +70,17 @@ def test_in_plain_words(dgad: Run, three: list[Path]) -> None:
     assert "Holm: p adjusted for 8 tests." in out
 
 
-def test_fits_80_columns(dgad: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fits_80_columns(tmp_path: Path) -> None:
     rows = [row(f"transfer:resnet20-{number}:fgsm", name="fgsm", surrogate=f"resnet20-{number}") for number in (1, 2)]
     folders = []
     for name, answer in (("a" * 90, 0), ("b", 1)):
         answers = {each.id: [answer] * 30 for each in rows}
         folders.append(stored(answered([0] * 30, [0] * 30, answers, rows, model=f"{name}.onnx"), tmp_path / name))
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    code, out, _ = dgad("compare", *folders)
+    code, screen = run_on_terminal(["compare", *map(str, folders)], 80, tmp_path, NO_COLOR="1")
     assert code == 0
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
-    assert max(map(cell_len, plain.splitlines())) <= 80
-    assert "<0.0001" in plain
-    assert "resnet20-1" in re.sub(r"\s+", "", plain)
+    assert max(map(cell_len, screen.lines)) <= 80
+    assert "<0.0001" in screen.text
+    assert "resnet20-1" in screen.text
 
 
 def test_json_is_the_document(dgad: Run, three: list[Path]) -> None:
