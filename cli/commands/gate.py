@@ -7,7 +7,7 @@ import typer
 
 from cli.flags.demands import Baseline, Least, MaxDrop, judged
 from cli.flags.values import AsJson, check_replaceable
-from cli.printing.gates import print_gates
+from cli.printing.results_table import print_gates
 from dgad_tk.common import GateError, UserError
 
 

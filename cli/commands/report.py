@@ -105,7 +105,12 @@ def _say(written: list[Path], form: str, *, as_json: bool) -> None:
     if as_json:
         from cli.printing.results_table import print_json
 
-        print_json([{"schema": "dgad/report/1", "file": str(path), "format": form} for path in written])
+        print_json(
+            [
+                {"schema": "dgad/report/1", "file": str(path), "format": form, "size_bytes": path.stat().st_size}
+                for path in written
+            ]
+        )
     else:
         print("\n".join(map(str, written)))
 

@@ -1,10 +1,10 @@
-"""`dgad report --json`."""
+"""`dgad report --json`: what was written. The content of an evaluation is in `dgad/results/1`."""
 
 from typing import Literal
 
 from pydantic import Field
 
-from cli.documents.base import Part
+from cli.documents.base import Count, Part
 
 
 class Reported(Part):
@@ -16,3 +16,5 @@ class Reported(Part):
     """Where it lies."""
     format: str
     """Row of the table of forms: `html`, `md`, `sarif` and so on."""
+    size_bytes: Count
+    """Its size."""

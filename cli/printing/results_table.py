@@ -1,4 +1,4 @@
-"""The table that `dgad attack` prints."""
+"""The tables that `dgad attack` and `dgad gate` print."""
 
 import json
 from collections.abc import Sequence
@@ -107,3 +107,16 @@ def share_text(share: float | None) -> str:
 
 def interval_text(ends: "Interval | None") -> str:
     return "" if ends is None else f"{ends[0]:.1%} to {ends[1]:.1%}"
+
+
+def print_gates(judged: "Sequence[Results]") -> None:
+    """Print a line for each demand on each model."""
+    for results in judged:
+        where = f"{results.model.path}: " if len(judged) > 1 else ""
+        for gate in results.gates:
+            verdict = "passed" if gate.passed else "FAILED"
+            say(f"{where}gate {gate.name} {verdict}: {gate.got}, required is {gate.required}")
+            if gate.detail:
+                say(f"  {gate.detail}", indent=4)
+        if results.uncompared:
+            say(f"{where}not compared, since the baseline has no answer: {', '.join(results.uncompared)}")

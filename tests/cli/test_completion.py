@@ -25,6 +25,7 @@ TABLES = [
     ("dgad_tk.models", "MODELS"),
     ("evaluators.attacks.art.table", "ART_ATTACKS"),
     ("evaluators.plan.suites", "SUITES"),
+    ("evaluators.report.forms.table", "FORMS"),
     ("exporters.bench.worker", "PROVIDERS"),
     ("exporters.formats", "EXPORTERS"),
     ("exporters.onnx_write.calibration", "CALIBRATORS"),

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
-from shared import ROOT
 from terminals import ESCAPE, on_terminal
 
 from cli.printing.matrix import matrix_table
@@ -17,14 +16,28 @@ from evaluators.engine.pilot import Forecast, RowForecast
 from evaluators.report.matrix import MadeOn, Matrix, Table, Target
 from evaluators.results import Attack, Checks, Clean, CleanClass, Dataset, Item, Model, Results, Threat, WorstCase
 
-HEADING = "attack                  eps        robust   95 % interval  success  median L2  seconds"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-TABLE = README[README.index(HEADING) : README.index("worst of 10 classes clean")]
+TABLE = """\
+attack                  eps        robust   95 % interval  success  median L2  seconds
+clean                               98.3%
+fgsm                    0.15        81.4%  77.0% to 85.1%    17.2%      0.999      0.0
+pgd                     0.15        76.9%  72.3% to 81.0%    21.8%      0.944      0.2
+cw2                     unbounded                           100.0%      0.751     20.5
+autoattack              0.15        73.6%  68.8% to 77.9%    25.1%      0.981     27.1
+transfer:resnet8:fgsm   0.15        90.6%  87.1% to 93.2%     7.9%      0.979      0.1
+transfer:resnet20:fgsm  0.15        90.6%  87.1% to 93.2%     7.9%      0.975      0.1
+transfer:resnet8:pgd    0.15        89.4%  85.8% to 92.2%     9.0%      0.957      0.1
+transfer:resnet20:pgd   0.15        90.3%  86.8% to 92.9%     8.2%      0.939      0.3
+transfer:resnet8:jsma   unbounded                            34.2%      1.913      0.1
+transfer:resnet20:jsma  unbounded                            26.8%      1.838      0.2
+worst case linf         0.15        73.6%  68.8% to 77.9%
+"""
+"""Of the quickstart, as it is printed where there is room."""
+HEADING = TABLE.splitlines()[0]
 FIGURE = re.compile(r"\d+\.\d%|\d+\.\d{3}|\d+\.\d\b|unbounded")
 
 
 def readme_results(path: str = "student.onnx") -> Results:
-    """The evaluation whose table stands in the README."""
+    """The evaluation whose table is TABLE."""
     rows, worst = [], []
     for line in TABLE.splitlines()[1:]:
         name, eps = re.split(r"  +", line)[:2]
