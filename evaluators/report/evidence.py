@@ -136,6 +136,8 @@ def _gallery(folder: Path, results: Results) -> tuple[Shown, ...]:
         clean, adversarial = arrays["clean"], arrays["adversarial"]
         if clean.shape != adversarial.shape or clean.ndim != 4:
             raise ValueError(f"images have the shapes {clean.shape} and {adversarial.shape}")
+        if strange := set(arrays["row"].tolist()) - {row.id for row in results.attacks}:
+            raise ValueError(f"no row is called {', '.join(sorted(map(str, strange)))}")
         return tuple(
             Shown(
                 clean=clean[at],

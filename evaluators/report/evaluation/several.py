@@ -54,7 +54,7 @@ def overview(evidence: Sequence[Evidence]) -> Overview:
     every = [each.results for each in evidence]
     cases = [main_case(each) for each in every]
     questions = {
-        (each.dataset.sha256, case and (case.norm, case.eps), _rows(each))
+        (each.dataset.sha256, each.dataset.n, case and (case.norm, case.eps), _rows(each))
         for each, case in zip(every, cases, strict=True)
     }
     same = len(questions) == 1 and None not in cases
