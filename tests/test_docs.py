@@ -35,6 +35,7 @@ from dgad_tk.methods import ADDONS, METHODS
 from dgad_tk.models import MODELS, build_model
 from evaluators.attacks import ATTACKS
 from evaluators.plan.suites import SUITES
+from evaluators.report.forms.table import FORMS
 from exporters.formats import EXPORTERS
 
 LATER: tuple[str, ...] = ()
@@ -277,6 +278,7 @@ def test_what_is_for_later_is_not_there_yet() -> None:
         ("formats", EXPORTERS),
         ("attacks", ATTACKS),
         ("suites", SUITES),
+        ("forms of a report", FORMS),
     ],
 )
 def test_tables_are_the_codes(row: str, table: dict[str, object]) -> None:

@@ -166,7 +166,7 @@ def against_eps(results: Results) -> Chart | None:
         if len(shares) > 1 and len(lines) < 5:
             lines.append(Line(name, [start, *shares]))
     ticks = _spread([(0.0, "0"), *((case.eps, eps_text(case.eps)) for case in cases)])
-    x = Axis(f"eps ({cases[0].norm}, as a fraction of the pixel range)", 0.0, cases[-1].eps, ticks)
+    x = Axis(f"eps ({cases[0].norm.capitalize()}, as a fraction of the pixel range)", 0.0, cases[-1].eps, ticks)
     told = ", ".join(f"{percent(case.robust_accuracy)} at {eps_text(case.eps)}" for case in cases)
     y = Axis("still right", PERCENT.low, PERCENT.high, PERCENT.ticks)
     return line_chart(lines, x, y, alt=f"Robust accuracy against eps: {percent(start[1])} clean, {told}")

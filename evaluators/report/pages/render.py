@@ -34,7 +34,16 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         each.__name__: each
-        for each in (words.percent, words.interval, words.points, words.count, words.duration, words.size, words.name)
+        for each in (
+            words.percent,
+            words.interval,
+            words.points,
+            words.count,
+            words.duration,
+            words.size,
+            words.name,
+            words.brief,
+        )
     } | {"eps": words.eps_text, "listed": words.listed}
     style = (FOLDER / "style.css").read_text(encoding="utf-8")
     environment.globals |= {"style": Markup(style), "version": __version__}

@@ -65,6 +65,13 @@ def name(text: object) -> str:
     return found if len(found) <= 300 else f"{found[:297]}..."
 
 
+def brief(text: object, most: int) -> str:
+    """A name of at most `most` characters: the middle of a longer one is left out."""
+    found = name(text)
+    half = (most - 1) // 2
+    return found if len(found) <= most else f"{found[: most - 1 - half]}\N{HORIZONTAL ELLIPSIS}{found[-half:]}"
+
+
 def eps_text(eps: float | None) -> str:
     """`8/255`, `0.15`, or `no limit`."""
     return "no limit" if eps is None else format_fraction(eps)

@@ -1,0 +1,48 @@
+"""What a report needs beside the counts: how sure answers are, and which images tell most."""
+
+import numpy as np
+import pytest
+import torch
+
+from dgad_tk.artifacts.machine import PACKAGES, ROOT, code_sha256, machine
+from evaluators.engine.search import telling
+from evaluators.target.judge import confidences
+
+
+def test_confidence_is_the_largest_probability() -> None:
+    logits = np.random.default_rng(0).normal(0, 30, (50, 7)).astype(np.float32)
+    logits[0] = 1e30  # all equal: 1 in 7
+    expected = torch.from_numpy(logits).double().softmax(dim=1).max(dim=1).values.numpy()
+    assert confidences(logits) == pytest.approx(expected, rel=1e-6)
+    assert confidences(logits)[0] == pytest.approx(1 / 7)
+
+
+def test_probabilities_are_taken_as_they_are() -> None:
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.0, 1.0, 0.0]], dtype=np.float32)
+    assert confidences(probabilities).tolist() == [np.float32(0.7), 1.0]
+    assert confidences(np.log(np.maximum(probabilities, 1e-30))) == pytest.approx([0.7, 1.0])
+
+
+def test_answers_that_are_no_numbers_have_no_confidence() -> None:
+    logits = np.array([[np.nan, 1.0], [np.inf, 0.0], [1.0, 1.0]], dtype=np.float32)
+    assert np.isnan(confidences(logits)).tolist() == [True, True, False]
+    assert confidences(np.zeros((0, 3), np.float32)).shape == (0,)
+
+
+def test_the_images_that_tell_most_come_first() -> None:
+    """In turns the nearest, the surest, the least sure, and one of a class that was not there."""
+    broken = np.array([1, 2, 4, 5, 6])
+    distance = np.array([0, 9.0, 1.0, 0, 5.0, 6.0, 7.0])
+    confidence = np.array([1, 0.5, 0.6, 1, 0.9, 0.2, 0.3], dtype=np.float32)
+    labels = np.array([0, 0, 1, 1, 1, 1, 2])
+    assert telling(broken, distance, confidence, labels).tolist() == [2, 4, 5, 1, 6]
+    assert telling(broken[:0], distance, confidence, labels).tolist() == []
+
+
+def test_the_hash_of_the_code_and_the_machine() -> None:
+    assert len(code_sha256()) == 64
+    assert all((ROOT / package / "__init__.py").is_file() for package in PACKAGES)
+    found = machine()
+    assert found["cores"] >= 1  # type: ignore[operator]
+    assert found["threads"] == torch.get_num_threads()
+    assert found["processor"]
