@@ -38,7 +38,9 @@ def test_text_goes_to_stdout_or_into_a_file(dgad: Run, tmp_path: Path, form: str
     assert Path("deep/file.txt").read_bytes().decode() == out
     code, said, _ = dgad("report", folder, "--format", form, "--output", "deep/file.txt", "--json")  # ours: replaced
     assert code == 0
-    assert json.loads(said) == {"file": "deep/file.txt", "format": form}
+    size = Path("deep/file.txt").stat().st_size
+    told = {"schema": "dgad/report/1", "file": "deep/file.txt", "format": form, "size_bytes": size}
+    assert json.loads(said) == told
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -114,7 +116,9 @@ def test_help_names_every_form(dgad: Run) -> None:
 
 def test_list_names_every_form(dgad: Run) -> None:
     _, out, _ = dgad("list", "forms")
-    assert [line.split()[:2] for line in out.splitlines()] == [[name, form.filename] for name, form in FORMS.items()]
+    assert [line.split()[:2] for line in out.splitlines()] == [
+        [name, f"{form.filename}:"] for name, form in FORMS.items()
+    ]
 
 
 def test_text_needs_no_torch(tmp_path: Path) -> None:
