@@ -20,6 +20,7 @@ import torch
 import typer
 import yaml
 from PIL import Image
+from sample_results import doubtful, sample
 from scipy.stats import binomtest
 from shared import BRIEF, ROOT, Run, artifact, runner
 from torch import nn
@@ -35,6 +36,8 @@ from dgad_tk.methods import ADDONS, METHODS
 from dgad_tk.models import MODELS, build_model
 from evaluators.attacks import ATTACKS
 from evaluators.plan.suites import SUITES
+from evaluators.report.evaluation.headline import headline
+from evaluators.report.evidence import Evidence
 from evaluators.report.forms.table import FORMS
 from exporters.formats import EXPORTERS
 
@@ -322,9 +325,23 @@ def test_intervals_are_as_wide_as_said() -> None:
     for images, apart, half in rows:
         n = int(images.replace(",", ""))
         assert (f"{half_width(n // 5, n):.1f}", f"{half_width(n // 2, n):.1f}") == (apart, half)
-    interval = binomtest(384, 1000).proportion_ci(0.95, method="wilson")
-    assert f"38.4 % ({100 * interval.low:.1f} to {100 * interval.high:.1f})" in text
     assert round(half_width(18, 36)) == 16  # "some 16 points"
+
+
+def test_the_top_of_the_page_reads_as_quoted() -> None:
+    ends = binomtest(384, 1000).proportion_ci(0.95, method="wilson")
+    case = {"norm": "linf", "eps": 8 / 255, "robust_accuracy": 0.384, "robust": 384, "n": 1000}
+    results = sample(
+        clean={"accuracy": 0.712, "correct": 712, "n": 1000},
+        worst_case=[{**case, "ci95": (float(ends.low), float(ends.high))}],
+    )
+    text = " ".join(text_of("docs/reading-a-report.md").replace("\n>", "\n").split())
+    top = headline(Evidence(results, ROOT, None, ()))
+    assert f"**{top.clean} {top.robust}** {top.lead} -" in text
+    doubted = headline(
+        Evidence(results.model_copy(update={"checks": sample(checks=doubtful()).checks}), ROOT, None, ())
+    )
+    assert f"*{doubted.robust.removesuffix('.')}*" in text
 
 
 def test_the_readme_is_two_screens_and_has_the_quickstarts_commands() -> None:
