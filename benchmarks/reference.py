@@ -84,8 +84,7 @@ def main() -> None:
     options.batch_size = options.batch_size or default_batch_size(predictor.input_shape)
     part = dataset.test.subset(options.images)
     x = images_of(part, slice(None))
-    predicted, finite = judge(predictor, x, options.batch_size)
-    right = np.flatnonzero((predicted == part.labels) & finite)
+    right = np.flatnonzero(judge(predictor, x, options.batch_size).right(part.labels))
     assert predictor.module is not None
     side = min(predictor.input_shape[1:])
     stages, notes = ensemble("standard", classes=predictor.classes, norm=norm, side=side)

@@ -662,7 +662,7 @@ def test_evaluations_with_different_normalisation_share_nothing(tmp_path: Path) 
 
     def evaluated(interface: Interface, store: Path | None) -> Any:
         predictor = load(path, None, interface)
-        labels, _ = judge(predictor, pixels / np.float32(255), 24)
+        labels = judge(predictor, pixels / np.float32(255), 24).predicted
         split = Split(pixels, np.arange(24), np.zeros(24, dtype=np.int64) + labels[0])
         return evaluate(predictor, split, rows, store=store).outcomes[0].unit
 
