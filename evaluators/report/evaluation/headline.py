@@ -99,8 +99,9 @@ def headline(evidence: Evidence) -> Headline:
             robust = f"{'At most ' if doubted else ''}{share} still right under attack."
         if doubted:
             robust = robust.replace("still right", "right")
+        were = "was" if case.robust == 1 else "were"
         lead = (
-            f"{seen}, and {case.robust:,} still were under the worst attack found, when "
+            f"{seen}, and {case.robust:,} still {were} under the worst attack found, when "
             f"{allowance(case.norm, case.eps)}: {share} ({ends} with 95 % confidence, for images like these). "
             "Attacks find an upper bound: the true figure is at most this."
         )

@@ -71,8 +71,8 @@ def gallery(evidence: Evidence, prefix: str) -> list[Group]:
     few = most // 4
     groups = (
         ("Nearest: the smallest changes that were enough", sorted(free, key=lambda each: each.l2)[:few]),
-        ("Most confident: wrong and sure of it", sure[:few]),
-        ("Borderline: broken, and only just", sure[::-1][:few]),
+        ("Most confident of the wrong answer", sure[:few]),
+        ("Borderline: least confident of the wrong answer", sure[::-1][:few]),
         (OTHERS, _one_per_class(own)),
     )
     found: list[Group] = []
