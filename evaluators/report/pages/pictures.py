@@ -52,7 +52,7 @@ def picture(image: Pixels, *, alt: str, caption: str = "") -> Picture:
     if max(width, height) > LARGEST:
         drawn.thumbnail((LARGEST, LARGEST))
     kind, file = "png" if tiny else "jpeg", BytesIO()
-    drawn.save(file, format=kind, **({"optimize": True} if tiny else {"quality": QUALITY}))
+    drawn.save(file, format=kind, **({} if tiny else {"quality": QUALITY}))
     data = base64.b64encode(file.getvalue()).decode("ascii")
     return Picture(f"data:image/{kind};base64,{data}", alt, caption, *drawn.size, tiny)
 
