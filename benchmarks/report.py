@@ -34,7 +34,7 @@ def main() -> None:
     found = evidence[0].results
     attacks = sum(row.seconds for each in evidence for row in each.results.attacks)
     print(f"{processor()}: {len(evidence)} evaluations, {found.dataset.n:,} images of {found.dataset.shape}")
-    print(f"first {seconds[0]:.2f} s, then {statistics.median(seconds[1:]):.2f} s (median of {options.times}); ", end="")
+    print(f"first {seconds[0]:.2f} s, then {statistics.median(seconds[1:]):.2f} s (median of {options.times})")
     print(f"{size / 1024:,.0f} KiB; the attacks took {attacks:.1f} s")
 
 
