@@ -1,6 +1,6 @@
 """Makes docs/report.png: the first screen of a report, in Chromium.
 
-    python tests/support/make_picture.py attacks/student-*/report.html docs/report.png
+python tests/support/make_picture.py attacks/student-*/report.html docs/report.png
 """
 
 import argparse
