@@ -18,6 +18,8 @@ def results_table(attacked: "Sequence[tuple[Results, Path]]") -> None:
     Args:
         attacked: results, and the folder that they are in.
     """
+    from evaluators.report.forms.facts import doubts
+
     several = len(attacked) > 1
     names: list[Heading] = [*(["model"] if several else []), "attack", "eps", "robust", "95 % interval", "success"]
     names += [("median L2", "L2"), ("seconds", "s")]
@@ -28,8 +30,8 @@ def results_table(attacked: "Sequence[tuple[Results, Path]]") -> None:
         for line in _more(results):
             say(f"{where}{line}")
         say(f"{where}believable: {results.checks.verdict}")
-        for text, about in _doubts(results).items():
-            say(f"  {', '.join(about)}: {text}", indent=4)
+        for about, text in doubts(results):
+            say(f"  {about}: {text}", indent=4)
         say(f"{where}{folder}/results.json")
 
 
@@ -62,20 +64,6 @@ def _worst_class(when: str, classes: "Sequence[ClassShare]") -> str:
     worst = min(classes, key=lambda each: each.right / each.n)
     share = f"{worst.right / worst.n:.1%} ({worst.right:,} of {worst.n:,})"
     return f"worst of {len(classes)} classes {when}: '{worst.class_}', {share}"
-
-
-def _doubts(results: "Results") -> dict[str, list[str]]:
-    """What to know about checks and rows: each text once, with the names of what it is about."""
-    doubts: dict[str, list[str]] = {}
-    for item in results.checks.items:
-        if item.verdict != "high" and item.name not in doubts.setdefault(item.detail, []):
-            doubts[item.detail].append(item.name)
-    said = set(doubts)
-    for row in results.attacks:
-        for note in [*row.flags, *([f"skipped: {row.reason}"] if row.status == "skipped" else [])]:
-            if note not in said:
-                doubts.setdefault(note, []).append(row.id)
-    return doubts
 
 
 def _rows(results: "Results") -> list[list[str]]:

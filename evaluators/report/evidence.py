@@ -83,6 +83,12 @@ class Evidence:
         return names[number] if 0 <= number < len(names) else str(number)
 
 
+def recorded(results: Results, key: str) -> dict[str, Any]:
+    """A part of the model's record, such as `training`; empty where there is none, or where it is something else."""
+    found = (results.model.metadata or {}).get(key)
+    return found if isinstance(found, dict) else {}
+
+
 def read_evidence(path: Path) -> Evidence:
     """Read `results.json`, or the one in a folder, and the arrays beside it.
 

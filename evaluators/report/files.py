@@ -1,6 +1,7 @@
 """The files of an evaluation: results.json, results.csv, samples.npz and gallery.npz, all derived from its record."""
 
 import hashlib
+import math
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -36,7 +37,8 @@ from evaluators.results import (
 from evaluators.target.judge import images_of
 from evaluators.verdict.checks import check
 
-GALLERY_LIMIT = 64
+GALLERY_LIMIT, GALLERY_VALUES = 64, 2**22
+"""Images of the gallery; of large images fewer, so that they hold no more numbers, but 16."""
 PIECE = 500
 
 
@@ -220,5 +222,6 @@ def _shown(evaluation: Evaluation) -> list[tuple[str, Unit, int]]:
         for number, (_, _, places) in enumerate(kept)
         for turn, at in enumerate(places)
     ]
-    chosen = sorted((number, at) for _, number, at in sorted(turns)[:GALLERY_LIMIT])
+    most = max(16, min(GALLERY_LIMIT, GALLERY_VALUES // math.prod(evaluation.predictor.input_shape)))
+    chosen = sorted((number, at) for _, number, at in sorted(turns)[:most])
     return [(kept[number][0].id, kept[number][1], at) for number, at in chosen]

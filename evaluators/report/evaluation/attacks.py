@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from evaluators.report.evaluation.headline import main_case, strongest
-from evaluators.report.evidence import Evidence
+from evaluators.report.evidence import Evidence, recorded
 from evaluators.report.pages.charts import PERCENT, Axis, Chart, Line, line_chart
 from evaluators.report.pages.words import count, duration, eps_text, percent
 from evaluators.results import Attack, Interval, Results
@@ -188,12 +188,13 @@ def transfer(results: Results) -> list[Heat]:
     for eps in dict.fromkeys(row.eps for row in rows):
         here = {(row.surrogate, row.name): row for row in rows if row.eps == eps}
         surrogates, names = list(dict.fromkeys(key[0] for key in here)), list(dict.fromkeys(key[1] for key in here))
-        lines = [(str(each), [_share_broken(here.get((each, name))) for name in names]) for each in surrogates]
+        lines = [(str(each), [share_broken(here.get((each, name))) for name in names]) for each in surrogates]
         found.append(Heat(f"made on, at {eps_text(eps)}", names, lines))
     return found
 
 
-def _share_broken(row: Attack | None) -> Cell:
+def share_broken(row: Attack | None) -> Cell:
+    """The share of right images that a row broke, as a cell."""
     if row is None or row.success is None:
         return Cell(row.status if row else "not run", None)
     return Cell(percent(row.success), row.success)
@@ -230,8 +231,7 @@ def printed(evidence: Evidence) -> list[Printed]:
 
 def paper_of(results: Results) -> dict[str, object]:
     """What the model's record says of a paper; empty for nothing."""
-    training = (results.model.metadata or {}).get("training")
-    paper = training.get("paper") if isinstance(training, dict) else None
+    paper = recorded(results, "training").get("paper")
     return paper if isinstance(paper, dict) else {}
 
 

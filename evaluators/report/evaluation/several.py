@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evaluators.report.evaluation.attacks import Bar, Cell, Heat
+from evaluators.report.evaluation.attacks import Bar, Cell, Heat, share_broken
 from evaluators.report.evaluation.headline import main_case, weakest_class
 from evaluators.report.evidence import Evidence
 from evaluators.report.pages.words import eps_text, interval, listed, percent, size
@@ -37,6 +37,7 @@ class Overview:
         survival: share of the images that withstand in the row's evaluation and withstand in the column's too; None
             where the questions differ or the outcomes are not at hand.
         left: images that withstand in all of them, in a sentence.
+        transfer: share of each one's right images that examples of a surrogate broke; a table per attack.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Overview:
     same: bool
     survival: Heat | None
     left: str
+    transfer: list[Heat]
 
 
 def overview(evidence: Sequence[Evidence]) -> Overview:
@@ -78,7 +80,21 @@ def overview(evidence: Sequence[Evidence]) -> Overview:
         same=same,
         survival=survival,
         left=left,
+        transfer=_transfer(every) if same else [],
     )
+
+
+def _transfer(every: Sequence[Results]) -> list[Heat]:
+    """Surrogates down, evaluations across; one table per attack and radius."""
+    found = [{row.id: row for row in each.attacks} for each in every]
+    rows = [row for row in every[0].attacks if row.source == "transfer" and row.eps is not None]
+    numbers = [str(number) for number in range(1, len(every) + 1)]
+    tables = []
+    for name, eps in dict.fromkeys((row.name, row.eps) for row in rows):
+        same = [row for row in rows if (row.name, row.eps) == (name, eps)]
+        lines = [(str(row.surrogate), [share_broken(each.get(row.id)) for each in found]) for row in same]
+        tables.append(Heat(f"{name} at {eps_text(eps)}, made on", numbers, lines))
+    return tables
 
 
 def _rows(results: Results) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dgad_tk.artifacts.runs import RUNS, RunFolder
 from dgad_tk.common import UserError, sha256_file
+from evaluators.report.evidence import recorded
 from evaluators.report.runs.curves import Curve, losses, validation
 from evaluators.report.runs.record import read_run
 from evaluators.results import Results
@@ -29,8 +30,7 @@ class Trained:
 def trained(results: Results, runs: Path = RUNS) -> Trained:
     """What the model's record says of its training, and its run's curves if the run lies in `runs`."""
     record = results.model.metadata or {}
-    told = record.get("training")
-    training = told if isinstance(told, dict) else {}
+    training = recorded(results, "training")
     known = [
         ("network", record.get("model")),
         ("method", record.get("method")),
@@ -60,7 +60,7 @@ def run_of(results: Results, runs: Path = RUNS) -> RunFolder | None:
 
     SHA-256 decides, not a name.
     """
-    wanted = {results.model.sha256, (results.model.metadata or {}).get("source_sha256")} - {None, ""}
+    wanted = [results.model.sha256, (results.model.metadata or {}).get("source_sha256")]
     folders = [RunFolder(path) for path in runs.glob("*/")]
     own = RunFolder(Path(results.model.path).parent)
     candidates = [folder for folder in (own, *folders) if folder.exists() and folder.best.is_file()]

@@ -139,9 +139,10 @@ def doubts(results: Results) -> list[tuple[str, str]]:
     for item in results.checks.items:
         if item.verdict != "high" and item.name not in found.setdefault(item.detail, []):
             found[item.detail].append(item.name)
-    said = set(found)
+    said, named = set(found), {item.name for item in results.checks.items}
     for row in results.attacks:
-        for note in [*row.flags, *([f"{row.status}: {row.reason}"] if row.status != "done" else [])]:
+        missing = row.status == "skipped" or (row.status == "failed" and row.id not in named)
+        for note in [*row.flags, *([f"{row.status}: {row.reason}"] if missing else [])]:
             if note not in said:
                 found.setdefault(note, []).append(row.id)
     return [(", ".join(names), text) for text, names in found.items()]

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evidence_files import evidence_folder
-from sample_results import HOSTILE
+from sample_results import HOSTILE, hostile, sample
 from shared import ROOT
 
-from dgad_tk.common import UserError
+from dgad_tk.common import UserError, write_json
 from evaluators.report.evaluation.headline import QUESTIONS
 from evaluators.report.evaluation.page import write_report
 from evaluators.report.evidence import read_evidence
@@ -248,6 +248,7 @@ def test_several_side_by_side(tmp_path: Path) -> None:
     assert "2 models: 60.0 % still right under attack." in page.text
     assert "All of them answered the same attacks on the same images." in page.text
     assert "240 of 400 images (60.0 %) withstand in all of them." in page.text
+    assert "pgd at 0.1, made on 1 2 resnet8 11.1 % 11.1 %" in page.text  # 40 of 360
     ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
     assert len(ids) == len(set(ids))
     other = evidence_folder(tmp_path / "c", path="c.onnx", n=200)
@@ -268,3 +269,21 @@ def test_every_check_has_its_question() -> None:
     """Names of checks, read from the modules that make them."""
     source = "".join(path.read_text() for path in (ROOT / "evaluators/verdict").glob("*checks.py"))
     assert set(re.findall(r'Item\(\s*"([^"]+)"', source)) <= set(QUESTIONS)
+
+
+def test_results_with_little_in_them(tmp_path: Path) -> None:
+    bare = sample(clean={"accuracy": 0.0, "correct": 0, "n": 0}, attacks=[], worst_case=[], twin={}, environment={})
+    write_json(tmp_path / "results.json", bare.to_dict())
+    assert "No attack has a result, so nothing is known about its robustness." in page_of(tmp_path).text
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_record_that_is_a_strangers_throughout(tmp_path: Path, name: str) -> None:
+    write_json(tmp_path / "results.json", hostile(name).to_dict())
+    page = page_of(tmp_path)
+    assert not page.all("script")
+    assert not page.all("img")
+    odd = {"training": name, "threat": [name], "source_sha256": [name], "precision": {name: name}}
+    model = {"path": name, "sha256": "", "format": name, "metadata": odd}
+    write_json(tmp_path / "results.json", sample(model=model).to_dict())
+    page_of(tmp_path)
