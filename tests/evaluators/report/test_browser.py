@@ -1,6 +1,6 @@
 """The pages in a real browser: nothing fetched, a quiet console, no sideways scroll, contrast, keyboard, print.
 
-Without a browser these tests are skipped, and say what to install; where DGAD_BROWSER is set, as in CI, they fail.
+Without a browser these tests are skipped, and say what to install; where TEST_BROWSER is set, as in CI, they fail.
 """
 
 import os
@@ -60,10 +60,10 @@ CONTRAST = """() => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    wanted = os.environ.get("DGAD_BROWSER")
+    wanted = os.environ.get("TEST_BROWSER")
     path = next(filter(None, map(shutil.which, [wanted] if wanted else NAMES)), wanted)
     if path is None:
-        pytest.skip("no Chromium: `apt-get install chromium` (or set DGAD_BROWSER to its path) to test the pages in it")
+        pytest.skip("no Chromium: `apt-get install chromium` (or set TEST_BROWSER to its path) to test the pages in it")
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=path, args=QUIET)
         yield found
