@@ -8,6 +8,7 @@ from dgad_tk.strangers.names import shown
 from dgad_tk.strangers.number_text import format_fraction
 from evaluators.report.pages.words import count, interval, percent
 from evaluators.results import Attack, ClassShare, Interval, Results, Verdict
+from evaluators.verdict.advice import action
 
 LIMITS = (
     "An attack gives an upper bound: what it left right may fall to another one, so the true share is at most that.",
@@ -133,8 +134,18 @@ def weakest_classes(results: Results) -> list[tuple[str, str, str]]:
     return found
 
 
-def doubts(results: Results) -> list[tuple[str, str]]:
-    """What to doubt: each text once, with the names of the checks and rows that it is about."""
+@dataclass(frozen=True)
+class Doubt:
+    """What to doubt: a text once, with the names of the checks and rows that it is about, and what to do."""
+
+    names: str
+    text: str
+    action: str
+
+
+def advised(results: Results) -> list[Doubt]:
+    """Each doubt, with what to do about it."""
+    status = {row.id: row.status for row in results.attacks}
     found: dict[str, list[str]] = {}
     for item in results.checks.items:
         if item.verdict != "high" and item.name not in found.setdefault(item.detail, []):
@@ -145,7 +156,15 @@ def doubts(results: Results) -> list[tuple[str, str]]:
         for note in [*row.flags, *([f"{row.status}: {row.reason}"] if missing else [])]:
             if note not in said:
                 found.setdefault(note, []).append(row.id)
-    return [(", ".join(names), text) for text, names in found.items()]
+    return [
+        Doubt(", ".join(names), text, " ".join(dict.fromkeys(action(each, status.get(each, "done")) for each in names)))
+        for text, names in found.items()
+    ]
+
+
+def doubts(results: Results) -> list[tuple[str, str]]:
+    """The same without what to do: names and text."""
+    return [(each.names, each.text) for each in advised(results)]
 
 
 def measured(results: Results) -> list[tuple[str, str]]:

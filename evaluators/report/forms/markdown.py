@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from evaluators.report.forms.facts import (
     LIMITS,
     Line,
-    doubts,
+    advised,
     headline,
     lines,
     measured,
@@ -36,8 +36,8 @@ def markdown(results: Sequence[Results]) -> str:
 
 
 def verdict(results: Results) -> list[str]:
-    """Whether the evaluation can be believed, and each reason for doubt."""
-    reasons = [f"- {code(names)}: {prose(text)}" for names, text in doubts(results)]
+    """Whether the evaluation can be believed, and each reason for doubt with what to do."""
+    reasons = [f"- {code(each.names)}: {prose(each.text)}. {prose(each.action)}" for each in advised(results)]
     return [f"Believable: **{results.checks.verdict}**", *(["", *reasons] if reasons else [])]
 
 

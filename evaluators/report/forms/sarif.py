@@ -15,8 +15,9 @@ from urllib.parse import quote
 
 from dgad_tk import __version__
 from evaluators.report.forms.facts import headline, plain
-from evaluators.report.forms.sarif_rules import CHECKS, RULES, descriptor, rule_id
+from evaluators.report.forms.sarif_rules import RULES, descriptor, rule_id
 from evaluators.results import Results, Verdict
+from evaluators.verdict.advice import ADVICE
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 MARK = '"name": "dgad"'
@@ -30,6 +31,7 @@ class Finding:
     Attributes:
         rule: row of RULES.
         about: what it is about; the same in every evaluation of the model, for the fingerprint.
+        text: what was found.
     """
 
     rule: str
@@ -57,7 +59,7 @@ def findings(results: Results) -> Iterator[Finding]:
         missing = rows.get(item.name, "done") != "done"  # of which there is a finding anyway
         if item.verdict != "high" and not missing and (item.name, item.detail) not in said:
             said.add((item.name, item.detail))
-            rule = item.name if item.name in CHECKS and item.name not in rows else "attack doubt"
+            rule = item.name if item.name in ADVICE and item.name not in rows else "attack doubt"
             yield Finding(rule, _LEVELS[item.verdict], item.name, f"{item.name}: {item.detail}")
     for row in results.attacks:
         if row.status != "done":
@@ -119,12 +121,18 @@ def _result(finding: Finding, where: dict[str, Any], seen: Counter[tuple[str, st
         "ruleId": rule_id(finding.rule),
         "ruleIndex": list(RULES).index(finding.rule),
         "level": finding.level,
-        "message": {"text": _message(finding.text)},
+        "message": {"text": _message(_advised(finding))},
         # A model has no lines, and GitHub shows nothing without one.
         "locations": [{"physicalLocation": {"artifactLocation": where, "region": {"startLine": 1}}}],
         # GitHub reads only the first of these.
         "partialFingerprints": {"primaryLocationLineHash": fingerprint, "dgad/v1": fingerprint},
     }
+
+
+def _advised(finding: Finding) -> str:
+    """What was found, and what to do."""
+    stop = "" if finding.text.endswith((".", "!", "?")) else "."
+    return f"{finding.text}{stop} {RULES[finding.rule].action}"
 
 
 def _message(text: str) -> str:

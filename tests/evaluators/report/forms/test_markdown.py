@@ -9,6 +9,7 @@ from sample_results import HOSTILE, SEEN, doubtful, hostile, row, sample
 
 from evaluators.report.forms.markdown import markdown
 from evaluators.report.forms.markup import code, prose
+from evaluators.verdict.advice import ADVICE
 
 OURS = {"<code>", "</code>", "<details>", "</details>", "<summary>", "</summary>"}
 
@@ -98,7 +99,8 @@ def test_doubts_come_before_figures_and_figures_do_not_boast(verdict: str, cauti
     assert "and at most 38.4 % (" in text
     assert caution in text
     assert f"Believable: **{verdict}**" in text
-    assert text.index("- `logits`: the outputs sum to 1: probabilities hide gradients") < text.index("| attack |")
+    reason = f"- `logits`: the outputs sum to 1: probabilities hide gradients. {ADVICE['logits'].action}\n"
+    assert text.index(reason) < text.index("| attack |")
 
 
 def test_no_attack_is_no_robustness() -> None:
