@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-from evaluators.report.evaluation.headline import main_case, strongest
+from evaluators.report.evaluation.headline import main_case
 from evaluators.report.evidence import Evidence, recorded
 from evaluators.report.pages.charts import PERCENT, Axis, Chart, Line, line_chart
-from evaluators.report.pages.words import count, duration, eps_text, percent
+from evaluators.report.pages.words import count, duration, eps_text, listed, percent
 from evaluators.results import Attack, Interval, Results
+
+MOST_ROWS = 60
+"""Rows of results that a page shows at one place; nobody reads more, and a stranger's file may have thousands."""
 
 
 @dataclass(frozen=True)
@@ -82,22 +85,28 @@ class Printed:
 
 def radii(results: Results) -> list[Radius]:
     """The budget rows as bars, ball by ball."""
-    found = []
+    found, n = [], results.dataset.n
     for eps in dict.fromkeys(row.eps for row in results.attacks if row.eps is not None):
         rows = [row for row in results.attacks if row.eps == eps]
         done = [row for row in rows if row.robust_accuracy is not None]
         worst = next((case for case in results.worst_case if case.eps == eps), None)
-        least = min((row.robust_accuracy or 0.0 for row in done if row.n == results.dataset.n), default=None)
-        bars = [_bar(row, results, least) for row in done]
+        least = min((row.robust_accuracy or 0.0 for row in done if row.n == n), default=None)
+        strong = [row.name for row in done if row.robust_accuracy == least and row.n == n]
+        bars = [_bar(row, results, least) for row in done[:MOST_ROWS]]
         if worst and len(done) > 1:
-            bars.append(Bar("all of them together", worst.robust_accuracy, worst.ci95, strong=True))
-        strong = [row.id for row in done if row.robust_accuracy == least and row.n == results.dataset.n]
-        note = f"The strongest is {strong[0]}." if strong and len(done) > 1 else ""
+            bars.append(Bar("all together", worst.robust_accuracy, worst.ci95, strong=True))
+        notes = []
+        if strong and len(done) > len(strong):
+            verb = "is the strongest" if len(strong) == 1 else "are the strongest"
+            seen = " that saw all images" if any(row.n < n for row in done) else ""
+            notes.append(f"{listed(strong, most=3)} {verb}{seen}.")
         if worst and least is not None and worst.robust_accuracy < least:
-            note += f" Together they leave {percent(worst.robust_accuracy)}: each breaks images that others leave."
+            notes.append(f"Together they leave {percent(worst.robust_accuracy)}: no single one breaks all of these.")
         if left_out := [row for row in rows if row.status != "done"]:
-            note += f" {count(len(left_out), 'row')} without a result: see below."
-        found.append(Radius(eps_text(eps), bars, note.strip()))
+            notes.append(f"{count(len(left_out), 'row')} without a result: see below.")
+        if len(done) > MOST_ROWS:
+            notes.append(f"{len(done) - MOST_ROWS:,} more are in results.json.")
+        found.append(Radius(eps_text(eps), bars, " ".join(notes)))
     return found
 
 
@@ -108,9 +117,17 @@ def _bar(row: Attack, results: Results, least: float | None) -> Bar:
     return Bar(row.name if row.surrogate is None else row.names[0], share, row.ci95, whole and share == least, detail)
 
 
-def unlimited(results: Results) -> list[Attack]:
-    """Rows that look for the nearest adversarial image."""
-    return [row for row in results.attacks if row.eps is None and row.status == "done"]
+def unlimited(evidence: Evidence) -> list[tuple[Attack, str]]:
+    """Rows that look for the nearest adversarial image, and how many images they tried."""
+    results, samples = evidence.results, evidence.samples
+    found = []
+    for row in results.attacks:
+        if row.eps is None and row.status == "done":
+            tried = results.clean.correct if row.n == results.dataset.n else None
+            if samples is not None:
+                tried = int((samples.clean_pred == samples.label)[: row.n].sum())
+            found.append((row, "" if tried is None else f"{tried:,}"))
+    return found[:MOST_ROWS]
 
 
 def without_result(results: Results) -> list[Attack]:
@@ -119,23 +136,25 @@ def without_result(results: Results) -> list[Attack]:
 
 
 def stages(results: Results) -> list[Stages]:
-    """What became of the images, stage by stage, of each ensemble at the main radius."""
+    """What became of all images, stage by stage, of each ensemble that saw them all at the main radius."""
     case, found = main_case(results), []
     for row in results.attacks:
-        if not row.stages or row.robust is None or (case and row.eps != case.eps):
+        whole = row.robust is not None and row.n == results.dataset.n == results.clean.n
+        if not row.stages or not whole or row.robust is None or (case and row.eps != case.eps):
             continue
-        broken = [stage for stage in row.stages if stage.broken]
-        wrong = row.n - row.robust - sum(stage.broken for stage in row.stages)
-        parts = [Part("wrong before any attack", wrong, "wrong")] if wrong > 0 else []
-        for stage in row.stages:
-            style = f"broke{min(1 + row.stages.index(stage), 4)}"
+        wrong, broken = row.n - results.clean.correct, sum(stage.broken for stage in row.stages)
+        parts = [Part("wrong before any attack", wrong, "wrong")] if wrong else []
+        for number, stage in enumerate(row.stages, start=1):
+            style = f"broke{min(number, 4)}"
             parts.append(Part(f"broken by {stage.name}", stage.broken, style, duration(stage.seconds)))
+        if (rest := row.n - wrong - broken - row.robust) > 0:
+            parts.append(Part("broken, and no stage says so", rest, "broke4"))
         parts.append(Part("still right", row.robust, "held"))
         said = f"Of {count(row.n, 'image')}: " + "; ".join(f"{part.n:,} {part.text}" for part in parts if part.n)
-        if broken:
-            first = max(broken, key=lambda stage: stage.broken)
-            said += f". {first.name} did most of it."
-        found.append(Stages(row.id, parts, said))
+        first = max(row.stages, key=lambda stage: stage.broken)
+        if first.broken > broken / 2:
+            said += f". {first.name} did most of it"
+        found.append(Stages(row.id, parts, f"{said}."))
     return found
 
 
@@ -146,7 +165,7 @@ def against_eps(results: Results) -> Chart | None:
         return None
     start = (0.0, results.clean.accuracy)
     worst = Line(
-        "all attacks together",
+        "all together",
         [start, *((case.eps, case.robust_accuracy) for case in cases)],
         ends=[start[1:] * 2, *(case.ci95 for case in cases)],
         texts=[
@@ -183,7 +202,7 @@ def _spread(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
 
 def transfer(results: Results) -> list[Heat]:
     """What examples made on other models broke, one heat map per radius: surrogates down, attacks across."""
-    rows = [row for row in results.attacks if row.source == "transfer" and row.eps is not None]
+    rows = [row for row in results.attacks if row.source == "transfer" and row.eps is not None][:MOST_ROWS]
     found = []
     for eps in dict.fromkeys(row.eps for row in rows):
         here = {(row.surrogate, row.name): row for row in rows if row.eps == eps}
@@ -220,7 +239,11 @@ def printed(evidence: Evidence) -> list[Printed]:
         value = figures.get(key) if isinstance(figures, dict) else None
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        rows = [row for row in results.attacks if row.name == name and row.surrogate is None and row.status == "done"]
+        rows = [
+            row
+            for row in results.attacks
+            if row.name == name and row.surrogate is None and row.status == "done" and row.n == results.dataset.n
+        ]
         own = next((row for row in rows if row.eps is None or (case and row.eps == case.eps)), None)
         here = results.clean.accuracy if key == "clean" else None
         if own is not None:
@@ -233,9 +256,3 @@ def paper_of(results: Results) -> dict[str, object]:
     """What the model's record says of a paper; empty for nothing."""
     paper = recorded(results, "training").get("paper")
     return paper if isinstance(paper, dict) else {}
-
-
-def strongest_name(results: Results) -> str:
-    """The id of the strongest row, or nothing."""
-    row = strongest(results)
-    return row.id if row else ""

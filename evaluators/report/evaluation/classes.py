@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluators.report.evaluation.attacks import Cell, Heat
-from evaluators.report.evaluation.headline import main_case
+from evaluators.report.evaluation.headline import main_case, weakest_class
 from evaluators.report.evidence import Evidence, Samples
 from evaluators.report.pages.charts import Axis, Chart, histogram
-from evaluators.report.pages.words import count, percent
+from evaluators.report.pages.words import count, name, percent
 from evaluators.results import Results
 
 MOST = 12
@@ -61,21 +61,24 @@ def by_class(results: Results) -> Classes | None:
     case = main_case(results)
     if case is None or not case.classes:
         return None
-    clean = {each.class_: each for each in results.clean.classes}
-    order = sorted(case.classes, key=lambda each: (each.right / each.n, each.class_))
-    rows = []
-    for number, each in enumerate(order):
-        before = clean[each.class_].right / each.n if each.class_ in clean else 0.0
-        detail = f"of {each.n:,}"
-        rows.append(ClassRow(each.class_, before, each.right / each.n, number == 0, detail))
+    # Both list the classes that have images, in the order of the labels. Names may repeat.
+    before = [each.right / each.n for each in results.clean.classes]
+    if len(before) != len(case.classes):
+        return None
+    pairs = sorted(zip(case.classes, before, strict=True), key=lambda pair: pair[0].right / pair[0].n)
+    single = weakest_class(case)
+    rows = [
+        ClassRow(each.class_, share, each.right / each.n, each is single, f"of {each.n:,}") for each, share in pairs
+    ]
     shares = [row.second for row in rows]
-    few = min(each.n for each in order)
-    note = (
-        f"Open dots: clean. Filled: under the worst attack. The weakest is {rows[0].label}, {percent(shares[0])}; "
-        f"the average of {percent(case.robust_accuracy)} hides it."
-        if shares[0] < case.robust_accuracy - 0.05
-        else f"Open dots: clean. Filled: under the worst attack. The weakest is {rows[0].label}, {percent(shares[0])}."
-    )
+    few = min(each.n for each in case.classes)
+    note = "Open dots: clean. Filled: under the worst attack."
+    if single is None:
+        note += f" Several classes share the lowest figure, {percent(shares[0])}."
+    else:
+        hides = shares[0] < case.robust_accuracy - 0.05
+        tail = f"; the average of {percent(case.robust_accuracy)} hides it." if hides else "."
+        note += f" The weakest is {name(single.class_)}, {percent(shares[0])}{tail}"
     if few < 50:
         note += f" Some classes have only {count(few, 'image')}, so that single images move their figures."
     if len(rows) <= MOST:
@@ -85,7 +88,7 @@ def by_class(results: Results) -> Classes | None:
         Axis("robust accuracy of a class", 0.0, 1.0, [(each / 4, f"{25 * each} %") for each in range(5)]),
         bins=20,
         noun="classes",
-        alt=f"Robust accuracy of {len(rows)} classes: half of them are below {percent(float(np.median(shares)))}",
+        alt=f"Robust accuracy of {len(rows):,} classes; the median is {percent(float(np.median(shares)))}",
     )
     return Classes(rows[:WEAKEST], rows[: -STRONGEST - 1 : -1], spread, note)
 
@@ -140,10 +143,10 @@ def taken_for(evidence: Evidence) -> Taken | None:
 
 def _table(pairs: Counter[tuple[int, int]], names: Sequence[str], most: int) -> Heat:
     rows = []
-    for label, name in enumerate(names):
+    for label, own in enumerate(names):
         cells = [
             Cell("", None) if label == answer or not pairs[label, answer] else Cell(f"{n:,}", n / most)
             for answer, n in ((answer, pairs[label, answer]) for answer in range(len(names)))
         ]
-        rows.append((name, cells))
+        rows.append((own, cells))
     return Heat("was \\ became", list(names), rows)

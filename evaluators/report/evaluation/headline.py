@@ -4,36 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from evaluators.report.evidence import Evidence, recorded
-from evaluators.report.pages.words import allowance, count, interval, listed, percent
+from evaluators.report.pages.words import allowance, count, interval, listed, name, percent
 from evaluators.results import Attack, AttackedClass, Item, Results, WorstCase
+from evaluators.verdict.advice import ADVICE, action
 
 WIDE = 0.05
 """Half the width of an interval above which the interval leads, since the share alone would say too much."""
-
-QUESTIONS = {
-    "clean": "Does it know these images at all?",
-    "finite": "Are its answers numbers?",
-    "constant": "Does it look at the image?",
-    "one answer": "Is it better than one answer for everything?",
-    "classes": "Do its classes fit those of the images?",
-    "order of classes": "Are its classes in the order of the labels?",
-    "channels": "Are the colour channels in the right order?",
-    "random": "Does it answer the same image the same way twice?",
-    "batch": "Is each image judged alone, whatever else is in the batch?",
-    "rounding": "Can rounding hide what an attack gains?",
-    "logits": "Do attacks see scores, and not squeezed probabilities?",
-    "gradients": "Do gradients lead an attack anywhere?",
-    "finite gradients": "Are all gradients numbers?",
-    "saturated": "Are scores so large that simple attacks go blind?",
-    "eps 1": "Does an attack that may do anything succeed?",
-    "twin": "Do gradients come from the function that is deployed?",
-    "loss": "Does more searching find more?",
-    "single step": "Do many steps beat a single one?",
-    "more steps": "Does PGD beat its own first step?",
-    "white-box": "Do attacks that see inside beat attacks that do not?",
-    "last stage": "Did the last attack, which needs no gradients, find little more?",
-}
-"""What each check asks, in plain words."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +19,25 @@ class Headline:
     Attributes:
         clean, robust: the two halves of the title; `robust` is empty where no attack with a limit saw all images.
         short: the title for a browser's tab.
-        lead: sentences below it.
+        lead: the answer in sentences.
+        ran: which attacks ran, and whether the usual strong one is missing.
+        weakest: which class has the smallest share of right images; empty if not known.
         doubted: the evaluation is not fully believed, so that the title must not boast.
         verdict: `high`, `warn` or `unreliable`.
         said: what the verdict means.
         reasons: what to doubt, each once.
-        worst: the class with the smallest share of right images under attack; None if not known.
     """
 
     clean: str
     robust: str
     short: str
     lead: str
+    ran: str
+    weakest: str
     doubted: bool
     verdict: str
     said: str
     reasons: list[str]
-    worst: AttackedClass | None
 
 
 def main_case(results: Results) -> WorstCase | None:
@@ -78,49 +56,109 @@ def strongest(results: Results) -> Attack | None:
 
 
 def weakest_class(case: WorstCase | None) -> AttackedClass | None:
-    """The class with the smallest share of right images; the first of several."""
-    return min(case.classes, key=lambda each: each.right / each.n, default=None) if case else None
+    """The one class with the smallest share of right images; None where several share it."""
+    lowest = _lowest(case)
+    return lowest[0] if len(lowest) == 1 else None
+
+
+def _lowest(case: WorstCase | None) -> list[AttackedClass]:
+    classes = case.classes if case else []
+    least = min((each.right / each.n for each in classes), default=0.0)
+    return [each for each in classes if each.right / each.n == least]
 
 
 def headline(evidence: Evidence) -> Headline:
     """The first screen of one evaluation."""
     results = evidence.results
-    clean, case, checks = results.clean, main_case(results), results.checks
-    doubted = checks.verdict != "high"
+    clean, case, doubted = results.clean, main_case(results), results.checks.verdict != "high"
     title = f"{percent(clean.accuracy)} right."
     seen = f"Of {count(clean.n, f'{results.dataset.split} image')}, {clean.correct:,} were classified correctly"
     if case is None:
         robust, lead = "", f"{seen}. {_unlimited(results)}"
     else:
-        share, ends = percent(case.robust_accuracy), interval(case.ci95)
-        if (case.ci95[1] - case.ci95[0]) / 2 > WIDE:
-            robust = f"{'At most ' if doubted else ''}{ends} % still right under attack."
-        else:
-            robust = f"{'At most ' if doubted else ''}{share} still right under attack."
-        if doubted:
-            robust = robust.replace("still right", "right")
-        were = "was" if case.robust == 1 else "were"
+        ends, were = interval(case.ci95), "was" if case.robust == 1 else "were"
+        robust = robust_title(case, doubted)
         lead = (
             f"{seen}, and {case.robust:,} still {were} under the worst attack found, when "
-            f"{allowance(case.norm, case.eps)}: {share} ({ends} with 95 % confidence, for images like these). "
-            "Attacks find an upper bound: the true figure is at most this."
+            f"{allowance(case.norm, case.eps)}: {percent(case.robust_accuracy)} ({ends} with 95 % confidence). "
+            "For these images the true figure is at most this, since an attack that was not tried may find more. "
+            "For other images of the kind, the interval says how far chance may have moved it."
         )
     return Headline(
         clean=title,
         robust=robust,
         short=f"{title} {robust}".strip(),
         lead=lead,
+        ran=_ran(results),
+        weakest=_weakest(case),
         doubted=doubted,
-        verdict=checks.verdict,
+        verdict=results.checks.verdict,
         said=_said(results),
         reasons=list(_reasons(results)),
-        worst=weakest_class(case),
     )
 
 
-def question(item: Item) -> str:
-    """What a check asks; a row that raised a doubt asks for itself."""
-    return QUESTIONS.get(item.name, f"Did {item.name} work?")
+def robust_title(case: WorstCase, doubted: bool) -> str:
+    """The second half of the title. Where the interval is wide, it leads; where there is doubt, it does not boast."""
+    if case.robust == 0:
+        return "None still right under attack."
+    if (case.ci95[1] - case.ci95[0]) / 2 > WIDE:
+        share = f"{interval(case.ci95)} %"
+    else:
+        share = f"{100 * case.robust_accuracy:.1f} %" if doubted else percent(case.robust_accuracy)
+    return f"At most {share} right under attack." if doubted else f"{share} still right under attack."
+
+
+def _ran(results: Results) -> str:
+    """Which attacks ran at the main radius, and that the one which papers compare by did not."""
+    case = main_case(results)
+    rows = [row for row in results.attacks if case and row.eps == case.eps and row.robust is not None]
+    own = [row for row in rows if row.surrogate is None]
+    names = listed(list(dict.fromkeys(row.name for row in own)), most=6) or "made on other models only"
+    if not rows or any(row.name.startswith("autoattack") and row.n == results.dataset.n for row in own):
+        return f"The attacks were {names}." if rows else ""
+    missing = "AutoAttack, which papers compare by, was not run on all images: expect a lower figure."
+    return f"The attacks were {names}. {missing}"
+
+
+def _weakest(case: WorstCase | None) -> str:
+    lowest = _lowest(case)
+    if case is None or not lowest:
+        return ""
+    first, share = lowest[0], percent(lowest[0].right / lowest[0].n)
+    if len(lowest) == len(case.classes) > 1:
+        return f"All {len(lowest):,} classes are at {share}."
+    if len(lowest) > 1:
+        return f"The weakest are {len(lowest):,} of {len(case.classes):,} classes, at {share}."
+    return f"The weakest class is {name(first.class_)}: {first.right:,} of its {count(first.n, 'image')}, {share}."
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A check, or one that looked at several rows.
+
+    Attributes:
+        said: what holds, or what is wrong, in plain words.
+        details: what it saw.
+    """
+
+    verdict: str
+    said: str
+    details: list[str]
+
+
+def checked(results: Results) -> list[Checked]:
+    """Every check once, with the worst of its verdicts."""
+    found: dict[str, list[Item]] = {}
+    for item in results.checks.items:
+        found.setdefault(item.name, []).append(item)
+    checks = []
+    for name_, items in found.items():
+        verdict = max((item.verdict for item in items), key=["high", "warn", "unreliable"].index)
+        advice = ADVICE.get(name_)
+        said = name_ if advice is None else advice.holds if verdict == "high" else advice.fault
+        checks.append(Checked(verdict, said[:1].upper() + said[1:].rstrip("."), [item.detail for item in items]))
+    return checks
 
 
 def _unlimited(results: Results) -> str:
@@ -132,12 +170,15 @@ def _unlimited(results: Results) -> str:
 
 
 def _said(results: Results) -> str:
-    n = len(results.checks.items)
-    looked = f"{count(n, 'check')} looked for ways in which the figures could flatter the model"
+    items = results.checks.items
+    n, found = len(items), sum(item.verdict != "high" for item in items)
+    if not n:
+        return "No check looked at these figures."
+    checks = f"{found:,} of {count(n, 'check')} found something to doubt"
     return {
-        "high": f"{looked}, and found none.",
-        "warn": f"{looked}. Read the figures with these in mind:",
-        "unreliable": f"{looked}. Do not rely on the figures before these are settled:",
+        "high": f"{count(n, 'check')} looked for ways in which the figures could flatter the model, and found none.",
+        "warn": f"{checks}. Read the figures with this in mind:",
+        "unreliable": f"{checks}. Do not rely on the figures before this is settled:",
     }[results.checks.verdict]
 
 
@@ -149,4 +190,4 @@ def _reasons(results: Results) -> Iterator[str]:
             if item.name not in names:
                 names.append(item.name)
     for detail, names in said.items():
-        yield f"{', '.join(names)}: {detail}"
+        yield f"{', '.join(names)}: {detail}. {action(names[0])}"

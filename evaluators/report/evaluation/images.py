@@ -65,12 +65,11 @@ def gallery(evidence: Evidence, prefix: str) -> list[Group]:
     limits = {row.id: row.eps for row in evidence.results.attacks}
     best = strongest(evidence.results)
     own = [each for each in shown if best and each.row == best.id] or list(shown)
-    free = [each for each in shown if limits.get(each.row) is None] or own
     sure = sorted((each for each in own if each.confidence is not None), key=lambda each: -(each.confidence or 0))
     most = MOST_SMALL if max(shown[0].clean.shape[1:]) <= SMALL else MOST_LARGE
     few = most // 4
     groups = (
-        ("Nearest: the smallest changes that were enough", sorted(free, key=lambda each: each.l2)[:few]),
+        ("Smallest changes found", sorted(shown, key=lambda each: each.l2)[:few]),
         ("Most confident of the wrong answer", sure[:few]),
         ("Borderline: least confident of the wrong answer", sure[::-1][:few]),
         (OTHERS, _one_per_class(own)),
@@ -109,10 +108,14 @@ def _figure(evidence: Evidence, shown: Shown, eps: float | None, id: str) -> Fig
         ),
         picture(shown.adversarial, alt=f"The changed image, taken for {became}", caption="result"),
     )
-    detail = f"{shown.row}; L2 {shown.l2:.2g}, largest change {shown.linf:.2g}"
+    text = f"{was} became {became}"
     if shown.clean_confidence is not None and shown.confidence is not None:
-        detail = f"{percent(shown.clean_confidence, 0)} sure before, {percent(shown.confidence, 0)} after; {detail}"
-    return Figure(id, images, f"{was} became {became}", detail)
+        text = f"{was} ({_sure(shown.clean_confidence)}) became {became} ({_sure(shown.confidence)})"
+    return Figure(id, images, text, f"{shown.row}, L2 {shown.l2:.2g}, largest change {shown.linf:.2g}")
+
+
+def _sure(probability: float) -> str:
+    return f"{100 * probability:.0f} %"
 
 
 def distances(evidence: Evidence) -> list[Distances]:
@@ -148,8 +151,8 @@ def sureness(evidence: Evidence) -> Sureness | None:
         return None
     axis = Axis("probability of the answer", 0.0, 1.0, [(each / 4, f"{25 * each} %") for each in range(5)])
     texts = [
-        f"Right answers to clean images: half of them have a probability above {percent(float(np.median(before)), 0)}.",
-        f"Wrong answers after {row.id}: half of them have a probability above {percent(float(np.median(after)), 0)}.",
+        f"Right answers to clean images: the median probability is {percent(float(np.median(before)))}.",
+        f"Wrong answers after {row.id}: the median probability is {percent(float(np.median(after)))}.",
     ]
     charts = [
         histogram([values[np.isfinite(values)].tolist()], axis, bins=20, alt=text)

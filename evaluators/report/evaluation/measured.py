@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from evaluators.report.evaluation.headline import main_case
-from evaluators.report.pages.words import count, eps_text, size
+from evaluators.report.pages.words import count, eps_text, percent, size
 from evaluators.results import Results
 
 Facts = list[tuple[str, str]]
@@ -54,11 +54,17 @@ def measured(results: Results) -> Facts:
     ]
     facts += [(label, str(environment[key])) for key, label in _MACHINE.items() if key in environment]
     versions = ", ".join(f"{key} {value}" for key, value in environment.items() if key not in _NOT_VERSIONS)
-    facts += [("versions", versions), ("search and judgement", f"{seconds:,.0f} s, {passes:,} images through networks")]
+    facts += [
+        ("versions", versions),
+        ("time of the attacks", f"{seconds:,.0f} s, {passes:,} forward and backward passes"),
+    ]
     if results.twin:
         agree = results.twin.get("argmax_agreement", 0.0)
         gap = results.twin.get("max_abs_diff", 0.0)
-        facts.append(("gradients", f"from a twin: {agree:.1%} equal answers, logits differ by at most {gap:.2g}"))
+        told = (
+            f"from a copy of the file that has gradients: equal answers on {percent(agree)} of the clean images that "
+        )
+        facts.append(("gradients", f"{told}were compared, logits differ by at most {gap:.2g}"))
     if known := _preprocessing(results.model.preprocessing):
         facts.append(("how the file is fed", known))
     facts += [("note", note) for note in results.model.notes]
@@ -82,7 +88,7 @@ def limits(results: Results) -> Iterator[str]:
         f"Nothing about images unlike these {n:,}. The interval covers the chance of their choice, not another camera, "
         "country or year."
     )
-    yield "It is no certificate. An attack that was not tried may find more; the true figure is at most the one given."
+    yield "It is no certificate. An attack that was not tried may find more."
     if any(row.n < n for row in results.attacks if row.status == "done"):
         yield "Some attacks saw only the first images; they are marked, and no part of the worst case."
     if results.clean.non_finite:

@@ -1,10 +1,11 @@
 """Several evaluations on one page: formats, models or methods side by side."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evaluators.report.evaluation.attacks import Bar, Cell, Heat, share_broken
-from evaluators.report.evaluation.headline import main_case, weakest_class
+from evaluators.report.evaluation.headline import headline, main_case, weakest_class
 from evaluators.report.evidence import Evidence
 from evaluators.report.pages.words import eps_text, interval, listed, percent, size
 from evaluators.results import Results
@@ -33,6 +34,8 @@ class Overview:
     Attributes:
         title: the finding, as the page's heading.
         clean, robust: bars, one per evaluation.
+        doubted: one of them is not fully believed, so that the title must not boast.
+        reasons: why, each with its file.
         same: every evaluation asked the same question about the same images.
         survival: share of the images that withstand in the row's evaluation and withstand in the column's too; None
             where the questions differ or the outcomes are not at hand.
@@ -46,6 +49,8 @@ class Overview:
     robust: list[Bar]
     rows: list[Beside]
     same: bool
+    doubted: bool
+    reasons: list[str]
     survival: Heat | None
     left: str
     transfer: list[Heat]
@@ -60,11 +65,14 @@ def overview(evidence: Sequence[Evidence]) -> Overview:
         for each, case in zip(every, cases, strict=True)
     }
     same = len(questions) == 1 and None not in cases
-    shares = [case.robust_accuracy for case in cases if case]
-    title = f"{len(every)} evaluations"
-    if shares:
-        low, high = percent(min(shares)), percent(max(shares))
-        title = f"{len(every)} models: {low if low == high else f'{low} to {high}'} still right under attack."
+    reasons = [f"{each.results.model.path}: {said}" for each in evidence for said in headline(each).reasons]
+    doubted = any(each.checks.verdict != "high" for each in every)
+    title = f"{len(every)} evaluations side by side"
+    if same:
+        shares = [case.robust_accuracy for case in cases if case]
+        low, high = (f"{100 * share:.1f} %" for share in (min(shares), max(shares)))
+        share = low if low == high else f"{low} to {high}"
+        title = f"{len(every)} models: {f'at most {share}' if doubted else f'{share} still'} right under attack."
     note = "All of them answered the same attacks on the same images." if same else _difference(every)
     survival, left = _survival(evidence) if same else (None, "")
     return Overview(
@@ -78,6 +86,8 @@ def overview(evidence: Sequence[Evidence]) -> Overview:
         ],
         rows=[_beside(number, each) for number, each in enumerate(every, start=1)],
         same=same,
+        doubted=doubted,
+        reasons=reasons,
         survival=survival,
         left=left,
         transfer=_transfer(every) if same else [],
@@ -88,17 +98,19 @@ def _transfer(every: Sequence[Results]) -> list[Heat]:
     """Surrogates down, evaluations across; one table per attack and radius."""
     found = [{row.id: row for row in each.attacks} for each in every]
     rows = [row for row in every[0].attacks if row.source == "transfer" and row.eps is not None]
-    numbers = [str(number) for number in range(1, len(every) + 1)]
+    files = [each.model.path for each in every]
     tables = []
     for name, eps in dict.fromkeys((row.name, row.eps) for row in rows):
         same = [row for row in rows if (row.name, row.eps) == (name, eps)]
         lines = [(str(row.surrogate), [share_broken(each.get(row.id)) for each in found]) for row in same]
-        tables.append(Heat(f"{name} at {eps_text(eps)}, made on", numbers, lines))
+        tables.append(Heat(f"{name} at {eps_text(eps)}, made on", files, lines))
     return tables
 
 
 def _rows(results: Results) -> tuple[str, ...]:
-    return tuple(sorted(row.id for row in results.attacks if row.eps is not None and row.status == "done"))
+    """What was asked: rows, their settings, and how many images each saw."""
+    rows = [row for row in results.attacks if row.eps is not None and row.status == "done"]
+    return tuple(sorted(json.dumps([row.id, row.n, row.params], sort_keys=True, default=str) for row in rows))
 
 
 def _difference(every: Sequence[Results]) -> str:
@@ -110,7 +122,7 @@ def _difference(every: Sequence[Results]) -> str:
         if other.threat != first.threat:
             found.append("the attacks were allowed other changes")
         if _rows(other) != _rows(first):
-            found.append("other attacks ran")
+            found.append("other attacks ran, or with other settings, or on fewer images")
     why = listed(list(dict.fromkeys(found))) or "they differ in what was asked"
     return f"Do not compare the figures one by one: {why}."
 
@@ -127,7 +139,7 @@ def _beside(number: int, results: Results) -> Beside:
         images=f"{results.dataset.n:,} of {results.dataset.name}",
         clean=percent(results.clean.accuracy),
         robust=robust,
-        weakest=f"{worst.class_}: {percent(worst.right / worst.n)}" if worst else "",
+        weakest=f"{worst.class_}: {percent(worst.right / worst.n)}" if worst else "several",
         verdict=results.checks.verdict,
         failed=[gate.name for gate in results.gates if not gate.passed],
     )
@@ -146,11 +158,11 @@ def _survival(evidence: Sequence[Evidence]) -> tuple[Heat | None, str]:
             if row.eps is not None and row.eps <= case.eps:
                 kept = kept & (each.samples.rows[row.id]["robust"].astype(bool) | (row.robust is None))
         held.append(kept)
-    names = [str(number) for number in range(1, len(held) + 1)]
+    names = [each.results.model.path for each in evidence]
     lines = []
     for name, one in zip(names, held, strict=True):
-        shares = [float(other[one].mean()) if one.any() else 0.0 for other in held]
-        lines.append((name, [Cell(percent(share), share) for share in shares]))
+        shares = [float(other[one].mean()) for other in held] if one.any() else []
+        lines.append((name, [Cell(percent(share), share) for share in shares] or [Cell("none", None)] * len(held)))
     both = held[0].copy()
     for each in held[1:]:
         both &= each

@@ -39,7 +39,7 @@ def trained(results: Results, runs: Path = RUNS) -> Trained:
         ("epochs", training.get("epochs")),
         ("best epoch", training.get("best_epoch")),
         ("seed", training.get("seed")),
-        ("epoch chosen on", training.get("selected_on")),
+        ("epoch chosen on", {"val": "validation images", "test": "test images"}.get(str(training.get("selected_on")))),
         ("made from the file with SHA-256", record.get("source_sha256")),
     ]
     facts = [(label, str(value)) for label, value in known if value not in (None, "")]

@@ -5,11 +5,11 @@ from typing import Any
 
 from evaluators.report.evaluation import attacks, images, measured
 from evaluators.report.evaluation.classes import Classes, Taken, by_class, taken_for
-from evaluators.report.evaluation.headline import Headline, headline, question
+from evaluators.report.evaluation.headline import Checked, Headline, checked, headline
 from evaluators.report.evaluation.trained import Trained, trained
 from evaluators.report.evidence import Evidence
 from evaluators.report.pages.charts import Chart
-from evaluators.results import Attack, Gate, Item, Results
+from evaluators.results import Attack, Gate, Results
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class View:
     facts: list[tuple[str, str]]
     gates: list[Gate]
     radii: list[attacks.Radius]
-    unlimited: list[Attack]
+    unlimited: list[tuple[Attack, str]]
     missing: list[Attack]
     stages: list[attacks.Stages]
     curve: Chart | None
@@ -41,7 +41,7 @@ class View:
     transfer: list[attacks.Heat]
     printed: list[attacks.Printed]
     paper: dict[str, Any]
-    checks: list[tuple[Item, str]]
+    checks: list[Checked]
     trained: Trained
     measured: list[tuple[str, str]]
     limits: list[str]
@@ -79,8 +79,8 @@ def view(evidence: Evidence, *, prefix: str = "", title: str = "") -> View:
         facts=measured.identity(results),
         gates=results.gates,
         radii=attacks.radii(results),
-        unlimited=attacks.unlimited(results),
-        missing=attacks.without_result(results),
+        unlimited=attacks.unlimited(evidence),
+        missing=attacks.without_result(results)[: attacks.MOST_ROWS],
         stages=attacks.stages(results),
         curve=attacks.against_eps(results),
         classes=by_class(results),
@@ -91,7 +91,7 @@ def view(evidence: Evidence, *, prefix: str = "", title: str = "") -> View:
         transfer=attacks.transfer(results),
         printed=attacks.printed(evidence),
         paper=attacks.paper_of(results),
-        checks=[(item, question(item)) for item in results.checks.items],
+        checks=checked(results),
         trained=trained(results),
         measured=measured.measured(results),
         limits=list(measured.limits(results)),

@@ -58,11 +58,16 @@ def picture(image: Pixels, *, alt: str, caption: str = "") -> Picture:
 
 
 def change(before: Pixels, after: Pixels, full: float, *, alt: str, caption: str = "") -> Picture:
-    """What was added, amplified so that `full` is black or white. Unchanged is grey.
+    """What was added, amplified so that `full` is full colour. Of images with neither one nor three channels, the
+    channel that changed most is shown.
 
     Of one channel, lighter is orange and darker is blue, which grey levels would not tell from the image itself.
     """
-    added = np.clip(_channels(after - before) / (full or 1.0), -1, 1)
+    difference = after - before
+    if difference.shape[0] not in (1, 3):  # a mean would hide changes of opposite signs
+        largest = np.abs(difference).argmax(axis=0, keepdims=True)
+        difference = np.take_along_axis(difference, largest, axis=0)
+    added = np.clip(difference / (full or 1.0), -1, 1)
     if len(added) == 1:
         lighter, darker = np.maximum(added, 0), np.maximum(-added, 0)
         rgb = [0.93 - 0.62 * darker - 0.05 * lighter, 0.93 - 0.5 * lighter - 0.42 * darker]

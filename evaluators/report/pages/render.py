@@ -16,6 +16,7 @@ from dgad_tk import __version__
 from dgad_tk.common import written_aside
 from evaluators.report.pages import words
 
+_COMMANDS = re.compile(r"(<pre>.*?</pre>)", re.DOTALL)
 _NUMBER_AND_SIGN = re.compile(r"(?<=[0-9]) %")
 """A number must not stand on one line and its sign on the next."""
 
@@ -42,12 +43,19 @@ def _environment() -> Environment:
             words.duration,
             words.size,
             words.name,
+            words.plain,
             words.brief,
+            soft,
         )
     } | {"eps": words.eps_text, "listed": words.listed}
     style = (FOLDER / "style.css").read_text(encoding="utf-8")
     environment.globals |= {"style": Markup(style), "version": __version__}
     return environment
+
+
+def soft(text: str) -> Markup:
+    """A name that may be broken after each colon, as `transfer:resnet20:pgd` has them."""
+    return Markup(":<wbr>").join(text.split(":"))
 
 
 def render(template: str, **context: Any) -> str:
@@ -56,7 +64,10 @@ def render(template: str, **context: Any) -> str:
     Raises:
         jinja2.UndefinedError: the template names something that `context` lacks.
     """
-    return _NUMBER_AND_SIGN.sub("\N{NO-BREAK SPACE}%", _environment().get_template(template).render(**context))
+    found = _environment().get_template(template).render(**context)
+    parts = _COMMANDS.split(found)  # commands are copied from a page: they stay as they are
+    parts[::2] = [_NUMBER_AND_SIGN.sub("\N{NO-BREAK SPACE}%", each) for each in parts[::2]]
+    return "".join(parts)
 
 
 def part(template: str, **context: Any) -> Markup:

@@ -1,5 +1,6 @@
 """Figures and names as a reader sees them."""
 
+import unicodedata
 from collections.abc import Sequence
 
 from dgad_tk.strangers.names import shown
@@ -8,6 +9,8 @@ from evaluators.results import Interval
 
 MARK = 'content="dgad-tk '
 """What every page of ours has near its beginning, and files of other people have not."""
+_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+_MARKS = {"\u200e", "\u200f", "\u061c", "\ufeff"}
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -59,9 +62,17 @@ def size(count_of_bytes: int) -> str:
     return f"{count_of_bytes / 1e6:,.1f} MB"
 
 
+def plain(text: object) -> str:
+    """Text of a stranger on one line: control characters and marks that turn the direction of writing are spelt out."""
+    return "".join(
+        f"\\u{ord(char):04x}" if unicodedata.bidirectional(char) in _TURNING or char in _MARKS else char
+        for char in shown(str(text))
+    )
+
+
 def name(text: object) -> str:
-    """A name from a stranger: control characters become visible, and no length breaks the page."""
-    found = shown(str(text))
+    """A name from a stranger: what has no shape of its own is spelt out, and no length breaks the page."""
+    found = plain(text)
     return found if len(found) <= 300 else f"{found[:297]}..."
 
 

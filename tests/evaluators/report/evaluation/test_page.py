@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 from evidence_files import evidence_folder
 from sample_results import HOSTILE, hostile, sample
-from shared import ROOT
 
 from dgad_tk.common import UserError, write_json
-from evaluators.report.evaluation.headline import QUESTIONS
 from evaluators.report.evaluation.page import write_report
 from evaluators.report.evidence import read_evidence
 
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "wbr"}
 
 
 class Page(HTMLParser):
@@ -65,7 +63,7 @@ def test_the_answer_comes_first(tmp_path: Path) -> None:
     assert "60.0 % (55.1 to 64.7 with 95 % confidence" in page.text  # Wilson, by hand
     assert "Believable: high." in page.text
     assert start < page.text.index("Under each attack")
-    assert "the true figure is at most this" in page.text
+    assert "For these images the true figure is at most this" in page.text
 
 
 def test_the_radius_it_was_trained_for_leads(tmp_path: Path) -> None:
@@ -92,7 +90,7 @@ def test_figures_of_every_section(tmp_path: Path) -> None:
     page = page_of(evidence_folder(tmp_path))
     for said in (
         "Linf, eps 0.1",
-        "The strongest is autoattack@0.2.",
+        "autoattack is the strongest that saw all images.",
         "of the first 100 images",  # square
         "art:zoo , failed: it raised <b>an error</b>",
         "80 broken by apgd-ce in 1.5 s",
@@ -102,9 +100,9 @@ def test_figures_of_every_section(tmp_path: Path) -> None:
         "40 wrong before any attack",
         "Half of the 360 images that cw2 broke are no further than 1.5 away",
         "Most often 1 was taken for 2: 40 times.",
-        "Wrong answers after autoattack@0.2: half of them have a probability above 60 %.",
+        "Wrong answers after autoattack@0.2: the median probability is 60.0 %.",
         "Can this be believed?",
-        "Do attacks see scores, and not squeezed probabilities? outputs are logits",
+        "outputs are logits",
         "Nothing about images unlike these 400.",
         "onnxruntime 1.31.1",
         "dgad attack --model 'student.onnx'",
@@ -119,7 +117,7 @@ def test_figures_of_every_section(tmp_path: Path) -> None:
 def test_class_by_class(tmp_path: Path) -> None:
     """Class c has the images whose remainder is c: 0 is wrong from the start, 1 to 3 break at 0.2, the others hold."""
     page = page_of(evidence_folder(tmp_path))
-    assert "The weakest class is 0 : 0 of its 40 images, 0.0 %." in page.text
+    assert "The weakest are 4 of 10 classes, at 0.0 %." in page.text
     for line in ("1 100.0 % → 0.0 % of 40", "4 100.0 % → 100.0 % of 40", "0 0.0 % → 0.0 % of 40"):
         assert line in page.text, line
 
@@ -140,17 +138,15 @@ def test_names_of_strangers_are_text(tmp_path: Path, name: str) -> None:
         *("html", "head", "meta", "link", "title", "style", "body", "a", "div", "header", "p", "h1", "h2", "h3", "em"),
         *("bdi", "dl", "dt", "dd", "nav", "ul", "li", "main", "section", "span", "small", "b", "strong", "i", "table"),
         *("thead", "tbody", "tr", "th", "td", "svg", "path", "text", "circle", "rect", "figure", "figcaption", "img"),
-        *("pre", "footer"),
+        *("pre", "footer", "wbr", "br", "strong"),
     }
-    assert html.escape(HOSTILE[name] or name, quote=False).replace("\\u202e", "\u202e").replace(
-        "\\u200f", "\u200f"
-    ) in page.source.replace("&#34;", '"').replace("&#39;", "'")
+    assert html.escape(HOSTILE[name] or name, quote=False) in page.source.replace("&#34;", '"').replace("&#39;", "'")
 
 
 def test_nothing_is_fetched_or_run(tmp_path: Path) -> None:
     page = page_of(evidence_folder(tmp_path))
     csp = [each["content"] for each in page.all("meta") if each.get("http-equiv") == "Content-Security-Policy"]
-    assert csp == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+    assert csp == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"]
     for _, attributes in page.tags:
         assert not [key for key in attributes if key.startswith("on")]
         for key in ("src", "href", "action", "data", "poster", "srcset"):
@@ -165,7 +161,7 @@ def test_a_thousand_classes_stay_small(tmp_path: Path) -> None:
     folder = evidence_folder(tmp_path, classes=names, n=5000, shown=0)
     page = page_of(folder)
     assert (folder / "report.html").stat().st_size < 300 * 1024
-    assert "Robust accuracy of 1000 classes" in page.text
+    assert "Robust accuracy of 1,000 classes" in page.text
     assert page.text.count("→") == 13  # ten weakest, three strongest
 
 
@@ -180,7 +176,7 @@ def test_photographs_stay_below_three_megabytes(tmp_path: Path) -> None:
 def test_each_image_says_what_it_is(tmp_path: Path) -> None:
     page = page_of(evidence_folder(tmp_path, classes=["cat", "dog"]))
     assert all(each.get("alt") for each in page.all("img"))
-    assert "dog became cat 90 % sure before" in page.text
+    assert "dog (90 %) became cat" in page.text
     ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
     assert len(ids) == len(set(ids))
     targets = {(each["href"] or "")[1:] for each in page.all("a")}
@@ -248,7 +244,7 @@ def test_several_side_by_side(tmp_path: Path) -> None:
     assert "2 models: 60.0 % still right under attack." in page.text
     assert "All of them answered the same attacks on the same images." in page.text
     assert "240 of 400 images (60.0 %) withstand in all of them." in page.text
-    assert "pgd at 0.1, made on 1 2 resnet8 11.1 % 11.1 %" in page.text  # 40 of 360
+    assert "pgd at 0.1, made on a.onnx b.int8.onnx resnet8 11.1 % 11.1 %" in page.text  # 40 of 360
     ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
     assert len(ids) == len(set(ids))
     other = evidence_folder(tmp_path / "c", path="c.onnx", n=200)
@@ -263,12 +259,6 @@ def test_the_papers_figures_stand_beside_ours(tmp_path: Path) -> None:
     )
     assert "clean 87.58 % 90.00 %" in page.text
     assert "AutoAttack 50.59 % 60.00 % autoattack@0.2" in page.text
-
-
-def test_every_check_has_its_question() -> None:
-    """Names of checks, read from the modules that make them."""
-    source = "".join(path.read_text() for path in (ROOT / "evaluators/verdict").glob("*checks.py"))
-    assert set(re.findall(r'Item\(\s*"([^"]+)"', source)) <= set(QUESTIONS)
 
 
 def test_results_with_little_in_them(tmp_path: Path) -> None:
