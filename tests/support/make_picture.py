@@ -17,7 +17,7 @@ def main() -> None:
     options = parser.parse_args()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1240, "height": 620}, color_scheme="light")
+        page = browser.new_page(viewport={"width": 1320, "height": 900}, color_scheme="light")
         page.goto(options.report.resolve().as_uri())
         page.screenshot(path=options.picture)
         browser.close()
