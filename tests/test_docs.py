@@ -286,7 +286,7 @@ def test_what_is_for_later_is_not_there_yet() -> None:
 )
 def test_tables_are_the_codes(row: str, table: dict[str, object]) -> None:
     (line,) = re.findall(rf"^\| {row} \| (.*) \|$", text_of("docs/tables.md"), flags=re.MULTILINE)
-    assert re.findall(r"`([^`]+)`", line) == list(table)
+    assert re.findall(r"`([^`-][^`]*)`", line) == list(table)  # a flag is an example
 
 
 def first_column(page: str, header: str) -> list[str]:
@@ -346,7 +346,7 @@ def test_the_top_of_the_page_reads_as_quoted() -> None:
 
 def test_the_readme_is_two_screens_and_has_the_quickstarts_commands() -> None:
     readme = text_of("README.md")
-    assert readme.count("\n") <= 110
+    assert readme.count("\n") <= 100
     for command in app.QUICKSTART:
         assert f"\ndgad {' '.join(command)}\n" in readme
     table = text_of("docs/reading-a-report.md")

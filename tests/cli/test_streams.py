@@ -181,14 +181,15 @@ def test_a_stream_that_is_closed_from_the_start(closed: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-SLOW = """
-import os, signal, sys, threading
+INTERRUPTED = """
+import signal, sys
 from cli import app
 from cli.printing import terminal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 shown = terminal.shown
 def interrupted(text):
     if text == "pgd":
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     return shown(text)
 terminal.shown = interrupted
 def table(what):
@@ -199,8 +200,16 @@ app.main()
 """
 
 
-def test_ctrl_c_while_a_table_is_printed() -> None:
-    done = subprocess.run([sys.executable, "-c", SLOW], capture_output=True, text=True, env=environment(), check=False)
+@pytest.mark.parametrize("ignored", [False, True])
+def test_ctrl_c_while_a_table_is_printed(ignored: bool) -> None:
+    """Also where the tests run in the background of a script: shells let such processes ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+    try:  # a child inherits what is ignored
+        command = [sys.executable, "-c", INTERRUPTED]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done.returncode == 130
+    assert "pgd" not in done.stdout
     assert done.stderr.strip() == "interrupted"
     assert signal.SIGINT == 2
