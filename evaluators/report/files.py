@@ -18,8 +18,6 @@ from dgad_tk.common import write_json, written_aside
 from dgad_tk.data import Split
 from evaluators.engine.record import Evaluation, Outcome
 from evaluators.engine.units import Unit
-from evaluators.report.evaluation.page import PAGE, write_report
-from evaluators.report.evidence import read_evidence
 from evaluators.report.forms.csv_rows import csv_rows
 from evaluators.results import (
     FILE,
@@ -151,16 +149,18 @@ def _per_class(evaluation: Evaluation, right: NDArray[np.bool_]) -> list[dict[st
 
 
 def write(evaluation: Evaluation, found: Results, folder: Path) -> None:
-    """Write all files of one evaluated model into `folder`."""
+    """Write the results files of one evaluated model into `folder`, `results.json` last.
+
+    So a folder with `results.json` is complete. `evaluation.page.write_report` draws `report.html` from these files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).unlink(missing_ok=True)  # it is written last, so a folder with it is complete
+    (folder / FILE).unlink(missing_ok=True)
     for name, arrays in (("samples", samples(evaluation)), ("gallery", _gallery(evaluation))):
         with written_aside(folder / f"{name}.npz") as aside:
             np.savez_compressed(aside, **arrays)
     with written_aside(folder / "results.csv") as aside:
         aside.write_text(csv_rows([found]), encoding="utf-8", newline="")
     write_json(folder / FILE, found.to_dict())
-    write_report([read_evidence(folder)], folder / PAGE)
 
 
 def samples(evaluation: Evaluation) -> dict[str, Any]:
