@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dgad_tk.answers.doubts import NOT_FINITE
 from dgad_tk.common import UserError, reason_of
 from evaluators.results import FILE, Attack, Results, read_results
 
@@ -20,9 +21,10 @@ class Samples:
     """`samples.npz`: every image's outcome.
 
     Attributes:
-        label, clean_pred: class numbers, int64 `(n,)`.
+        label, clean_pred: class numbers, int64 `(n,)`; `clean_pred` is -1 where logits are not finite.
         clean_confidence: probability of `clean_pred`, `(n,)`; None in files of older versions.
-        rows: by id of a row that is done: its arrays by name, `(m,)` each: `robust`, `adv_pred`, `l2`, `linf`, and
+        rows: by id of a row that is done: its arrays by name, `(m,)` each: `robust`, `adv_pred` (a class, NOT_ATTACKED
+            or NOT_FINITE), `l2`, `linf`, and
             where known `confidence` and `broken_by`.
     """
 
@@ -78,7 +80,9 @@ class Evidence:
         return [row for row in self.results.attacks if row.status == "done"]
 
     def class_name(self, number: int) -> str:
-        """The name of a class, or its number where results do not name it."""
+        """The name of a class, or its number where results do not name it; of NOT_FINITE, that there is none."""
+        if number == NOT_FINITE:
+            return "no answer"
         names = self.results.dataset.classes
         return names[number] if 0 <= number < len(names) else str(number)
 

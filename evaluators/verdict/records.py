@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dgad_tk.answers.doubts import NONE
 from dgad_tk.common import UserError, reason_of
 from dgad_tk.strangers.number_text import format_fraction
 from evaluators.results import HINT, Attack, Results, read_results
@@ -30,7 +31,7 @@ class Record:
         label: int64 `(n,)`.
         answer: to the clean images, int64 `(n,)`; -1 where it was not finite.
         attacked: by id of each budget row that is done: the answers to the first m images under attack, int64 `(m,)`;
-            those that are wrong when clean are not attacked, and have their clean answer.
+            those that are wrong when clean are not attacked, and have their clean answer. -1 as above.
     """
 
     results: Results
@@ -77,7 +78,10 @@ def read_record(path: Path) -> Record:
             f"'{path}' and '{samples.name}' are damaged or do not belong together: {reason_of(error)}",
             hint="run that evaluation again: the same command goes on from what is stored",
         ) from None
-    attacked = {key: np.where(clean[: len(each)], each, answer[: len(each)]) for key, each in found.items()}
+    # NOT_FINITE becomes NONE, since the clean answers have no other word for it.
+    attacked = {
+        key: np.where(clean[: len(each)], np.maximum(each, NONE), answer[: len(each)]) for key, each in found.items()
+    }
     return Record(results, index, image, clean, robust, label, answer, attacked)
 
 
