@@ -88,7 +88,7 @@ def test_a_comparison_calls_them_no_finite_answer(odd: Evaluation, tmp_path: Pat
     """With a record whose model has finite answers, which are right, wherever this one has none."""
     write(odd, results(odd, command="", dataset="digits", split="test"), tmp_path)
     record = read_record(tmp_path)
-    held = {key: record.clean | (record.answer == NONE) for key in record.robust}
+    held = dict.fromkeys(record.robust, record.clean | (record.answer == NONE))
     calm = replace(
         record,
         clean=record.clean | (record.answer == NONE),
