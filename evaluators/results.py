@@ -4,18 +4,27 @@ Everything that shows or judges results reads this model. It needs no torch, so 
 """
 
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from dgad_tk.common import UserError
+from dgad_tk.config.threat import LARGEST_EPS
 
 SCHEMA: Final = "dgad/results/1"
 FILE = "results.json"
 HINT = "name the results.json of a `dgad attack`, or its folder"
 
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[float, float]
+Shares = tuple[Share, Share]
+Eps = Annotated[float, Field(gt=0, le=LARGEST_EPS)]
+Distance = Annotated[float, Field(ge=0, le=LARGEST_EPS)]
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
+Side = Annotated[int, Field(ge=1, le=2**20)]
+Part = TypeVar("Part")
 Verdict = Literal["high", "warn", "unreliable"]
 
 
@@ -33,13 +42,20 @@ class _Part(BaseModel):
     model_config = _CONFIG
 
 
+def _at_most(part: Part, right: int, n: int) -> Part:
+    """`part`, where no more than `n` of `n` images are right."""
+    if right > n:
+        raise ValueError(f"{right:,} of {n:,} images are right")
+    return part
+
+
 class Model(_Part):
     """The file that was attacked."""
 
     path: str
     sha256: str
     format: str
-    size: int | None = None
+    size: Count | None = None
     """Bytes."""
     metadata: dict[str, Any] | None
     """The record that the file carries, where it carries one."""
@@ -53,10 +69,10 @@ class Dataset(_Part):
 
     name: str
     split: str
-    n: int
+    n: Count
     sha256: str
     """Of all images, labels and places in the dataset."""
-    shape: tuple[int, int, int] | None = None
+    shape: tuple[Side, Side, Side] | None = None
     """(C, H, W)."""
     classes: list[str] = []
     """Names of all classes, in the order of the labels."""
@@ -66,46 +82,54 @@ class Threat(_Part):
     """Norm and radii, in fractions of 1."""
 
     norm: str
-    eps: list[float]
+    eps: list[Eps]
 
 
 class ClassShare(_Part):
     """How many images of a class are right. Classes without images are left out."""
 
     class_: str
-    n: int
-    right: int
+    n: Annotated[Count, Field(ge=1)]
+    right: Count
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> Self:
+        return _at_most(self, self.right, self.n)
 
 
 class CleanClass(ClassShare):
     """Of the clean images."""
 
-    right: int = Field(alias="correct")
+    right: Count = Field(alias="correct")
 
 
 class AttackedClass(ClassShare):
     """Under the worst of all attacks at one radius."""
 
-    right: int = Field(alias="robust")
+    right: Count = Field(alias="robust")
 
 
 class Clean(_Part):
     """Answers to the clean images."""
 
-    accuracy: float
-    correct: int
-    n: int
-    non_finite: int = 0
+    accuracy: Share
+    correct: Count
+    n: Count
+    non_finite: Count = 0
     """Images with a logit that is NaN or infinite. They count as wrong."""
     classes: list[CleanClass] = []
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> Self:
+        return _at_most(self, self.correct, self.n)
 
 
 class Stage(_Part):
     """A stage of an ensemble of attacks."""
 
     name: str
-    broken: int
-    seconds: float
+    broken: Count
+    seconds: Seconds
 
 
 class Attack(_Part):
@@ -121,33 +145,37 @@ class Attack(_Part):
     """`white-box`, `black-box` or `transfer`."""
     surrogate: str | None
     norm: str
-    eps: float | None
+    eps: Eps | None
     params: dict[str, Any]
-    robust_accuracy: float | None = None
+    robust_accuracy: Share | None = None
     """Share of images that are right when clean and withstand; null for `min-norm`."""
-    robust: int | None = None
-    n: int
+    robust: Count | None = None
+    n: Count
     """Images that were looked at, from the first; a slow attack may see only some."""
-    ci95: Interval | None = None
+    ci95: Shares | None = None
     """95 % Wilson interval of `robust_accuracy`."""
-    success: float | None = None
+    success: Share | None = None
     """Share of the attacked images that broke."""
-    failed: float | None = None
-    median_l2: float | None = None
+    failed: Share | None = None
+    median_l2: Distance | None = None
     """Of the images that broke."""
-    accuracy: float | None = None
+    accuracy: Share | None = None
     """Of `min-norm`: share that is left right, which says as much about the search as about the model."""
-    reused: int = 0
+    reused: Count = 0
     """Broken images that a smaller radius had broken already."""
     stages: list[Stage] = []
-    seconds: float = 0.0
-    forward_passes: int = 0
+    seconds: Seconds = 0.0
+    forward_passes: Count = 0
     """Images through a network."""
-    backward_passes: int = 0
+    backward_passes: Count = 0
     status: Literal["done", "skipped", "failed"]
     reason: str
     """Why there is no result."""
     flags: list[str] = []
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> Self:
+        return _at_most(self, self.robust or 0, self.n)
 
     @property
     def names(self) -> list[str]:
@@ -161,12 +189,16 @@ class WorstCase(_Part):
     """Images that withstand every budget attack at one radius."""
 
     norm: str
-    eps: float
-    robust_accuracy: float
-    robust: int
-    n: int
-    ci95: Interval
+    eps: Eps
+    robust_accuracy: Share
+    robust: Count
+    n: Count
+    ci95: Shares
     classes: list[AttackedClass] = []
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> Self:
+        return _at_most(self, self.robust, self.n)
 
 
 @dataclass(config=_CONFIG)

@@ -19,6 +19,7 @@ from cli.printing.matrix import matrix_of, matrix_table
 from cli.printing.plan import plan_table, summary
 from cli.printing.progress import AttackProgress
 from cli.printing.results_table import print_json, results_table
+from cli.printing.run_page import Pages
 from dgad_tk.common import UserError, lookup
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ def attack(
     # One process may need hours more than another for its share.
     with joined(pick_device("auto"), patience=timedelta(days=7)) as here:
         quiet = quiet or not here.leads
+        if len(model) > 1 and not dry_run:
+            by_leader(partial(_check_page, base))
         for path in model:
             predictor, images = open_model(path, flags, interface, gradients=white, trust=trust)
             part = images.splits[split]
@@ -184,14 +187,13 @@ def attack(
     matrix, where = matrix_of(answered, used), (base if len(model) > 1 else attacked[0][1]) / "matrix.json"
     if matrix is not None:
         write_matrix(matrix, where)
-    page = _report([folder for _, folder in attacked], base)
     if as_json:
         print_json([each.to_dict() for each in answered])
-        return
-    results_table(attacked)
-    if matrix is not None:
-        matrix_table(matrix, where)
-    print(page)
+    else:
+        results_table(attacked)
+        if matrix is not None:
+            matrix_table(matrix, where)
+    _write_pages([folder for _, folder in attacked], base, as_json=as_json)
 
 
 def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:
@@ -222,22 +224,41 @@ def _check_used(names: list[str], surrogate: list[Path] | None, changes: Mapping
 
 def _make_folder(folder: Path) -> None:
     """Make the folder, before hours of work; refuse one that holds results of something else."""
-    from evaluators.report.pages.words import MARK
-
     folder.mkdir(parents=True, exist_ok=True)
     old = folder / "results.json"
     check_replaceable("--output", old, "results", '"dgad/results/', "was not written by dgad")
-    check_replaceable("--output", folder / "report.html", "results", MARK, "was not written by dgad")
+    _check_page(folder)
 
 
-def _report(folders: list[Path], base: Path) -> Path:
-    """The report to look at: that of the model; of several, a page that has them side by side."""
+def _check_page(folder: Path) -> None:
+    """Refuse a folder that holds a page of somebody else."""
+    from evaluators.report.evaluation.page import PAGE
+    from evaluators.report.pages.words import MARK
+
+    check_replaceable("--output", folder / PAGE, "results", MARK, "was not written by dgad")
+
+
+def _write_pages(folders: list[Path], base: Path, *, as_json: bool) -> None:
+    """Write the page of each model, and of several one that has them side by side; print where to look.
+
+    Results are written and printed before, so that no page costs any.
+    """
     from evaluators.report.evaluation.page import PAGE, write_report
     from evaluators.report.evidence import read_evidence
 
-    if len(folders) == 1:
-        return folders[0] / PAGE
-    return write_report([read_evidence(folder) for folder in folders], base / PAGE)
+    def page(parts: list[Path], path: Path) -> Path:
+        path.unlink(missing_ok=True)  # of older results, which must not stay beside these
+        return write_report([read_evidence(folder) for folder in parts], path)
+
+    pages = Pages(partial(print, file=sys.stderr), "the results are complete")
+    wanted = [([folder], folder / PAGE) for folder in folders]
+    if len(folders) > 1:
+        wanted.append((folders, base / PAGE))
+    for parts, path in wanted:
+        written = pages.write(partial(page, parts, path), str(path))
+    if written is not None and not as_json:
+        print(written)
+    pages.raise_bug()
 
 
 def _folder(output: Path | None, predictor: "Predictor", models: int) -> Path:

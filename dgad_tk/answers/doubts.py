@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 Classes = NDArray[np.int64]
 NONE = -1
 """The answer of a model whose logits are not finite."""
+NOT_ATTACKED, NOT_FINITE = -1, -2
+"""Among answers under attack: an image that was not attacked, and logits that are not finite."""
 NOWHERE = -2
 """Where an order has no class for a label. Never an answer."""
 CHANCE = 0.005

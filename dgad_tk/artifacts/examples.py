@@ -1,7 +1,5 @@
 """images.npz: a few images of an epoch's last step, as the network saw them, and what the attack made of them."""
 
-import zipfile
-import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgad_tk.common import UserError, reason_of, written_aside
+from dgad_tk.strangers.arrays import read_arrays
 
 MOST = 8
 """Images kept."""
@@ -55,13 +54,10 @@ class Examples:
             UserError: the file is missing, damaged, or holds other arrays.
         """
         try:
-            with zipfile.ZipFile(path) as archive:
-                if sum(member.file_size for member in archive.infolist()) > LARGEST:
-                    raise ValueError(f"more than {LARGEST} bytes")
-            with np.load(path, allow_pickle=False) as arrays:
-                found: dict[str, Any] = {each.name: arrays[each.name] for each in fields(cls) if each.name in arrays}
+            names = {each.name for each in fields(cls)}
+            found: dict[str, Any] = read_arrays(path, names.__contains__, most=LARGEST)
             return cls(**(found | {"epoch": int(found["epoch"])}))._checked()
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except Exception as error:  # noqa: BLE001 - numpy, zipfile and zlib raise what damaged bytes lead them to
             hint = "the next epoch of the run writes it again"
             raise UserError(f"cannot read '{path}' as training images: {reason_of(error)}", hint=hint) from None
 

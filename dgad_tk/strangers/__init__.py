@@ -1,1 +1,1 @@
-"""What other people wrote: names, numbers in text, the first bytes of a file."""
+"""What other people wrote: names, numbers in text, arrays, the first bytes of a file."""

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dgad_tk.answers.doubts import NOT_ATTACKED
 from dgad_tk.artifacts.predictor import Images, Logits, Predictor
 from dgad_tk.common import UserError, reason_of
 from evaluators.attacks.array_file import ArrayFile
 from evaluators.attacks.result import SearchResult
 from evaluators.attacks.spec import Budget
-from evaluators.engine.units import NOT_ATTACKED, Unit
+from evaluators.engine.units import Unit
 from evaluators.plan.rows import Row
 from evaluators.target.ball import into_ball, l2, linf
 from evaluators.target.estimators import Counted, to_estimator
@@ -115,8 +116,10 @@ def unit_of(target: Predictor, row: Row, chunk: Chunk, found: Candidates, *, bat
     broken = ~answers.right(asked.labels)
     by = np.full(len(broken), -1, dtype=np.int8) if found.broken_by is None else found.broken_by
     distance = l2(x_adv, asked.images)
-    most = max(8, min(GALLERY, GALLERY_VALUES // max(1, math.prod(x_adv.shape[1:])))) if gallery else 0
-    shown = telling(np.flatnonzero(broken), distance, answers.confidence, asked.labels)[:most]
+    most = max(8, min(GALLERY, GALLERY_VALUES // max(1, math.prod(x_adv.shape[1:]))))
+    shown = np.empty(0, dtype=np.int64)
+    if gallery:
+        shown = telling(np.flatnonzero(broken), distance, answers.confidence, asked.labels)[:most]
 
     def spread(name: str, values: NDArray[Any], fill: Any) -> NDArray[Any]:
         """`values` at the places `todo`; elsewhere what the smaller radius has, or `fill`."""

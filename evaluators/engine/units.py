@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dgad_tk.answers.doubts import NOT_ATTACKED, NOT_FINITE
 from evaluators.attacks.array_file import ArrayFile
 
 UNIT_FORMAT = 5
-NOT_ATTACKED = -1
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Unit:
     Attributes:
         attacked: bool `(N,)`, the clean prediction is right.
         broken: bool `(N,)`, the deployed runtime gets the adversarial image wrong.
-        adv_pred: int64 `(N,)`, its prediction there; -1 where not attacked.
+        adv_pred: int64 `(N,)`, its largest logit there; NOT_ATTACKED where not attacked.
         confidence: float32 `(N,)`, probability of that prediction; NaN where not attacked.
         l2, linf: float64 `(N,)`, distances; NaN where not attacked.
         seconds: of the search and the judgement.
@@ -51,6 +51,15 @@ class Unit:
     stages: list[str] = field(default_factory=list)
     stage_seconds: list[float] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def answers(self) -> NDArray[np.int64]:
+        """The answers under attack, int64 `(N,)`: a class, NOT_ATTACKED, or NOT_FINITE where logits are not finite.
+
+        `adv_pred` has a class there too, by which answers could be counted as right that are not.
+        """
+        nothing = (self.adv_pred != NOT_ATTACKED) & np.isnan(self.confidence)
+        return np.where(nothing, NOT_FINITE, self.adv_pred)
 
 
 class UnitStore:

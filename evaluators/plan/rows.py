@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.common import UserError
-from dgad_tk.config.threat import Norm
+from dgad_tk.config.threat import LARGEST_EPS, Norm
 from dgad_tk.strangers.number_text import format_fraction
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.spec import SAMPLES, AttackSpec
@@ -76,8 +76,11 @@ def plan(
     """Rows for attack names from `suites.expand`. A budget attack gets one row per eps.
 
     Raises:
-        UserError: a setting or norm that an attack does not have, or two rows with the same id.
+        UserError: a setting or norm that an attack does not have, a radius that is no distance, or two rows with the
+            same id.
     """
+    if wrong := [each for each in eps if not 0 < each <= LARGEST_EPS]:
+        raise UserError(f"eps must be above 0 and at most {LARGEST_EPS:g}, got {wrong[0]:g}", hint="such as 8/255")
     settings = settings or {}
     rows: list[Row] = []
     for full_name in names:

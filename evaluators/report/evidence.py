@@ -1,17 +1,24 @@
 """One evaluation as it is read back from its folder: the results, what became of each image, and some of the images."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dgad_tk.answers.doubts import NONE, NOT_ATTACKED, NOT_FINITE
 from dgad_tk.common import UserError, reason_of
+from dgad_tk.config.threat import LARGEST_EPS
+from dgad_tk.strangers.arrays import read_arrays
 from evaluators.results import FILE, Attack, Results, read_results
 
+LARGEST = 2**30
+"""Bytes of the arrays of one file: those of a million images and thirty rows, or of 64 photographs of 1000 x 1000."""
+MOST_SHOWN = 1024
+"""Images of a gallery; ours hold at most 64."""
 _AGAIN = "run that evaluation again: the same command goes on from what is stored"
 
 
@@ -20,9 +27,10 @@ class Samples:
     """`samples.npz`: every image's outcome.
 
     Attributes:
-        label, clean_pred: class numbers, int64 `(n,)`.
+        label, clean_pred: class numbers, int64 `(n,)`; `clean_pred` is -1 where logits are not finite.
         clean_confidence: probability of `clean_pred`, `(n,)`; None in files of older versions.
-        rows: by id of a row that is done: its arrays by name, `(m,)` each: `robust`, `adv_pred`, `l2`, `linf`, and
+        rows: by id of a row that is done: its arrays by name, `(m,)` each: `robust`, `adv_pred` (a class, NOT_ATTACKED
+            or NOT_FINITE), `l2`, `linf`, and
             where known `confidence` and `broken_by`.
     """
 
@@ -78,7 +86,9 @@ class Evidence:
         return [row for row in self.results.attacks if row.status == "done"]
 
     def class_name(self, number: int) -> str:
-        """The name of a class, or its number where results do not name it."""
+        """The name of a class, or its number where results do not name it; of NOT_FINITE, that there is none."""
+        if number == NOT_FINITE:
+            return "no answer"
         names = self.results.dataset.classes
         return names[number] if 0 <= number < len(names) else str(number)
 
@@ -100,69 +110,147 @@ def read_evidence(path: Path) -> Evidence:
     return Evidence(results, folder, _samples(folder, results), _gallery(folder, results))
 
 
-def _arrays(file: Path) -> dict[str, NDArray[Any]] | None:
+def number(value: object) -> float | None:
+    """A finite number of a stranger's record; None for anything else, also for true, false and what no float holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _arrays(file: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]] | None:
     if not file.is_file():
         return None
     try:
-        with np.load(BytesIO(file.read_bytes())) as arrays:
-            return dict(arrays)
+        return read_arrays(file, wanted, most=LARGEST)
     except Exception as error:  # noqa: BLE001 - numpy, zipfile and zlib raise what damaged bytes lead them to
         raise UserError(f"'{file}' is damaged: {reason_of(error)}", hint=_AGAIN) from None
 
 
 def _samples(folder: Path, results: Results) -> Samples | None:
     file = folder / "samples.npz"
-    arrays = _arrays(file)
+    kinds = {f"{kind}/{row.id}" for row in results.attacks if row.status == "done" for kind in _ROW}
+    arrays = _arrays(file, ({"label", "clean_pred", "clean_confidence"} | kinds).__contains__)
     if arrays is None:
         return None
-    n, lengths = results.dataset.n, {row.id: row.n for row in results.attacks if row.status == "done"}
+    n, labels = results.dataset.n, _labels(results)
     try:
-        rows: dict[str, dict[str, NDArray[Any]]] = {name: {} for name in lengths}
-        for key, values in arrays.items():
-            kind, slash, name = key.partition("/")
-            if slash and name in rows:
-                rows[name][kind] = values
-        for name, found in rows.items():
-            for kind in ("robust", "adv_pred", "l2", "linf"):
-                if found[kind].shape != (lengths[name],):
-                    raise ValueError(f"{kind}/{name} has the shape {found[kind].shape}, expected ({lengths[name]},)")
-        if arrays["label"].shape != (n,) or arrays["clean_pred"].shape != (n,):
-            raise ValueError(f"expected one label and one answer for each of {n} images")
-        return Samples(arrays["label"], arrays["clean_pred"], arrays.get("clean_confidence"), rows)
-    except (KeyError, ValueError) as error:
+        rows = {}
+        for row in (each for each in results.attacks if each.status == "done"):
+            found = {kind: arrays.get(f"{kind}/{row.id}") for kind in _ROW}
+            rows[row.id] = {
+                kind: _checked(f"{kind}/{row.id}", values, _ROW[kind], (row.n,))
+                for kind, values in found.items()
+                if values is not None or kind not in _OPTIONAL
+            }
+            attacked = rows[row.id]["adv_pred"] != NOT_ATTACKED
+            if any(np.isnan(rows[row.id][kind][attacked]).any() for kind in ("l2", "linf")):
+                raise ValueError(f"{row.id} has no distance of an image that was attacked")
+        sure = arrays.get("clean_confidence")
+        return Samples(
+            _checked("label", arrays.get("label"), labels, (n,)),
+            _checked("clean_pred", arrays.get("clean_pred"), _ANSWER, (n,)),
+            None if sure is None else _checked("clean_confidence", sure, _PROBABILITY, (n,)),
+            rows,
+        )
+    except ValueError as error:
         raise UserError(f"'{file}' does not belong to '{folder / FILE}': {reason_of(error)}", hint=_AGAIN) from None
 
 
 def _gallery(folder: Path, results: Results) -> tuple[Shown, ...]:
-    file = folder / "gallery.npz"
-    arrays = _arrays(file)
+    file, images = folder / "gallery.npz", _Values("f", 0.0, 1.0)
+    wanted = {
+        "position": _Values("iu", 0, results.dataset.n - 1),
+        "label": _labels(results),
+        "adv_pred": _ROW["adv_pred"],
+        "clean_confidence": _PROBABILITY,
+        "confidence": _PROBABILITY,
+    }
+    arrays = _arrays(file, {"clean", "adversarial", "row", *wanted}.__contains__)
     if arrays is None:
         return ()
     try:
-        clean, adversarial = arrays["clean"], arrays["adversarial"]
-        if clean.shape != adversarial.shape or clean.ndim != 4:
-            raise ValueError(f"images have the shapes {clean.shape} and {adversarial.shape}")
-        if strange := set(arrays["row"].tolist()) - {row.id for row in results.attacks}:
+        shape = arrays["clean"].shape if "clean" in arrays else ()
+        if len(shape) != 4 or 0 in shape[1:] or shape[0] > MOST_SHOWN:
+            raise ValueError(f"images have the shape {shape}")
+        if results.dataset.shape not in (None, shape[1:]):
+            raise ValueError(f"images have the shape {shape[1:]}, expected {results.dataset.shape}")
+        clean, adversarial = (_checked(name, arrays.get(name), images, shape) for name in ("clean", "adversarial"))
+        row = arrays.get("row")
+        if row is None or row.shape != shape[:1] or (row.size and row.dtype.kind != "U"):
+            raise ValueError("expected the name of a row for each image")
+        if strange := set(row.tolist()) - {each.id for each in results.attacks}:
             raise ValueError(f"no row is called {', '.join(sorted(map(str, strange)))}")
+        found = {
+            name: _checked(name, arrays.get(name), values, shape[:1])
+            for name, values in wanted.items()
+            if name in arrays or name not in ("clean_confidence", "confidence")
+        }
         return tuple(
             Shown(
                 clean=clean[at],
                 adversarial=adversarial[at],
-                row=str(arrays["row"][at]),
-                position=int(arrays["position"][at]),
-                label=int(arrays["label"][at]),
-                answer=int(arrays["adv_pred"][at]),
-                clean_confidence=_known(arrays, "clean_confidence", at),
-                confidence=_known(arrays, "confidence", at),
+                row=str(row[at]),
+                position=int(found["position"][at]),
+                label=int(found["label"][at]),
+                answer=int(found["adv_pred"][at]),
+                clean_confidence=_known(found, "clean_confidence", at),
+                confidence=_known(found, "confidence", at),
                 l2=float(np.linalg.norm((adversarial[at] - clean[at]).astype(np.float64))),
                 linf=float(np.abs(adversarial[at].astype(np.float64) - clean[at]).max(initial=0.0)),
             )
             for at in range(len(clean))
         )
-    except (KeyError, ValueError, IndexError) as error:
+    except ValueError as error:
         raise UserError(f"'{file}' does not belong to '{folder / FILE}': {reason_of(error)}", hint=_AGAIN) from None
 
 
 def _known(arrays: Mapping[str, NDArray[Any]], name: str, at: int) -> float | None:
     value = float(arrays[name][at]) if name in arrays else float("nan")
     return None if np.isnan(value) else value
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What an array may hold: kinds of numpy's types, and numbers from `least` to `most`, or NaN where `nan`."""
+
+    kinds: str
+    least: float = 0
+    most: float = 1
+    nan: bool = False
+
+
+_ANSWER = _Values("iu", NONE, 2**31)
+_PROBABILITY = _Values("f", 0.0, 1.001, nan=True)  # a file's own probabilities may sum to a little more than 1
+_DISTANCE = _Values("f", 0.0, LARGEST_EPS, nan=True)
+_ROW = {
+    "robust": _Values("b"),
+    "adv_pred": _Values("iu", NOT_FINITE, 2**31),
+    "l2": _DISTANCE,
+    "linf": _DISTANCE,
+    "confidence": _PROBABILITY,
+    "broken_by": _Values("iu", -1, 127),
+}
+_OPTIONAL = ("confidence", "broken_by")
+
+
+def _labels(results: Results) -> _Values:
+    """Labels, which older results do not name."""
+    return _Values("iu", 0, (len(results.dataset.classes) or 2**31) - 1)
+
+
+def _checked(name: str, values: NDArray[Any] | None, allowed: _Values, shape: tuple[int, ...]) -> NDArray[Any]:
+    """`values`, if they are there, of this shape, and what is allowed; ValueError otherwise."""
+    if values is None:
+        raise ValueError(f"there is no {name}")
+    if values.shape != shape or values.dtype.kind not in allowed.kinds:
+        raise ValueError(f"{name} is {values.dtype} {values.shape}, expected {shape}")
+    outside = ~((values >= allowed.least) & (values <= allowed.most))
+    if allowed.nan:
+        outside &= ~np.isnan(values)
+    if outside.any():
+        raise ValueError(f"{name} has {values[outside][0]}, expected {allowed.least:g} to {allowed.most:g}")
+    return values.astype(np.int64) if values.dtype.kind in "iu" else values

@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgad_tk.answers.doubts import per_class, wilson
+from dgad_tk.answers.doubts import NONE, per_class, wilson
 from dgad_tk.artifacts.machine import code_sha256, machine
 from dgad_tk.artifacts.record import tool_versions
 from dgad_tk.common import write_json, written_aside
 from dgad_tk.data import Split
 from evaluators.engine.record import Evaluation, Outcome
 from evaluators.engine.units import Unit
-from evaluators.report.evaluation.page import PAGE, write_report
-from evaluators.report.evidence import read_evidence
+from evaluators.report.evaluation.headline import strongest
 from evaluators.report.forms.csv_rows import csv_rows
 from evaluators.results import (
     FILE,
@@ -151,32 +150,39 @@ def _per_class(evaluation: Evaluation, right: NDArray[np.bool_]) -> list[dict[st
 
 
 def write(evaluation: Evaluation, found: Results, folder: Path) -> None:
-    """Write all files of one evaluated model into `folder`."""
+    """Write the results files of one evaluated model into `folder`, `results.json` last.
+
+    So a folder with `results.json` is complete. `evaluation.page.write_report` draws `report.html` from these files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).unlink(missing_ok=True)  # it is written last, so a folder with it is complete
-    for name, arrays in (("samples", samples(evaluation)), ("gallery", _gallery(evaluation))):
+    (folder / FILE).unlink(missing_ok=True)
+    for name, arrays in (("samples", samples(evaluation)), ("gallery", _gallery(evaluation, found))):
         with written_aside(folder / f"{name}.npz") as aside:
             np.savez_compressed(aside, **arrays)
     with written_aside(folder / "results.csv") as aside:
         aside.write_text(csv_rows([found]), encoding="utf-8", newline="")
     write_json(folder / FILE, found.to_dict())
-    write_report([read_evidence(folder)], folder / PAGE)
 
 
 def samples(evaluation: Evaluation) -> dict[str, Any]:
     """Per image `index`, `label`, `clean_pred`, its probability `clean_confidence`, and the fingerprint `image`; for
     each row `robust/<id>`, `adv_pred/<id>`, `confidence/<id>`, `l2/<id>`, `linf/<id>`, and of an ensemble
-    `broken_by/<id>`."""
+    `broken_by/<id>`.
+
+    `clean_pred` is -1 where logits are not finite. `adv_pred` is -1 where an image was not attacked, since it was wrong
+    already, and -2 where logits are not finite. Probabilities are NaN in all three cases.
+    """
     arrays: dict[str, Any] = {
         "index": evaluation.index,
         "label": evaluation.labels,
-        "clean_pred": evaluation.clean.predicted,
+        "clean_pred": np.where(evaluation.clean.finite, evaluation.clean.predicted, NONE),
         "clean_confidence": evaluation.clean.confidence,
         "image": fingerprints(evaluation.split),
     }
     for row, unit in evaluation.done:
         arrays[f"robust/{row.id}"] = unit.attacked & ~unit.broken
-        for key in ("adv_pred", "confidence", "l2", "linf", *(["broken_by"] if unit.stages else [])):
+        arrays[f"adv_pred/{row.id}"] = unit.answers
+        for key in ("confidence", "l2", "linf", *(["broken_by"] if unit.stages else [])):
             arrays[f"{key}/{row.id}"] = getattr(unit, key)
     return arrays
 
@@ -192,10 +198,10 @@ def fingerprints(split: Split) -> NDArray[np.uint64]:
     return found
 
 
-def _gallery(evaluation: Evaluation) -> dict[str, Any]:
+def _gallery(evaluation: Evaluation, results: Results) -> dict[str, Any]:
     """At most 64 adversarial images that broke, with the clean ones: `clean`, `adversarial` `(G, C, H, W)`, `row`,
     `position` in the evaluated order, `label`, `clean_confidence`, `adv_pred`, `confidence`."""
-    shown = _shown(evaluation)
+    shown = _shown(evaluation, strongest(results))
     places = np.array([unit.gallery_at[at] for _, unit, at in shown], dtype=np.int64)
     images = [unit.gallery[at] for _, unit, at in shown]
     found: dict[str, Any] = {
@@ -206,20 +212,18 @@ def _gallery(evaluation: Evaluation) -> dict[str, Any]:
         "label": evaluation.labels[places],
         "clean_confidence": evaluation.clean.confidence[places],
     }
-    for key, kind in (("adv_pred", np.int64), ("confidence", np.float32)):
+    for name, key, kind in (("adv_pred", "answers", np.int64), ("confidence", "confidence", np.float32)):
         values = [getattr(unit, key)[place] for (_, unit, _), place in zip(shown, places, strict=True)]
-        found[key] = np.array(values, dtype=kind)
+        found[name] = np.array(values, dtype=kind)
     return found
 
 
-def _shown(evaluation: Evaluation) -> list[tuple[str, Unit, int]]:
-    """Row, unit and place in its gallery of each image: all of the strongest row, and the others in turns."""
+def _shown(evaluation: Evaluation, leading: Attack | None) -> list[tuple[str, Unit, int]]:
+    """Row, unit and place in its gallery of each image: all of the leading row, and the others in turns."""
     kept = [(row, unit, list(range(len(unit.gallery)))) for row, unit in evaluation.done]
-    strength = [float(np.mean(unit.attacked & ~unit.broken)) if row.eps is not None else 1.0 for row, unit, _ in kept]
-    strongest = int(np.argmin(strength)) if kept else -1
     turns = [
-        (turn if number != strongest else -1, number, at)
-        for number, (_, _, places) in enumerate(kept)
+        (-1 if leading and row.id == leading.id else turn, number, at)
+        for number, (row, _, places) in enumerate(kept)
         for turn, at in enumerate(places)
     ]
     most = max(16, min(GALLERY_LIMIT, GALLERY_VALUES // math.prod(evaluation.predictor.input_shape)))

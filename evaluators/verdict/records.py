@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dgad_tk.answers.doubts import NONE
 from dgad_tk.common import UserError, reason_of
+from dgad_tk.strangers.arrays import read_arrays
 from dgad_tk.strangers.number_text import format_fraction
 from evaluators.results import HINT, Attack, Results, read_results
 
+LARGEST = 2**30
+"""Bytes of the arrays that are read of a file."""
 Right = NDArray[np.bool_]
 Places = NDArray[np.int64]
 Question = tuple[str, str | None, str, float]
@@ -30,7 +33,7 @@ class Record:
         label: int64 `(n,)`.
         answer: to the clean images, int64 `(n,)`; -1 where it was not finite.
         attacked: by id of each budget row that is done: the answers to the first m images under attack, int64 `(m,)`;
-            those that are wrong when clean are not attacked, and have their clean answer.
+            those that are wrong when clean are not attacked, and have their clean answer. -1 as above.
     """
 
     results: Results
@@ -60,13 +63,17 @@ def read_record(path: Path) -> Record:
     if not samples.is_file():
         raise UserError(f"no such file: '{samples}'", hint=f"{HINT}; both files are needed to compare")
     try:
-        with np.load(BytesIO(samples.read_bytes())) as arrays:
-            done = [row for row in results.attacks if row.eps is not None and row.status == "done"]
-            robust = {row.id: np.asarray(arrays[f"robust/{row.id}"], dtype=np.bool_) for row in done}
-            found = {row.id: np.asarray(arrays[f"adv_pred/{row.id}"], dtype=np.int64) for row in done}
-            numbers = (np.asarray(arrays[name], dtype=np.int64) for name in ("index", "label", "clean_pred"))
-            (index, label, answer), image = numbers, np.asarray(arrays["image"], dtype=np.uint64)
-            clean = np.asarray(answer == label)
+        done = [row for row in results.attacks if row.eps is not None and row.status == "done"]
+        names = {"index", "label", "clean_pred", "image"}
+        names |= {f"{kind}/{row.id}" for row in done for kind in ("robust", "adv_pred")}
+        arrays = read_arrays(samples, names.__contains__, most=LARGEST)
+        if strange := [name for name, values in arrays.items() if values.dtype.kind not in "biu"]:
+            raise ValueError(f"{strange[0]} is {arrays[strange[0]].dtype}")
+        robust = {row.id: np.asarray(arrays[f"robust/{row.id}"], dtype=np.bool_) for row in done}
+        found = {row.id: np.asarray(arrays[f"adv_pred/{row.id}"], dtype=np.int64) for row in done}
+        numbers = (np.asarray(arrays[name], dtype=np.int64) for name in ("index", "label", "clean_pred"))
+        (index, label, answer), image = numbers, np.asarray(arrays["image"], dtype=np.uint64)
+        clean = np.asarray(answer == label)
         n = results.dataset.n
         if any(each.shape != (n,) for each in (index, image, label, answer)):
             raise ValueError(f"expected one value for each of {n} images")
@@ -77,7 +84,10 @@ def read_record(path: Path) -> Record:
             f"'{path}' and '{samples.name}' are damaged or do not belong together: {reason_of(error)}",
             hint="run that evaluation again: the same command goes on from what is stored",
         ) from None
-    attacked = {key: np.where(clean[: len(each)], each, answer[: len(each)]) for key, each in found.items()}
+    # NOT_FINITE becomes NONE, since the clean answers have no other word for it.
+    attacked = {
+        key: np.where(clean[: len(each)], np.maximum(each, NONE), answer[: len(each)]) for key, each in found.items()
+    }
     return Record(results, index, image, clean, robust, label, answer, attacked)
 
 

@@ -1,11 +1,15 @@
 """The pages of `dgad report` and `dgad attack`: where they are written, what is refused, what is left alone."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evidence_files import evidence_folder
 from shared import BRIEF, Run, refused
+
+from dgad_tk.common import UserError
 
 
 def test_one_evaluation_has_its_page_beside_it(dgad: Run, tmp_path: Path) -> None:
@@ -89,3 +93,90 @@ def test_the_page_has_the_curves_of_a_run_that_is_at_hand(
     (run / "config.yaml").write_text("damaged: [")
     assert dgad("report", page.parent)[0] == 0
     assert "Accuracy by epoch" not in page.read_text()
+
+
+TWO = ["attack", "--model", "a.safetensors", "--model", "b.safetensors", "--limit", "20", "--quiet", "--output", "m"]
+TWO += ["--attack", "transfer:fgsm", "--surrogate", "a.safetensors"]
+
+
+def test_the_page_of_several_models_is_written_over_nobody_elses(
+    dgad: Run, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: Any, **more: Any) -> None:
+        raise AssertionError("work has begun")
+
+    for name in ("a", "b"):
+        shutil.copy(weights, f"{name}.safetensors")
+    Path("m").mkdir()
+    Path("m/report.html").write_text("<html>mine")
+    with monkeypatch.context() as patch:
+        patch.setattr("evaluators.engine.evaluate.evaluate", never)
+        refused(dgad(*TWO), "'m/report.html' exists and was not written by dgad")
+    assert Path("m/report.html").read_text() == "<html>mine"
+    assert dgad(*TWO, "--dry-run")[0] == 0  # writes nothing
+    Path("m/report.html").unlink()
+    for _ in range(2):  # its own page may be replaced
+        code, out, err = dgad(*TWO)
+        assert code == 0, err
+        assert out.splitlines()[-1] == "m/report.html"
+    assert len(list(Path("m").rglob("report.html"))) == 3
+
+
+@pytest.mark.parametrize("models", [1, 2])
+@pytest.mark.parametrize(
+    ("error", "expected", "reason"),
+    [
+        (ZeroDivisionError("in the page"), 3, "in the page"),
+        (OSError(28, "No space left on device"), 0, "No space left on device"),
+        (UserError("a file is damaged", hint="again"), 0, "a file is damaged"),
+    ],
+)
+def test_a_page_costs_no_results(
+    dgad: Run, weights: Path, monkeypatch: pytest.MonkeyPatch, models: int, error: Exception, expected: int, reason: str
+) -> None:
+    """Everything else is written and printed first; only a bug in a page ends in another exit code."""
+
+    def broken(*arguments: Any) -> None:
+        raise error
+
+    for name in ("a", "b"):
+        shutil.copy(weights, f"{name}.safetensors")
+    command = TWO if models == 2 else [*TWO[:3], *TWO[5:], "--surrogate", "b.safetensors"]
+    code, printed, err = dgad(*command)
+    assert code == 0, err
+    files = {path for path in Path("m").rglob("*") if path.is_file() and path.suffix in (".json", ".csv", ".npz")}
+    pages = sorted(Path("m").rglob("report.html"))
+    assert printed.splitlines()[-1] == "m/report.html"
+    monkeypatch.setattr("evaluators.report.evaluation.page.write_report", broken)
+    for more in ([], ["--json"]):
+        shutil.rmtree("m")
+        code, out, err = dgad(*command, *more)
+        assert code == expected, err
+        assert {path for path in Path("m").rglob("*") if path in files} == files
+        assert len(list(Path("m").rglob("matrix.json"))) == 1
+        assert not list(Path("m").rglob("report.html"))
+        warned = [line for line in err.splitlines() if line.startswith("warning:")]
+        said = f"was not written, the results are complete: {reason}"
+        assert len(warned) == len(pages)
+        assert all(f"warning: {page} " in err for page in pages)
+        assert all(reason in line and said.split(":")[0] in line for line in warned)
+        assert ("ZeroDivisionError: in the page" in err) == (expected == 3)
+        if more:
+            assert (len(json.loads(out)) if models == 2 else json.loads(out)["schema"]) in (2, "dgad/results/1")
+        else:
+            assert "transfer:" in out
+            assert "report.html" not in out
+
+
+def test_an_older_page_does_not_stay_beside_newer_results(
+    dgad: Run, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    shutil.copy(weights, "a.safetensors")
+    command = ["attack", "--model", "a.safetensors", "--limit", "20", "--quiet", "--output", "m", "--attack", "fgsm"]
+    assert dgad(*command)[0] == 0
+    monkeypatch.setattr("evaluators.report.evaluation.page.write_report", full)
+    assert dgad(*command, "--eps", "0.05")[0] == 0
+    assert not Path("m/report.html").exists()

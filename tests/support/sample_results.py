@@ -50,7 +50,7 @@ def row(name: str, robust: int | None, /, n: int = 1000, **more: Any) -> dict[st
         "robust_accuracy": share,
         "robust": robust,
         "n": n,
-        "ci95": None if share is None else (share - 0.03, share + 0.03),
+        "ci95": None if share is None else (max(0.0, share - 0.03), min(1.0, share + 0.03)),
         "success": None if share is None else 0.5,
         "failed": None if share is None else 0.5,
         "median_l2": 0.5,

@@ -1,12 +1,13 @@
 """Class by class: clean and robust accuracy, and what images were taken for."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dgad_tk.answers.doubts import NOT_ATTACKED, NOT_FINITE
 from evaluators.report.evaluation.attacks import Cell, Heat
 from evaluators.report.evaluation.headline import main_case, weakest_class
 from evaluators.report.evidence import Evidence, Samples
@@ -94,7 +95,7 @@ def by_class(results: Results) -> Classes | None:
 
 
 def answers_under_attack(evidence: Evidence) -> NDArray[np.int64] | None:
-    """What the images that broke were taken for at the main radius, `(n,)`; -1 where an image did not break.
+    """What the images that broke were taken for at the main radius, `(n,)`; NOT_ATTACKED where none did break.
 
     Of several attacks that broke an image, the strongest row answers.
     """
@@ -106,9 +107,9 @@ def answers_under_attack(evidence: Evidence) -> NDArray[np.int64] | None:
         for row in evidence.done
         if row.eps is not None and row.eps <= case.eps and row.n == results.dataset.n and row.id in samples.rows
     ]
-    found = np.full(results.dataset.n, -1, dtype=np.int64)
+    found = np.full(results.dataset.n, NOT_ATTACKED, dtype=np.int64)
     for row in sorted(rows, key=lambda each: each.robust or 0):
-        broke = broken(samples, row.id) & (found == -1)
+        broke = broken(samples, row.id) & (found == NOT_ATTACKED)
         found[broke] = samples.rows[row.id]["adv_pred"][broke]
     return found
 
@@ -117,36 +118,39 @@ def broken(samples: Samples, row: str) -> NDArray[np.bool_]:
     """Which of the first m images a row broke: right when clean, and not after it. `(m,)`."""
     held = samples.rows[row]["robust"].astype(bool)
     m = len(held)
-    return np.asarray((samples.clean_pred[:m] == samples.label[:m]) & ~held & (samples.rows[row]["adv_pred"] >= 0))
+    return np.asarray(
+        (samples.clean_pred[:m] == samples.label[:m]) & ~held & (samples.rows[row]["adv_pred"] != NOT_ATTACKED)
+    )
 
 
 def taken_for(evidence: Evidence) -> Taken | None:
     """What images were taken for under attack; None where nothing broke or the outcomes are not at hand."""
     answers = answers_under_attack(evidence)
-    if answers is None or evidence.samples is None or not (answers >= 0).any():
+    if answers is None or evidence.samples is None or not (answers != NOT_ATTACKED).any():
         return None
-    at = np.flatnonzero(answers >= 0)
+    at = np.flatnonzero(answers != NOT_ATTACKED)
     pairs = Counter(zip(evidence.samples.label[at].tolist(), answers[at].tolist(), strict=True))
     (label, answer), most = pairs.most_common(1)[0]
-    note = (
-        f"Most often {evidence.class_name(label)} was taken for {evidence.class_name(answer)}: {count(most, 'time')}."
-    )
+    became = "got no answer" if answer == NOT_FINITE else f"was taken for {evidence.class_name(answer)}"
+    note = f"Most often {evidence.class_name(label)} {became}: {count(most, 'time')}."
     classes = max(len(evidence.results.dataset.classes), int(evidence.samples.label.max()) + 1)
     if classes > MOST:
         named = [
             (evidence.class_name(one), evidence.class_name(other), n) for (one, other), n in pairs.most_common(PAIRS)
         ]
         return Taken(None, named, note)
-    names = [evidence.class_name(number) for number in range(classes)]
-    return Taken(_table(pairs, names, most), [], note)
+    names = {number: evidence.class_name(number) for number in range(classes)}
+    none = {NOT_FINITE: evidence.class_name(NOT_FINITE)} if (answers == NOT_FINITE).any() else {}
+    return Taken(_table(pairs, names, names | none, most), [], note)
 
 
-def _table(pairs: Counter[tuple[int, int]], names: Sequence[str], most: int) -> Heat:
+def _table(pairs: Counter[tuple[int, int]], labels: Mapping[int, str], answers: Mapping[int, str], most: int) -> Heat:
+    """Labels down, answers across: the same classes, and no answer where that occurs."""
     rows = []
-    for label, own in enumerate(names):
+    for label, own in labels.items():
         cells = [
             Cell("", None) if label == answer or not pairs[label, answer] else Cell(f"{n:,}", n / most)
-            for answer, n in ((answer, pairs[label, answer]) for answer in range(len(names)))
+            for answer, n in ((answer, pairs[label, answer]) for answer in answers)
         ]
         rows.append((own, cells))
-    return Heat("was \\ became", list(names), rows)
+    return Heat("was \\ became", list(answers.values()), rows)

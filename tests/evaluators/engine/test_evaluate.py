@@ -232,6 +232,13 @@ def test_rows_have_names_of_their_own(predictor: Predictor) -> None:
         plan(["transfer:pgd"], norm="linf", eps=[0.1], surrogates=[Surrogate("a", predictor)] * 2)
 
 
+@pytest.mark.parametrize("eps", [0.0, -0.1, 1e7, math.inf, math.nan])
+def test_radii_are_distances(eps: float) -> None:
+    """Results with another radius could not be read back."""
+    with pytest.raises(UserError, match="eps must be above 0 and at most 1e"):
+        plan(["pgd"], norm="l2", eps=[0.1, eps])
+
+
 def test_a_model_that_answers_nan_is_refused(predictor: Predictor) -> None:
     with pytest.raises(UserError, match="logits that are not finite"):
         run(replace(predictor, predict=lambda images: predictor.predict(images) * np.float32(np.nan)))

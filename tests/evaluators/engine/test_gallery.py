@@ -1,11 +1,22 @@
 """What a report needs beside the counts: how sure answers are, and which images tell most."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from shared import Victim, artifact
+from victims import as_torch
 
 from dgad_tk.artifacts.machine import PACKAGES, ROOT, code_sha256, machine
+from dgad_tk.data import load_dataset
+from evaluators.engine import search
+from evaluators.engine.evaluate import evaluate
 from evaluators.engine.search import telling
+from evaluators.plan.rows import plan
+from evaluators.report import files
+from evaluators.report.evaluation.headline import strongest
 from evaluators.target.judge import confidences
 
 
@@ -37,6 +48,38 @@ def test_the_images_that_tell_most_come_first() -> None:
     labels = np.array([0, 0, 1, 1, 1, 1, 2])
     assert telling(broken, distance, confidence, labels).tolist() == [2, 4, 5, 1, 6]
     assert telling(broken[:0], distance, confidence, labels).tolist() == []
+
+
+@pytest.mark.parametrize("trained", [0.1, 0.2])
+def test_the_row_that_leads_the_page_has_most_images(
+    victim: Victim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: float
+) -> None:
+    """That at the radius the model was trained for, though more images break at the larger one."""
+    ranked: list[int] = []
+    own = search.telling
+
+    def counted(broken: np.ndarray, *more: np.ndarray) -> np.ndarray:
+        ranked.append(len(broken))
+        return own(broken, *more)
+
+    monkeypatch.setattr(search, "telling", counted)
+    monkeypatch.setattr("evaluators.engine.evaluate.CHUNK", 60)
+    monkeypatch.setattr(files, "GALLERY_LIMIT", 16)
+    record = artifact(threat={"norm": "linf", "eps": trained, "step_size": 0.01, "steps": 10})
+    predictor = replace(as_torch(victim[0], (1, 8, 8)), artifact=record)
+    rows = plan(["fgsm", "pgd"], norm="linf", eps=[0.1, 0.2])
+    evaluation = evaluate(predictor, load_dataset("digits").test.subset(120), rows, batch_size=10)
+    assert len(ranked) == len(rows)  # the first chunk of each keeps images, and no other ranks any
+    found = files.results(evaluation, command="", dataset="digits", split="test")
+    files.write(evaluation, found, tmp_path)
+    leading = strongest(found)
+    assert leading is not None
+    assert leading.eps == trained
+    kept = next(len(unit.gallery) for row, unit in evaluation.done if row.id == leading.id)
+    with np.load(tmp_path / "gallery.npz") as gallery:
+        assert kept > 4
+        assert (gallery["row"] == leading.id).sum() == min(16, kept)
+        assert len(gallery["row"]) == 16
 
 
 def test_the_hash_of_the_code_and_the_machine() -> None:
