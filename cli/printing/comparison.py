@@ -30,15 +30,20 @@ def print_comparison(found: "Comparison") -> None:
 
 def _pair(found: "Comparison", pair: "Pair") -> None:
     """Print the findings of one result beside the reference, then its table, classes and changed images."""
+    from evaluators.verdict.comparison.findings import MINUS
+
     tests = {each.name: each for each in pair.tests}
     heads = [tests[name] for name in pair.headlines]
     for test in heads:
-        say(f"{test.finding}: {test.evidence}.")
+        say(f"{test.finding}: {test.evidence}.".replace(MINUS, "-"))  # as in the tables, for any terminal
     print()
     mine = f"[{pair.other}]"
     names = [f"{mine} and [1]", "[1]", mine, "lost", "won", "points", "95 % interval", "p", "Holm"]
     plain_table(names, [_cells(each, found.images.n) for each in pair.tests])
-    say(f"points: {mine} less [1]. p: exact McNemar test. Holm: p adjusted for {found.adjustment.tests} tests.")
+    say(
+        f"points: {mine} less [1]. p: exact McNemar test; it decides, not the interval. Holm: p adjusted for "
+        f"{found.adjustment.tests} tests."
+    )
     for test in heads:
         _classes(test, mine)
     for test in heads:
@@ -70,7 +75,7 @@ def _classes(test: "PairedTest", mine: str) -> None:
         shares = f"{share_text(lost.reference_right / lost.n)} to {share_text(lost.right / lost.n)}"
         change = f"'{lost.class_}' lost most, {shares}, {decimal(lost.difference)} points ({interval})"
     else:
-        change = "none lost"
+        change = "none differs" if all(each.difference == 0 for each in test.classes) else "none lost"
     worst = [
         f"'{each.class_}' with {share_text(share)} in {where}"
         for where, (each, share) in (("[1]", _worst(test.classes, "reference_right")), (mine, _worst(test.classes)))
