@@ -4,13 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from evaluators.report.pages.charts import round_numbers
 from evaluators.report.pages.render import write_page
 from evaluators.report.pages.words import count, eps_text, percent, points
 from evaluators.results import Interval
 from evaluators.verdict.comparison.document import Change, ClassDifference, Comparison, Pair, PairedTest, Survival
-from evaluators.verdict.comparison.findings import doubt, p_text
+from evaluators.verdict.comparison.findings import doubt, lowest, p_text
 from evaluators.verdict.gate import WORST_CASE
 from evaluators.verdict.verdicts import worst_of
 
@@ -190,12 +191,7 @@ def _classes(test: PairedTest) -> Classes:
     ordered = sorted(test.classes, key=lambda each: each.difference)
     few = len(ordered) <= MOST_CLASSES
     chosen = ordered if few else [*ordered[: MOST_CLASSES - MOST_WON], *ordered[-MOST_WON:]]
-    worst = min(test.classes, key=lambda each: each.right / each.n)
-    before = min(test.classes, key=lambda each: each.reference_right / each.n)
-    note = (
-        f"The weakest class is {worst.class_} with {percent(worst.right / worst.n)}; in the reference it is "
-        f"{before.class_} with {percent(before.reference_right / before.n)}. "
-    )
+    note = f"Weakest: {_lowest(test, 'right')}; in the reference {_lowest(test, 'reference_right')}. "
     if all(each.difference == 0 for each in ordered):
         return Classes(test, note + "No class differs: each is right as often in both.", [], None)
     if ordered[0].difference < 0:
@@ -203,6 +199,14 @@ def _classes(test: PairedTest) -> Classes:
     if not few:
         note += f"Of {len(ordered):,} classes, those that lost most and the {MOST_WON} that won most are shown. "
     return Classes(test, note, chosen, _differences([(each.class_, each, False) for each in chosen]))
+
+
+def _lowest(test: PairedTest, key: Literal["right", "reference_right"]) -> str:
+    names, share = lowest(test.classes, key)
+    if len(names) == 1:
+        return f"{names[0]} with {percent(share)}"
+    several = f"{'all ' if len(names) == len(test.classes) else ''}{len(names):,} classes"
+    return f"{several} with {percent(share)} each"
 
 
 def _ends(interval: Interval) -> str:

@@ -238,5 +238,5 @@ def measured(results: Results) -> list[tuple[str, str]]:
 def _twin(found: Mapping[str, float]) -> str:
     """How near the differentiable twin is to the runtime: `logits differ by at most 1.9e-06, same answers on 100 %`."""
     gap, agree = found.get("max_abs_diff"), found.get("argmax_agreement")
-    told = [] if gap is None else [f"logits differ by at most {gap:.2g}"]
+    told = [] if gap is None else [f"logits differ by at most {gap:.2g}" if gap else "the same logits"]
     return ", ".join(told if agree is None else [*told, f"same answers on {percent(agree).replace('.0 %', ' %')}"])

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import PurePath
 from shlex import quote
+from typing import Literal
 
 from dgad_tk.strangers.names import shown
-from evaluators.verdict.comparison.document import Compared
+from evaluators.verdict.comparison.document import ClassDifference, Compared
 from evaluators.verdict.paired import CHANCE, Paired
 
 LONGEST = 48
@@ -83,6 +84,17 @@ def doubt(each: Compared) -> str:
     """What the checks of a result doubt, as a clause."""
     why = "; ".join(dict.fromkeys(found.detail for found in each.doubts))
     return f"the checks of {each.name} found something to doubt ({each.verdict}): {why}"
+
+
+def lowest(classes: Sequence[ClassDifference], key: Literal["right", "reference_right"]) -> tuple[list[str], float]:
+    """Names of the classes with the smallest share of right images, and that share.
+
+    Args:
+        key: `right` for this result, `reference_right` for the reference.
+    """
+    shares = [getattr(each, key) / each.n for each in classes]
+    least = min(shares)
+    return [each.class_ for each, share in zip(classes, shares, strict=True) if share == least], least
 
 
 def count(number: int, noun: str) -> str:

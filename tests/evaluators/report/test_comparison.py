@@ -140,6 +140,7 @@ def test_where_nothing_differs_and_nothing_is_right(tmp_path: Path) -> None:
     wrong = [answered([0, 1], [1, 0], {"pgd": [1, 0]}, model=name) for name in ("a.onnx", "b.onnx")]
     seen = page(comparison(wrong, ["a", "b"]), tmp_path)
     assert seen.text("h1").startswith("No difference shown in robustness under pgd at 0.1: b.onnx 0.0 points (")
+    assert seen.text("main").count("Weakest: all 2 classes with 0.0 % each; in the reference all 2 classes with") == 2
     assert seen.text("main").count("No class differs: each is right as often in both.") == 2
     assert "details" not in seen.tags
     assert "Compared on 20" in seen.text("main")
