@@ -66,11 +66,22 @@ def report(
         for note in chosen.notes(found):
             print(f"note: {note}", file=sys.stderr)
         if output is None:
-            sys.stdout.write(text)
+            _to_stdout(text)
             return
         with written_aside(output) as aside:
             aside.write_text(text, encoding="utf-8", newline="")
     _say([output], form, as_json=as_json)
+
+
+def _to_stdout(text: str) -> None:
+    """Write text as it stands. A text stream of Windows makes two characters of a line end, and three of CSV's."""
+    buffer = getattr(sys.stdout, "buffer", None)
+    if buffer is None:  # a stand-in that takes only text
+        sys.stdout.write(text)
+        return
+    sys.stdout.flush()
+    buffer.write(text.encode("utf-8", "backslashreplace"))
+    buffer.flush()
 
 
 def _write_runs(runs: list[Path], results: list[Path], output: Path | None, demands: object, *, as_json: bool) -> None:

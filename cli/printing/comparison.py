@@ -1,13 +1,12 @@
 """The comparison of results, printed: findings in sentences first, then a table for each pair."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cli.printing.results_table import interval_text, share_text
 from cli.printing.terminal import plain_table, say
 
 if TYPE_CHECKING:
-    from evaluators.verdict.comparison.document import ClassDifference, Comparison, Pair, PairedTest, Survival
+    from evaluators.verdict.comparison.document import Comparison, Pair, PairedTest, Survival
 
 MOST_CHANGES = 6
 """Images that are named. All of them are in the JSON and the first hundred on the page."""
@@ -30,15 +29,20 @@ def print_comparison(found: "Comparison") -> None:
 
 def _pair(found: "Comparison", pair: "Pair") -> None:
     """Print the findings of one result beside the reference, then its table, classes and changed images."""
+    from evaluators.verdict.comparison.findings import MINUS
+
     tests = {each.name: each for each in pair.tests}
     heads = [tests[name] for name in pair.headlines]
     for test in heads:
-        say(f"{test.finding}: {test.evidence}.")
+        say(f"{test.finding}: {test.evidence}.".replace(MINUS, "-"))  # as in the tables, for any terminal
     print()
     mine = f"[{pair.other}]"
     names = [f"{mine} and [1]", "[1]", mine, "lost", "won", "points", "95 % interval", "p", "Holm"]
     plain_table(names, [_cells(each, found.images.n) for each in pair.tests])
-    say(f"points: {mine} less [1]. p: exact McNemar test. Holm: p adjusted for {found.adjustment.tests} tests.")
+    say(
+        f"points: {mine} less [1]. p: exact McNemar test; it decides, not the interval. Holm: p adjusted for "
+        f"{found.adjustment.tests} tests."
+    )
     for test in heads:
         _classes(test, mine)
     for test in heads:
@@ -70,18 +74,17 @@ def _classes(test: "PairedTest", mine: str) -> None:
         shares = f"{share_text(lost.reference_right / lost.n)} to {share_text(lost.right / lost.n)}"
         change = f"'{lost.class_}' lost most, {shares}, {decimal(lost.difference)} points ({interval})"
     else:
-        change = "none lost"
-    worst = [
-        f"'{each.class_}' with {share_text(share)} in {where}"
-        for where, (each, share) in (("[1]", _worst(test.classes, "reference_right")), (mine, _worst(test.classes)))
-    ]
-    say(f"{test.name}, of {len(test.classes)} classes: {change}; the worst is {', '.join(worst)}")
+        change = "none differs" if all(each.difference == 0 for each in test.classes) else "none lost"
+    worst = f"{_lowest(test, 'reference_right')} in [1], {_lowest(test, 'right')} in {mine}"
+    say(f"{test.name}, of {len(test.classes)} classes: {change}; the worst is {worst}")
 
 
-def _worst(classes: "Sequence[ClassDifference]", key: str = "right") -> "tuple[ClassDifference, float]":
-    """The class with the smallest share of right images, the first of several, and that share."""
-    worst = min(classes, key=lambda each: float(getattr(each, key) / each.n))
-    return worst, getattr(worst, key) / worst.n
+def _lowest(test: "PairedTest", key: Literal["right", "reference_right"]) -> str:
+    from evaluators.verdict.comparison.findings import lowest
+
+    names, share = lowest(test.classes, key)
+    who = f"'{names[0]}'" if len(names) == 1 else f"each of {len(names)}"
+    return f"{who} with {share_text(share)}"
 
 
 def _changes(test: "PairedTest") -> None:

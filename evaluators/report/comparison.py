@@ -4,13 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from evaluators.report.pages.charts import round_numbers
 from evaluators.report.pages.render import write_page
 from evaluators.report.pages.words import count, eps_text, percent, points
 from evaluators.results import Interval
 from evaluators.verdict.comparison.document import Change, ClassDifference, Comparison, Pair, PairedTest, Survival
-from evaluators.verdict.comparison.findings import p_text
+from evaluators.verdict.comparison.findings import doubt, lowest, p_text
 from evaluators.verdict.gate import WORST_CASE
 from evaluators.verdict.verdicts import worst_of
 
@@ -58,12 +59,13 @@ class Classes:
 
     Attributes:
         note: what is shown, and what stands out.
+        differences: None where no class differs.
     """
 
     test: PairedTest
     note: str
     shown: Sequence[ClassDifference]
-    differences: Differences
+    differences: Differences | None
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def write_comparison(found: Comparison, path: Path) -> Path:
     beside = [_beside(found, pair) for pair in found.pairs]
     survival = _survival(found)
     verdict = worst_of(each.verdict for each in found.results)
+    doubts = [doubt(each) for each in found.results if each.verdict != "high"]
     contents = [("findings", "What was found"), ("survival", "What survives in the others")]
     for each in beside:
         contents += [
@@ -112,6 +115,9 @@ def write_comparison(found: Comparison, path: Path) -> Path:
         headline=_headline(found, survival),
         survival=survival,
         verdict=verdict,
+        doubts=doubts,
+        notes=[note for note in found.notes if note not in doubts],
+        compared_on=found.created[:16].replace("T", " "),
         contents=[*contents, ("measured", "How this was measured")],
         p_text=p_text,
         where=_where,
@@ -124,9 +130,7 @@ def _headline(found: Comparison, survival: Sequence[tuple[Survival, Sequence[Sha
     first = found.pairs[0]
     test = next(each for each in first.tests if each.name == first.headlines[0])
     if len(found.pairs) == 1 or not survival:
-        if test.lost == test.won:
-            return f"{test.finding}."
-        return f"{test.finding}: {'more than chance explains' if test.more_than_chance else 'chance can explain it'}."
+        return f"{test.finding}: {'more than chance explains' if test.more_than_chance else test.evidence}."
     kept, _ = survival[0]
     are = "is" if kept.reference_right == 1 else "are"
     share = "none" if kept.in_all.share is None else percent(kept.in_all.share)
@@ -187,17 +191,22 @@ def _classes(test: PairedTest) -> Classes:
     ordered = sorted(test.classes, key=lambda each: each.difference)
     few = len(ordered) <= MOST_CLASSES
     chosen = ordered if few else [*ordered[: MOST_CLASSES - MOST_WON], *ordered[-MOST_WON:]]
-    worst = min(test.classes, key=lambda each: each.right / each.n)
-    before = min(test.classes, key=lambda each: each.reference_right / each.n)
-    note = (
-        f"The weakest class is {worst.class_} with {percent(worst.right / worst.n)}; in the reference it is "
-        f"{before.class_} with {percent(before.reference_right / before.n)}. "
-    )
+    note = f"Weakest: {_lowest(test, 'right')}; in the reference {_lowest(test, 'reference_right')}. "
+    if all(each.difference == 0 for each in ordered):
+        return Classes(test, note + "No class differs: each is right as often in both.", [], None)
     if ordered[0].difference < 0:
         note += f"{ordered[0].class_} lost most, {points(ordered[0].difference)} points ({_ends(ordered[0].ci95)}). "
     if not few:
         note += f"Of {len(ordered):,} classes, those that lost most and the {MOST_WON} that won most are shown. "
     return Classes(test, note, chosen, _differences([(each.class_, each, False) for each in chosen]))
+
+
+def _lowest(test: PairedTest, key: Literal["right", "reference_right"]) -> str:
+    names, share = lowest(test.classes, key)
+    if len(names) == 1:
+        return f"{names[0]} with {percent(share)}"
+    several = f"{'all ' if len(names) == len(test.classes) else ''}{len(names):,} classes"
+    return f"{several} with {percent(share)} each"
 
 
 def _ends(interval: Interval) -> str:

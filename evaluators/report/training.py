@@ -55,6 +55,8 @@ def write_run_page(folder: RunFolder, path: Path | None = None) -> Path:
         failed=run.non_finite is not None,
         student=student,
         teacher=teacher,
+        teacher_figures=images.gallery(run.teacher, "teacher-image") if run.teacher else [],
+        teacher_images=images.heading(run.teacher) if run.teacher else "",
         settings=settings,
         settings_title=_settings_title(run, len(settings)),
         command=defaults.command(run.config, settings),
@@ -114,7 +116,8 @@ def _limits(run: Run) -> list[str]:
     chosen = (
         "The best epoch was chosen on the test images, as the papers do, so these are not held-out figures."
         if run.config.select_on == "test"
-        else "The best epoch was chosen by its accuracy on these validation images, so it is a little too high."
+        else "The best epoch was chosen by its accuracy on these validation images, so that accuracy is a little too "
+        "high."
     )
     steps = words.count(run.config.attack.steps, "step")
     return [

@@ -8,7 +8,7 @@ from dgad_tk.strangers.number_text import format_fraction
 from evaluators.results import Gate
 from evaluators.verdict.gate import CLEAN, WORST_CASE, percent
 from evaluators.verdict.paired import CHANCE, paired
-from evaluators.verdict.records import Record, Right, same_questions, shared_places
+from evaluators.verdict.records import Question, Record, Right, same_questions, shared_places
 
 CALLED = ("this evaluation", "--baseline")
 """What the two are to the user."""
@@ -16,6 +16,8 @@ CALLED = ("this evaluation", "--baseline")
 
 def compare(new: Record, old: Record, max_drop: Fraction | None) -> list[Gate]:
     """Compare clean accuracy, each row that both have, and the worst case over these rows, on the images that both saw.
+
+    The worst case at a radius is over the rows up to that radius; a single attack is its own worst case.
 
     With `max_drop`, a gate fails if accuracy fell by more than that on these images, whether by chance or not: with few
     images hardly any drop is significant, so a test of significance would pass nearly everything. Without `max_drop`, a
@@ -28,7 +30,7 @@ def compare(new: Record, old: Record, max_drop: Fraction | None) -> list[Gate]:
     same_questions(new, old, CALLED)
     ours, theirs = shared_places(new, old, CALLED)
     gates = [_compared(CLEAN, new.clean[ours], old.clean[theirs], max_drop)]
-    shared: dict[float, list[tuple[Right, Right]]] = {}
+    shared: list[tuple[Question, tuple[Right, Right]]] = []
     for question, row in new.rows.items():
         known = old.rows.get(question)
         if known is None or known.id not in old.robust:
@@ -42,11 +44,13 @@ def compare(new: Record, old: Record, max_drop: Fraction | None) -> list[Gate]:
         if asked.any():
             gates.append(_compared(row.id, *pair, max_drop))
         if asked.all():
-            shared.setdefault(question[3], []).append(pair)
-    for eps, pairs in shared.items():
-        if len(pairs) > 1:
-            name = f"{WORST_CASE}@{format_fraction(eps)}" if len(shared) > 1 else WORST_CASE
-            now, before = (np.logical_and.reduce(side) for side in zip(*pairs, strict=True))
+            shared.append((question, pair))
+    radii = list(dict.fromkeys(question[3] for question, _ in shared))
+    for eps in radii:
+        inside = [each for each in shared if each[0][3] <= eps]
+        if len({question[:2] for question, _ in inside}) > 1:
+            name = f"{WORST_CASE}@{format_fraction(eps)}" if len(radii) > 1 else WORST_CASE
+            now, before = (np.logical_and.reduce(side) for side in zip(*(pair for _, pair in inside), strict=True))
             gates.append(_compared(name, now, before, max_drop))
     return gates
 

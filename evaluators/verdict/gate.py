@@ -70,7 +70,8 @@ def _worst_case(eps: float, least: Fraction, results: Results, doubt: Sequence[s
     Only transfer rows may be skipped: there may be no surrogate that fits, and attacks on the model itself say more.
     """
     name = f"{WORST_CASE}@{format_fraction(eps)}" if len(_radii(results)) > 1 else WORST_CASE
-    missing = [row for row in results.attacks if row.eps == eps and row.status != "done"]
+    inside = [row for row in results.attacks if row.eps is not None and row.eps <= eps]
+    missing = [row for row in inside if row.status != "done"]
     grave = [row for row in missing if (row.source, row.status) != ("transfer", "skipped")]
     worst = next((each for each in results.worst_case if each.eps == eps), None)
     if first := next(iter(grave or (missing if worst is None else [])), None):

@@ -18,7 +18,7 @@ class Paired:
 
     Attributes:
         difference: first minus second, a fraction of all images.
-        ci95: its 95 % interval.
+        ci95: its 95 % interval, within -1 and 1.
         only_first, only_second: images that only one of the two got right.
         p: exact McNemar test: the probability of a split of these at least as uneven if neither is better.
     """
@@ -35,7 +35,8 @@ def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
     """Compare two outcomes `(n,)` of the same images.
 
     The interval is Agresti & Min's (Statistics in Medicine, 2005): Wald's interval after half an image is added to each
-    of the four cells. So it keeps a width even if the two never differ.
+    of the four cells, cut off at -1 and 1. So it keeps a width even if the two never differ. It and p are of different
+    methods, which may disagree where p is near 0.05; p decides.
 
     Raises:
         ValueError: different numbers of images, or no images.
@@ -48,7 +49,8 @@ def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
     centre = (b - c) / total
     half = 1.959964 * math.sqrt((b + c) - (b - c) ** 2 / total) / total
     p = min(1.0, 2 * float(bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
-    return Paired((only_first - only_second) / n, (centre - half, centre + half), only_first, only_second, n, p)
+    ends = max(-1.0, centre - half), min(1.0, centre + half)
+    return Paired((only_first - only_second) / n, ends, only_first, only_second, n, p)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -316,6 +316,30 @@ def test_only_images_that_both_saw_are_compared(template: Results) -> None:
         compare(record(template, now), replace(old, image=old.image + np.uint64(1)), None)
 
 
+def test_the_worst_case_is_over_the_rows_up_to_its_radius(template: Results) -> None:
+    """Of ten images, square at the small radius broke one that nothing broke at the large radius."""
+
+    def at_two_radii(square: list[int]) -> Record:
+        answers = {"pgd@0.1": [0], "square@0.1": square, "pgd@0.2": [0, 1], "square@0.2": [1]}
+        rows = plan(["pgd", "square"], norm="linf", eps=[0.1, 0.2])
+        base = record(template, np.ones(10, dtype=bool))
+        robust = {row.id: np.array([at not in answers[row.id] for at in range(10)]) for row in rows}
+        done = asking(template, rows, status="done").attacks
+        filled = [row.model_copy(update={"n": 10}) for row in done]
+        return replace(base, results=base.results.model_copy(update={"attacks": filled}), robust=robust)
+
+    gates = {each.name: each for each in compare(at_two_radii([9]), at_two_radii([]), None)}
+    assert gates["baseline:worst-case@0.1"].got == "80.0% after 90.0%, a drop of 10.00%"
+    assert gates["baseline:worst-case@0.2"].got == "70.0% after 80.0%, a drop of 10.00%"
+
+
+def test_a_row_that_is_missing_at_a_smaller_radius_is_missing_in_the_worst_case() -> None:
+    _, found = run(eps=(EPS, 2 * EPS))
+    least = {"worst-case": Fraction(0)}
+    assert [gate.passed for gate in thresholds(least, found)] == [True, True]
+    assert [gate.passed for gate in thresholds(least, failed(found, "no memory"))] == [False, False]
+
+
 def test_rows_without_an_answer(template: Results) -> None:
     now, before = outcomes(100, 0, 0)
     gone = record(template, now, status="skipped", reason="no memory")

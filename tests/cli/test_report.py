@@ -1,5 +1,6 @@
 """`dgad report`: where each form goes, what is refused, and what a real evaluation looks like in all of them."""
 
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from huggingface_hub import ModelCard
 from sample_results import hostile, sample
 from shared import ROOT, Run, Victim, artifact, refused
 
+from cli.commands.report import report
 from dgad_tk.artifacts.weights import save_weights
 from dgad_tk.common import UserError, write_json
 from evaluators.report.forms.table import FORMS, Text
@@ -41,6 +43,18 @@ def test_text_goes_to_stdout_or_into_a_file(dgad: Run, tmp_path: Path, form: str
     size = Path("deep/file.txt").stat().st_size
     told = {"schema": "dgad/report/1", "file": "deep/file.txt", "format": form, "size_bytes": size}
     assert json.loads(said) == told
+
+
+@pytest.mark.parametrize("form", ["csv", "md"])
+def test_line_ends_on_stdout_are_those_of_the_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """Also where the system's text streams, as those of Windows, write two characters for each."""
+    folder = kept(tmp_path / "ours")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252", newline="\r\n"))
+    report([folder], form=form)
+    text = written.getvalue().decode("utf-8")
+    assert text == FORMS[form].text([sample()])  # type: ignore[union-attr]
+    assert "\r\r\n" not in text
 
 
 @pytest.mark.parametrize("form", FORMS)

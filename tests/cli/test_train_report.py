@@ -41,7 +41,8 @@ def test_a_page_after_each_epoch_and_at_the_end(dgad: Run, written: list[tuple[i
     assert out.splitlines()[-1] == f"report: {Path('a run/report.html')}"
     page = Path("a run/report.html").read_text()
     best = read_weights(Path("a run/best.safetensors"))[1].training
-    assert f"best in epoch {best['best_epoch']}: {100 * best['robust_accuracy']:.1f}\N{NO-BREAK SPACE}%" in page
+    share = f"{100 * best['robust_accuracy']:.1f}\N{NO-BREAK SPACE}%"
+    assert f"{share} right under attack in the best epoch ({best['best_epoch']}), on " in page
     assert not list(Path("a run").glob(".report*"))
     assert not Path("a run/teacher/report.html").exists()
     Path("a run/report.html").unlink()

@@ -1,4 +1,8 @@
-"""Attacks as CSV, one per line: the results.csv of an evaluation, and that of several together."""
+"""Attacks as CSV, one per line: the results.csv of an evaluation, and that of several together.
+
+Names are exact: what reads the file gets back the paths, ids and reasons of results.json. So a name that begins with
+`=` or `+` is one here too, and a spreadsheet may take it for a formula: import such columns as text.
+"""
 
 import csv
 import io

@@ -1,8 +1,9 @@
 """What all forms say in the same words: the headline, the rows, the weakest class, the doubts, how it was measured."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from dgad_tk.strangers.names import shown
 from dgad_tk.strangers.number_text import format_fraction
@@ -16,6 +17,11 @@ LIMITS = (
     "The figures hold for this file, these images, this norm and these radii, and for no other.",
 )
 """What the figures do not promise."""
+TERMS = (
+    ("Believable", "whether checks of this evaluation found signs that its figures flatter the model"),
+    ("Success", "the share of the images that an attack tried, those that were right, which it broke"),
+)
+"""Words of the forms, and what they mean."""
 UNBOUNDED = "unbounded"
 """The eps of an attack that looks for the nearest adversarial image."""
 
@@ -25,7 +31,7 @@ class Line:
     """A line of the table: clean accuracy, an attack, or the worst case. Shares are fractions of 1.
 
     Attributes:
-        name: `clean`, the id of a row, or `worst case linf`.
+        name: `clean`, the id of a row, or `worst case, Linf`.
         norm, eps: as people write them; empty for `clean`.
         share: right when clean, or robust; None where there is none.
         note: why there is no figure, or that not all images were looked at.
@@ -64,7 +70,7 @@ def ball(norm: str, eps: float) -> str:
 
 
 def headline(results: Results) -> str:
-    """The answer in one or two sentences. It does not boast of figures that are in doubt."""
+    """The answer in a few sentences, with the attacks that it rests on. It does not boast of figures in doubt."""
     most = "" if results.checks.verdict == "high" else "at most "
     clean = f"Of {count(results.clean.n, 'image')}, {percent(results.clean.accuracy)} were classified correctly"
     shares = [
@@ -77,7 +83,21 @@ def headline(results: Results) -> str:
         more = [f"{share} at {radius}" for share, radius in zip(shares[1:], radii[1:], strict=True)]
         first = f"{clean}, and {shares[0]} still were under the worst attack found at {radii[0]}"
         sentence = "; ".join([first, *more]) + "."
-    return f"{sentence} {_CAUTION[results.checks.verdict]}".strip()
+    return " ".join(each for each in (sentence, attacks_run(results), _CAUTION[results.checks.verdict]) if each)
+
+
+def attacks_run(results: Results) -> str:
+    """The attacks inside an eps-ball that have a result, and whether the one that papers compare by is among them.
+
+    Empty where there is none.
+    """
+    done = [row for row in results.attacks if row.status == "done" and row.eps is not None]
+    if not done:
+        return ""
+    names = dict.fromkeys(row.name if row.surrogate is None else row.names[-1] for row in done)
+    known = any(row.name.startswith(("autoattack", "square")) for row in done if row.surrogate is None)
+    missing = "" if known else " AutoAttack, which papers compare by, was not run: expect a lower figure."
+    return f"Attacks: {', '.join(names)}.{missing}"
 
 
 def lines(results: Results) -> list[Line]:
@@ -85,7 +105,7 @@ def lines(results: Results) -> list[Line]:
     found = [Line("clean", "", "", results.clean.accuracy), *(_line(row, results.dataset.n) for row in results.attacks)]
     for each in results.worst_case:
         eps = format_fraction(each.eps)
-        found.append(Line(f"worst case {each.norm}", each.norm, eps, each.robust_accuracy, each.ci95))
+        found.append(Line(f"worst case, {each.norm.capitalize()}", each.norm, eps, each.robust_accuracy, each.ci95))
     return found
 
 
@@ -117,20 +137,45 @@ def same_images(results: Sequence[Results]) -> bool:
     return len({each.dataset.sha256 for each in results}) == 1
 
 
-def weakest(classes: Sequence[ClassShare]) -> ClassShare | None:
-    """The class with the smallest share of right images, the first of several."""
-    return min(classes, key=lambda each: each.right / each.n, default=None)
+def weakest(classes: Sequence[ClassShare]) -> list[ClassShare]:
+    """The classes with the smallest share of right images: more than one where several have it."""
+    shares = [Fraction(each.right, each.n) for each in classes]
+    return [each for each, share in zip(classes, shares, strict=True) if share == min(shares)]
 
 
-def weakest_classes(results: Results) -> list[tuple[str, str, str]]:
-    """For clean images and every radius: when, the weakest class, and its share in words."""
+@dataclass(frozen=True)
+class Weakest:
+    """The weakest classes in one case.
+
+    Attributes:
+        case: such as `Weakest of 10 classes on clean images`.
+        names: of the classes; empty where all share the lowest share, so that none is weaker than another.
+        share: in words.
+    """
+
+    case: str
+    names: list[str]
+    share: str
+
+
+def weakest_classes(results: Results) -> list[Weakest]:
+    """Of clean images and at every radius."""
     cases: list[tuple[str, Sequence[ClassShare]]] = [("on clean images", results.clean.classes)]
     cases += [(f"under attack at {ball(each.norm, each.eps)}", each.classes) for each in results.worst_case]
     found = []
     for when, classes in cases:
-        if worst := weakest(classes):
-            share = f"{percent(worst.right / worst.n)} ({worst.right:,} of {worst.n:,})"
-            found.append((f"Weakest of {len(classes):,} classes {when}", worst.class_, share))
+        if not (worst := weakest(classes)):
+            continue
+        first, case = worst[0], f"Weakest of {count(len(classes), 'class')} {when}"
+        share = percent(first.right / first.n)
+        if len(worst) == 1:
+            found.append(Weakest(case, [first.class_], f"{share} ({first.right:,} of {first.n:,})"))
+        elif len(worst) < len(classes):
+            found.append(Weakest(case, [each.class_ for each in worst], share))
+        elif first.right == 0:
+            found.append(Weakest(case, [], "no image of any class is right"))
+        else:
+            found.append(Weakest(case, [], f"all {len(classes):,} classes share the lowest share, {share}"))
     return found
 
 
@@ -171,7 +216,6 @@ def measured(results: Results) -> list[tuple[str, str]]:
     """What identifies the evaluation, and what it takes to repeat it."""
     model, dataset = results.model, results.dataset
     environment = ", ".join(f"{key} {value}" for key, value in results.environment.items())
-    twin = ", ".join(f"{key} {value:.4g}" for key, value in results.twin.items())
     passes = [sum(row.forward_passes for row in results.attacks), sum(row.backward_passes for row in results.attacks)]
     found = {
         "Model": model.path,
@@ -183,9 +227,16 @@ def measured(results: Results) -> list[tuple[str, str]]:
         "Seed": str(results.seed),
         "Cost": f"{sum(row.seconds for row in results.attacks):.1f} s of attacks, {passes[0]:,} forward and "
         f"{passes[1]:,} backward passes",
-        "Gradients against runtime": twin,
+        "Gradients against runtime": _twin(results.twin),
         "Environment": environment,
         "Date": results.created,
         "Command": results.command,
     }
     return [(key, value) for key, value in found.items() if value]
+
+
+def _twin(found: Mapping[str, float]) -> str:
+    """How near the differentiable twin is to the runtime: `logits differ by at most 1.9e-06, same answers on 100 %`."""
+    gap, agree = found.get("max_abs_diff"), found.get("argmax_agreement")
+    told = [] if gap is None else [f"logits differ by at most {gap:.2g}" if gap else "the same logits"]
+    return ", ".join(told if agree is None else [*told, f"same answers on {percent(agree).replace('.0 %', ' %')}"])

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from evaluators.report.forms.facts import Line, ball, plain, same_images, side_by_side
+from evaluators.report.forms.facts import Line, attacks_run, ball, plain, same_images, side_by_side
+from evaluators.report.pages.words import count
 from evaluators.results import Results
 
 MARK = "% dgad report"
@@ -74,19 +75,23 @@ def _cell(line: Line | None) -> str:
 def _caption(results: Sequence[Results]) -> str:
     first = results[0]
     model = "the models" if len(results) > 1 else rf"\texttt{{{escaped(first.model.path)}}}"
-    images = dict.fromkeys(f"{each.dataset.name} {each.dataset.split}, {each.dataset.n} images" for each in results)
+    images = dict.fromkeys(
+        f"{each.dataset.name} {each.dataset.split}, {count(each.dataset.n, 'image')}" for each in results
+    )
     radii = dict.fromkeys(ball(each.threat.norm, eps) for each in results for eps in each.threat.eps)
     text = rf"Clean and robust accuracy of {model} in \%, with 95\,\% Wilson intervals in brackets ({_all(images)}"
     text += f"; {_all(radii)})." if radii else ")."
     if not same_images(results):
         text += " The images differ, so the columns do not compare."
+    ran = dict.fromkeys(filter(None, map(attacks_run, results)))
+    if len(ran) == 1:
+        text += f" {escaped(next(iter(ran)))}"
     doubtful = [each for each in results if each.checks.verdict != "high"]
-    if doubtful:
-        told = dict.fromkeys(
-            f"{each.checks.verdict} for {each.model.path}" if len(results) > 1 else each.checks.verdict
-            for each in doubtful
-        )
-        text += f" The evaluation's own verdict is not high: {_all(told)}."
+    if doubtful and len(results) == 1:
+        text += f" Its checks raised a doubt ({first.checks.verdict})."
+    elif doubtful:
+        told = dict.fromkeys(f"{each.checks.verdict} for {each.model.path}" for each in doubtful)
+        text += f" Checks raised doubts: {_all(told)}."
     return text
 
 

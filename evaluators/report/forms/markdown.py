@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from evaluators.report.forms.facts import (
     LIMITS,
+    TERMS,
     Line,
     advised,
     headline,
@@ -18,6 +19,8 @@ from evaluators.report.pages.words import interval, percent
 from evaluators.results import Results
 
 MARK = "<!-- dgad report -->"
+MOST_NAMED = 5
+"""Classes that share the lowest share and are named."""
 
 
 def markdown(results: Sequence[Results]) -> str:
@@ -31,7 +34,8 @@ def markdown(results: Sequence[Results]) -> str:
         found += [*rows(each), ""] if len(results) == 1 else []
         found += [*weakest_lines(each), "", *_gates(each)]
         found += ["<details><summary>How it was measured, and what it does not say</summary>", ""]
-        found += [*how(each), *(f"- {limit}" for limit in LIMITS), "", "</details>", ""]
+        found += [*(f"- {word}: {text}." for word, text in TERMS), *how(each), *(f"- {limit}" for limit in LIMITS)]
+        found += ["", "</details>", ""]
     return "\n".join(found)
 
 
@@ -77,7 +81,15 @@ def _one_cell(line: Line | None) -> str:
 
 def weakest_lines(results: Results) -> list[str]:
     """The weakest class when clean, and at every radius."""
-    return [f"- {when}: {code(name)}, {share}" for when, name, share in weakest_classes(results)]
+    return [f"- {each.case}: {_named(each.names)}{each.share}" for each in weakest_classes(results)]
+
+
+def _named(classes: Sequence[str]) -> str:
+    """The first of several names."""
+    more = f" and {len(classes) - MOST_NAMED:,} more" if len(classes) > MOST_NAMED else ""
+    return (
+        ", ".join(map(code, classes[:MOST_NAMED])) + more + (", each " if len(classes) > 1 else ", " if classes else "")
+    )
 
 
 def _gates(results: Results) -> list[str]:

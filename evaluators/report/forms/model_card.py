@@ -17,10 +17,12 @@ from evaluators.report.forms.facts import LIMITS, ball, headline, plain
 from evaluators.report.forms.markdown import how, rows, verdict, weakest_lines
 from evaluators.report.forms.markup import code, prose
 from evaluators.report.pages.words import count
-from evaluators.results import Results
+from evaluators.results import Interval, Results
 
 MARK = "# dgad report"
 MOST_CLASSES = 20
+DIGITS = 4
+"""Decimals of a share."""
 _LIBRARIES = {"safetensors": "dgad-tk", "torch-export": "pytorch", "torchscript": "pytorch"}
 """What opens a file, by its format; else the format's own name, such as `onnx`."""
 
@@ -33,13 +35,14 @@ def model_card(results: Sequence[Results]) -> str:
     """
     first, record = _only(results), _record(results[0])
     library = _LIBRARIES.get(first.model.format, first.model.format)
-    index = {"name": _name(first), "results": [_index(each) for each in results]}
+    quotable = [each for each in results if each.checks.verdict != "unreliable"]
+    index = [{"name": _name(first), "results": [_index(each) for each in quotable]}] if quotable else []
     front = {
         "library_name": library,
         "pipeline_tag": "image-classification",
         "tags": ["adversarial-robustness", "robust-accuracy", *([record.method] if record and record.method else [])],
         "metrics": ["accuracy"],
-        "model-index": [index],
+        **({"model-index": index} if index else {}),
     }
     text = yaml.safe_dump(_plain(front), sort_keys=False, allow_unicode=True, width=float("inf"))
     body = [f"# {code(_name(first))}", ""]
@@ -55,7 +58,13 @@ def model_card(results: Sequence[Results]) -> str:
 
 def card_notes(results: Sequence[Results]) -> list[str]:
     """What an evaluation does not know and a card should have."""
-    return ["the card needs from you: `license`, `datasets` (names on the Hub), and what the model is intended for"]
+    notes = ["the card needs from you: `license`, `datasets` (names on the Hub), and what the model is intended for"]
+    if any(each.checks.verdict == "unreliable" for each in results):
+        notes.append(
+            "figures of an unreliable evaluation are not in the card's model-index, since the Hub would show them "
+            "without the doubt"
+        )
+    return notes
 
 
 def _only(results: Sequence[Results]) -> Results:
@@ -92,16 +101,17 @@ def _name(results: Results) -> str:
 
 def _index(results: Results) -> dict[str, Any]:
     """The figures of one evaluation as `model-index` has them: clean, each attack in a ball, the worst case."""
-    metrics = [_metric("Clean accuracy", results.clean.accuracy, images=results.clean.n)]
+    verdict = results.checks.verdict
+    doubt = {} if verdict == "high" else {"verdict": verdict}
+    metrics = [_metric("Clean accuracy", results.clean.accuracy, images=results.clean.n, **doubt)]
     for row in results.attacks:
         if row.robust_accuracy is not None and row.ci95 is not None and row.eps is not None:
-            about = {"attack": row.id, "norm": row.norm, "eps": row.eps, "images": row.n, "interval": list(row.ci95)}
-            metrics.append(
-                _metric(f"Robust accuracy, {row.id} at {ball(row.norm, row.eps)}", row.robust_accuracy, **about)
-            )
+            name = f"Robust accuracy, {row.id} at {ball(row.norm, row.eps)}"
+            about = {"attack": row.id, **_about(row.norm, row.eps, row.n, row.ci95), **doubt}
+            metrics.append(_metric(name, row.robust_accuracy, **about))
     for worst in results.worst_case:
-        about = {"norm": worst.norm, "eps": worst.eps, "images": worst.n, "interval": list(worst.ci95)}
         name = f"Robust accuracy, worst case at {ball(worst.norm, worst.eps)}"
+        about = {**_about(worst.norm, worst.eps, worst.n, worst.ci95), **doubt}
         metrics.append(_metric(name, worst.robust_accuracy, **about))
     dataset = results.dataset
     return {
@@ -117,7 +127,11 @@ def _index(results: Results) -> dict[str, Any]:
 
 
 def _metric(name: str, value: float, **about: object) -> dict[str, Any]:
-    return {"type": "accuracy", "name": name, "value": value, "args": about}
+    return {"type": "accuracy", "name": name, "value": round(value, DIGITS), "args": about}
+
+
+def _about(norm: str, eps: float, n: int, ends: Interval) -> dict[str, Any]:
+    return {"norm": norm, "eps": eps, "images": n, "interval": [round(end, DIGITS) for end in ends]}
 
 
 def _plain(value: Any) -> Any:
@@ -142,7 +156,7 @@ def _use(results: Results, record: Artifact | None) -> list[str]:
     else:
         lines.append("The file carries no record of its own: these are the classes and images of its evaluation.")
     usual: tuple[Any, ...] = (None, [], [0.0, 1.0])
-    given = [f"{key} {value}" for key, value in results.model.preprocessing.items() if value not in usual]
+    given = [f"{key} {_text(value)}" for key, value in results.model.preprocessing.items() if value not in usual]
     if given:
         lines.append(f"It was given pixels in [0, 1] by these rules: {', '.join(map(code, given))}.")
     return [*lines, "What it is fit for beyond that is not known from an evaluation."]
@@ -152,20 +166,39 @@ def _training(record: Artifact | None) -> list[str]:
     if record is None:
         return ["Not known: the file carries no record of its training."]
     threat = ", ".join(f"{key} {_radius(value)}" for key, value in record.threat.items())
-    facts = {
-        "Network": record.model,
-        "Method": record.method,
-        "Teacher": record.teacher,
-        "Dataset": record.dataset,
-        "Trained against": threat,
-        "Precision of the file": record.precision,
-        **{f"Training: {plain(key)}": value for key, value in record.training.items()},
-        "Made from (SHA-256)": record.source_sha256,
-        "Versions": ", ".join(f"{key} {value}" for key, value in record.versions.items()),
-    }
-    return [f"- {prose(key)}: {code(value)}" for key, value in facts.items() if value not in ("", None, {}, [])]
+    facts = [
+        ("Network", record.model),
+        ("Method", record.method),
+        ("Teacher", record.teacher),
+        ("Dataset", record.dataset),
+        ("Trained against", threat),
+        ("Precision of the file", record.precision),
+        *((_label(key), value) for key, value in record.training.items()),  # which may have any names
+        ("Made from (SHA-256)", record.source_sha256),
+        ("Versions", _text(record.versions)),
+    ]
+    return [f"- {prose(key)}: {code(_text(value))}" for key, value in facts if value not in ("", None, {}, [])]
 
 
-def _radius(value: Any) -> Any:
-    """`8/255` for a fraction of 1; anything else as it is."""
-    return format_fraction(value) if isinstance(value, float) else value
+def _label(key: str) -> str:
+    """`Best epoch` for `best_epoch`."""
+    text = plain(key).replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
+def _text(value: Any) -> str:
+    """A value of a record as a reader writes it: `yes`, `0.1, 0.2`, `a 1, b 2`."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{plain(key)} {_text(each)}" for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return "none" if value is None else str(value)
+
+
+def _radius(value: Any) -> str:
+    """`8/255` for a fraction of 1; anything else as text."""
+    return format_fraction(value) if isinstance(value, float) else _text(value)

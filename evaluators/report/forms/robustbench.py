@@ -12,11 +12,14 @@ from typing import Any
 from dgad_tk.common import UserError
 from dgad_tk.strangers.number_text import format_fraction
 from evaluators.report.forms.facts import plain
+from evaluators.report.pages.words import count
 from evaluators.results import Attack, Results
 
 MARK = "by dgad-tk"
 ATTACK = "autoattack"
 _NORMS = {"linf": "Linf", "l2": "L2"}
+_TEST: dict[str, int | None] = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": None}
+"""Datasets of the leaderboards, and how many images each has where that is known."""
 
 
 def robustbench(results: Sequence[Results]) -> str:
@@ -33,10 +36,18 @@ def robustbench_notes(results: Sequence[Results]) -> list[str]:
     row = _autoattack(results)
     missing = [key for key, value in _entry(results).items() if value is None]
     notes = [f"not known from an evaluation, and null: {', '.join(missing)}"]
-    norm = _NORMS.get(row.norm)
-    where = f"model_info/{plain(results[0].dataset.name)}/{norm}/" if norm else ""
-    notes.append(f"it belongs into {where}" if where else f"RobustBench has no leaderboard for {plain(row.norm)}")
-    notes.append(f"leaderboards count the whole test set; this is of {results[0].dataset.n:,} images")
+    norm, dataset, n = _NORMS.get(row.norm), results[0].dataset.name, results[0].dataset.n
+    if dataset not in _TEST:
+        notes.append(f"RobustBench has no '{plain(dataset)}': for your own use")
+    elif norm is None:
+        notes.append(f"RobustBench has no leaderboard for {plain(row.norm)}: for your own use")
+    else:
+        notes.append(f"it belongs into model_info/{plain(dataset)}/{norm}/")
+    whole = _TEST.get(dataset)
+    if whole is None:
+        notes.append(f"its figures are of {count(n, 'image')}")
+    elif n < whole:
+        notes.append(f"leaderboards count all {whole:,} test images; this is of {count(n, 'image')}")
     if results[0].checks.verdict != "high":
         notes.append(f"the evaluation's own verdict is {results[0].checks.verdict}; the form knows only `unreliable`")
     return notes

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evaluators.report.pages import words
 from evaluators.report.pages.charts import PERCENT, Axis, Chart, Line, Point, line_chart, round_numbers, thinned
 from evaluators.report.pages.words import duration, percent
 from evaluators.report.runs.record import Run
+from evaluators.report.runs.terms import meaning
 
 SHARES = {"teacher_wrong": "training images that the teacher gets wrong"}
 """Terms of a method that are shares of the images, and of what."""
@@ -23,11 +24,16 @@ Say = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Curve:
-    """A chart with its heading and what it shows in a sentence."""
+    """A chart with its heading and what it shows in a sentence.
+
+    Attributes:
+        meaning: what is drawn, where the heading is a term of the loss.
+    """
 
     title: str
     chart: Chart
     caption: str
+    meaning: str = ""
 
 
 def validation(run: Run) -> Curve | None:
@@ -55,19 +61,20 @@ def losses(run: Run) -> list[Curve]:
     names = dict.fromkeys(name for epoch in run.epochs for name in epoch.values)
     terms = [name for name in names if name not in _NO_TERM and not name.startswith(("val_", "test_"))]
     terms.sort(key=lambda name: name != "loss")
-    return [_scaled(run, name, name, "mean over the images", _figure) for name in terms]
+    drawn = {name: _scaled(run, name, name, "mean over the images", _figure) for name in terms}
+    return [replace(curve, meaning=meaning(run.config.method, name)) for name, curve in drawn.items()]
 
 
 def shares(run: Run) -> list[Curve]:
     """Shares of the training images that the method watches."""
     found = []
-    for name, meaning in SHARES.items():
+    for name, of_what in SHARES.items():
         if points := run.series(name):
             highest = max((value for _, value in _finite(points)), default=0.0)
             top = next((each for each in (0.05, 0.1, 0.25, 0.5) if highest <= each), 1.0)
             ticks = [(top * part / 5, f"{20 * part * top:g} %") for part in range(6)]
             axis = Axis("share of the training images", 0.0, top, ticks)
-            found.append(_curve(run, points, f"{meaning[0].upper()}{meaning[1:]}", axis, percent))
+            found.append(_curve(run, points, f"{of_what[0].upper()}{of_what[1:]}", axis, percent))
     return found
 
 

@@ -20,8 +20,12 @@ class Figure:
     images: list[Picture] = field(repr=False)
 
 
-def gallery(run: Run) -> list[Figure]:
-    """The images of images.npz; empty where there are none."""
+def gallery(run: Run, id: str = "image") -> list[Figure]:
+    """The images of images.npz; empty where there are none.
+
+    Args:
+        id: what their places on the page are called, with a number behind.
+    """
     examples = run.examples
     if examples is None:
         return []
@@ -36,7 +40,7 @@ def gallery(run: Run) -> list[Figure]:
             images.append(picture(adversarial, alt=f"the same image of {label} after the attack", caption="attacked"))
         answers = (("as it is", examples.clean_pred), ("after the attack", examples.adv_pred))
         said = [f"{_class(run, int(each[at]))} {when}" for when, each in answers if each is not None]
-        found.append(Figure(f"image-{at + 1}", label, f"answered {', '.join(said)}" if said else "", images))
+        found.append(Figure(f"{id}-{at + 1}", label, f"answered {', '.join(said)}" if said else "", images))
     return found
 
 

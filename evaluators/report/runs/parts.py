@@ -78,7 +78,10 @@ def _title(run: Run) -> str:
     best = run.at(f"{run.config.select_on}_{run.selected_by}", run.best)
     if best is None:
         return f"{words.count(len(run.epochs), 'epoch')} done, and none was validated yet"
-    return f"{BY[run.selected_by]} was best in epoch {run.best}: {words.percent(best)}"
+    right = "right under attack" if run.selected_by == "robust" else "right"
+    n, images = _selection_images(run), f"{curves.SPLITS[run.config.select_on]} image"
+    of = words.count(n, images) if n else f"{images}s"
+    return f"{words.percent(best)} {right} in the best epoch ({run.best}), on {of}"
 
 
 def _state(run: Run) -> str:
@@ -156,7 +159,7 @@ def _facts(run: Run, time: str) -> list[tuple[str, str]]:
     found = [
         ("Network", f"{config.student} by {config.method}"),
         ("Images", config.dataset + (f", the first {config.limit_train:,}" if config.limit_train else "")),
-        ("Threat", f"{threat.norm} {words.eps_text(threat.eps)}, {words.count(threat.steps, 'step')}"),
+        ("Threat", f"{threat.norm.capitalize()} {words.eps_text(threat.eps)}, {words.count(threat.steps, 'step')}"),
     ]
     if record is not None and record.teacher:
         model, _, digest = record.teacher.rpartition(" ")

@@ -30,6 +30,7 @@ from evaluators.verdict.gate import CLEAN, WORST_CASE
 from evaluators.verdict.paired import CHANCE, Paired, holm, paired
 from evaluators.verdict.records import Question, Record, Right, same_questions, shared_places
 
+UNMET = "the two looked at none of these images both"
 UNBOUNDED = "looks for the nearest adversarial image, so it has no robust accuracy"
 
 
@@ -98,7 +99,12 @@ def comparison(records: Sequence[Record], files: Sequence[str], *, command: str 
         adjustment=family,
         pairs=pairs,
         survival=[_survival(runs, each) for each in alike],
-        notes=notes(results, len(common), sorted(surrogates)),
+        notes=notes(
+            results,
+            len(common),
+            sorted(surrogates),
+            [each for each, record in zip(results, records, strict=True) if _is_int8(record)],
+        ),
     )
 
 
@@ -117,10 +123,13 @@ def _single(reference: Run, other: Run) -> Iterator[_Asked]:
     """Clean images, and every row that both have."""
     yield ON_CLEAN
     for question in reference.rows:
-        if reference.done(question) and other.done(question):
-            asked = _row(reference, question)
-            if _outcomes(reference, other, asked)[0].any():
-                yield asked
+        if reference.done(question) and other.done(question) and _met(reference, other, question):
+            yield _row(reference, question)
+
+
+def _met(reference: Run, other: Run, question: Question) -> bool:
+    """Whether a row that is done in both looked at an image in both."""
+    return bool((reference.view(question).seen & other.view(question).seen).any())
 
 
 def _row(reference: Run, question: Question) -> _Asked:
@@ -179,8 +188,8 @@ def _test(
         p=found.p,
         p_adjusted=adjusted,
         more_than_chance=adjusted < CHANCE,
-        finding=finding(found, what, asked.where, names),
-        evidence=evidence(found, adjusted, tests),
+        finding=finding(found, what, asked.where, names, real=adjusted < CHANCE),
+        evidence=evidence(found, adjusted, tests, names[1]),
         classes=list(_classes(reference, seen, before, after)),
         changes=list(_changes(reference, other, asked)),
     )
@@ -225,6 +234,8 @@ def _uncompared(reference: Run, other: Run) -> list[Uncompared]:
                 found.setdefault(row.id, f"only in {where}")
             elif row.status != "done":
                 found.setdefault(row.id, f"{row.status} in {where}: {row.reason}")
+            elif run.done(question) and missing.done(question) and not _met(run, missing, question):
+                found.setdefault(row.id, UNMET)
         found |= {row.id: UNBOUNDED for row in run.record.results.attacks if row.eps is None}
     return [Uncompared(row=row, reason=reason) for row, reason in found.items()]
 
@@ -244,6 +255,12 @@ def _survival(runs: Sequence[Run], asked: _Asked) -> Survival:
 def _kept(result: int, held: Right, before: Right) -> Kept:
     kept, of = int((held & before).sum()), int(before.sum())
     return Kept(result=result, right=int(held.sum()), kept=kept, share=kept / of if of else None, ci95=wilson(kept, of))
+
+
+def _is_int8(record: Record) -> bool:
+    """Whether the file's format or its own record says so."""
+    model = record.results.model
+    return any("int8" in str(said).lower() for said in (model.format, (model.metadata or {}).get("precision")))
 
 
 def _compared(number: int, name: str, file: str, record: Record) -> Compared:

@@ -129,9 +129,9 @@ class PairedTest(_Part):
     more_than_chance: bool
     """`p_adjusted` is below the level of `adjustment`."""
     finding: str
-    """What is found, as a clause: who is how much more or less accurate or robust."""
+    """What is found, as a clause: who is how much more or less accurate or robust, or that no difference is shown."""
     evidence: str
-    """How sure that is, as a clause: what was lost and won, and whether chance can explain it."""
+    """How sure that is, as a clause that follows a colon: what was lost and won, or what differs, and p."""
     classes: list[ClassDifference]
     """Each class that has images, in the order of the labels."""
     changes: list[Change]

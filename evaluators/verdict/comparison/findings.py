@@ -2,50 +2,61 @@
 
 from collections.abc import Sequence
 from pathlib import PurePath
+from shlex import quote
+from typing import Literal
 
 from dgad_tk.strangers.names import shown
-from evaluators.verdict.comparison.document import Compared
+from evaluators.verdict.comparison.document import ClassDifference, Compared
 from evaluators.verdict.paired import CHANCE, Paired
 
 LONGEST = 48
 """Characters of a model's name in a sentence."""
+MINUS = "\N{MINUS SIGN}"
+NOUNS = {"accurate": "accuracy", "robust": "robustness"}
+"""What a model is to what it has."""
 
 
-def finding(found: Paired, what: str, where: str, names: tuple[str, str]) -> str:
-    """A difference as a clause.
+def finding(found: Paired, what: str, where: str, names: tuple[str, str], *, real: bool) -> str:
+    """What is found, as a clause that `evidence` goes on from. What chance can explain is no finding.
 
     Args:
         found: the difference, the reference being the second of the two.
         what: `accurate` or `robust`.
         where: such as `on clean images`.
         names: of the reference and of what is compared with it.
+        real: the difference is more than chance.
     """
+    if not real:
+        return f"No difference shown in {NOUNS[what]} {where}"
     reference, other = names
-    low, high = (decimal(end) for end in found.ci95)
-    if found.only_first == found.only_second:
-        return f"{other} is as {what} as {reference} {where} ({low} to {high} points)"
     size, way = decimal(abs(found.difference)), "more" if found.difference > 0 else "less"
     unit = "point" if size == "1.0" else "points"
-    return f"{other} is {size} {unit} {way} {what} than {reference} {where} ({low} to {high})"
+    return f"{other} is {size} {unit} {way} {what} than {reference} {where} ({_ends(found)})"
 
 
-def evidence(found: Paired, adjusted: float, tests: int) -> str:
-    """How sure a difference is, as a clause.
+def evidence(found: Paired, adjusted: float, tests: int, name: str) -> str:
+    """How sure that is, as a clause.
 
     Args:
         adjusted: p, adjusted for `tests` tests.
+        name: of what is compared with the reference.
     """
-    split = f"it lost {found.only_second:,} and won {found.only_first:,} of {count(found.n, 'image')}"
-    if found.only_first == found.only_second:
-        return split
-    p = p_text(found.p)
+    p, differ = p_text(found.p), found.only_first + found.only_second
     equals = f"p < {p[1:]}" if p.startswith("<") else f"p = {p}"
     after = f"{p_text(adjusted)} adjusted for {tests} tests"
     if adjusted < CHANCE:
+        split = f"it lost {found.only_second:,} and won {found.only_first:,} of {count(found.n, 'image')}"
         return f"{split}, more than chance explains, {equals}{f', and {after}' if tests > 1 else ''}"
-    if found.p < CHANCE:
-        return f"{split}, which chance can explain: {equals}, but {after}"
-    return f"{split}, which chance can explain, {equals}"
+    size, of = (
+        signed(found.difference),
+        f"{differ:,} of {count(found.n, 'image')} {'differs' if differ == 1 else 'differ'}",
+    )
+    unit = "point" if size[1:] == "1.0" else "points"
+    return f"{name} {size} {unit} ({_ends(found)}), {of}, {equals}{f', but {after}' if found.p < CHANCE else ''}"
+
+
+def _ends(found: Paired) -> str:
+    return " to ".join(map(signed, found.ci95))
 
 
 def p_text(p: float) -> str:
@@ -61,6 +72,29 @@ def decimal(share: float) -> str:
     points = 100 * share
     text = f"{points:.1f}" if abs(points) >= 0.05 or abs(points) < 1e-9 else f"{points:.2f}"
     return text.lstrip("-") if float(text) == 0 else text
+
+
+def signed(share: float) -> str:
+    """The same with its sign, for sentences: `+0.6`, or `-0.4` with a minus sign."""
+    text = decimal(share)
+    return text if float(text) == 0 else f"{MINUS}{text[1:]}" if text.startswith("-") else f"+{text}"
+
+
+def doubt(each: Compared) -> str:
+    """What the checks of a result doubt, as a clause."""
+    why = "; ".join(dict.fromkeys(found.detail for found in each.doubts))
+    return f"the checks of {each.name} found something to doubt ({each.verdict}): {why}"
+
+
+def lowest(classes: Sequence[ClassDifference], key: Literal["right", "reference_right"]) -> tuple[list[str], float]:
+    """Names of the classes with the smallest share of right images, and that share.
+
+    Args:
+        key: `right` for this result, `reference_right` for the reference.
+    """
+    shares = [getattr(each, key) / each.n for each in classes]
+    least = min(shares)
+    return [each.class_ for each, share in zip(classes, shares, strict=True) if share == least], least
 
 
 def count(number: int, noun: str) -> str:
@@ -85,20 +119,26 @@ def short_names(paths: Sequence[str]) -> list[str]:
     return names
 
 
-def notes(results: Sequence[Compared], n: int, surrogates: Sequence[str]) -> list[str]:
+def notes(results: Sequence[Compared], n: int, surrogates: Sequence[str], quantised: Sequence[Compared]) -> list[str]:
     """What to know before figures of `n` images are read.
 
     Args:
+        quantised: those that are INT8.
         surrogates: names of those that transfer rows were made on.
     """
     found = []
     if more := [each for each in results if each.n > n]:
         saw = ", ".join(f"{each.name} saw {count(each.n, 'image')}" for each in more)
         found.append(f"{saw}: everything here is of the {n:,} that all saw")
-    for each in results:
-        if each.verdict != "high":
-            why = "; ".join(dict.fromkeys(doubt.detail for doubt in each.doubts))
-            found.append(f"the evaluation of {each.name} is {each.verdict}: {why}")
+    found += [doubt(each) for each in results if each.verdict != "high"]
+    if quantised:
+        one = len(quantised) == 1
+        names, it = ", ".join(each.name for each in quantised), "it" if one else "they"
+        found.append(
+            f"INT8 hides gradients and small gains, so {names} {'looks' if one else 'look'} a little more robust than "
+            f"{it} {'is' if one else 'are'}: attack {'it' if one else 'them'} also with examples made on the float "
+            f"file: dgad attack --model {shown(quote(quantised[0].path))} --suite transfer --surrogate FLOAT.onnx"
+        )
     for number, each in enumerate(results):
         if twin := next((other for other in results[:number] if other.sha256 == each.sha256), None):
             found.append(f"{twin.name} and {each.name} are the same file: what differs is how it was attacked")

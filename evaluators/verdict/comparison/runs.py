@@ -1,5 +1,6 @@
 """Results brought to the images that all of them saw, in one order."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -105,4 +106,6 @@ def _class_names(record: Record) -> dict[int, str]:
     labels, named = np.unique(record.label).tolist(), [each.class_ for each in results.clean.classes]
     if len(labels) == len(named):
         names |= dict(zip(labels, named, strict=True))
-    return names | dict(enumerate(results.dataset.classes))
+    names |= dict(enumerate(results.dataset.classes))
+    times = Counter(names.values())  # two classes of one name stay two
+    return {number: name if times[name] == 1 else f"{name} [{number}]" for number, name in names.items()}

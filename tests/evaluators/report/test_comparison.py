@@ -26,7 +26,9 @@ class Page(HTMLParser):
         self.ids: list[str] = []
         self.links: list[str] = []
         self.texts: dict[str, list[str]] = {}
-        self.feed(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        self.box = text.partition('class="verdict')[2].partition("</div>")[0]
+        self.feed(text)
         self.close()
         assert self.open == []
 
@@ -80,6 +82,7 @@ def test_the_answer_comes_first(tmp_path: Path) -> None:
         low, high = (f"{abs(100 * end):.1f}" for end in each.ci95)
         assert low in everything
         assert high in everything
+    assert seen.attributes.count(("open", None)) == seen.tags.count("details") > 0  # on paper, closed ones are lost
     assert {link[1:] for link in seen.links if link.startswith("#")} <= set(seen.ids)
     assert len(seen.ids) == len(set(seen.ids))
     assert "script" not in seen.tags
@@ -121,6 +124,8 @@ def test_what_strangers_wrote_is_text(tmp_path: Path) -> None:
     assert "<script>alert(1)</script>" in seen.text("main")
     assert "\x1b" not in seen.text("html")
     assert "These figures can be doubted." in seen.text("header")
+    assert seen.text("li").count("found something to doubt (unreliable): the twin differs") == 2
+    assert "found something to doubt" in seen.box
 
 
 def test_a_thousand_classes_stay_small(tmp_path: Path) -> None:
@@ -134,6 +139,10 @@ def test_where_nothing_differs_and_nothing_is_right(tmp_path: Path) -> None:
     """Axes and shares of nothing."""
     wrong = [answered([0, 1], [1, 0], {"pgd": [1, 0]}, model=name) for name in ("a.onnx", "b.onnx")]
     seen = page(comparison(wrong, ["a", "b"]), tmp_path)
-    assert "b.onnx is as robust as a.onnx under pgd at 0.1" in seen.text("h1")
+    assert seen.text("h1").startswith("No difference shown in robustness under pgd at 0.1: b.onnx 0.0 points (")
+    assert seen.text("main").count("Weakest: all 2 classes with 0.0 % each; in the reference all 2 classes with") == 2
+    assert seen.text("main").count("No class differs: each is right as often in both.") == 2
+    assert "details" not in seen.tags
+    assert "Compared on 20" in seen.text("main")
     assert "There is none, so nothing can survive." in seen.text("main")
     assert "None." in seen.text("main")

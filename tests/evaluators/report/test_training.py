@@ -119,7 +119,11 @@ def test_it_says_what_the_metrics_say(run: RunFolder) -> None:
     *epochs, end = run.records()
     best = epochs[end["best_epoch"]]
     robust = f"{100 * best['val_robust']:.1f} %"
-    assert page.headings("h1") == [f"Robust accuracy was best in epoch {best['epoch'] + 1}: {robust}"]
+    n = read_weights(run.best)[1].training["selection_images"]
+    title = f"{robust} right under attack in the best epoch ({best['epoch'] + 1}), on {n} validation images"
+    assert page.headings("h1") == [title]
+    assert "Linf 0.15, 2 steps" in page.text
+    assert "prediction consistency: how far the student's answers" in page.text
     for term in ("loss", "l_st", "l_at", "pcr"):
         assert term in page.headings("h3")
         assert f"{epochs[0][term]:.4g} in epoch 1" in page.text
@@ -131,9 +135,9 @@ def test_it_says_what_the_metrics_say(run: RunFolder) -> None:
     assert "paper" not in page.ids()
     assert torch.__version__.split("+")[0] in page.text
     *_, teacher_end = run.teacher.records()
-    assert f"best in epoch {teacher_end['best_epoch'] + 1}" in " ".join(page.headings("h2"))
-    with np.load(run.images) as images:
-        assert sum(tag == "img" for tag, _ in page.tags) == 3 * len(images["label"])
+    assert f"in the best epoch ({teacher_end['best_epoch'] + 1}), on " in " ".join(page.headings("h2"))
+    with np.load(run.images) as images, np.load(run.teacher.images) as taught:
+        assert sum(tag == "img" for tag, _ in page.tags) == 3 * (len(images["label"]) + len(taught["label"]))
         right = int((images["adv_pred"] == images["label"]).sum())
     assert f"{right} of 8 right after the attack" in page.text
     assert run.report.stat().st_size < 150_000
@@ -222,7 +226,7 @@ def test_what_is_damaged_is_left_out_and_said(run: RunFolder) -> None:
     run.best.write_bytes(run.best.read_bytes()[:50])
     page = page_of(run)
     assert "best.safetensors cannot be read" in page.text
-    assert "was best in epoch" in page.text  # by the metrics
+    assert "in the best epoch (" in page.text  # by the metrics
     run.config.write_text("epochs: [\n")
     with pytest.raises(UserError, match="config"):
         write_run_page(run)
@@ -265,7 +269,7 @@ def test_long_runs_stay_small_and_readable(run: RunFolder) -> None:
 
 def test_a_method_that_attacks_nothing_is_judged_by_clean_accuracy(tmp_path: Path) -> None:
     page = page_of(train(quick(method="standard", epochs=1, select_on="test"), out=tmp_path / "r"))
-    assert page.headings("h1")[0].startswith("Clean accuracy was best in epoch 1: ")
+    assert re.fullmatch(r"[0-9.]+ % right in the best epoch \(1\), on [0-9,]+ test images", page.headings("h1")[0])
     assert "attacks no images" in page.text
     assert sum(tag == "img" for tag, _ in page.tags) == 8
     assert "chosen on the test images" in page.text
@@ -339,4 +343,4 @@ def test_weights_that_are_ahead_of_the_metrics(run: RunFolder) -> None:
     change_record(run, training=read_weights(run.best)[1].training | {"best_epoch": 3})
     write_metrics(run, *map(json.dumps, run.records()[:2]))
     assert read_run(run).best in (1, 2)
-    assert page_of(run).headings("h1")[0].startswith("Robust accuracy was best in epoch ")
+    assert page_of(run).headings("h1")[0].count("right under attack in the best epoch (") == 1

@@ -32,6 +32,14 @@ def test_without_a_difference_the_interval_is_not_empty() -> None:
     assert found.ci95[1] == pytest.approx(-found.ci95[0])
 
 
+def test_the_interval_is_one_of_differences() -> None:
+    """By hand, 2 images that only the first got right: (2.5 - 0.5) / 4 + 1.96 * sqrt(3 - 4 / 4) / 4 is above 1."""
+    low, high = paired(*outcomes(0, 2, 0, 0)).ci95
+    assert high == 1
+    assert low == pytest.approx(0.5 - 1.959964 * 2**0.5 / 4)
+    assert paired(*outcomes(0, 0, 2, 0)).ci95 == (-1, pytest.approx(-low))
+
+
 def test_coverage() -> None:
     """The interval holds the true difference in about 95 of 100 samples."""
     rng = np.random.default_rng(0)

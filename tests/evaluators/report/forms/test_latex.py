@@ -79,9 +79,11 @@ def test_the_table() -> None:
     assert r"    cw2 & unbounded & 100.0\,\% broken \\" in text
     assert r"    square & 8/255 & 50.0 {\footnotesize(47.0--53.0)}, first 300 \\" in text
     assert r"    transfer:resnet20:pgd & 8/255 & skipped \\" in text
-    assert r"    worst case linf & 8/255 & 38.4 {\footnotesize(35.4--41.5)} \\" in text
-    assert "verdict is not high" not in text
-    assert "verdict is not high: warn" in latex([sample(checks=doubtful())])
+    assert r"    worst case, Linf & 8/255 & 38.4 {\footnotesize(35.4--41.5)} \\" in text
+    assert "(cifar10 test, 1,000 images; Linf 8/255). Attacks: pgd, autoattack, square." in text
+    assert "doubt" not in text
+    assert " Its checks raised a doubt (warn)." in latex([sample(checks=doubtful())])
+    assert " Checks raised doubts: warn for runs/student.onnx." in latex([sample(checks=doubtful()), sample()])
     for opening in ("table", "tabular"):
         assert text.count(f"\\begin{{{opening}}}") == text.count(f"\\end{{{opening}}}") == 1
 

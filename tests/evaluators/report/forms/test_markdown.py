@@ -81,7 +81,7 @@ def test_the_answer_comes_first() -> None:
     (answer,) = re.findall(r"\*\*(Of.*)\*\*", text)
     assert answer == (
         "Of 1,000 images, 71.2 % were classified correctly, and 38.4 % (95 % interval 35.4 to 41.5) "
-        "still were under the worst attack found at Linf 8/255."
+        "still were under the worst attack found at Linf 8/255. Attacks: pgd, autoattack, square."
     )
     assert text.index(answer) < text.index("Believable: **high**") < text.index("| `pgd` |")
     assert "| `cw2` | unbounded |  |  | 100.0 % | 0.751 |" in text
@@ -91,6 +91,44 @@ def test_the_answer_comes_first() -> None:
     assert "Weakest of 2 classes under attack at Linf 8/255: `cat`, 18.8 % (94 of 500)" in text
     assert "`transfer:resnet20:pgd`: skipped: there is no surrogate" in text
     assert "| gate |" not in text
+    assert "| `worst case, Linf` | 8/255 | 38.4 % |" in text
+    fold = text.partition("<details>")[2]
+    assert "\n- Believable: whether checks of this evaluation found signs" in fold
+    assert "\n- Success: the share of the images that an attack tried" in fold
+    assert "- Gradients against runtime: `logits differ by at most 1e-06, same answers on 100 %`" in fold
+
+
+@pytest.mark.parametrize(
+    ("attacks", "told"),
+    [
+        ([row("pgd", 400)], True),
+        ([row("pgd", 400), row("square", 150, n=300)], False),
+        ([row("transfer:a:square", 400, name="square", source="transfer", surrogate="a")], True),
+        ([row("pgd", 400), row("autoattack", None, status="failed")], True),
+        ([row("autoattack@8/255", 400, name="autoattack")], False),
+    ],
+)
+def test_an_evaluation_without_autoattack_says_so(attacks: list[dict[str, object]], told: bool) -> None:
+    text = markdown([sample(attacks=attacks)])
+    assert ("AutoAttack, which papers compare by, was not run: expect a lower figure." in text) == told
+
+
+@pytest.mark.parametrize(
+    ("right", "expected"),
+    [
+        ([0, 0, 0], "Weakest of 3 classes on clean images: no image of any class is right"),
+        ([5, 5, 5], "Weakest of 3 classes on clean images: all 3 classes share the lowest share, 50.0 %"),
+        ([5, 7, 5], "Weakest of 3 classes on clean images: `a`, `c`, each 50.0 %"),
+        ([5, 4, 5], "Weakest of 3 classes on clean images: `b`, 40.0 % (4 of 10)"),
+        ([5], "Weakest of 1 class on clean images: `a`, 50.0 % (5 of 10)"),
+        ([1] * 7 + [2], "Weakest of 8 classes on clean images: `a`, `b`, `c`, `d`, `e` and 2 more, each 10.0 %"),
+    ],
+)
+def test_classes_that_share_the_lowest_share_are_all_weakest(right: list[int], expected: str) -> None:
+    classes = [{"class": "abcdefgh"[at], "n": 10, "correct": each} for at, each in enumerate(right)]
+    total, n = sum(right), 10 * len(right)
+    text = markdown([sample(clean={"accuracy": total / n, "correct": total, "n": n, "classes": classes})])
+    assert f"\n- {expected}\n" in text
 
 
 @pytest.mark.parametrize(("verdict", "caution"), [("warn", "has doubts"), ("unreliable", "is unreliable")])

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
-from sample_results import HOSTILE, RECORD, SEEN, SHA, hostile, row, sample
+from sample_results import HOSTILE, RECORD, SEEN, SHA, doubtful, hostile, row, sample
 
 from dgad_tk.common import UserError
 from evaluators.report.forms.model_card import card_notes, model_card
@@ -67,7 +67,8 @@ def test_the_card_says_what_is_known_and_what_is_not() -> None:
         "- Method: `dgad`",
         "- Teacher: `resnet20 0123`",
         "- Trained against: `norm linf, eps 8/255, steps 10`",
-        "- Training: epochs: `200`",
+        "- Epochs: `200`",
+        "- Select on: `val`",
         f"- SHA-256 of the model: `{SHA}`",
         "An attack gives an upper bound",
         "Believable: **high**",
@@ -87,6 +88,29 @@ def test_the_card_says_what_is_known_and_what_is_not() -> None:
     assert "`class 19` and 980 more." in large
     (note,) = card_notes([foreign])
     assert "license" in note
+
+
+def test_values_of_the_record_are_no_python() -> None:
+    training = {"nesterov": True, "milestones": [0.5, 0.75], "lr": 0.1, "classes": {"a": 1, "b": None}, "clip": None}
+    metadata = RECORD | {"training": training}
+    text = model_card([sample(model={"path": "a.onnx", "sha256": SHA, "format": "onnx", "metadata": metadata})])
+    for line in ("- Nesterov: `yes`", "- Milestones: `0.5, 0.75`", "- Lr: `0.1`", "- Classes: `a 1, b none`"):
+        assert f"\n{line}\n" in text
+    assert "- Clip" not in text
+
+
+def test_figures_in_doubt_say_so_or_stay_out_of_the_index() -> None:
+    third = {"accuracy": 1 / 3, "correct": 1, "n": 3, "classes": []}
+    warned = ModelCard(model_card([sample(checks=doubtful(), clean=third)]))
+    assert {each.metric_args["verdict"] for each in warned.data.eval_results} == {"warn"}
+    assert warned.data.eval_results[0].metric_value == 0.3333
+    unreliable = sample(checks=doubtful("unreliable"))
+    assert "model-index" not in model_card([unreliable])
+    assert "not in the card's model-index" in card_notes([unreliable])[-1]
+    (only,) = yaml.safe_load(model_card([unreliable, sample()]).split("\n---\n")[0].removeprefix("---\n"))[
+        "model-index"
+    ]
+    assert len(only["results"]) == 1
 
 
 def test_several_results_of_one_file_are_one_card() -> None:

@@ -45,7 +45,27 @@ def test_known_facts_stand_as_theirs_and_unknown_ones_are_null() -> None:
     notes = robustbench_notes([sample()])
     assert "link, name, authors, additional_data, number_forward_passes, venue, reported" in notes[0]
     assert notes[1] == "it belongs into model_info/cifar10/Linf/"
-    assert "1,000 images" in notes[2]
+    assert notes[2] == "leaderboards count all 10,000 test images; this is of 1,000 images"
+
+
+def test_what_the_leaderboards_do_not_have_is_for_ones_own_use() -> None:
+    """And of a dataset that is not known, nobody says how many images it has."""
+
+    def notes(**more: object) -> list[str]:
+        found = sample()
+        return robustbench_notes([found.model_copy(update={"dataset": found.dataset.model_copy(update=more)})])[1:]
+
+    assert notes(name="digits", n=1000) == [
+        "RobustBench has no 'digits': for your own use",
+        "its figures are of 1,000 images",
+    ]
+    attack = row("autoattack", 384, norm="l1")
+    assert robustbench_notes([sample(attacks=[attack])])[1] == "RobustBench has no leaderboard for l1: for your own use"
+    whole = sample(attacks=[row("autoattack", 384, n=10_000)])
+    dataset = whole.dataset.model_copy(update={"n": 10_000})
+    assert robustbench_notes([whole.model_copy(update={"dataset": dataset})])[1:] == [
+        "it belongs into model_info/cifar10/Linf/"
+    ]
 
 
 def test_doubts_are_told() -> None:
