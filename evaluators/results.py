@@ -57,11 +57,18 @@ class Model(_Part):
     format: str
     size: Count | None = None
     """Bytes."""
+    precision: str = ""
+    """`fp32`, `fp16` or `int8`."""
     metadata: dict[str, Any] | None
     """The record that the file carries, where it carries one."""
     preprocessing: dict[str, Any] = {}
     """What is done to pixels in [0, 1] before the file takes them."""
     notes: list[str] = []
+
+    @property
+    def computes_in(self) -> str:
+        """The precision, as the file's reader or its record has it; empty if not known."""
+        return self.precision or str((self.metadata or {}).get("precision") or "")
 
 
 class Dataset(_Part):
@@ -139,6 +146,8 @@ class Attack(_Part):
     """Unique: `pgd`, `pgd@4/255`, `transfer:resnet20:fgsm`."""
     name: str
     """Row of the ATTACKS table."""
+    description: str = ""
+    """What the attack is, in a line."""
     kind: str
     """`budget`: looks inside a ball. `min-norm`: looks for the nearest adversarial image."""
     source: str

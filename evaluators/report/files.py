@@ -53,6 +53,7 @@ def results(evaluation: Evaluation, *, command: str, dataset: str, split: str) -
             sha256=predictor.sha256,
             format=predictor.format,
             size=predictor.path.stat().st_size if predictor.path and predictor.path.is_file() else None,
+            precision=predictor.precision,
             metadata=predictor.artifact.to_dict() if predictor.artifact else None,
             preprocessing=predictor.interface.to_dict(),
             notes=list(predictor.notes),
@@ -115,6 +116,7 @@ def _attack(outcome: Outcome, n: int) -> Attack:
     return Attack(
         id=row.id,
         name=row.attack,
+        description=row.spec.description,
         kind=row.spec.kind,
         source=row.source,
         surrogate=row.surrogate.name if row.surrogate else None,

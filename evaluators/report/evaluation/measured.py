@@ -1,8 +1,10 @@
 """How it was measured, how to repeat it, and what it does not say."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+from evaluators.report.evaluation.attacks import MOST_ROWS
 from evaluators.report.evaluation.headline import main_case
 from evaluators.report.pages.words import count, eps_text, percent, size
 from evaluators.results import Results
@@ -28,7 +30,7 @@ def identity(results: Results) -> Facts:
 
 
 def _format(results: Results) -> str:
-    precision = (results.model.metadata or {}).get("precision")
+    precision = results.model.computes_in
     found = results.model.format if not precision else f"{results.model.format}, {precision}"
     return found if results.model.size is None else f"{found}, {size(results.model.size)}"
 
@@ -71,6 +73,34 @@ def measured(results: Results) -> Facts:
     return facts
 
 
+@dataclass(frozen=True)
+class Explained:
+    """What an attack is, what it sees, and how it was set."""
+
+    name: str
+    what: str
+    sees: str
+    settings: str
+
+
+_SEES = {
+    "white-box": "gradients of the file, and its answers",
+    "black-box": "answers of the file",
+    "transfer": "another model, then answers of the file",
+}
+
+
+def explained(results: Results) -> list[Explained]:
+    """The attacks that ran, each once; none in results of older versions, which do not say what an attack is."""
+    found: dict[tuple[str, str], Explained] = {}
+    for row in results.attacks:
+        if row.description and len(found) < MOST_ROWS:
+            settings = ", ".join(f"{key} {value}" for key, value in row.params.items())
+            sees = _SEES.get(row.source, row.source)
+            found.setdefault((row.name, row.source), Explained(row.name, row.description, sees, settings))
+    return list(found.values())
+
+
 def _preprocessing(preprocessing: dict[str, Any]) -> str:
     told = {key: value for key, value in preprocessing.items() if value not in (None, "", [], {}, ())}
     return ", ".join(f"{key} {value}" for key, value in told.items())
@@ -93,5 +123,5 @@ def limits(results: Results) -> Iterator[str]:
         yield "Some attacks saw only the first images; they are marked, and no part of the worst case."
     if results.clean.non_finite:
         yield f"{count(results.clean.non_finite, 'image')} got answers that are no numbers; they count as wrong."
-    if (results.model.metadata or {}).get("precision") == "int8" or "int8" in results.model.format:
+    if "int8" in f"{results.model.format} {results.model.computes_in}":
         yield "Rounding hides gradients: INT8 files look a little more robust than they are."

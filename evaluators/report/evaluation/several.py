@@ -134,7 +134,7 @@ def _beside(number: int, results: Results) -> Beside:
     return Beside(
         number=number,
         path=results.model.path,
-        format=str((results.model.metadata or {}).get("precision") or results.model.format),
+        format=results.model.computes_in or results.model.format,
         size="" if results.model.size is None else size(results.model.size),
         images=f"{results.dataset.n:,} of {results.dataset.name}",
         clean=percent(results.clean.accuracy),

@@ -43,6 +43,7 @@ class View:
     paper: dict[str, Any]
     checks: list[Checked]
     trained: Trained
+    explained: list[measured.Explained]
     measured: list[tuple[str, str]]
     limits: list[str]
     arrays_missing: bool
@@ -93,6 +94,7 @@ def view(evidence: Evidence, *, prefix: str = "", title: str = "") -> View:
         paper=attacks.paper_of(results),
         checks=checked(results),
         trained=trained(results),
+        explained=measured.explained(results),
         measured=measured.measured(results),
         limits=list(measured.limits(results)),
         arrays_missing=evidence.samples is None,

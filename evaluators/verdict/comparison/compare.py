@@ -258,9 +258,9 @@ def _kept(result: int, held: Right, before: Right) -> Kept:
 
 
 def _is_int8(record: Record) -> bool:
-    """Whether the file's format or its own record says so."""
+    """Whether the file's format, its reader or its own record says so."""
     model = record.results.model
-    return any("int8" in str(said).lower() for said in (model.format, (model.metadata or {}).get("precision")))
+    return "int8" in f"{model.format} {model.computes_in}".lower()
 
 
 def _compared(number: int, name: str, file: str, record: Record) -> Compared:
