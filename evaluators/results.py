@@ -15,6 +15,7 @@ from dgad_tk.config.threat import LARGEST_EPS
 SCHEMA: Final = "dgad/results/1"
 FILE = "results.json"
 HINT = "name the results.json of a `dgad attack`, or its folder"
+AGAIN = "run that evaluation again: the same command goes on from what is stored"
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -296,7 +297,4 @@ def read_results(path: Path) -> Results:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"'{path}' is damaged: {where}: {first['msg']}",
-            hint="run the evaluation again: the same command goes on from what is stored",
-        ) from None
+        raise UserError(f"'{path}' is damaged: {where}: {first['msg']}", hint=AGAIN) from None

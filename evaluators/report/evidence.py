@@ -13,13 +13,12 @@ from dgad_tk.answers.doubts import NONE, NOT_ATTACKED, NOT_FINITE
 from dgad_tk.common import UserError, reason_of
 from dgad_tk.config.threat import LARGEST_EPS
 from dgad_tk.strangers.arrays import read_arrays
-from evaluators.results import FILE, Attack, Results, read_results
+from evaluators.results import AGAIN, FILE, Attack, Results, read_results
 
 LARGEST = 2**30
 """Bytes of the arrays of one file: those of a million images and thirty rows, or of 64 photographs of 1000 x 1000."""
 MOST_SHOWN = 1024
 """Images of a gallery; ours hold at most 64."""
-_AGAIN = "run that evaluation again: the same command goes on from what is stored"
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _arrays(file: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]
     try:
         return read_arrays(file, wanted, most=LARGEST)
     except Exception as error:  # noqa: BLE001 - numpy, zipfile and zlib raise what damaged bytes lead them to
-        raise UserError(f"'{file}' is damaged: {reason_of(error)}", hint=_AGAIN) from None
+        raise UserError(f"'{file}' is damaged: {reason_of(error)}", hint=AGAIN) from None
 
 
 def _samples(folder: Path, results: Results) -> Samples | None:
@@ -157,7 +156,7 @@ def _samples(folder: Path, results: Results) -> Samples | None:
             rows,
         )
     except ValueError as error:
-        raise UserError(f"'{file}' does not belong to '{folder / FILE}': {reason_of(error)}", hint=_AGAIN) from None
+        raise UserError(f"'{file}' does not belong to '{folder / FILE}': {reason_of(error)}", hint=AGAIN) from None
 
 
 def _gallery(folder: Path, results: Results) -> tuple[Shown, ...]:
@@ -205,7 +204,7 @@ def _gallery(folder: Path, results: Results) -> tuple[Shown, ...]:
             for at in range(len(clean))
         )
     except ValueError as error:
-        raise UserError(f"'{file}' does not belong to '{folder / FILE}': {reason_of(error)}", hint=_AGAIN) from None
+        raise UserError(f"'{file}' does not belong to '{folder / FILE}': {reason_of(error)}", hint=AGAIN) from None
 
 
 def _known(arrays: Mapping[str, NDArray[Any]], name: str, at: int) -> float | None:

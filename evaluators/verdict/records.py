@@ -11,7 +11,7 @@ from dgad_tk.answers.doubts import NONE
 from dgad_tk.common import UserError, reason_of
 from dgad_tk.strangers.arrays import read_arrays
 from dgad_tk.strangers.number_text import format_fraction
-from evaluators.results import HINT, Attack, Results, read_results
+from evaluators.results import AGAIN, HINT, Attack, Results, read_results
 
 LARGEST = 2**30
 """Bytes of the arrays that are read of a file."""
@@ -82,7 +82,7 @@ def read_record(path: Path) -> Record:
     except Exception as error:  # noqa: BLE001 - numpy, zipfile and zlib raise what damaged bytes lead them to
         raise UserError(
             f"'{path}' and '{samples.name}' are damaged or do not belong together: {reason_of(error)}",
-            hint="run that evaluation again: the same command goes on from what is stored",
+            hint=AGAIN,
         ) from None
     # NOT_FINITE becomes NONE, since the clean answers have no other word for it.
     attacked = {
