@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from evaluators.report.evaluation.headline import main_case
-from evaluators.report.evidence import Evidence, recorded
+from evaluators.report.evidence import Evidence, number, recorded
 from evaluators.report.pages.charts import PERCENT, Axis, Chart, Line, line_chart
 from evaluators.report.pages.words import count, duration, eps_text, listed, percent
 from evaluators.results import Attack, Interval, Results
@@ -144,8 +144,8 @@ def stages(results: Results) -> list[Stages]:
             continue
         wrong, broken = row.n - results.clean.correct, sum(stage.broken for stage in row.stages)
         parts = [Part("wrong before any attack", wrong, "wrong")] if wrong else []
-        for number, stage in enumerate(row.stages, start=1):
-            style = f"broke{min(number, 4)}"
+        for place, stage in enumerate(row.stages, start=1):
+            style = f"broke{min(place, 4)}"
             parts.append(Part(f"broken by {stage.name}", stage.broken, style, duration(stage.seconds)))
         if (rest := row.n - wrong - broken - row.robust) > 0:
             parts.append(Part("broken, and no stage says so", rest, "broke4"))
@@ -236,8 +236,8 @@ def printed(evidence: Evidence) -> list[Printed]:
     case, figures = main_case(results), paper.get("figures")
     found = []
     for key, (label, name) in _PAPER.items():
-        value = figures.get(key) if isinstance(figures, dict) else None
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        value = number(figures.get(key)) if isinstance(figures, dict) else None
+        if value is None:
             continue
         rows = [
             row

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from evaluators.report.evidence import Evidence, recorded
+from evaluators.report.evidence import Evidence, number, recorded
 from evaluators.report.pages.words import allowance, count, interval, listed, name, percent
 from evaluators.results import Attack, AttackedClass, Item, Results, WorstCase
 from evaluators.verdict.advice import ADVICE, action
@@ -43,8 +43,8 @@ class Headline:
 def main_case(results: Results) -> WorstCase | None:
     """The worst case that leads: at the radius the model was trained for, else at the largest; None without any."""
     cases = results.worst_case
-    trained = recorded(results, "threat").get("eps")
-    own = [case for case in cases if isinstance(trained, int | float) and abs(case.eps - trained) < 1e-9]
+    trained = number(recorded(results, "threat").get("eps"))
+    own = [case for case in cases if trained is not None and abs(case.eps - trained) < 1e-9]
     return own[0] if own else max(cases, key=lambda case: case.eps, default=None)
 
 
