@@ -1,11 +1,9 @@
 """What all forms say in the same words: the headline, the rows, the weakest class, the doubts, how it was measured."""
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from dgad_tk.strangers.names import shown
 from dgad_tk.strangers.number_text import format_fraction
 from evaluators.report.pages.words import count, interval, percent
 from evaluators.results import Attack, ClassShare, Interval, Results, Verdict
@@ -52,16 +50,6 @@ _CAUTION: dict[Verdict, str] = {
     "warn": "The evaluation has doubts about itself.",
     "unreliable": "The evaluation is unreliable: do not quote these figures before its doubts are settled.",
 }
-_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-_MARKS = {"\u200e", "\u200f", "\u061c", "\ufeff"}
-
-
-def plain(text: object) -> str:
-    """Text of a stranger on one line: control characters and marks that turn the direction of writing are spelt out."""
-    return "".join(
-        f"\\u{ord(char):04x}" if unicodedata.bidirectional(char) in _TURNING or char in _MARKS else char
-        for char in shown(str(text))
-    )
 
 
 def ball(norm: str, eps: float) -> str:

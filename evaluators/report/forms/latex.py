@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from evaluators.report.forms.facts import Line, attacks_run, ball, plain, same_images, side_by_side
-from evaluators.report.pages.words import count
+from evaluators.report.forms.facts import Line, attacks_run, ball, same_images, side_by_side
+from evaluators.report.pages.words import count, plain
 from evaluators.results import Results
 
 MARK = "% dgad report"

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from evaluators.report.forms.facts import plain
+from evaluators.report.pages.words import plain
 
 _WORD = re.compile(r"(?!:)[\w.,;:'()%+=/?!∞-]*")
 _LINK = re.compile(r"_|://|www\.", re.IGNORECASE)

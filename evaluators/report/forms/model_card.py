@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import UserError
 from dgad_tk.strangers.number_text import format_fraction
-from evaluators.report.forms.facts import LIMITS, ball, headline, plain
+from evaluators.report.forms.facts import LIMITS, ball, headline
 from evaluators.report.forms.markdown import how, rows, verdict, weakest_lines
 from evaluators.report.forms.markup import code, prose
-from evaluators.report.pages.words import count
+from evaluators.report.pages.words import count, plain
 from evaluators.results import Interval, Results
 
 MARK = "# dgad report"

@@ -11,8 +11,7 @@ from typing import Any
 
 from dgad_tk.common import UserError
 from dgad_tk.strangers.number_text import format_fraction
-from evaluators.report.forms.facts import plain
-from evaluators.report.pages.words import count
+from evaluators.report.pages.words import count, plain
 from evaluators.results import Attack, Results
 
 MARK = "by dgad-tk"
@@ -42,7 +41,7 @@ def robustbench_notes(results: Sequence[Results]) -> list[str]:
     elif norm is None:
         notes.append(f"RobustBench has no leaderboard for {plain(row.norm)}: for your own use")
     else:
-        notes.append(f"it belongs into model_info/{plain(dataset)}/{norm}/")
+        notes.append(f"it belongs in model_info/{plain(dataset)}/{norm}/")
     whole = _TEST.get(dataset)
     if whole is None:
         notes.append(f"its figures are of {count(n, 'image')}")

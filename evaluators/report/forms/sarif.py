@@ -14,8 +14,9 @@ from typing import Any
 from urllib.parse import quote
 
 from dgad_tk import __version__
-from evaluators.report.forms.facts import headline, plain
+from evaluators.report.forms.facts import headline
 from evaluators.report.forms.sarif_rules import RULES, descriptor, rule_id
+from evaluators.report.pages.words import plain
 from evaluators.results import Results, Verdict
 from evaluators.verdict.advice import ADVICE
 

@@ -44,7 +44,7 @@ def test_known_facts_stand_as_theirs_and_unknown_ones_are_null() -> None:
         assert value is None or type(value) is THEIRS[key]
     notes = robustbench_notes([sample()])
     assert "link, name, authors, additional_data, number_forward_passes, venue, reported" in notes[0]
-    assert notes[1] == "it belongs into model_info/cifar10/Linf/"
+    assert notes[1] == "it belongs in model_info/cifar10/Linf/"
     assert notes[2] == "leaderboards count all 10,000 test images; this is of 1,000 images"
 
 
@@ -64,7 +64,7 @@ def test_what_the_leaderboards_do_not_have_is_for_ones_own_use() -> None:
     whole = sample(attacks=[row("autoattack", 384, n=10_000)])
     dataset = whole.dataset.model_copy(update={"n": 10_000})
     assert robustbench_notes([whole.model_copy(update={"dataset": dataset})])[1:] == [
-        "it belongs into model_info/cifar10/Linf/"
+        "it belongs in model_info/cifar10/Linf/"
     ]
 
 
