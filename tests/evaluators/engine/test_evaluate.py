@@ -63,7 +63,7 @@ def test_results_follow_the_schema(predictor: Predictor, tmp_path: Path) -> None
         assert set(row) == {
             *("id", "name", "kind", "source", "surrogate", "norm", "eps", "params", "robust_accuracy", "robust", "n"),
             *("ci95", "success", "failed", "median_l2", "seconds", "forward_passes", "backward_passes", "status"),
-            *("reason", "flags", "accuracy", "reused", "stages"),
+            *("reason", "flags", "accuracy", "reused", "stages", "description"),
         }
         assert row["forward_passes"] > 0
     budget, cw2 = read["attacks"][3], read["attacks"][4]
