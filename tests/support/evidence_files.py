@@ -58,6 +58,7 @@ def evidence_folder(
         arrays[f"linf/{id}"] = np.where(wrong[:m], np.nan, radius or 0.5)
         row = {"id": id, "name": id.rpartition(":")[2].partition("@")[0], "kind": "budget" if radius else "min-norm"}
         row |= {"source": "white-box", "surrogate": None, "norm": "linf" if radius else "l2", "eps": radius, "n": m}
+        row |= {"description": "10 steps of eps/4 from a uniform start (Madry et al., 2018)"}
         row |= {"params": {}, "status": "done", "reason": "", "success": 1 - robust / attacked, "median_l2": 1.5}
         row |= {"failed": robust / attacked, "seconds": 2.5, "forward_passes": 100, "backward_passes": 50}
         if radius:

@@ -105,6 +105,7 @@ def test_figures_of_every_section(tmp_path: Path) -> None:
         "outputs are logits",
         "Nothing about images unlike these 400.",
         "onnxruntime 1.31.1",
+        "pgd 10 steps of eps/4 from a uniform start (Madry et al., 2018) gradients of the file, and its answers",
         "dgad attack --model 'student.onnx'",
     ):
         assert said in page.text, said
