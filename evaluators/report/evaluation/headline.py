@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from evaluators.report.evidence import Evidence, number, recorded
+from evaluators.report.forms.facts import weakest
 from evaluators.report.pages.words import allowance, count, interval, listed, name, percent
-from evaluators.results import Attack, AttackedClass, Item, Results, WorstCase
+from evaluators.results import Attack, ClassShare, Item, Results, WorstCase
 from evaluators.verdict.advice import ADVICE, action
 
 WIDE = 0.05
@@ -55,16 +56,10 @@ def strongest(results: Results) -> Attack | None:
     return min((row for row in rows if row.robust is not None), key=lambda row: row.robust or 0, default=None)
 
 
-def weakest_class(case: WorstCase | None) -> AttackedClass | None:
+def weakest_class(case: WorstCase | None) -> ClassShare | None:
     """The one class with the smallest share of right images; None where several share it."""
-    lowest = _lowest(case)
+    lowest = weakest(case.classes if case else [])
     return lowest[0] if len(lowest) == 1 else None
-
-
-def _lowest(case: WorstCase | None) -> list[AttackedClass]:
-    classes = case.classes if case else []
-    least = min((each.right / each.n for each in classes), default=0.0)
-    return [each for each in classes if each.right / each.n == least]
 
 
 def headline(evidence: Evidence) -> Headline:
@@ -122,7 +117,7 @@ def _ran(results: Results) -> str:
 
 
 def _weakest(case: WorstCase | None) -> str:
-    lowest = _lowest(case)
+    lowest = weakest(case.classes if case else [])
     if case is None or not lowest:
         return ""
     first, share = lowest[0], percent(lowest[0].right / lowest[0].n)

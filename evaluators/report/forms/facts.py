@@ -128,7 +128,8 @@ def same_images(results: Sequence[Results]) -> bool:
 def weakest(classes: Sequence[ClassShare]) -> list[ClassShare]:
     """The classes with the smallest share of right images: more than one where several have it."""
     shares = [Fraction(each.right, each.n) for each in classes]
-    return [each for each, share in zip(classes, shares, strict=True) if share == min(shares)]
+    least = min(shares, default=Fraction(0))
+    return [each for each, share in zip(classes, shares, strict=True) if share == least]
 
 
 @dataclass(frozen=True)
