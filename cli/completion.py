@@ -18,7 +18,7 @@ from typing import Any
 from typer.models import ParameterInfo
 
 from cli.commands.list import SCHEMA, TABLES
-from cli.flags.preprocessing import LAYOUTS
+from cli.flags.preprocessing import CHANNEL_ORDERS, LAYOUTS
 from cli.flags.values import NORMS, SPLITS
 
 Names = Callable[[str], list[str]]
@@ -118,6 +118,7 @@ VALUES: dict[str, Names] = {
     "train.teacher_method": _methods,
     "train.teacher_model": table("dgad_tk.models", "MODELS"),
     "dataset": table("dgad_tk.data", "DATASETS"),
+    "channel_order": lambda _: list(CHANNEL_ORDERS),
     "layout": lambda _: list(LAYOUTS),
 }
 """By parameter, of one command or of all that have it."""

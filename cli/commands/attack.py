@@ -12,7 +12,7 @@ import typer
 
 from cli.flags.budget import remember, remembered, seconds_of
 from cli.flags.models import DataDir, DatasetName, ImageFlags, ImageSize, check_files, default_eps, open_model
-from cli.flags.preprocessing import InputRange, Layout, LogitsOutput, Mean, Std, interface_of
+from cli.flags.preprocessing import ChannelOrder, InputRange, Layout, LogitsOutput, Mean, Std, interface_of
 from cli.flags.surrogates import surrogates_of
 from cli.flags.values import NORMS, SPLITS, AsJson, Quiet, Seed, Trust, check_replaceable, radii_of, whole
 from cli.printing.matrix import matrix_of, matrix_table
@@ -73,6 +73,7 @@ def attack(
     std: Std = None,
     input_range: InputRange = None,
     layout: Layout = None,
+    channel_order: ChannelOrder = None,
     logits_output: LogitsOutput = None,
     output: Annotated[Path | None, typer.Option(help="Folder for results. [attacks/MODEL-SHA]")] = None,
     trust: Trust = False,
@@ -88,7 +89,7 @@ def attack(
     radii = radii_of(eps, norm)
     seconds = seconds_of(budget) if budget is not None else None
     changes = _settings(settings or [])
-    interface = interface_of(mean, std, input_range, layout, logits_output)
+    interface = interface_of(mean, std, input_range, layout, logits_output, channel_order)
     check_files([*model, *(surrogate or [])])
 
     from datetime import timedelta

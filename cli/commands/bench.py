@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.flags.models import DataDir, DatasetName, ImageFlags, ImageSize, check_files, default_eps, open_model
-from cli.flags.preprocessing import InputRange, Layout, LogitsOutput, Mean, Std, interface_of
+from cli.flags.preprocessing import ChannelOrder, InputRange, Layout, LogitsOutput, Mean, Std, interface_of
 from cli.flags.values import AsJson, Quiet, Trust, check_replaceable, real, whole
 from cli.printing.bench_report import SCHEMA, Asked, Benched, BenchReport
 from cli.printing.bench_table import bench_table
@@ -52,6 +52,7 @@ def bench(
     std: Std = None,
     input_range: InputRange = None,
     layout: Layout = None,
+    channel_order: ChannelOrder = None,
     logits_output: LogitsOutput = None,
     output: Annotated[Path | None, typer.Option(help="File to write the results to, as JSON.")] = None,
     trust: Trust = False,
@@ -70,7 +71,7 @@ def bench(
     radius = parse_fraction(eps) if eps is not None else None
     if radius == 0:
         raise UserError("--eps must be above 0", hint="for example --eps 8/255")
-    interface = interface_of(mean, std, input_range, layout, logits_output)
+    interface = interface_of(mean, std, input_range, layout, logits_output, channel_order)
     if not robust and interface != interface_of(layout=layout):
         raise UserError(
             "--mean, --std, --input-range and --logits-output are for --robust: timing takes noise",

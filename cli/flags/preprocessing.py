@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dgad_tk.artifacts.preprocessing import Interface
 
 LAYOUTS = {"nchw": "nchw", "nhwc": "nhwc"}
+CHANNEL_ORDERS = {"rgb": "rgb", "bgr": "bgr"}
 
 Mean = Annotated[
     str | None, typer.Option(help="What the file wants subtracted: one number, or one per channel. [nothing]")
@@ -21,6 +22,9 @@ InputRange = Annotated[
     str | None, typer.Option(help="Range of the file's pixels before that: 0-255 or -1-1. [0-1, as eps]")
 ]
 Layout = Annotated[str | None, typer.Option(help="Order of the input's axes: nchw or nhwc. [told from its shape]")]
+ChannelOrder = Annotated[
+    str | None, typer.Option(help="Order of the input's channels: rgb, or bgr as of OpenCV and Caffe. [rgb]")
+]
 LogitsOutput = Annotated[str | None, typer.Option(help="Output that holds the logits. [told from the outputs]")]
 
 
@@ -30,6 +34,7 @@ def interface_of(
     input_range: str | None = None,
     layout: str | None = None,
     logits_output: str | None = None,
+    channel_order: str | None = None,
 ) -> "Interface":
     """The interface that these flags describe.
 
@@ -44,6 +49,7 @@ def interface_of(
         std=tuple(numbers(std, "--std")) if std is not None else (),
         input_range=_range(input_range) if input_range is not None else UNIT_RANGE,
         logits_output=logits_output,
+        channel_order=cast(Any, lookup(CHANNEL_ORDERS, (channel_order or "rgb").lower(), "channel order")),
     )
 
 

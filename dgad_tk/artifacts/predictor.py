@@ -89,7 +89,7 @@ def predictor_of_module(
             f"'{where}' is no ONNX file: it takes (N, C, H, W) and has one output",
             hint="leave out --layout and --logits-output for it",
         )
-    if interface.changes_values:
+    if interface.changes_images:
         module = nn.Sequential(interface.preprocessing(input_shape[0]), module)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = module.eval().to(device)

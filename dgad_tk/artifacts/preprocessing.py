@@ -12,6 +12,7 @@ from dgad_tk.common import UserError
 from dgad_tk.models import Normalize
 
 Layout = Literal["nchw", "nhwc"]
+ChannelOrder = Literal["rgb", "bgr"]
 UNIT_RANGE = (0.0, 1.0)
 
 
@@ -22,9 +23,10 @@ class Interface:
     Attributes:
         layout: order of the axes of the input, or of the pixels of a flat input. None to tell it from the shape.
         mean, std: `(x - mean) / std` is computed after `input_range`, in its units. One number for all channels or one
-            per channel; empty for none.
+            per channel, in the file's order of channels; empty for none.
         input_range: the values that 0 and 1 become.
         logits_output: name of the output with the logits; None to choose it among several by their shapes.
+        channel_order: of a file that takes three channels; "bgr" is the order of OpenCV and Caffe.
 
     Raises:
         UserError: numbers that cannot be a normalisation or a range.
@@ -35,6 +37,7 @@ class Interface:
     std: tuple[float, ...] = ()
     input_range: tuple[float, float] = UNIT_RANGE
     logits_output: str | None = None
+    channel_order: ChannelOrder = "rgb"
 
     def __post_init__(self) -> None:
         low, high = self.input_range
@@ -49,21 +52,30 @@ class Interface:
             )
 
     @property
-    def changes_values(self) -> bool:
-        """Whether the values of pixels change, not only their order."""
-        return bool(self.mean or self.std) or self.input_range != UNIT_RANGE
+    def changes_images(self) -> bool:
+        """Whether channels change places or values change; the order of axes is not meant."""
+        return bool(self.mean or self.std) or self.input_range != UNIT_RANGE or self.channel_order != "rgb"
 
     @property
     def note(self) -> str:
-        """A sentence on how the values of pixels change; empty where they do not."""
+        """A sentence on how images change; empty where they do not."""
         low, high = self.input_range
-        parts = [f"brought to {low:g} to {high:g}"] if self.input_range != UNIT_RANGE else []
+        parts = ["put in the order blue, green, red"] if self.channel_order == "bgr" else []
+        parts += [f"brought to {low:g} to {high:g}"] if self.input_range != UNIT_RANGE else []
         parts += [f"less {_list(self.mean)}"] if self.mean else []
         parts += [f"over {_list(self.std)}"] if self.std else []
         return f"for the file, pixels are {', '.join(parts)}" if parts else ""
 
     def preprocessing(self, channels: int) -> nn.Module:
-        """A module that brings images `(N, C, H, W)` in [0, 1] to the file's range and normalisation."""
+        """A module that brings images `(N, C, H, W)` in [0, 1] to the file's channel order, range and normalisation.
+
+        Raises:
+            UserError: there are more means than channels, say, or no three channels to put in another order.
+        """
+        if self.channel_order == "bgr" and channels != 3:
+            raise UserError(
+                f"--channel-order bgr needs images of 3 channels, these have {channels}", hint="leave it out for them"
+            )
         steps: OrderedDict[str, nn.Module] = OrderedDict()
         for flag, values in (("--mean", self.mean), ("--std", self.std)):
             if len(values) not in (0, 1, channels):
@@ -71,6 +83,8 @@ class Interface:
                     f"{flag} gives {len(values)} values, the images have {channels} channels",
                     hint="one number for all channels, or one per channel",
                 )
+        if self.channel_order == "bgr":
+            steps["bgr"] = _Reversed()
         if self.input_range != UNIT_RANGE:
             steps["range"] = _Rescale(*self.input_range)
         if self.mean or self.std:
@@ -79,10 +93,10 @@ class Interface:
 
     def check_unneeded(self, artifact: Artifact | None, where: str) -> None:
         """Raise UserError where a file of this package, which takes images as they are, is to get other ones."""
-        if artifact is not None and (self.changes_values or self.layout == "nhwc"):
+        if artifact is not None and (self.changes_images or self.layout == "nhwc"):
             raise UserError(
                 f"'{where}' carries a dgad record: it takes images (N, C, H, W) in [0, 1] and normalises them itself",
-                hint="leave out --mean, --std, --input-range and --layout for it",
+                hint="leave out --mean, --std, --input-range, --channel-order and --layout for it",
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,6 +106,11 @@ class Interface:
 
 AS_IS = Interface()
 RANGES = "for example --input-range 0-255 or --input-range -1-1"
+
+
+class _Reversed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(1)
 
 
 class _Rescale(nn.Module):

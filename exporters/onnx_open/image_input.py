@@ -51,7 +51,7 @@ class ImageInput:
     def plain(self) -> bool:
         """Whether images are fed as they are."""
         return self.type == "tensor(float)" and not (
-            self.flat is not None or self.interface.layout == "nhwc" or self.interface.changes_values
+            self.flat is not None or self.interface.layout == "nhwc" or self.interface.changes_images
         )
 
     @property
