@@ -42,18 +42,21 @@ def stratified_order(labels: Labels, purpose: str) -> NDArray[np.int64]:
 def make_splits(parts: Mapping[str, Part]) -> tuple[Split, Split, Split]:
     """Train, validation and test. Without a validation part, validation images are held out of the training part.
 
-    Every class keeps an image to train on. Where no class has one to spare, validation and training share images.
+    A part that is missing otherwise has no images. Every class keeps an image to train on. Where no class has one to spare, validation and training share images.
     """
-    train_order = stratified_order(parts["train"].labels, "train")
-    if "val" in parts:
-        val = _ordered(parts["val"], stratified_order(parts["val"].labels, "val"))
+    some = next(iter(parts.values()))
+    none = Part(some.images[:0], some.labels[:0])
+    train, test = parts.get("train", none), parts.get("test", none)
+    train_order = stratified_order(train.labels, "train")
+    if "val" in parts or "train" not in parts:
+        held = parts.get("val", none)
+        val = _ordered(held, stratified_order(held.labels, "val"))
     else:
         wanted = max(1, min(VALIDATION_MOST, round(len(train_order) / VALIDATION_SHARE)))
-        held_out = _to_spare(parts["train"].labels[train_order])[:wanted]
-        val = _ordered(parts["train"], train_order[held_out] if len(held_out) else train_order[:wanted])
+        held_out = _to_spare(train.labels[train_order])[:wanted]
+        val = _ordered(train, train_order[held_out] if len(held_out) else train_order[:wanted])
         train_order = np.delete(train_order, held_out)
-    test = _ordered(parts["test"], stratified_order(parts["test"].labels, "test"))
-    return _ordered(parts["train"], train_order), val, test
+    return _ordered(train, train_order), val, _ordered(test, stratified_order(test.labels, "test"))
 
 
 def _to_spare(labels: Labels) -> NDArray[np.int64]:

@@ -90,7 +90,14 @@ def train(
             by_leader(lambda: check_claim(RunFolder(out), config, resume=resume))
             if resume:
                 by_leader(lambda: _check_places(config, out, needs_teacher=method.needs_teacher))
-        images = partial(load_dataset, config.dataset, data_dir=config.data_dir, image_size=config.image_size)
+        images = partial(
+            load_dataset,
+            config.dataset,
+            data_dir=config.data_dir,
+            image_size=config.image_size,
+            resize=config.resize,
+            channels=config.channels,
+        )
         by_leader(lambda: images(download=download) and None)  # first: the others find it downloaded and decoded
         dataset = images()
         _check_processes(config, dataset, device, here.size)
