@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dgad_tk.common import UserError
 from dgad_tk.data.images.request import Request
+from dgad_tk.data.images.resize import SQUEEZE
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -127,7 +128,7 @@ class Dataset:
         spec: its row.
         name: of the row.
         classes: class names in the order of the labels.
-        train: the training split without `val`. It is empty, as others are, where only one split was asked for and is there.
+        train: the training split without `val`. It may be empty, as other splits, if one split alone was asked for.
         val: for choosing a checkpoint; held out of the training data. Where no class has an image to spare, it shares
             images with `train`, and a note says so.
         test: for reporting.
@@ -155,6 +156,11 @@ class Dataset:
         """(C, H, W)."""
         _, channels, height, width = self.train.base.shape
         return channels, height, width
+
+    @property
+    def resize(self) -> str:
+        """How pictures got this shape, a row of RESIZES; empty for images of one size."""
+        return str(self.options.get("resize", SQUEEZE)) if self.spec.image_size else ""
 
     @property
     def train_and_val(self) -> Split:

@@ -42,7 +42,8 @@ def stratified_order(labels: Labels, purpose: str) -> NDArray[np.int64]:
 def make_splits(parts: Mapping[str, Part]) -> tuple[Split, Split, Split]:
     """Train, validation and test. Without a validation part, validation images are held out of the training part.
 
-    A part that is missing otherwise has no images. Every class keeps an image to train on. Where no class has one to spare, validation and training share images.
+    Every class keeps an image to train on. Where no class has one to spare, validation and training share images. The
+    splits of parts that are missing otherwise are empty.
     """
     some = next(iter(parts.values()))
     none = Part(some.images[:0], some.labels[:0])

@@ -52,7 +52,7 @@ class Resize:
 
     Attributes:
         bring: a picture and (H, W) to the picture of that size.
-        says: follows "images are" and precedes "to 48x192".
+        says: what was done, in a few words.
     """
 
     bring: "Callable[[Image, Size], Image]"
@@ -60,9 +60,9 @@ class Resize:
 
 
 RESIZES: dict[str, Resize] = {
-    "squeeze": Resize(squeeze, "resized without regard to their aspect ratio (squeeze)"),
-    "crop": Resize(crop, "scaled to cover, and cut in the middle (crop),"),
-    "pad": Resize(pad, "scaled to fit, with black borders (pad),"),
+    "squeeze": Resize(squeeze, "squeezed: resized without regard to the shape of the picture"),
+    "crop": Resize(crop, "the middle of each picture: scaled, and cut where it juts out (crop)"),
+    "pad": Resize(pad, "the whole of each picture: scaled to fit, with black borders (pad)"),
 }
 """The first is the default."""
 

@@ -26,7 +26,7 @@ def size_of(value: object) -> Size:
     hint = _HINT
     try:
         if isinstance(value, str):
-            sides = [whole(side) for side in re.split("[xX×]", value)]
+            sides = [whole(side) for side in re.split("[xX\u00d7]", value)]
     except NotANumberError as error:
         sides, hint = [], error.hint or hint
     numbers = [side for side in sides if isinstance(side, int) and not isinstance(side, bool)]

@@ -12,10 +12,10 @@ import numpy as np
 
 from dgad_tk.data.cache import cached
 from dgad_tk.data.download import Remote, downloads, fetch_archive
+from dgad_tk.data.images.request import Request
 from dgad_tk.data.reading import Place, find, readable
 from dgad_tk.data.sources import plain_pickle
 from dgad_tk.data.sources.plain_pickle import Call, as_bytes, as_text
-from dgad_tk.data.images.request import Request
 from dgad_tk.data.spec import Decoded, Part
 
 PIXELS = 3 * 32 * 32

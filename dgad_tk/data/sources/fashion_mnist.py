@@ -10,8 +10,8 @@ import numpy as np
 
 from dgad_tk.data.cache import cached
 from dgad_tk.data.download import Remote, downloads, fetch_files
-from dgad_tk.data.reading import Place, find, readable
 from dgad_tk.data.images.request import Request
+from dgad_tk.data.reading import Place, find, readable
 from dgad_tk.data.spec import Decoded, Part, Pixels
 
 CLASSES = [

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from dgad_tk.data.cache import cached
 from dgad_tk.data.download import Remote, downloads, fetch_files
-from dgad_tk.data.reading import Place, find, readable
 from dgad_tk.data.images.request import Request
+from dgad_tk.data.reading import Place, find, readable
 from dgad_tk.data.spec import Decoded, Part
 
 FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}

@@ -37,7 +37,9 @@ def load(data_dir: Path | None, request: Request) -> Decoded:
     classes_of(root, {"train": train, "val": test})
     beside = ANNOTATIONS if annotated else ""
     trees = {"train": train, "test": test}
-    return replace(cached_trees("tiny-imagenet", root, trees, Request(SIZE), exact=True, beside=beside), notes=notes + more)
+    return replace(
+        cached_trees("tiny-imagenet", root, trees, Request(SIZE), exact=True, beside=beside), notes=notes + more
+    )
 
 
 def fetch(root: Path) -> None:

@@ -435,12 +435,20 @@ def test_unusable_trees(tmp_path: Path, how: str, message: str) -> None:
         ("imagefolder", {}, "needs --data-dir"),
         ("imagefolder", {"data_dir": Path("nowhere")}, "nowhere is not a folder"),
         ("imagefolder", {"data_dir": Path("~nobody-here/x")}, "is not a folder"),
-        ("imagefolder", {"data_dir": Path("."), "image_size": 3}, "image_size must be from 4 to 1024 pixels a side, got 3"),
-        ("imagefolder", {"data_dir": Path("."), "image_size": 0}, "image_size must be from 4 to 1024 pixels a side, got 0"),
+        (
+            "imagefolder",
+            {"data_dir": Path("."), "image_size": 3},
+            "must be from 4 to 1024 pixels a side, got 3",
+        ),
+        (
+            "imagefolder",
+            {"data_dir": Path("."), "image_size": 0},
+            "must be from 4 to 1024 pixels a side, got 0",
+        ),
         (
             "imagefolder",
             {"data_dir": Path("."), "image_size": 1025},
-            "image_size must be from 4 to 1024 pixels a side, got 1025",
+            "must be from 4 to 1024 pixels a side, got 1025",
         ),
         ("fashion-mnist", {"data_dir": Path("nowhere")}, "nowhere is not a folder"),
     ],
