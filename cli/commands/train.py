@@ -102,7 +102,7 @@ def train(
     if run_config.dataset in ALIKE_DATASETS:
         compute_alike()
 
-    from cli.flags.teacher import model_file_teacher
+    from cli.flags.teacher import fitted_to_teacher, model_file_teacher
     from cli.printing.progress import TrainingProgress
     from cli.printing.run_page import RunPage
     from dgad_tk.distributed import launched
@@ -110,6 +110,9 @@ def train(
 
     leads = launched().leads
     quiet = quiet or not leads
+    run_config, notes = fitted_to_teacher(run_config, trust=trust)
+    for note in notes if leads else ():
+        print(f"note: {note}", file=sys.stderr)
     if not quiet:
         print(_announcement(run_config), file=sys.stderr)
     taken: list[RunFolder] = []

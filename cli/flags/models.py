@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from dgad_tk.artifacts.record import Artifact
     from dgad_tk.data import Dataset
 
-STRETCHED = 1.3
-"""Factor from which on pictures are said to be stretched: that of 4:3 to a square."""
-
 
 def check_files(paths: Sequence[Path]) -> None:
     """See that all files are there, before anything heavy is imported.
@@ -52,6 +49,8 @@ def open_model(
     Raises:
         UserError: one of them cannot be opened, or their classes differ.
     """
+    from dgad_tk.data.splits import stretched
+
     found = open_file(path, flags, interface, trust=trust, only=only)
     if found.obstacle is not None and gradients:
         hint = f"`dgad attack --suite blackbox` needs no gradients; {found.obstacle.hint}"
@@ -64,17 +63,9 @@ def open_model(
             f"the file tells {predictor.classes} classes apart and {images.name} has {len(images.classes)}: "
             f"image labels are taken as numbers of logits, 0 for '{images.classes[0]}'",
         )
-    if predictor.artifact is None and images.stretch > STRETCHED:
-        notes += (stretched(images),)
+    if predictor.artifact is None and (said := stretched(images)):
+        notes += (said,)
     return replace(predictor, notes=(*notes, *images.notes)), images
-
-
-def stretched(images: "Dataset") -> str:
-    """A sentence about the shape of the pictures, and what else can be done."""
-    return (
-        f"most pictures are stretched by {images.stretch:.1f} or more to {'x'.join(map(str, images.shape[1:]))}; "
-        "--resize crop or --resize pad keeps the shape of what is in them"
-    )
 
 
 def check_classes(path: Path, predictor: "Predictor", images: "Dataset") -> None:

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dgad_tk.data.spec import Labels, Part, Split
+from dgad_tk.data.images.size import shown
+from dgad_tk.data.spec import Dataset, Labels, Part, Split
 
 VALIDATION_SHARE = 10
 """One in ten training images is held out for validation ..."""
 VALIDATION_MOST = 1000
 """... but at most this number: enough to rank checkpoints, few enough to attack in every epoch."""
+STRETCHED = 1.35
+"""Factor from which on pictures are said to be stretched: above that of 4:3 to a square."""
 MOST_NAMED = 10
 """Classes that a message names."""
 
@@ -78,6 +81,16 @@ def without_images(split: Split, classes: Sequence[str]) -> str:
         return ""
     names = ", ".join(classes[k] for k in lost[:MOST_NAMED]) + (", ..." if len(lost) > MOST_NAMED else "")
     return f"classes without an image to train on: {len(lost):,} of {len(classes):,} ({names})"
+
+
+def stretched(images: Dataset) -> str:
+    """A sentence about pictures that lose their shape, and what else can be done; empty where few do."""
+    if images.stretch <= STRETCHED:
+        return ""
+    return (
+        f"half of the pictures or more are stretched {images.stretch:.1f} times or more in one direction, to "
+        f"{shown(images.shape[1:])} (height x width); --resize crop or --resize pad keeps the shape of what is in them"
+    )
 
 
 def _ordered(part: Part, order: NDArray[np.int64]) -> Split:
