@@ -24,7 +24,8 @@ import torch
 from art.attacks.evasion import AutoAttack as ArtAutoAttack
 from pyautoattack import AutoAttack as AuthorsAutoAttack
 
-from cli.flags.models import ImageFlags, open_model
+from cli.flags.images import ImageFlags
+from cli.flags.models import open_model
 from dgad_tk.artifacts.predictor import Predictor, predictor_of_module
 from dgad_tk.ascent.losses import cross_entropy
 from dgad_tk.models import build_model

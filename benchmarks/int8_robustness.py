@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cli.flags.models import ImageFlags
+from cli.flags.images import ImageFlags
 from dgad_tk.strangers.number_text import format_fraction
 from evaluators.engine.evaluate import evaluate
 from evaluators.engine.record import Evaluation

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from pyautoattack import AutoAttack as Package
 
-from cli.flags.models import ImageFlags, default_eps, open_model
+from cli.flags.images import ImageFlags
+from cli.flags.models import default_eps, open_model
 from cli.flags.values import radii_of
 from dgad_tk.config.threat import Norm
 from evaluators.attacks.autoattack.ensemble import AutoAttack

@@ -120,6 +120,7 @@ VALUES: dict[str, Names] = {
     "dataset": table("dgad_tk.data", "DATASETS"),
     "channel_order": lambda _: list(CHANNEL_ORDERS),
     "layout": lambda _: list(LAYOUTS),
+    "resize": table("dgad_tk.data.images.resize", "RESIZES"),
 }
 """By parameter, of one command or of all that have it."""
 

@@ -28,7 +28,6 @@ Side = Annotated[int, Field(ge=1, le=2**20)]
 Part = TypeVar("Part")
 Verdict = Literal["high", "warn", "unreliable"]
 
-
 _CONFIG = ConfigDict(
     extra="forbid",  # what we write; `read_results` tells of keys that a newer version wrote
     frozen=True,
@@ -84,6 +83,8 @@ class Dataset(_Part):
     """(C, H, W)."""
     classes: list[str] = []
     """Names of all classes, in the order of the labels."""
+    resize: str = ""
+    """How pictures of a folder got this shape: `squeeze`, `crop` or `pad`; empty for images of one size."""
 
 
 class Threat(_Part):
@@ -295,6 +296,5 @@ def read_results(path: Path) -> Results:
     try:
         return Results.model_validate_json(text, extra="ignore")
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"'{path}' is damaged: {where}: {first['msg']}", hint=AGAIN) from None
+        where, why = (error.errors()[0][key] for key in ("loc", "msg"))
+        raise UserError(f"'{path}' is damaged: {'.'.join(map(str, where))}: {why}", hint=AGAIN) from None

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from cli.flags.budget import remember, remembered, seconds_of
-from cli.flags.models import DataDir, DatasetName, ImageFlags, ImageSize, check_files, default_eps, open_model
+from cli.flags.images import DataDir, DatasetName, ImageFlags, ImageSize, Resize
+from cli.flags.models import check_files, default_eps, open_model
 from cli.flags.preprocessing import ChannelOrder, InputRange, Layout, LogitsOutput, Mean, Std, interface_of
 from cli.flags.surrogates import surrogates_of
 from cli.flags.values import NORMS, SPLITS, AsJson, Quiet, Seed, Trust, check_replaceable, radii_of, whole
@@ -55,6 +56,7 @@ def attack(
     dataset: DatasetName = None,
     data_dir: DataDir = None,
     image_size: ImageSize = None,
+    resize: Resize = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     limit: Annotated[
         int | None, whole("--limit", "Attack the first N images of a fixed stratified order. [all]", least=1)
@@ -102,12 +104,13 @@ def attack(
     from evaluators.plan.suites import TRANSFER, expand
     from evaluators.report.files import results, write
     from evaluators.report.matrix import write_matrix
+    from evaluators.target.judge import check_images
 
     names = expand(suite or ([] if attack else ["fast"]), attack or [])
     _check_used(names, surrogate, changes)
     transfers = any(name.startswith(TRANSFER) for name in names)
     white = any(ATTACKS[name].needs_gradients for name in names if not name.startswith(TRANSFER))
-    flags, seed = ImageFlags(dataset, data_dir, image_size), seed or 0
+    flags, seed = ImageFlags(dataset, data_dir, image_size, resize), seed or 0
     attacked: list[tuple[Results, Path]] = []
     plans: list[tuple[Path, Forecast, int]] = []
     used: dict[str, str] = {}
@@ -119,9 +122,10 @@ def attack(
         if len(model) > 1 and not dry_run:
             by_leader(partial(_check_page, base))
         for path in model:
-            predictor, images = open_model(path, flags, interface, gradients=white, trust=trust)
+            predictor, images = open_model(path, flags, interface, gradients=white, trust=trust, only=split)
             part = images.splits[split]
-            part = part.subset(limit or len(part))
+            part = part.subset(limit or max(1, len(part)))
+            check_images(predictor, part)
             epsilons = radii or [default_eps(predictor.artifact, images, norm)]
             surrogates = surrogates_of(surrogate, images, quiet=quiet, trust=trust) if transfers else []
             used |= {each.name: each.predictor.sha256 for each in surrogates if each.predictor}
@@ -170,7 +174,13 @@ def attack(
                     on_progress=progress,
                 )
             if here.leads:
-                answers = results(evaluation, command=shlex.join(context.obj), dataset=images.name, split=split)
+                answers = results(
+                    evaluation,
+                    command=shlex.join(context.obj),
+                    dataset=images.name,
+                    split=split,
+                    resize=images.resize,
+                )
                 write(evaluation, answers, folder)
                 attacked.append((answers, folder))
         if not here.leads:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.flags.models import DataDir, DatasetName, ImageFlags, ImageSize, check_files, default_eps, open_model
+from cli.flags.fitting import open_file
+from cli.flags.images import DataDir, DatasetName, ImageFlags, ImageSize, Resize
+from cli.flags.models import check_files, default_eps, open_model
 from cli.flags.preprocessing import ChannelOrder, InputRange, Layout, LogitsOutput, Mean, Std, interface_of
 from cli.flags.values import AsJson, Quiet, Trust, check_replaceable, real, whole
 from cli.printing.bench_report import SCHEMA, Asked, Benched, BenchReport
@@ -48,6 +50,7 @@ def bench(
     dataset: DatasetName = None,
     data_dir: DataDir = None,
     image_size: ImageSize = None,
+    resize: Resize = None,
     mean: Mean = None,
     std: Std = None,
     input_range: InputRange = None,
@@ -89,14 +92,13 @@ def bench(
 
     lookup(PROVIDERS, provider, "provider")
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    command, flags = shlex.join(context.obj), ImageFlags(dataset, data_dir, image_size)
-    named = [flags.named(path) for path in files]
-    subjects = [
-        describe(path, images.shape if images else None, interface, trust=trust)
-        for path, images in zip(files, named, strict=True)
-    ]
+    command, flags = shlex.join(context.obj), ImageFlags(dataset, data_dir, image_size, resize)
     # Before the minutes of timing, so that what cannot be attacked is said at once.
-    opened = [open_model(path, flags, interface, trust=trust) for path in files] if robust else []
+    opened = [open_model(path, flags, interface, trust=trust, only="test") for path in files] if robust else []
+    shapes: list[tuple[int, int, int] | None] = [predictor.input_shape for predictor, _ in opened] or [
+        open_file(path, flags, interface, trust=trust).predictor.input_shape if dataset else None for path in files
+    ]
+    subjects = [describe(*each, interface, trust=trust) for each in zip(files, shapes, strict=True)]
     asked = _asked(opened, radius, limit) if opened else None
     for predictor, _ in () if quiet else opened:
         for note in predictor.notes:
@@ -161,4 +163,4 @@ def _attacked(predictor: "Predictor", images: "Dataset", asked: Asked, command: 
             evaluation = evaluate(predictor, part, rows, classes=images.classes, on_progress=progress)
     except UserError as error:  # a file whose gradients cannot be trusted should not cost the others their figures
         return error.message
-    return results(evaluation, command=command, dataset=images.name, split=asked.split)
+    return results(evaluation, command=command, dataset=images.name, split=asked.split, resize=images.resize)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.flags.models import ImageFlags
+from cli.flags.images import ImageFlags
 from cli.flags.values import AsJson, whole
 from cli.printing.export_table import print_export
 from cli.printing.terminal import say

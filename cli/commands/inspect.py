@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from cli.flags.models import DataDir, DatasetName, ImageFlags, ImageSize
+from cli.flags.fitting import images_for, open_file
+from cli.flags.images import DataDir, DatasetName, ImageFlags, ImageSize, Resize
 from cli.flags.preprocessing import Layout, LogitsOutput, interface_of
 from cli.flags.values import AsJson, Trust
 
@@ -16,6 +17,7 @@ def inspect(
     dataset: DatasetName = None,
     data_dir: DataDir = None,
     image_size: ImageSize = None,
+    resize: Resize = None,
     layout: Layout = None,
     logits_output: LogitsOutput = None,
     trust: Trust = False,
@@ -28,10 +30,13 @@ def inspect(
     """
     interface = interface_of(layout=layout, logits_output=logits_output)
 
-    from exporters.formats import load
-
-    images = ImageFlags(dataset, data_dir, image_size).named(file)
-    predictor = load(file, images.shape if images else None, interface, trust=trust)
+    flags = ImageFlags(dataset, data_dir, image_size, resize)
+    found = open_file(file, flags, interface, trust=trust, only="test")
+    if found.obstacle is not None:
+        raise found.obstacle
+    predictor = found.predictor
+    if dataset is not None:
+        images_for(found, flags, "test")  # they have to be there
     print(
         json.dumps(
             {
@@ -46,7 +51,7 @@ def inspect(
                 "batch": predictor.batch or "any",
                 "classes": predictor.classes,
                 "logits_output": predictor.interface.logits_output,
-                "notes": predictor.notes,
+                "notes": (*predictor.notes, *found.notes),
                 "metadata": predictor.artifact.to_dict() if predictor.artifact else None,
             },
             indent=2,

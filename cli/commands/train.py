@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.commands.alike import ALIKE_DATASETS, compute_alike
+from cli.flags.images import RESIZE_HELP
+from cli.flags.images import image_size as image_size_option
 from cli.flags.values import AsJson, Quiet, Seed, Trust, numbers, real, whole
 from cli.printing.terminal import say
 from dgad_tk.common import UserError
@@ -27,7 +29,8 @@ def train(
     dataset: Annotated[str | None, typer.Option(help="See `dgad list datasets`. [digits]")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the images.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the dataset if it is not there.")] = False,
-    image_size: Annotated[int | None, whole("--image-size", "Resize an image folder to this. [32]")] = None,
+    image_size: Annotated[Any, image_size_option("[32]")] = None,
+    resize: Annotated[str | None, typer.Option(help=f"{RESIZE_HELP} [squeeze]")] = None,
     method: Annotated[
         str | None, typer.Option(help="See `dgad list methods`; NAME+igdm adds gradient matching. [dgad]")
     ] = None,
@@ -99,7 +102,7 @@ def train(
     if run_config.dataset in ALIKE_DATASETS:
         compute_alike()
 
-    from cli.flags.teacher import model_file_teacher
+    from cli.flags.teacher import fitted_to_teacher, model_file_teacher
     from cli.printing.progress import TrainingProgress
     from cli.printing.run_page import RunPage
     from dgad_tk.distributed import launched
@@ -107,6 +110,9 @@ def train(
 
     leads = launched().leads
     quiet = quiet or not leads
+    run_config, notes = fitted_to_teacher(run_config, trust=trust)
+    for note in notes if leads else ():
+        print(f"note: {note}", file=sys.stderr)
     if not quiet:
         print(_announcement(run_config), file=sys.stderr)
     taken: list[RunFolder] = []

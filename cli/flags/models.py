@@ -1,13 +1,12 @@
 """The model files that a command works on, and the images and the threat that belong to them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from cli.flags.values import whole
+from cli.flags.fitting import images_for, open_file
+from cli.flags.images import ImageFlags
 from dgad_tk.common import UserError
 from dgad_tk.strangers.names import same_names
 
@@ -16,52 +15,6 @@ if TYPE_CHECKING:
     from dgad_tk.artifacts.preprocessing import Interface
     from dgad_tk.artifacts.record import Artifact
     from dgad_tk.data import Dataset
-
-DatasetName = Annotated[
-    str | None, typer.Option("--dataset", help="See `dgad list datasets`. [the one the model was trained on]")
-]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Folder of the images. [as in training]")]
-ImageSize = Annotated[int | None, whole("--image-size", "Resize an image folder to this. [as in training]")]
-
-
-@dataclass(frozen=True)
-class ImageFlags:
-    """What --dataset, --data-dir and --image-size say; None for what is not given."""
-
-    dataset: str | None = None
-    data_dir: Path | None = None
-    image_size: int | None = None
-
-    def load(self, artifact: "Artifact | None") -> "Dataset":
-        """The dataset that the flags name. The record says what they leave open.
-
-        Raises:
-            UserError: neither names one, or it cannot be loaded.
-        """
-        from dgad_tk.data import load_dataset
-
-        name, data_dir, image_size = self.dataset, self.data_dir, self.image_size
-        if artifact is not None and name in (None, artifact.dataset):
-            options = artifact.dataset_options
-            name = artifact.dataset
-            data_dir = data_dir or (Path(options["data_dir"]) if "data_dir" in options else None)
-            image_size = image_size or options.get("image_size")
-        if name is None:
-            raise UserError(
-                "the model carries no dgad metadata record, so its images are unknown",
-                hint="name them with --dataset",
-            )
-        return load_dataset(name, data_dir=data_dir, image_size=image_size)
-
-    def named(self, path: Path) -> "Dataset | None":
-        """The dataset that the flags name; None if they name none. The record in `path` says what they leave open.
-
-        Raises:
-            UserError: the file cannot be read, or the images cannot be loaded.
-        """
-        from exporters.formats import read_record
-
-        return self.load(read_record(path)) if self.dataset is not None else None
 
 
 def check_files(paths: Sequence[Path]) -> None:
@@ -82,6 +35,7 @@ def open_model(
     *,
     gradients: bool = True,
     trust: bool = False,
+    only: str | None = None,
 ) -> "tuple[Predictor, Dataset]":
     """A model and its images. Either may have to say what shape the other has.
 
@@ -90,31 +44,27 @@ def open_model(
     Args:
         gradients: whether gradients are needed. Without them, an ONNX file may have operators that its twin lacks.
         trust: open a file that is a program (.pt, .pt2).
+        only: the one split of an image folder that has to be there; None if there is to be training.
 
     Raises:
         UserError: one of them cannot be opened, or their classes differ.
     """
-    from dgad_tk.artifacts.preprocessing import AS_IS
-    from exporters.formats import load
-    from exporters.onnx_open.open import NoGradients
+    from dgad_tk.data.splits import stretched
 
-    images = flags.named(path)
-    try:
-        predictor = load(path, images.shape if images else None, interface or AS_IS, trust=trust)
-    except NoGradients as error:
-        if gradients:
-            hint = f"`dgad attack --suite blackbox` needs no gradients; {error.hint}"
-            raise UserError(error.message, hint=hint) from None
-        predictor = error.predictor
-    if images is None:
-        images = flags.load(predictor.artifact)
+    found = open_file(path, flags, interface, trust=trust, only=only)
+    if found.obstacle is not None and gradients:
+        hint = f"`dgad attack --suite blackbox` needs no gradients; {found.obstacle.hint}"
+        raise UserError(found.obstacle.message, hint=hint)
+    predictor, images = found.predictor, images_for(found, flags, only)
     check_classes(path, predictor, images)
-    notes = predictor.notes
+    notes = (*predictor.notes, *found.notes)
     if predictor.artifact is None and predictor.classes != len(images.classes):
         notes += (
             f"the file tells {predictor.classes} classes apart and {images.name} has {len(images.classes)}: "
             f"image labels are taken as numbers of logits, 0 for '{images.classes[0]}'",
         )
+    if predictor.artifact is None and (said := stretched(images)):
+        notes += (said,)
     return replace(predictor, notes=(*notes, *images.notes)), images
 
 

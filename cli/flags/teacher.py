@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,51 @@ def model_file_teacher(config: "TrainConfig", *, trust: bool) -> "Callable[[Data
     if config.teacher == AUTO or not find_method(config.method).needs_teacher or not _is_model_file(path):
         return None
     return partial(_open, config, path, trust)
+
+
+def fitted_to_teacher(config: "TrainConfig", *, trust: bool) -> "tuple[TrainConfig, list[str]]":
+    """A config whose image folder is read in the shape that its teacher takes, where nobody said another; and notes.
+
+    Args:
+        config: resolved.
+        trust: open a file that is a program (.pt, .pt2).
+
+    Raises:
+        UserError: the teacher cannot be opened, or takes no images of a folder.
+    """
+    from cli.flags.fitting import open_file
+    from cli.flags.images import ImageFlags
+    from dgad_tk.config.training import AUTO
+    from dgad_tk.data import DATASETS
+    from dgad_tk.data.images.request import GREY
+    from dgad_tk.data.images.size import shown, written
+    from dgad_tk.methods import find_method
+    from dgad_tk.teachers.opening import channels_of
+
+    path, asked = Path(config.teacher), config.channels is None or config.image_size is None
+    given = config.teacher != AUTO and find_method(config.method).needs_teacher and path.exists()
+    usual = DATASETS[config.dataset].image_size if config.dataset in DATASETS else 0
+    if not (given and asked and usual):
+        return config, []
+    found, notes = config, []
+    if _is_model_file(path):
+        flags = ImageFlags(config.dataset, image_size=config.image_size)
+        try:
+            shape = open_file(path, flags, trust=trust).predictor.input_shape
+        except UserError:
+            if config.image_size is not None:
+                raise
+            shape = open_file(path, replace(flags, image_size=usual), trust=trust).predictor.input_shape  # it was open
+        if config.image_size is None and written(shape[1:]) != usual:
+            found = found.model_copy(update={"image_size": written(shape[1:])})
+            notes.append(f"the image folder is read at {shown(shape[1:])} (height x width), as the teacher's file says")
+        channels: int | None = shape[0]
+    else:
+        channels = channels_of(path)
+    if config.channels is None and channels == GREY:
+        found = found.model_copy(update={"channels": channels})
+        notes.append("the image folder is read as one channel (grey), since the teacher takes one")
+    return found, notes
 
 
 def _open(config: "TrainConfig", path: Path, trust: bool, dataset: "Dataset") -> "tuple[nn.Module, str]":

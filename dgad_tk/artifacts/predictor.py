@@ -20,6 +20,25 @@ Images = NDArray[np.float32]
 Logits = NDArray[np.float32]
 
 
+PartlyKnown = tuple[int | None, int | None, int | None]
+"""(C, H, W) as far as it is known."""
+
+
+class OpenShapeError(UserError):
+    """A file does not say the whole shape of its images; it can be opened once that is known.
+
+    Attributes:
+        declared: what it says of (C, H, W).
+        values: numbers in an image, for a file that takes flat ones; None if it does not say.
+    """
+
+    def __init__(
+        self, message: str, hint: str = "", *, declared: PartlyKnown = (None, None, None), values: int | None = None
+    ) -> None:
+        super().__init__(message, hint)
+        self.declared, self.values = declared, values
+
+
 @dataclass(frozen=True)
 class Predictor:
     """An opened model file.

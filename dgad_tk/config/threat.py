@@ -12,8 +12,8 @@ from dgad_tk.strangers.number_text import parse_fraction
 Radius = Annotated[float, BeforeValidator(partial(parse_fraction, upper=math.inf)), Field(gt=0)]
 """A distance for pixels in [0, 1]; `8/255` is accepted. In L2 and L1 it may be above 1."""
 
-LARGEST_EPS = 1e6
-"""Of an evaluation. Even in L1, two images of 3 x 512 x 512 are at most 786,432 apart."""
+LARGEST_EPS = 1e7
+"""Of an evaluation. Even in L1, two images of 3 x 1024 x 1024 are at most 3,145,728 apart."""
 
 Norm = Literal["linf", "l2", "l1"]
 """Norm of a perturbation. `dgad_tk.ascent.balls` computes with it."""

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dgad_tk.common import lookup, written_aside
 from dgad_tk.config.parsing import TypedKeys, written_yaml
 from dgad_tk.config.threat import ThreatModel
+from dgad_tk.data.images.request import checked_channels, checked_resize
+from dgad_tk.data.images.size import Written, read_written
 from dgad_tk.strangers.number_text import parse_fraction
 
 When = Annotated[float, Field(ge=0)]
@@ -27,6 +29,9 @@ FREE = {"checkpoint_minutes", "paper"}
 PLACES = {"data_dir", "teacher", "device"}
 """Keys that say where something is. A resumed run may change them, since it compares SHA-256 sums of the content."""
 
+LATER = {"resize", "channels"}
+"""Keys that older versions did not write."""
+
 
 def epoch_of(when: float, epochs: int) -> int:
     """The epoch, from 0, that begins at `when`."""
@@ -38,7 +43,12 @@ class TrainConfig(TypedKeys):
 
     dataset: str = "digits"
     data_dir: Path | None = None
-    image_size: int | None = Field(None, ge=4, le=512)
+    image_size: Annotated[Written | None, BeforeValidator(read_written)] = None
+    """Of an image folder: `HxW`, or a whole number for a square."""
+    resize: Annotated[str | None, AfterValidator(checked_resize)] = None
+    """How pictures of an image folder get that size: a row of RESIZES."""
+    channels: Annotated[int | None, AfterValidator(checked_channels)] = None
+    """1 reads an image folder as grey, 3 as RGB. The default is what a teacher from a file takes, else RGB."""
     limit_train: int | None = Field(None, ge=2)
     """The first N of the training split's fixed stratified order."""
 
@@ -182,7 +192,9 @@ class TrainConfig(TypedKeys):
         )
 
     def to_yaml(self) -> str:
-        return written_yaml(self.model_dump(mode="json"))
+        values = self.model_dump(mode="json")
+        # Left out where nobody set them, so that runs of older versions keep their text, which names cached surrogates.
+        return written_yaml({key: value for key, value in values.items() if value is not None or key not in LATER})
 
     def save(self, path: Path) -> None:
         with written_aside(path) as aside:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from dgad_tk.common import UserError, lookup
 from dgad_tk.data.download import downloads
+from dgad_tk.data.images.request import RGB, request_of
+from dgad_tk.data.images.resize import SQUEEZE
+from dgad_tk.data.images.size import Size, written
 from dgad_tk.data.reading import NotThereError
 from dgad_tk.data.sources import cifar, digits, fashion_mnist, imagefolder, svhn, tiny_imagenet
 from dgad_tk.data.spec import Augmentation, Dataset, DatasetSpec, Split
@@ -63,35 +66,51 @@ DATASETS: dict[str, DatasetSpec] = {
         fetch=tiny_imagenet.fetch,
     ),
     "imagefolder": DatasetSpec(
-        description="your own images: train/CLASS/* and test/CLASS/* in --data-dir, as RGB of --image-size",
+        description="your own images: train/CLASS/* and test/CLASS/* in --data-dir, as RGB or grey of --image-size",
         load=imagefolder.load,
         image_size=32,
     ),
 }
 
+SOME_SIZE = 32
+"""In a request to a dataset of one size, which takes no notice of it."""
+
 
 def load_dataset(
-    name: str, *, data_dir: Path | None = None, image_size: int | None = None, download: bool = False
+    name: str,
+    *,
+    data_dir: Path | None = None,
+    image_size: int | str | Size | None = None,
+    download: bool = False,
+    resize: str | None = None,
+    channels: int | None = None,
+    only: str | None = None,
 ) -> Dataset:
     """The dataset `name` with its fixed splits; decoded and cached at the first call, then memory-mapped.
 
     Args:
         name: row of DATASETS.
         data_dir: folder of the files. The default is where `download` puts them: `downloads/NAME` in the cache.
-        image_size: height and width for a dataset that has no size of its own.
+        image_size: (H, W), `HxW`, or one number for a square, for a dataset that has no size of its own.
         download: fetch the files if they are not there. Otherwise nothing is ever fetched.
+        resize: row of RESIZES, for such a dataset.
+        channels: 1 to read it as grey, 3 as RGB, which is the default.
+        only: the one split that has to be there: "test" for an attack. None if there is to be training.
 
     Raises:
         UserError: unknown name, an option that does not apply, data that are missing or damaged, a folder or a class
             with a name that is not UTF-8, or no network.
     """
     spec = lookup(DATASETS, name, "dataset")
-    size = spec.image_size if image_size is None else image_size
-    if image_size is not None and not spec.image_size:
-        raise UserError(
-            f"dataset '{name}' has images of one size and takes no --image-size",
-            hint="only imagefolder resizes; leave the option out",
-        )
+    if not spec.image_size:
+        for flag, value in (("--image-size", image_size), ("--resize", resize), ("channels", channels)):
+            if value is not None:
+                what = "number of channels" if flag == "channels" else "size"
+                raise UserError(
+                    f"dataset '{name}' has images of one {what} and takes no {flag}",
+                    hint="only imagefolder resizes; leave the option out",
+                )
+    request = request_of((spec.image_size or SOME_SIZE) if image_size is None else image_size, resize, channels, only)
     if download and spec.fetch is None:
         raise UserError(f"dataset '{name}' takes no --download", hint="there is nothing to fetch; leave it out")
     folder = data_dir and Path(os.path.expanduser(data_dir))
@@ -101,17 +120,19 @@ def load_dataset(
         options["data_dir"] = real if is_utf8(real) else os.path.abspath(folder)  # a link's own name may be UTF-8
         check_utf8(str(options["data_dir"]), "the path of the images")
     try:
-        decoded = spec.load(folder, size)
+        decoded = spec.load(folder, request)
     except NotThereError as error:
         if download and spec.fetch is not None:
             spec.fetch(folder or downloads(name))
-            decoded = spec.load(folder, size)
+            decoded = spec.load(folder, request)
         elif folder is not None and not os.path.isdir(folder):
             raise UserError(f"--data-dir {folder} is not a folder", hint=error.hint) from None
         else:
             raise
     if spec.image_size:
-        options["image_size"] = size
+        options["image_size"] = written(request.size)
+        options |= {"resize": request.resize} if request.resize != SQUEEZE else {}
+        options |= {"channels": request.channels} if request.channels != RGB else {}
     train, val, test = make_splits(decoded.parts)
     notes = decoded.notes
     if shares_images(train, val):
@@ -119,4 +140,4 @@ def load_dataset(
             f"{name}: no class has an image to spare, so validation is on {len(val)} of the {len(train)} training "
             "images, and its accuracy is none of held-out images",
         )
-    return Dataset(spec, name, decoded.classes, train, val, test, options, decoded.sha256, notes)
+    return Dataset(spec, name, decoded.classes, train, val, test, options, decoded.sha256, notes, decoded.stretch)

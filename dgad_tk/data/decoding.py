@@ -13,6 +13,8 @@ import numpy as np
 
 from dgad_tk.common import UserError, reason_of
 from dgad_tk.data.endings import first_names
+from dgad_tk.data.images.request import MODES, Request
+from dgad_tk.data.images.resize import RESIZES
 from dgad_tk.data.spec import Pixels
 from dgad_tk.strangers.first_bytes import archive_of, beginning, placeholder
 from dgad_tk.strangers.names import shown
@@ -28,6 +30,9 @@ _AGAIN = "copy it again, or take it out of the folder"
 _CONVERT = "convert it to .png or .jpg"
 _BRANDS = {b"heic": "a HEIC image", b"heix": "a HEIC image", b"mif1": "a HEIF image", b"msf1": "a HEIF image"}
 _BRANDS |= {b"hevc": "a HEIC image", b"avif": "an AVIF image", b"avis": "an AVIF image"}
+
+SAMPLED = 25
+"""Pictures whose sizes are looked at, to say how much they are stretched."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,11 @@ _Block = tuple[Pixels, dict[str, Flaw]]
 """The images of some files, and the flaws of those that cannot be used, by file name."""
 
 
-def blocks(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterator[Pixels]:
-    """The images in the order of `files`, in blocks of uint8 `(n, 3, size, size)`.
+def blocks(root: Path, files: Sequence[str], request: Request, exact: bool) -> Iterator[Pixels]:
+    """The images in the order of `files`, in blocks of uint8 `(n, C, H, W)`.
 
     Args:
+        request: C, H and W, and how pictures are brought there.
         exact: refuse an image of another size instead of resizing it.
 
     Raises:
@@ -60,7 +66,7 @@ def blocks(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterator
     """
     flawed: dict[str, Flaw] = {}
     seen = until = 0
-    for block, found in _decoded(root, files, size, exact):
+    for block, found in _decoded(root, files, request, exact):
         seen += len(block)
         if found and not flawed:
             until = seen + COUNTED
@@ -73,9 +79,10 @@ def blocks(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterator
         raise _refusal(root, flawed, f"{seen:,}" if seen == len(files) else f"the first {seen:,} (of {len(files):,})")
 
 
-def _decoded(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterator[_Block]:
-    n = max(1, BLOCK_BYTES // (3 * size * size))
-    decode_some = partial(_decode_all, root, size=size, exact=exact)
+def _decoded(root: Path, files: Sequence[str], request: Request, exact: bool) -> Iterator[_Block]:
+    height, width = request.size
+    n = max(1, BLOCK_BYTES // (request.channels * height * width))
+    decode_some = partial(_decode_all, root, request=request, exact=exact)
     pieces = (files[start : start + n] for start in range(0, len(files), n))
     threads = 1
     with suppress(OSError):  # the decoder says what is wrong with the file
@@ -92,20 +99,20 @@ def _decoded(root: Path, files: Sequence[str], size: int, exact: bool) -> Iterat
             yield ahead.popleft().result()
 
 
-def _decode_all(root: Path, files: Sequence[str], size: int, exact: bool) -> _Block:
-    block = np.zeros((len(files), 3, size, size), dtype=np.uint8)
+def _decode_all(root: Path, files: Sequence[str], request: Request, exact: bool) -> _Block:
+    block = np.zeros((len(files), request.channels, *request.size), dtype=np.uint8)
     flawed = {}
     for row, name in enumerate(files):
-        found = decode(root / name, size, exact=exact)
+        found = decode(root / name, request, exact=exact)
         if isinstance(found, Flaw):
             flawed[name] = found
         else:
-            block[row] = found.transpose(2, 0, 1)
+            block[row] = found.transpose(2, 0, 1) if found.ndim == 3 else found
     return block, flawed
 
 
-def decode(path: Path, size: int, *, exact: bool = False) -> Pixels | Flaw:
-    """One image file as uint8 `(size, size, 3)`.
+def decode(path: Path, request: Request, *, exact: bool = False) -> Pixels | Flaw:
+    """One image file as uint8 `(H, W, 3)`, or `(H, W)` where grey is wanted.
 
     Returns:
         A Flaw where the file is damaged, is not an image, has more than 8 bits per channel or, with `exact`, has
@@ -118,13 +125,25 @@ def decode(path: Path, size: int, *, exact: bool = False) -> Pixels | Flaw:
             if file.mode[0] in "IF":  # Pillow would clip to 255, which makes most of the image white
                 message = f"has 16-bit or float pixels (mode {file.mode})"
                 return Flaw("a 16-bit or float image", message, "convert it to 8 bits")
-            if exact and file.size != (size, size):
-                return Flaw("of another size", f"is {file.width}x{file.height}, not {size}x{size}", _AGAIN)
+            height, width = request.size
+            if exact and file.size != (width, height):
+                return Flaw("of another size", f"is {file.width}x{file.height}, not {width}x{height}", _AGAIN)
             # By way of RGBA, since Pillow warns when it converts a palette with transparency to RGB.
             image = file.convert("RGBA") if file.mode == "P" and "transparency" in file.info else file
-            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+            return np.asarray(RESIZES[request.resize].bring(image.convert(MODES[request.channels]), request.size))
     except Exception as error:  # noqa: BLE001 - Pillow's many decoders raise whatever damaged bytes lead them to
         return _found_instead(path, error)
+
+
+def stretch_of(root: Path, files: Sequence[str], request: Request) -> float:
+    """`Request.stretch` of the middle one of some pictures, evenly spaced in `files`. Only their headers are read."""
+    from PIL import Image
+
+    found = [1.0]
+    for name in files[:: max(1, len(files) // SAMPLED)]:
+        with suppress(OSError, ValueError), Image.open(root / name) as file:
+            found.append(request.stretch(file.height, file.width))
+    return float(np.median(found[1:] or found))
 
 
 def _found_instead(path: Path, error: Exception) -> Flaw:

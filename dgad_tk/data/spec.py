@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgad_tk.common import UserError
+from dgad_tk.data.images.request import Request
+from dgad_tk.data.images.resize import SQUEEZE
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -54,12 +56,14 @@ class Decoded:
         parts: "train", "test" and, where the data have their own, "val".
         sha256: `cache.content_sha256` of them.
         notes: a sentence per kind of file that was found and not used. The cache keeps none: the files may change.
+        stretch: as in Dataset.
     """
 
     classes: list[str]
     parts: Mapping[str, Part]
     sha256: str
     notes: tuple[str, ...] = ()
+    stretch: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,17 +102,17 @@ class DatasetSpec:
 
     Attributes:
         description: one line for `dgad list datasets`.
-        load: maps (data_dir or None, image_size) to decoded arrays. Raises NotThereError for missing files, UserError
+        load: maps (data_dir or None, request) to decoded arrays. Raises NotThereError for missing files, UserError
             for damaged ones.
         augmentation: of training images.
         eps: default radius per norm, as a fraction of 1.
         training: settings of a TrainConfig that differ from the paper's for CIFAR, by name.
         fetch: fetches missing files into a folder, or raises UserError; None where there is nothing to fetch.
-        image_size: default of `--image-size`; 0 where the data have one size of their own.
+        image_size: default of `--image-size`; 0 where the data have one size and number of channels of their own.
     """
 
     description: str
-    load: Callable[[Path | None, int], Decoded]
+    load: Callable[[Path | None, Request], Decoded]
     augmentation: Augmentation = Augmentation(padding=4, flip=True)
     eps: Mapping[str, float] = field(default_factory=lambda: {"linf": 8 / 255, "l2": 0.5, "l1": 12.0})
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -124,13 +128,16 @@ class Dataset:
         spec: its row.
         name: of the row.
         classes: class names in the order of the labels.
-        train: the training split without `val`.
+        train: the training split without `val`. It may be empty, as other splits, if one split alone was asked for.
         val: for choosing a checkpoint; held out of the training data. Where no class has an image to spare, it shares
             images with `train`, and a note says so.
         test: for reporting.
-        options: arguments with which `load_dataset` loads the same again: `data_dir`, `image_size`.
+        options: arguments with which `load_dataset` loads the same again: `data_dir`, `image_size`, and `resize` and
+            `channels` where they are not the defaults.
         sha256: of the decoded content.
         notes: sentences about these data for the user.
+        stretch: by how much the middle one of some of the pictures was stretched to the shape of these images, in one
+            direction over the other; 1 for none.
     """
 
     spec: DatasetSpec
@@ -142,12 +149,18 @@ class Dataset:
     options: dict[str, str | int]
     sha256: str
     notes: tuple[str, ...] = ()
+    stretch: float = 1.0
 
     @property
     def shape(self) -> Shape:
         """(C, H, W)."""
         _, channels, height, width = self.train.base.shape
         return channels, height, width
+
+    @property
+    def resize(self) -> str:
+        """How pictures got this shape, a row of RESIZES; empty for images of one size."""
+        return str(self.options.get("resize", SQUEEZE)) if self.spec.image_size else ""
 
     @property
     def train_and_val(self) -> Split:

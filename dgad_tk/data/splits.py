@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dgad_tk.data.spec import Labels, Part, Split
+from dgad_tk.data.images.size import shown
+from dgad_tk.data.spec import Dataset, Labels, Part, Split
 
 VALIDATION_SHARE = 10
 """One in ten training images is held out for validation ..."""
 VALIDATION_MOST = 1000
 """... but at most this number: enough to rank checkpoints, few enough to attack in every epoch."""
+STRETCHED = 1.35
+"""Factor from which on pictures are said to be stretched: above that of 4:3 to a square."""
 MOST_NAMED = 10
 """Classes that a message names."""
 
@@ -42,18 +45,22 @@ def stratified_order(labels: Labels, purpose: str) -> NDArray[np.int64]:
 def make_splits(parts: Mapping[str, Part]) -> tuple[Split, Split, Split]:
     """Train, validation and test. Without a validation part, validation images are held out of the training part.
 
-    Every class keeps an image to train on. Where no class has one to spare, validation and training share images.
+    Every class keeps an image to train on. Where no class has one to spare, validation and training share images. The
+    splits of parts that are missing otherwise are empty.
     """
-    train_order = stratified_order(parts["train"].labels, "train")
-    if "val" in parts:
-        val = _ordered(parts["val"], stratified_order(parts["val"].labels, "val"))
+    some = next(iter(parts.values()))
+    none = Part(some.images[:0], some.labels[:0])
+    train, test = parts.get("train", none), parts.get("test", none)
+    train_order = stratified_order(train.labels, "train")
+    if "val" in parts or "train" not in parts:
+        held = parts.get("val", none)
+        val = _ordered(held, stratified_order(held.labels, "val"))
     else:
         wanted = max(1, min(VALIDATION_MOST, round(len(train_order) / VALIDATION_SHARE)))
-        held_out = _to_spare(parts["train"].labels[train_order])[:wanted]
-        val = _ordered(parts["train"], train_order[held_out] if len(held_out) else train_order[:wanted])
+        held_out = _to_spare(train.labels[train_order])[:wanted]
+        val = _ordered(train, train_order[held_out] if len(held_out) else train_order[:wanted])
         train_order = np.delete(train_order, held_out)
-    test = _ordered(parts["test"], stratified_order(parts["test"].labels, "test"))
-    return _ordered(parts["train"], train_order), val, test
+    return _ordered(train, train_order), val, _ordered(test, stratified_order(test.labels, "test"))
 
 
 def _to_spare(labels: Labels) -> NDArray[np.int64]:
@@ -74,6 +81,16 @@ def without_images(split: Split, classes: Sequence[str]) -> str:
         return ""
     names = ", ".join(classes[k] for k in lost[:MOST_NAMED]) + (", ..." if len(lost) > MOST_NAMED else "")
     return f"classes without an image to train on: {len(lost):,} of {len(classes):,} ({names})"
+
+
+def stretched(images: Dataset) -> str:
+    """A sentence about pictures that lose their shape, and what else can be done; empty where few do."""
+    if images.stretch <= STRETCHED:
+        return ""
+    return (
+        f"half of the pictures or more are stretched {images.stretch:.1f} times or more in one direction, to "
+        f"{shown(images.shape[1:])} (height x width); --resize crop or --resize pad keeps the shape of what is in them"
+    )
 
 
 def _ordered(part: Part, order: NDArray[np.int64]) -> Split:

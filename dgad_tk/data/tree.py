@@ -11,6 +11,7 @@ from dgad_tk.data.reading import accessible
 from dgad_tk.strangers.names import RENAME, check_utf8, composed, shown
 
 LAYOUT = "the folder must hold train/CLASS/image files, and test/CLASS/ or val/CLASS/ likewise"
+ALONE = "test/CLASS/image files are enough, or val/CLASS/, or the class folders alone"
 
 _PART_OF = {  # the names of Hugging Face's datasets
     **dict.fromkeys(("train", "training"), "train"),
@@ -32,10 +33,14 @@ def part_of(name: str) -> str | None:
     return _PART_OF.get(words[0]) or _PART_OF.get(re.sub("(set|data|images)$", "", words[0]))
 
 
-def parts_in(root: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+def parts_in(root: Path, only: str | None = None) -> tuple[dict[str, str], tuple[str, ...]]:
     """The folder of each part in `root`, and notes on what belongs to none.
 
-    Where there are training and validation images but no test images, the validation images are the test part.
+    Where there are no test images, the validation images are the test part, if that is asked for.
+
+    Args:
+        only: the one part that has to be there. As "test", class folders that lie in `root` itself do: the folder of
+            the part is then empty. None if there is to be training and testing.
 
     Raises:
         UserError: there is no folder to train or to test on, or two folders have the name of one part.
@@ -54,10 +59,12 @@ def parts_in(root: Path) -> tuple[dict[str, str], tuple[str, ...]]:
                 f"{root}: both '{claims[0]}' and '{claims[1]}' could be the {part} images",
                 hint="move one of them away, or put them into one folder",
             )
-    if "train" not in found or len(found) == 1:
-        missing = "train/" if "train" not in found else "test/ or val/"
+    if only == "test" and not found and others:
+        note = f"{root}: no split folder (train, val or test) is there, so its class folders are taken as test images"
+        return {"test": ""}, (note,)
+    if missing := _missing(set(found), only):
         there = f", only {_listed(others)}" if others and not found else ""
-        raise UserError(f"{root} has no {missing}{there}", hint=LAYOUT)
+        raise UserError(f"{root} has no {missing}{there}", hint=ALONE if only == "test" else LAYOUT)
     notes = []
     if others:
         what = "a folder that is no split" if len(others) == 1 else f"{len(others)} folders that are no split"
@@ -66,9 +73,19 @@ def parts_in(root: Path) -> tuple[dict[str, str], tuple[str, ...]]:
         what = counted(len(loose), "image file")
         notes.append(f"{root}: {what} passed over beside the splits ({first_names(loose)})")
     parts: dict[str, str] = {part: found[part][0] for part in ("train", "val", "test") if part in found}
-    if "test" not in parts:
+    if "test" not in parts and only in (None, "test"):
         parts["test"] = parts.pop("val")
     return parts, tuple(notes)
+
+
+def _missing(found: Set[str], only: str | None) -> str:
+    """What folders should be there, and are not; empty if nothing is missing."""
+    if only is None and "train" not in found:
+        return "train/"
+    if only in (None, "test"):
+        return "" if found & {"val", "test"} else "test/ or val/"
+    ways = {"train"} if only == "train" else {"train", "val"}  # validation images can be held out of the training part
+    return "" if found & ways else " or ".join(f"{name}/" for name in sorted(ways))
 
 
 def _listed(names: list[str]) -> str:
@@ -103,7 +120,7 @@ def tree_of(root: Path, folder: str, usual: Set[str] = frozenset()) -> tuple[Tre
         on_disk[name] = entry.name
     images, others = {}, {}
     for name in sorted(on_disk):
-        images[name], others[name] = images_below(root, f"{folder}/{on_disk[name]}", usual)
+        images[name], others[name] = images_below(root, f"{folder}/{on_disk[name]}".removeprefix("/"), usual)
         if not images[name]:
             only = f", only {by_ending(others[name])}" if others[name] else ""
             raise UserError(
@@ -153,20 +170,21 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
 
 
 def classes_of(root: Path, trees: dict[str, Tree]) -> list[str]:
-    """The classes of "train"; UserError where there are fewer than two, or another part has others."""
-    classes = list(trees["train"])
+    """The classes of "train", or of the first part; UserError where there are fewer than two, or they differ."""
+    first = "train" if "train" in trees else next(iter(trees))
+    classes = list(trees[first])
     for part, tree in trees.items():
         if len(tree) < 2:
             found = f"only '{next(iter(tree))}'" if tree else "none"
             raise UserError(f"{root}: at least 2 class folders are needed for {part}, found {found}", hint=LAYOUT)
         if extra := sorted(tree.keys() - set(classes)):
             raise UserError(
-                f"{root}: train lacks class '{extra[0]}' of {part} (and {len(extra) - 1} more)",
+                f"{root}: {first} lacks class '{extra[0]}' of {part} (and {len(extra) - 1} more)",
                 hint=nearest(extra[0], classes) if len(classes) <= 20 else LAYOUT,
             )
         if missing := sorted(set(classes) - tree.keys()):
             raise UserError(
-                f"{root}: {part} lacks class '{missing[0]}' of train (and {len(missing) - 1} more)",
+                f"{root}: {part} lacks class '{missing[0]}' of {first} (and {len(missing) - 1} more)",
                 hint="both must have the same class folders",
             )
     return classes

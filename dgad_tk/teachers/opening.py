@@ -12,11 +12,12 @@ from torch import nn
 from dgad_tk.answers.doubts import NONE, Classes, one_answer, other_order
 from dgad_tk.artifacts.record import Artifact
 from dgad_tk.artifacts.runs import weights_of
-from dgad_tk.artifacts.weights import has_record, load_model
+from dgad_tk.artifacts.weights import has_record, load_model, read_weights
 from dgad_tk.common import UserError, sha256_file
 from dgad_tk.data import Dataset
 from dgad_tk.data.augment import to_float
 from dgad_tk.data.batches import on_device
+from dgad_tk.data.images.request import MODES
 from dgad_tk.models import Normalize, check_input
 from dgad_tk.strangers.names import same_names
 from dgad_tk.teachers.foreign import SUFFIXES, read_state_dicts
@@ -66,6 +67,25 @@ def open_teacher(
     return teacher.eval().requires_grad_(False), f"{name} {sha256_file(weights)}"
 
 
+def channels_of(source: Path) -> int | None:
+    """The channels of the images that weights are for, as far as they tell; None if they do not.
+
+    Args:
+        source: as for `open_teacher`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    weights = weights_of(source)
+    if has_record(weights):
+        return read_weights(weights)[1].input_shape[0]
+    if weights.suffix not in SUFFIXES:
+        return None
+    kernels = (tensor for tensor in read_state_dicts(weights)[0].tensors.values() if tensor.dim() == 4)
+    first = next(kernels, None)  # of the convolution that reads the image, or a mean or a std per channel
+    return None if first is None else int(first.shape[1])
+
+
 def check_record(record: Artifact, dataset: Dataset, *, given: Sequence[float] = ()) -> None:
     """Raise UserError where a teacher's record does not fit the dataset's channels and classes.
 
@@ -79,7 +99,9 @@ def check_record(record: Artifact, dataset: Dataset, *, given: Sequence[float] =
     if record.input_shape[0] != dataset.shape[0]:
         raise UserError(
             f"the teacher takes {record.input_shape[0]} channels, '{dataset.name}' has {dataset.shape[0]}",
-            hint="train a teacher on this dataset: --teacher auto",
+            hint=f"--set channels={record.input_shape[0]} reads the folder so"
+            if dataset.spec.image_size and record.input_shape[0] in MODES
+            else "train a teacher on this dataset: --teacher auto",
         )
     if not same_names(record.classes, dataset.classes):
         raise UserError(

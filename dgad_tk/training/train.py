@@ -19,7 +19,7 @@ from dgad_tk.artifacts.runs import RunFolder, new_run_folder
 from dgad_tk.common import UserError
 from dgad_tk.config.training import AUTO, TrainConfig
 from dgad_tk.data import Dataset, load_dataset
-from dgad_tk.data.splits import without_images
+from dgad_tk.data.splits import stretched, without_images
 from dgad_tk.distributed import by_leader, from_all, joined, launched, leaders, pick_device
 from dgad_tk.methods import build_method, find_method, typed_options
 from dgad_tk.models import find_model
@@ -90,7 +90,14 @@ def train(
             by_leader(lambda: check_claim(RunFolder(out), config, resume=resume))
             if resume:
                 by_leader(lambda: _check_places(config, out, needs_teacher=method.needs_teacher))
-        images = partial(load_dataset, config.dataset, data_dir=config.data_dir, image_size=config.image_size)
+        images = partial(
+            load_dataset,
+            config.dataset,
+            data_dir=config.data_dir,
+            image_size=config.image_size,
+            resize=config.resize,
+            channels=config.channels,
+        )
         by_leader(lambda: images(download=download) and None)  # first: the others find it downloaded and decoded
         dataset = images()
         _check_processes(config, dataset, device, here.size)
@@ -134,6 +141,8 @@ def _doubts(config: TrainConfig, dataset: Dataset) -> list[str]:
     found = [*dataset.notes]
     if lost := without_images(training_split(config, dataset), dataset.classes):
         found.append(lost + (f", with --limit-train {config.limit_train}" if config.limit_train else ""))
+    if stretch := stretched(dataset):
+        found.append(stretch)
     if config.normalize == "dataset" and (flat := dataset.flat_channels):
         found.append(
             f"channels that hardly vary over the training images: {', '.join(map(str, flat))} (from 0); "

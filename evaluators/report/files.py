@@ -41,7 +41,7 @@ GALLERY_LIMIT, GALLERY_VALUES = 64, 2**22
 PIECE = 500
 
 
-def results(evaluation: Evaluation, *, command: str, dataset: str, split: str) -> Results:
+def results(evaluation: Evaluation, *, command: str, dataset: str, split: str, resize: str = "") -> Results:
     """The record in shares and counts of all n images."""
     predictor, n = evaluation.predictor, len(evaluation.labels)
     correct = int(evaluation.clean_right.sum())
@@ -65,6 +65,7 @@ def results(evaluation: Evaluation, *, command: str, dataset: str, split: str) -
             sha256=evaluation.images_sha256,
             shape=predictor.input_shape,
             classes=list(evaluation.classes),
+            resize=resize,
         ),
         threat=Threat(norm=evaluation.norm, eps=list(evaluation.eps)),
         seed=evaluation.seed,

@@ -5,6 +5,7 @@
 (1, 3, 224, 224)    one image at a time     (N, 3, H, W)      of the size of the known images
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
+from dgad_tk.artifacts.predictor import OpenShapeError, PartlyKnown
 from dgad_tk.artifacts.preprocessing import Interface, Layout
 from dgad_tk.common import UserError
 from exporters.onnx_open.image_input import TYPES, ImageInput, Shape
@@ -35,6 +37,7 @@ def image_inputs(
         known: (C, H, W) of the images it is for, where somebody said so.
 
     Raises:
+        OpenShapeError: the shape leaves something open that `known` would settle.
         UserError: several inputs, no images, or a shape that can be read in two ways.
     """
     found = ", ".join(f"{entry.name}: {entry.type} {_declared(model, entry)}" for entry in inputs) or "no input"
@@ -55,7 +58,7 @@ def image_inputs(
 def _of_any_rank(base: ImageInput, known: Shape | None, where: str) -> list[ImageInput]:
     """Readings of an input that says nothing of its axes, which the known images then say."""
     if known is None:
-        raise UserError(
+        raise OpenShapeError(
             f"'{where}' leaves its input's shape open, the number of its axes too",
             hint="name the images with --dataset",
         )
@@ -82,14 +85,19 @@ def _of_shape(base: ImageInput, declared: Sequence[Any], known: Shape | None, fo
         layout = asked or _which_layout(axes, known, where)
         shape = _in_three_axes(axes, layout, known, where)
         return replace(base, shape=shape, interface=replace(base.interface, layout=layout))
-    if known is None or not axes or not _holds(axes, known):
-        for_these = f" for images of {known}" if known else ""
-        hint = f"{EXPECTED}, with an axis for the batch"
+    hint = f"{EXPECTED}, with an axis for the batch"
+    if known is None:
+        known_axes = [size for size in axes if size is not None]
+        raise OpenShapeError(
+            f"'{where}' is not an image classifier: it takes {found}",
+            hint=f"{hint}; if it takes flat images, or one without that axis, name them with --dataset",
+            declared=_said_of(sizes, asked),
+            values=math.prod(known_axes) if known_axes and len(known_axes) == len(axes) else None,
+        )
+    if not axes or not _holds(axes, known):
         raise UserError(
-            f"'{where}' is not an image classifier{for_these}: it takes {found}",
-            hint=f"{hint}; --image-size sets the size of an image folder"
-            if known
-            else f"{hint}; if it takes flat images, or one without that axis, name them with --dataset",
+            f"'{where}' is not an image classifier for images of {known}: it takes {found}",
+            hint=f"{hint}; --image-size sets the size of an image folder",
         )
     if known[0] > 1 and asked is None:
         what = f"flat images {list(declared)}" + (" without an axis for the batch" if alone else "")
@@ -139,14 +147,22 @@ def _which_layout(declared: Sequence[int | None], known: Shape | None, where: st
     # Both could count channels: as a rule images are square.
     if (middle == last) != (first == middle):
         return "nchw" if middle == last else "nhwc"
-    raise UserError(
-        f"'{where}' takes images of {tuple(declared)}: the channels may be the first of these or the last",
-        hint="--layout nchw or --layout nhwc",
-    )
+    message = f"'{where}' takes images of {tuple(declared)}: the channels may be the first of these or the last"
+    hint = "--layout nchw or --layout nhwc"
+    raise UserError(message, hint) if known else OpenShapeError(message, hint)
 
 
-def _as_nchw(declared: Sequence[int | None], layout: Layout) -> tuple[int | None, ...]:
-    return tuple(declared) if layout == "nchw" else (declared[2], declared[0], declared[1])
+def _said_of(axes: Sequence[int | None], asked: Layout | None) -> PartlyKnown:
+    """What three axes, None for open ones, say of (C, H, W); nothing where they may be in either order."""
+    ways = [_as_nchw(axes, layout) for layout in LAYOUTS if asked in (None, layout)] if len(axes) == 3 else []
+    sure, possible = ([way for way in ways if way[0] in allowed] for allowed in (CHANNELS, (None, *CHANNELS)))
+    fitting = sure or possible
+    return fitting[0] if len(fitting) == 1 else (None, None, None)
+
+
+def _as_nchw(declared: Sequence[int | None], layout: Layout) -> PartlyKnown:
+    first, middle, last = declared
+    return (first, middle, last) if layout == "nchw" else (last, first, middle)
 
 
 def _is_flat(declared: Sequence[int | None], known: Shape | None) -> bool:
@@ -170,7 +186,9 @@ def _in_three_axes(declared: Sequence[int | None], layout: Layout, known: Shape 
         return channels, height, width
     shown = f"({', '.join('any' if size is None else str(size) for size in sizes)}) (C, H, W)"
     if known is None:
-        raise UserError(f"'{where}' leaves its input's shape open: {shown}", hint="name the images with --dataset")
+        hint = "name the images with --dataset"
+        said = _said_of(declared, layout)
+        raise OpenShapeError(f"'{where}' leaves its input's shape open: {shown}", hint, declared=said)
     if layout not in _fitting_layouts(declared, known):
         raise UserError(
             f"'{where}' takes images of {shown}, not of {known}",

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, fx, nn
 
-from dgad_tk.artifacts.predictor import Predictor, predictor_of_module
+from dgad_tk.artifacts.predictor import OpenShapeError, PartlyKnown, Predictor, predictor_of_module
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import UserError, reason_of, sha256_file, written_aside
@@ -113,7 +113,10 @@ def _input_shape(
         channels, height, width = declared
         return channels, height, width
     if known is None:
-        raise UserError(
-            f"'{path}' leaves its input's shape open: {tuple(inputs[0].shape)}", hint="name the images with --dataset"
+        said: PartlyKnown = tuple(size if isinstance(size, int) else None for size in declared)
+        raise OpenShapeError(
+            f"'{path}' leaves its input's shape open: {tuple(inputs[0].shape)}",
+            hint="name the images with --dataset",
+            declared=said,
         )
     return known

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dgad_tk.artifacts.predictor import Predictor, predictor_of_module
+from dgad_tk.artifacts.predictor import OpenShapeError, Predictor, predictor_of_module
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import UserError, reason_of, sha256_file, written_aside
@@ -59,7 +59,7 @@ def load_torchscript(
     artifact = read_archived_record(path)
     shape = artifact.input_shape if artifact else input_shape
     if shape is None:
-        raise UserError(
+        raise OpenShapeError(
             f"'{path}' carries no dgad metadata record, so the shape of its input is unknown",
             hint="name the images with --dataset",
         )

@@ -12,6 +12,7 @@ import numpy as np
 
 from dgad_tk.data.cache import cached
 from dgad_tk.data.download import Remote, downloads, fetch_archive
+from dgad_tk.data.images.request import Request
 from dgad_tk.data.reading import Place, find, readable
 from dgad_tk.data.sources import plain_pickle
 from dgad_tk.data.sources.plain_pickle import Call, as_bytes, as_text
@@ -103,7 +104,7 @@ CIFAR100 = Cifar(
 )
 
 
-def load(which: Cifar, data_dir: Path | None, image_size: int) -> Decoded:
+def load(which: Cifar, data_dir: Path | None, request: Request) -> Decoded:
     """CIFAR from its pickles, read without running anything, or from its binary version."""
     root = data_dir or downloads(which.name)
     folders = " or ".join(layout.folder for layout in which.layouts)

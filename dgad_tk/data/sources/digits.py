@@ -7,13 +7,14 @@ import numpy as np
 
 from dgad_tk.common import UserError
 from dgad_tk.data.cache import Content, content_sha256
+from dgad_tk.data.images.request import Request
 from dgad_tk.data.spec import Decoded, Labels, Part, Pixels
 from dgad_tk.data.splits import stratified_order
 
 TEST_IMAGES = 360
 
 
-def load(data_dir: Path | None, image_size: int) -> Decoded:
+def load(data_dir: Path | None, request: Request) -> Decoded:
     """The digits that come with scikit-learn. A fixed fifth is the test part; UserError where a folder was given."""
     if data_dir is not None:
         raise UserError(

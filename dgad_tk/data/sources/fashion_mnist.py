@@ -10,6 +10,7 @@ import numpy as np
 
 from dgad_tk.data.cache import cached
 from dgad_tk.data.download import Remote, downloads, fetch_files
+from dgad_tk.data.images.request import Request
 from dgad_tk.data.reading import Place, find, readable
 from dgad_tk.data.spec import Decoded, Part, Pixels
 
@@ -24,7 +25,7 @@ LARGEST_BYTES = 2**30
 GET_IT = "install Debian's package dataset-fashion-mnist, give --data-dir ROOT, or --download"
 
 
-def load(data_dir: Path | None, image_size: int) -> Decoded:
+def load(data_dir: Path | None, request: Request) -> Decoded:
     """Fashion-MNIST from its four idx files, gzipped or not, in one folder or below torchvision's root."""
     root, files = _find(data_dir)
     return cached(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dgad_tk.data.cache import cached
 from dgad_tk.data.download import Remote, downloads, fetch_files
+from dgad_tk.data.images.request import Request
 from dgad_tk.data.reading import Place, find, readable
 from dgad_tk.data.spec import Decoded, Part
 
@@ -30,7 +31,7 @@ STORED = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9:
 GET_IT = "give --data-dir ROOT, where ROOT holds train_32x32.mat and test_32x32.mat, or --download"
 
 
-def load(data_dir: Path | None, image_size: int) -> Decoded:
+def load(data_dir: Path | None, request: Request) -> Decoded:
     """SVHN's cropped digits from its two MATLAB files. The label 10 means the digit 0."""
     root, files = find("SVHN", [Place(data_dir or downloads("svhn"), sorted(FILES.values()))], GET_IT)
     return cached("svhn", root, files, lambda: (CLASSES, {part: _read(root / name) for part, name in FILES.items()}))

@@ -7,12 +7,13 @@ from pathlib import Path
 from dgad_tk.common import UserError
 from dgad_tk.data.download import downloads
 from dgad_tk.data.endings import notes_on
+from dgad_tk.data.images.request import Request
 from dgad_tk.data.reading import NotThereError, accessible
 from dgad_tk.data.sources.imagefolder import cached_trees
 from dgad_tk.data.spec import Decoded
 from dgad_tk.data.tree import Tree, classes_of, images_below, tree_of
 
-SIZE = 64
+SIZE = 64, 64
 FOLDER = "tiny-imagenet-200"
 ANNOTATIONS = "val/val_annotations.txt"
 USUAL = {".txt"}  # boxes and labels
@@ -22,7 +23,7 @@ GET_IT = (
 )
 
 
-def load(data_dir: Path | None, image_size: int) -> Decoded:
+def load(data_dir: Path | None, request: Request) -> Decoded:
     """Tiny ImageNet as its archive unpacks, or with val/ sorted into class folders. Classes are the sorted wnids.
 
     The archive's val/ is the test part, since the labels of its test/ are not public. Grey images become RGB.
@@ -36,7 +37,9 @@ def load(data_dir: Path | None, image_size: int) -> Decoded:
     classes_of(root, {"train": train, "val": test})
     beside = ANNOTATIONS if annotated else ""
     trees = {"train": train, "test": test}
-    return replace(cached_trees("tiny-imagenet", root, trees, SIZE, exact=True, beside=beside), notes=notes + more)
+    return replace(
+        cached_trees("tiny-imagenet", root, trees, Request(SIZE), exact=True, beside=beside), notes=notes + more
+    )
 
 
 def fetch(root: Path) -> None:

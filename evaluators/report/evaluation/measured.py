@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dgad_tk.data.images.resize import RESIZES
 from evaluators.report.evaluation.attacks import MOST_ROWS
 from evaluators.report.evaluation.headline import main_case
 from evaluators.report.pages.words import count, eps_text, percent, size
-from evaluators.results import Results
+from evaluators.results import Dataset, Results
 
 Facts = list[tuple[str, str]]
 
@@ -48,6 +49,7 @@ def measured(results: Results) -> Facts:
     passes = sum(row.forward_passes + row.backward_passes for row in results.attacks)
     facts = [
         ("model SHA-256", results.model.sha256),
+        *_shape(dataset),
         ("images and labels SHA-256", dataset.sha256),
         ("dgad-tk's code SHA-256", str(environment.get("code", "not recorded"))),
         ("seed", str(results.seed)),
@@ -71,6 +73,16 @@ def measured(results: Results) -> Facts:
         facts.append(("how the file is fed", known))
     facts += [("note", note) for note in results.model.notes]
     return facts
+
+
+def _shape(dataset: Dataset) -> Facts:
+    """What the pictures became, and how."""
+    if dataset.shape is None:
+        return []
+    channels, height, width = dataset.shape
+    kind = {1: "grey, ", 3: "RGB, "}.get(channels, f"{channels} channels, ") if dataset.resize else ""
+    how = f", {RESIZES[dataset.resize].says}" if dataset.resize in RESIZES else ""
+    return [("images", f"{kind}{height} x {width} pixels (height x width){how}")]
 
 
 @dataclass(frozen=True)
