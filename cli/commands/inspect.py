@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cli.flags.classes import ClassNames, check_names, names_of
 from cli.flags.models import DataDir, DatasetName, ImageFlags, ImageSize
 from cli.flags.preprocessing import Layout, LogitsOutput, interface_of
 from cli.flags.values import AsJson, Trust
@@ -16,6 +17,7 @@ def inspect(
     dataset: DatasetName = None,
     data_dir: DataDir = None,
     image_size: ImageSize = None,
+    classes: ClassNames = None,
     layout: Layout = None,
     logits_output: LogitsOutput = None,
     trust: Trust = False,
@@ -30,8 +32,9 @@ def inspect(
 
     from exporters.formats import load
 
-    images = ImageFlags(dataset, data_dir, image_size).named(file)
+    images = ImageFlags(dataset, data_dir, image_size, classes).named(file)
     predictor = load(file, images.shape if images else None, interface, trust=trust)
+    check_names(file, predictor, images.classes if images else names_of(classes), classes)
     print(
         json.dumps(
             {

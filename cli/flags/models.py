@@ -1,12 +1,13 @@
 """The model files that a command works on, and the images and the threat that belong to them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.flags.classes import check_names, few, put_in_order
 from cli.flags.values import whole
 from dgad_tk.common import UserError
 from dgad_tk.strangers.names import same_names
@@ -26,17 +27,18 @@ ImageSize = Annotated[int | None, whole("--image-size", "Resize an image folder 
 
 @dataclass(frozen=True)
 class ImageFlags:
-    """What --dataset, --data-dir and --image-size say; None for what is not given."""
+    """What --dataset, --data-dir, --image-size and --classes say; None for what is not given."""
 
     dataset: str | None = None
     data_dir: Path | None = None
     image_size: int | None = None
+    classes: str | None = None
 
     def load(self, artifact: "Artifact | None") -> "Dataset":
-        """The dataset that the flags name. The record says what they leave open.
+        """The dataset that the flags name, its classes in the order of --classes. The record says what they leave open.
 
         Raises:
-            UserError: neither names one, or it cannot be loaded.
+            UserError: neither names one, it cannot be loaded, or --classes does not fit it.
         """
         from dgad_tk.data import load_dataset
 
@@ -51,7 +53,7 @@ class ImageFlags:
                 "the model carries no dgad metadata record, so its images are unknown",
                 hint="name them with --dataset",
             )
-        return load_dataset(name, data_dir=data_dir, image_size=image_size)
+        return put_in_order(load_dataset(name, data_dir=data_dir, image_size=image_size), self.classes)
 
     def named(self, path: Path) -> "Dataset | None":
         """The dataset that the flags name; None if they name none. The record in `path` says what they leave open.
@@ -108,14 +110,27 @@ def open_model(
         predictor = error.predictor
     if images is None:
         images = flags.load(predictor.artifact)
+    check_names(path, predictor, images.classes, flags.classes)
     check_classes(path, predictor, images)
-    notes = predictor.notes
-    if predictor.artifact is None and predictor.classes != len(images.classes):
-        notes += (
-            f"the file tells {predictor.classes} classes apart and {images.name} has {len(images.classes)}: "
-            f"image labels are taken as numbers of logits, 0 for '{images.classes[0]}'",
-        )
+    notes = (*predictor.notes, *_notes_on_classes(predictor, images, flags.classes is not None))
     return replace(predictor, notes=(*notes, *images.notes)), images
+
+
+def _notes_on_classes(predictor: "Predictor", images: "Dataset", named: bool) -> Iterator[str]:
+    """What to know about labels and outputs, a sentence each. `named`: --classes says which is which."""
+    from dgad_tk.data.labels.order import sorted_as_text
+
+    if predictor.artifact is not None:
+        return
+    if named:
+        yield f"the file's outputs are taken to be {few(images.classes)}, as --classes says"
+    elif doubt := sorted_as_text(images.classes):
+        yield doubt
+    if predictor.classes != len(images.classes):
+        yield (
+            f"the file tells {predictor.classes} classes apart and {images.name} has {len(images.classes)}: "
+            f"image labels are taken as numbers of logits, 0 for '{images.classes[0]}'; --classes names all outputs"
+        )
 
 
 def check_classes(path: Path, predictor: "Predictor", images: "Dataset") -> None:
@@ -126,13 +141,9 @@ def check_classes(path: Path, predictor: "Predictor", images: "Dataset") -> None
     """
     if predictor.artifact is not None and not same_names(predictor.artifact.classes, images.classes):
         raise UserError(
-            f"'{path}' knows the classes {_few(predictor.artifact.classes)}, {images.name} has {_few(images.classes)}",
+            f"'{path}' knows the classes {few(predictor.artifact.classes)}, {images.name} has {few(images.classes)}",
             hint="name the images it was trained for with --dataset and --data-dir",
         )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")
 
 
 def default_eps(artifact: "Artifact | None", images: "Dataset", norm: str) -> float:
