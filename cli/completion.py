@@ -118,6 +118,7 @@ VALUES: dict[str, Names] = {
     "train.teacher_method": _methods,
     "train.teacher_model": table("dgad_tk.models", "MODELS"),
     "dataset": table("dgad_tk.data", "DATASETS"),
+    "classes": _files,
     "channel_order": lambda _: list(CHANNEL_ORDERS),
     "layout": lambda _: list(LAYOUTS),
     "resize": table("dgad_tk.data.images.resize", "RESIZES"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from cli.flags.budget import remember, remembered, seconds_of
+from cli.flags.classes import ClassNames
 from cli.flags.images import DataDir, DatasetName, ImageFlags, ImageSize, Resize
 from cli.flags.models import check_files, default_eps, open_model
 from cli.flags.preprocessing import ChannelOrder, InputRange, Layout, LogitsOutput, Mean, Std, interface_of
@@ -57,6 +58,7 @@ def attack(
     data_dir: DataDir = None,
     image_size: ImageSize = None,
     resize: Resize = None,
+    classes: ClassNames = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     limit: Annotated[
         int | None, whole("--limit", "Attack the first N images of a fixed stratified order. [all]", least=1)
@@ -110,7 +112,7 @@ def attack(
     _check_used(names, surrogate, changes)
     transfers = any(name.startswith(TRANSFER) for name in names)
     white = any(ATTACKS[name].needs_gradients for name in names if not name.startswith(TRANSFER))
-    flags, seed = ImageFlags(dataset, data_dir, image_size, resize), seed or 0
+    flags, seed = ImageFlags(dataset, data_dir, image_size, resize, classes), seed or 0
     attacked: list[tuple[Results, Path]] = []
     plans: list[tuple[Path, Forecast, int]] = []
     used: dict[str, str] = {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.flags.classes import ClassNames
 from cli.flags.fitting import open_file
 from cli.flags.images import DataDir, DatasetName, ImageFlags, ImageSize, Resize
 from cli.flags.models import check_files, default_eps, open_model
@@ -51,6 +52,7 @@ def bench(
     data_dir: DataDir = None,
     image_size: ImageSize = None,
     resize: Resize = None,
+    classes: ClassNames = None,
     mean: Mean = None,
     std: Std = None,
     input_range: InputRange = None,
@@ -65,7 +67,7 @@ def bench(
     """Time model files side by side in their own runtimes.
 
     Each file runs in the runtime that would deploy it, on noise. With --robust the files are also attacked, on images
-    that are prepared as --mean, --std and --input-range say.
+    that are prepared as --mean, --std, --input-range and --channel-order say.
     """
     batches = _numbers(batch, "--batch")
     counts = _numbers(threads, "--threads", MOST_THREADS) if threads is not None else []
@@ -75,9 +77,10 @@ def bench(
     if radius == 0:
         raise UserError("--eps must be above 0", hint="for example --eps 8/255")
     interface = interface_of(mean, std, input_range, layout, logits_output, channel_order)
-    if not robust and interface != interface_of(layout=layout):
+    if not robust and (classes is not None or interface != interface_of(layout=layout)):
         raise UserError(
-            "--mean, --std, --input-range and --logits-output are for --robust: timing takes noise",
+            "--mean, --std, --input-range, --channel-order, --logits-output and --classes are for --robust: timing "
+            "takes noise",
             hint="add --robust, or leave them out",
         )
     check_files(files)
@@ -92,7 +95,7 @@ def bench(
 
     lookup(PROVIDERS, provider, "provider")
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    command, flags = shlex.join(context.obj), ImageFlags(dataset, data_dir, image_size, resize)
+    command, flags = shlex.join(context.obj), ImageFlags(dataset, data_dir, image_size, resize, classes)
     # Before the minutes of timing, so that what cannot be attacked is said at once.
     opened = [open_model(path, flags, interface, trust=trust, only="test") for path in files] if robust else []
     shapes: list[tuple[int, int, int] | None] = [predictor.input_shape for predictor, _ in opened] or [

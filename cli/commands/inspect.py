@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cli.flags.classes import ClassNames, check_names, names_of
 from cli.flags.fitting import images_for, open_file
 from cli.flags.images import DataDir, DatasetName, ImageFlags, ImageSize, Resize
 from cli.flags.preprocessing import Layout, LogitsOutput, interface_of
@@ -18,6 +19,7 @@ def inspect(
     data_dir: DataDir = None,
     image_size: ImageSize = None,
     resize: Resize = None,
+    classes: ClassNames = None,
     layout: Layout = None,
     logits_output: LogitsOutput = None,
     trust: Trust = False,
@@ -30,13 +32,13 @@ def inspect(
     """
     interface = interface_of(layout=layout, logits_output=logits_output)
 
-    flags = ImageFlags(dataset, data_dir, image_size, resize)
+    flags = ImageFlags(dataset, data_dir, image_size, resize, classes)
     found = open_file(file, flags, interface, trust=trust, only="test")
     if found.obstacle is not None:
         raise found.obstacle
     predictor = found.predictor
-    if dataset is not None:
-        images_for(found, flags, "test")  # they have to be there
+    named = images_for(found, flags, "test").classes if dataset is not None else names_of(classes)
+    check_names(file, predictor, named, classes)
     print(
         json.dumps(
             {

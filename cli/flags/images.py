@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.flags.classes import put_in_order
 from dgad_tk.common import UserError
 
 if TYPE_CHECKING:
@@ -37,12 +38,13 @@ Resize = Annotated[str | None, typer.Option("--resize", help=f"{RESIZE_HELP} [as
 
 @dataclass(frozen=True)
 class ImageFlags:
-    """What --dataset, --data-dir, --image-size and --resize say; None for what is not given."""
+    """What --dataset, --data-dir, --image-size, --resize and --classes say; None for what is not given."""
 
     dataset: str | None = None
     data_dir: Path | None = None
     image_size: "Written | None" = None
     resize: str | None = None
+    classes: str | None = None
 
     @property
     def size(self) -> "Size | None":
@@ -54,14 +56,14 @@ class ImageFlags:
     def load(
         self, artifact: "Artifact | None", shape: tuple[int, int, int] | None = None, only: str | None = None
     ) -> "Dataset":
-        """The dataset that the flags name. The record says what they leave open.
+        """The dataset that the flags name, its classes in the order of --classes. The record says what they leave open.
 
         Args:
             shape: (C, H, W) that an image folder is brought to; None leaves it to flags and record.
             only: the one split that has to be there; None if there is to be training.
 
         Raises:
-            UserError: neither names one, or it cannot be loaded.
+            UserError: neither names one, it cannot be loaded, or --classes does not fit it.
         """
         from dgad_tk.data import load_dataset
 
@@ -79,4 +81,4 @@ class ImageFlags:
             )
         if shape is not None:
             options |= {"channels": shape[0], "image_size": shape[1:]}
-        return load_dataset(name, data_dir=data_dir, only=only, **options)
+        return put_in_order(load_dataset(name, data_dir=data_dir, only=only, **options), self.classes)

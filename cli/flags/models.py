@@ -1,10 +1,11 @@
 """The model files that a command works on, and the images and the threat that belong to them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.flags.classes import check_names, few
 from cli.flags.fitting import images_for, open_file
 from cli.flags.images import ImageFlags
 from dgad_tk.common import UserError
@@ -56,16 +57,29 @@ def open_model(
         hint = f"`dgad attack --suite blackbox` needs no gradients; {found.obstacle.hint}"
         raise UserError(found.obstacle.message, hint=hint)
     predictor, images = found.predictor, images_for(found, flags, only)
+    check_names(path, predictor, images.classes, flags.classes)
     check_classes(path, predictor, images)
-    notes = (*predictor.notes, *found.notes)
-    if predictor.artifact is None and predictor.classes != len(images.classes):
-        notes += (
-            f"the file tells {predictor.classes} classes apart and {images.name} has {len(images.classes)}: "
-            f"image labels are taken as numbers of logits, 0 for '{images.classes[0]}'",
-        )
+    notes = (*predictor.notes, *found.notes, *_notes_on_classes(predictor, images, flags.classes is not None))
     if predictor.artifact is None and (said := stretched(images)):
         notes += (said,)
     return replace(predictor, notes=(*notes, *images.notes)), images
+
+
+def _notes_on_classes(predictor: "Predictor", images: "Dataset", named: bool) -> Iterator[str]:
+    """What to know about labels and outputs, a sentence each. `named`: --classes says which is which."""
+    from dgad_tk.data.labels.order import sorted_as_text
+
+    if predictor.artifact is not None:
+        return
+    if named:
+        yield f"the file's outputs are taken to be {few(images.classes)}, as --classes says"
+    elif doubt := sorted_as_text(images.classes):
+        yield doubt
+    if predictor.classes != len(images.classes):
+        yield (
+            f"the file tells {predictor.classes} classes apart and {images.name} has {len(images.classes)}: "
+            f"image labels are taken as numbers of logits, 0 for '{images.classes[0]}'; --classes names all outputs"
+        )
 
 
 def check_classes(path: Path, predictor: "Predictor", images: "Dataset") -> None:
@@ -76,13 +90,9 @@ def check_classes(path: Path, predictor: "Predictor", images: "Dataset") -> None
     """
     if predictor.artifact is not None and not same_names(predictor.artifact.classes, images.classes):
         raise UserError(
-            f"'{path}' knows the classes {_few(predictor.artifact.classes)}, {images.name} has {_few(images.classes)}",
+            f"'{path}' knows the classes {few(predictor.artifact.classes)}, {images.name} has {few(images.classes)}",
             hint="name the images it was trained for with --dataset and --data-dir",
         )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")
 
 
 def default_eps(artifact: "Artifact | None", images: "Dataset", norm: str) -> float:

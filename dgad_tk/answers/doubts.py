@@ -6,12 +6,13 @@ only weak raises none.
 """
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dgad_tk.data.labels.order import counted
 
 Classes = NDArray[np.int64]
 NONE = -1
@@ -37,12 +38,14 @@ class OtherOrder:
         before, after: number of images right without and with this order.
         n: number of images.
         reason: a clause that explains the order, or names the classes that have changed places.
+        classes: names in the order of the answers, which `--classes` takes; empty where a class has no answer.
     """
 
     before: int
     after: int
     n: int
     reason: str
+    classes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (
@@ -51,7 +54,7 @@ class OtherOrder:
         )
 
 
-def other_order(labels: Classes, answers: Classes, names: Sequence[str]) -> OtherOrder | None:
+def other_order(labels: Classes, answers: Classes, names: Sequence[str], outputs: int = 0) -> OtherOrder | None:
     """The order of classes in which a model seems to answer; None where that is the order of the labels.
 
     Common orders are tried first, and need one image per class: answers that are one too high or too low, names sorted
@@ -62,8 +65,9 @@ def other_order(labels: Classes, answers: Classes, names: Sequence[str]) -> Othe
         labels: int64 `(N,)`, below `len(names)`.
         answers: int64 `(N,)`; may hold classes that no label has, or NONE.
         names: of the classes, in the order of the labels.
+        outputs: number of classes that the model knows, where there may be more than names and answers.
     """
-    known = int(max(answers.max(initial=NONE) + 1, len(names)))
+    known = int(max(answers.max(initial=NONE) + 1, len(names), outputs))
     found = _found_order(labels, answers, len(names), known)
     orders = [(found, _moves(found, names))] if (found != np.arange(len(names))).any() else []
     for order, reason in _common_orders(names, known):
@@ -71,16 +75,33 @@ def other_order(labels: Classes, answers: Classes, names: Sequence[str]) -> Othe
         if _convincing((wanted != labels) & (wanted != NOWHERE), labels, answers, wanted):
             orders.append((order, reason))
     before = int((answers == labels).sum())
-    told = [OtherOrder(before, int((answers == order[labels]).sum()), len(labels), why) for order, why in orders]
+    told = [
+        OtherOrder(
+            before, int((answers == order[labels]).sum()), len(labels), why, _in_answer_order(order, names, known)
+        )
+        for order, why in orders
+    ]
     # Of orders that correct as much, a common one is believed before the found one.
     return max(reversed(told), key=lambda each: each.after, default=None)
+
+
+def _in_answer_order(order: Classes, names: Sequence[str], known: int) -> tuple[str, ...]:
+    """The names by answer, `(known,)`; empty where the order has no answer for a class. Answers without a class are
+    called by their number, and a single one in front `background`."""
+    if (order == NOWHERE).any():
+        return ()
+    told = {int(answer): name for name, answer in zip(names, order, strict=True)}
+    for answer in set(range(known)) - told.keys():
+        alone = answer == 0 and known == len(names) + 1 and "background" not in names
+        told[answer] = "background" if alone else f"output-{answer}"
+    return tuple(told[answer] for answer in range(known)) if len(set(told.values())) == known else ()
 
 
 def _common_orders(names: Sequence[str], known: int) -> Iterator[tuple[Classes, str]]:
     """Orders `(K,)`, label to answer or NOWHERE, and the reason of each."""
     here = np.arange(len(names))
     orders = [(here, "")]
-    for key, what in ((_counted, "counts the numbers in the names"), (str.casefold, "ignores capitals")):
+    for key, what in ((counted, "counts the numbers in the names"), (str.casefold, "ignores capitals")):
         rank = np.argsort(sorted(range(len(names)), key=lambda k: key(names[k])))
         if (moved := np.flatnonzero(rank != here)).size:
             k = int(moved[0])
@@ -96,12 +117,6 @@ def _common_orders(names: Sequence[str], known: int) -> Iterator[tuple[Classes, 
             shifted = order + shift
             inside = (shifted >= 0) & (shifted < known)
             yield np.where(inside, shifted, NOWHERE), "; ".join(filter(None, (said, reason)))
-
-
-def _counted(name: str) -> list[tuple[int, int, str]]:
-    """A key that sorts names by the numbers in them."""
-    parts = re.findall(r"[0-9]+|[^0-9]+", name)
-    return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts]
 
 
 def _convincing(rows: NDArray[np.bool_], labels: Classes, answers: Classes, wanted: Classes) -> bool:

@@ -43,13 +43,13 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "order of classes": Advice(
         "the model's classes are in the order of the labels",
-        "Give the images in the order of classes that the model was trained with.",
+        "Give the names in the order of the model's outputs: --classes a,b,c, or a file with a name a line.",
         "The model seems to know its classes in another order.",
     ),
     "channels": Advice(
-        "the model takes colours in the order red, green, blue",
-        "Export the model so that it takes red, green, blue.",
-        "The model seems to want the colours in the order blue, green, red.",
+        "the model gets the colours in the order that it wants",
+        "Give a file that wants blue, green, red --channel-order bgr, and leave that out for one that does not.",
+        "The model seems to want red and blue exchanged.",
     ),
     "classes": Advice(
         "every class is right on some of its clean images",

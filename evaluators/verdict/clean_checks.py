@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dgad_tk.answers.doubts import NONE, one_answer, other_order, outnumbers, per_class, wilson
+from dgad_tk.data.labels.order import as_flag
 from evaluators.engine.record import Evaluation
 from evaluators.results import Item
 from evaluators.verdict.verdicts import at_least, by_share
@@ -30,14 +31,23 @@ def of_clean(evaluation: Evaluation) -> list[Item]:
         return [*items, Item("constant", "unreliable", detail)]
     if detail := one_answer(labels, answers, names):
         items.append(Item("one answer", "unreliable", detail))
-    if (order := other_order(labels, answers, names)) is not None:
-        items.append(Item("order of classes", at_least("warn", by_share((order.after - order.before) / n)), str(order)))
+    own = evaluation.predictor.artifact is not None
+    if (order := other_order(labels, answers, names, evaluation.predictor.classes)) is not None:
+        flag = "" if own or not order.classes else f" ({as_flag(order.classes)})"
+        detail = f"{order}{flag}"
+        items.append(Item("order of classes", at_least("warn", by_share((order.after - order.before) / n)), detail))
     if (exchange := evaluation.probes.exchange) is not None:
         rights, spoils = exchange.rights, exchange.spoils
         if outnumbers(rights, spoils):
+            turned = evaluation.predictor.interface.channel_order == "bgr"
+            seems, flag = (
+                ("red, green, blue", " (leave out --channel-order bgr)")
+                if turned
+                else ("blue, green, red", "" if own else " (--channel-order bgr)")
+            )
             detail = (
                 f"with red and blue exchanged, {rights:,} more of {exchange.images:,} clean images are right and "
-                f"{spoils:,} fewer: it seems to want the channels in the order blue, green, red"
+                f"{spoils:,} fewer: it seems to want the channels in the order {seems}{flag}"
             )
             items.append(Item("channels", at_least("warn", by_share((rights - spoils) / exchange.images)), detail))
     counts, right = per_class(labels, evaluation.clean_right, evaluation.predictor.classes)
