@@ -65,6 +65,7 @@ class Predictor:
         precision: what the file computes in, and so how near `module` can be to `predict`.
         logit_step: the quantisation step of the logits; 0 where they are not quantised.
         network: the torch module that the file holds and `predict` runs; None for another runtime.
+        one_number: the file gives one number per image, which is read as two classes.
     """
 
     predict: Callable[[Images], Logits] = field(repr=False)
@@ -84,6 +85,7 @@ class Predictor:
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     logit_step: float = 0.0
     network: nn.Module | None = field(default=None, repr=False)
+    one_number: bool = False
 
 
 def predictor_of_module(
