@@ -107,7 +107,7 @@ def is_one_number(answer: Any, images: int) -> bool:
     """Whether an answer has one entry for each image: `(N,)`, perhaps with axes of size 1; of one image `()`."""
     if not isinstance(answer, np.ndarray | np.generic) or answer.size != images:
         return False
-    return images == 1 or answer.shape[0] == images
+    return images == 1 or answer.shape[:1] == (images,)
 
 
 def _is_behind(graph: ModelProto, name: str, rows: Collection[str]) -> bool:
