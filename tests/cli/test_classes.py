@@ -202,7 +202,7 @@ def test_the_order_of_channels(dgad: Run, order: str) -> None:
     onnx.save(model, "file.onnx")
     right, err = attacked(dgad, "--model", "file.onnx", "--channel-order", order, "--output", "right")
     assert right["clean"]["correct"] == 18
-    assert right["model"]["interface"]["channel_order"] == order
+    assert right["model"]["preprocessing"]["channel_order"] == order
     assert ("blue, green, red" in err) == (order == "bgr")
     assert ("blue, green, red" in Path("right", "report.html").read_text()) == (order == "bgr")
     other, way_out = ("bgr", "leave out --channel-order bgr") if order == "rgb" else ("rgb", "(--channel-order bgr)")
