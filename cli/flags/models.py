@@ -59,6 +59,12 @@ def open_model(
     predictor, images = found.predictor, images_for(found, flags, only)
     check_names(path, predictor, images.classes, flags.classes)
     check_classes(path, predictor, images)
+    if predictor.one_number and len(images.classes) > 2:
+        raise UserError(
+            f"'{path}' gives one number per image, which tells two classes apart; {images.name} has "
+            f"{len(images.classes)} classes",
+            hint="give the images of the two classes that it was trained for",
+        )
     notes = (*predictor.notes, *found.notes, *_notes_on_classes(predictor, images, flags.classes is not None))
     if predictor.artifact is None and (said := stretched(images)):
         notes += (said,)
@@ -67,8 +73,13 @@ def open_model(
 
 def _notes_on_classes(predictor: "Predictor", images: "Dataset", named: bool) -> Iterator[str]:
     """What to know about labels and outputs, a sentence each. `named`: --classes says which is which."""
-    from dgad_tk.data.labels.order import sorted_as_text
+    from dgad_tk.data.labels.order import as_flag, sorted_as_text
 
+    if predictor.one_number:
+        none, one = images.classes
+        yield f"class 1 is '{one}', class 0 is '{none}'" + (
+            "" if named else f"; if it is the other way: {as_flag([one, none])}"
+        )
     if predictor.artifact is not None:
         return
     if named:

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dgad_tk.artifacts.module_output import TRIALS, Last, read_module
+from dgad_tk.artifacts.one_number import SIGMOID_ERROR
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.artifacts.record import Artifact
 from dgad_tk.artifacts.weights import load_model
@@ -65,6 +67,7 @@ class Predictor:
         precision: what the file computes in, and so how near `module` can be to `predict`.
         logit_step: the quantisation step of the logits; 0 where they are not quantised.
         network: the torch module that the file holds and `predict` runs; None for another runtime.
+        one_number: the file gives one number per image, which is read as two classes.
     """
 
     predict: Callable[[Images], Logits] = field(repr=False)
@@ -84,6 +87,7 @@ class Predictor:
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     logit_step: float = 0.0
     network: nn.Module | None = field(default=None, repr=False)
+    one_number: bool = False
 
 
 def predictor_of_module(
@@ -95,8 +99,15 @@ def predictor_of_module(
     sha256: str = "",
     artifact: Artifact | None = None,
     interface: Interface = AS_IS,
+    last: Callable[[nn.Module], Last] = lambda module: Last(),
 ) -> Predictor:
     """Wrap `module`, which is put into eval mode, frozen, and moved to the GPU where there is one.
+
+    One number per image is read as two classes: it is a probability if the module ends in a Sigmoid, a logit if it ends
+    in a linear operator, and otherwise what its answers to noise look like.
+
+    Args:
+        last: tells the last operator of the module, once it is in its place.
 
     Raises:
         UserError: it does not map `(N, C, H, W)` to `(N, K)`, or `interface` does not apply to it.
@@ -108,23 +119,31 @@ def predictor_of_module(
             f"'{where}' is no ONNX file: it takes (N, C, H, W) and has one output",
             hint="leave out --layout and --logits-output for it",
         )
-    if interface.changes_images:
-        module = nn.Sequential(interface.preprocessing(input_shape[0]), module)
+    before = interface.preprocessing(input_shape[0])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = module.eval().to(device)
     for parameter in module.parameters():  # TorchScript modules have no requires_grad_
         parameter.requires_grad_(False)
 
+    def wrapped(net: nn.Module) -> nn.Module:
+        return nn.Sequential(before, net).eval().to(device) if interface.changes_images else net
+
+    noise = torch.rand(TRIALS, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    try:
+        read = read_module(module, wrapped, noise, lambda: last(module))
+    except Exception as error:  # noqa: BLE001 - a foreign model may raise anything
+        raise _does_not_run(where, input_shape, error) from None
+
     def predict(images: Images) -> Logits:
         with torch.no_grad():
-            logits = module(torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).to(device))
+            logits = read.judged(torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).to(device))
         result: Logits = logits.float().cpu().numpy()
         return result
 
     classes = count_classes(predict, input_shape, artifact, where)
     return Predictor(
         predict,
-        Folded(module),
+        Folded(read.searched),
         input_shape,
         classes,
         format,
@@ -132,9 +151,12 @@ def predictor_of_module(
         sha256,
         artifact,
         runtime=f"torch {torch.__version__} {device.type}",
+        finish=read.finish,
+        answer_error=SIGMOID_ERROR if read.finish else 0.0,
         interface=interface,
-        notes=(interface.note,) if interface.note else (),
-        network=module,
+        notes=(*((interface.note,) if interface.note else ()), *read.notes),
+        network=read.judged,
+        one_number=read.one_number,
     )
 
 
@@ -151,11 +173,7 @@ def count_classes(
     except UserError:  # already says what is wrong
         raise
     except Exception as error:  # noqa: BLE001 - a foreign model may raise anything
-        reason = " ".join(str(error).split())[-200:]  # the end of a TorchScript error says what happened
-        raise UserError(
-            f"'{where}' does not run on images of shape {input_shape}: {reason}",
-            hint="is it an image classifier with input (N, C, H, W)?",
-        ) from None
+        raise _does_not_run(where, input_shape, error) from None
     if logits.ndim != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:
         raise UserError(
             f"'{where}' is not a classifier: expected logits of shape (2, K) for two images, got {logits.shape}",
@@ -168,6 +186,14 @@ def count_classes(
             hint="export it again",
         )
     return classes
+
+
+def _does_not_run(where: str, input_shape: tuple[int, int, int], error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[-200:]  # the end of a TorchScript error says what happened
+    return UserError(
+        f"'{where}' does not run on images of shape {input_shape}: {reason}",
+        hint="is it an image classifier with input (N, C, H, W)?",
+    )
 
 
 def load_safetensors(

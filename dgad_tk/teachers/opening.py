@@ -198,5 +198,8 @@ def _doubts_of_classes(labels: Classes, answers: Classes, names: Sequence[str]) 
     if alone := one_answer(labels, answers, names):
         doubts.append(f"the teacher has nearly one answer for everything: {alone}")
     if order := other_order(labels, answers, names):
-        doubts.append(f"the teacher seems to know the classes in another order: {order}")
+        doubts.append(
+            f"the teacher seems to know the classes in another order: {order}; class folders are sorted as text, "
+            "so names that sort in its order put that right"
+        )
     return doubts

@@ -138,6 +138,11 @@ def shared_places(one: Record, other: Record, called: tuple[str, str]) -> tuple[
         raise UserError(f"{called[1]} saw none of these images", hint="the first N of --limit N are always the same")
     if changed := int((one.image[ours] != other.image[theirs]).sum()):
         dataset = one.results.dataset
+        if other.results.dataset.classes != dataset.classes:  # labels are part of what is compared
+            raise UserError(
+                f"{called[1]} has the classes of {dataset.name} in another order than {called[0]}",
+                hint="evaluate both with the same order: --classes",
+            )
         raise UserError(
             f"{called[1]} saw other images or labels than {called[0]} under {changed:,} of {len(ours):,} shared places "
             f"of {dataset.name} {dataset.split}",

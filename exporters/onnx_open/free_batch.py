@@ -260,6 +260,8 @@ def _same(found: nn.Module, in_parts: InParts, images: Tensor) -> bool:
     for module in (found, in_parts):
         x = images.detach().clone().requires_grad_()
         logits = module(x).reshape(len(x), -1)
+        if logits.shape[1] == 1:  # one number per image is read against 0
+            logits = torch.cat([logits, torch.zeros_like(logits)], dim=1)
         weights = torch.linspace(-1, 1, logits.shape[1], dtype=logits.dtype, device=logits.device)
         (gradient,) = torch.autograd.grad((logits[-1] * weights).sum(), x)
         results.append((logits.detach(), gradient))

@@ -1,13 +1,13 @@
 """The one input of an image classifier in an ONNX file, and how images become that input."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dgad_tk.artifacts.preprocessing import Interface
+from dgad_tk.artifacts.preprocessing import UNIT_RANGE, Interface
 from exporters.onnx_open.quantised_input import GREY_LEVELS, Levels
 
 Shape = tuple[int, int, int]
@@ -59,7 +59,8 @@ class ImageInput:
         """What differs from any number of float images `(N, C, H, W)`, one sentence each."""
         raw = self.levels is not None and self.levels.scale == 1 and self.interface.input_range == GREY_LEVELS
         raw = raw and not (self.interface.mean or self.interface.std)
-        found = [self.interface.note] if self.interface.note and not raw else []
+        told = replace(self.interface, input_range=UNIT_RANGE).note if raw else self.interface.note
+        found = [told] if told else []
         if self.flat is not None:
             found.append(f"the file takes flat images, read {self.interface.layout} from {self.shape}")
         elif self.interface.layout == "nhwc":

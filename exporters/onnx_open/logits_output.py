@@ -11,23 +11,28 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from torch import Tensor
 
+from dgad_tk.artifacts.one_number import SIGMOID_ERROR
 from dgad_tk.artifacts.predictor import Logits
 from dgad_tk.common import UserError
 from exporters.onnx_read.parts import computes, constants, makers
 
 SQUASHES: tuple[Literal["Softmax", "Sigmoid"], ...] = ("Softmax", "Sigmoid")
-SIGMOID_ERROR = 2**-22
-"""Error of ONNX Runtime's Sigmoid on a CPU, a rational function: 9e-8 was measured near 1e-6; below -18 it gives 0."""
 FLOATS = frozenset(map(np.dtype, ("float16", "float32", "float64")))
 QUANTISED = frozenset(map(np.dtype, ("int8", "uint8", "int32")))
 TELLING = ("logit", "score", "output", "prob", "class")
 """In names of outputs, from the most to the least telling."""
+LABELS = ("ArgMax", "ArgMin", "TopK")
+"""Operators whose answers are numbers of classes."""
+LAYERS = ("Gemm", "MatMul", "MatMulInteger", "Conv", "FusedGemm", "FusedMatMul")
+"""Ends of names of operators with weights."""
 
 
 def find_logits(
     answers: Mapping[str, Any], types: Mapping[str, str], images: int, asked: str | None, graph: ModelProto, where: str
 ) -> str:
-    """The name of the output that holds a row of K >= 2 numbers for each image.
+    """The name of the output that holds a row of K >= 2 numbers for each image, else of one that holds one number.
+
+    A single number goes before a row that it is computed from by a layer with weights: that row are features.
 
     Args:
         answers: what the runtime gave for some images, by output.
@@ -44,6 +49,11 @@ def find_logits(
     fitting = next((names for names in both if names), [])
     # Behind a TopK the largest number always comes first, and stands for no class.
     fitting = [name for name in fitting if not is_made_by(graph, name, "TopK")]
+    singles = [name for name in _single_numbers(answers, images) if not is_made_by(graph, name, *LABELS)]
+    if asked is None:
+        fitting = [name for name in singles if _is_behind(graph, name, fitting)] or fitting or singles
+    else:
+        fitting += singles
     given = ", ".join(f"{name}: {getattr(answers[name], 'shape', types[name])}" for name in answers)
     if asked is not None:
         if asked not in fitting:
@@ -58,7 +68,7 @@ def find_logits(
             f"'{where}' is not a classifier: expected logits (N, K), it gives {given} for {images} images",
             hint="convert it without ZipMap (options={'zipmap': False})"
             if maps
-            else "a classifier gives one row of K >= 2 numbers an image",
+            else "a classifier gives one row of K >= 2 numbers an image, or one number for two classes",
         )
     # Where a Softmax and its input are both outputs, they are one answer, and the input has the better gradients.
     choice = [name for name in fitting if (squash := find_squash(graph, name)) is None or squash.logits not in fitting]
@@ -82,6 +92,38 @@ def _are_logits(answer: Any, images: int, kinds: Collection[np.dtype[Any]]) -> b
     if images == 1 and answer.ndim == 1:
         return True
     return answer.ndim >= 2 and answer.shape[0] == images and max(answer.shape[1:]) * images == answer.size
+
+
+def _single_numbers(answers: Mapping[str, Any], images: int) -> list[str]:
+    """Outputs with one number per image, quantised ones only where no others are. Integers of 32 bits are labels."""
+    for kinds in (FLOATS, QUANTISED - {np.dtype("int32")}):
+        given = {name: answer for name, answer in answers.items() if is_one_number(answer, images)}
+        if found := [name for name, answer in given.items() if answer.dtype in kinds]:
+            return found
+    return []
+
+
+def is_one_number(answer: Any, images: int) -> bool:
+    """Whether an answer has one entry for each image: `(N,)`, perhaps with axes of size 1; of one image `()`."""
+    if not isinstance(answer, np.ndarray | np.generic) or answer.size != images:
+        return False
+    return images == 1 or answer.shape[:1] == (images,)
+
+
+def _is_behind(graph: ModelProto, name: str, rows: Collection[str]) -> bool:
+    """Whether a value is computed from each of some rows by layers with weights."""
+    made_by, reached = makers(graph.graph), set()
+    waiting, seen = [(name, False)], set()
+    while waiting:
+        value, weighted = waiting.pop()
+        node = made_by.get(value)
+        if weighted and value in rows:
+            reached.add(value)
+        if node is not None and (value, weighted) not in seen:
+            seen.add((value, weighted))
+            weighted = weighted or any(node.op_type.endswith(layer) for layer in LAYERS)
+            waiting += [(each, weighted) for each in node.input]
+    return bool(rows) and reached == set(rows)
 
 
 @dataclass(frozen=True)
@@ -144,10 +186,10 @@ def answer_step(model: ModelProto, output: str) -> float:
     return 0.0 if scale is None else float(numpy_helper.to_array(scale).max())
 
 
-def is_made_by(model: ModelProto, output: str, operator: str) -> bool:
-    """Whether an operator computes the numbers of `output`."""
+def is_made_by(model: ModelProto, output: str, *operators: str) -> bool:
+    """Whether one of some operators computes the numbers of `output`."""
     node = computes(makers(model.graph), output)
-    return node is not None and node.op_type == operator
+    return node is not None and node.op_type in operators
 
 
 def answer_with(model: ModelProto, tensor: str) -> None:

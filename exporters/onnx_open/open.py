@@ -38,9 +38,18 @@ from dgad_tk.common import UserError, reason_of, sha256_file
 from exporters.onnx_open.free_batch import InParts, free_batch
 from exporters.onnx_open.image_axes import image_inputs
 from exporters.onnx_open.image_input import ImageInput
-from exporters.onnx_open.logits_output import Squash, answer_step, answer_with, find_logits, find_squash, is_made_by
+from exporters.onnx_open.logits_output import (
+    Squash,
+    answer_step,
+    answer_with,
+    find_logits,
+    find_squash,
+    is_made_by,
+    is_one_number,
+)
 from exporters.onnx_open.runtime_graph import precision_of, runtime_graph
 from exporters.onnx_open.session import BLANK, OTHER_SIZE, Runtime, open_session, tried
+from exporters.onnx_open.single.endings import AtEnd, Ending, OneNumber, read_one_number
 from exporters.onnx_read.parts import inlined
 from exporters.onnx_read.read import read_onnx, record_of
 from exporters.onnx_twin import to_torch
@@ -95,23 +104,37 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
         )
     types = {entry.name: entry.type for entry in session.get_outputs()}
     output = find_logits(answers, types, image.batch or BLANK, interface.logits_output, proto, where)
+    one: OneNumber | None = None
+    if is_one_number(answers[output], image.batch or BLANK):
+        one = read_one_number(proto, output, answers[output].dtype, answer_step(proto, output))
     module: nn.Module | None = None
     squash: Squash | None = None
+    ending: Ending | None = None
     obstacle: UserError | None = None
     try:
-        module, squash, notes = _differentiable(proto, output, runtime)
+        if one is None:
+            module, squash, notes = _differentiable(proto, output, runtime)
+        else:
+            module, ending, notes = _of_one_number(proto, output, one, runtime)
         module = module.to("cuda" if torch.cuda.is_available() else "cpu")
     except UserError as error:
         obstacle, notes = error, [f"there are no gradients: {error.message}"]
 
     def predict(images: Images) -> Logits:
         rows = runtime.rows(images, output)
+        if one is not None:
+            return one.answers(rows)
         return squash.logits_of(rows) if squash else np.asarray(rows, dtype=np.float32)
 
     def finish(logits: Tensor) -> Tensor:
+        if one is not None and ending is not None:
+            return one.finish(ending, logits)
         assert squash is not None
         return squash.log_probabilities(squash.probabilities(logits), answers[output].dtype)
 
+    if one is not None:
+        notes = [one.note, *notes]
+    probability = one is not None and one.probability
     classes = count_classes(predict, image.shape, artifact, where)
     if len(answers) > 1:
         notes = [f"the logits are the output '{output}', one of {', '.join(answers)}", *notes]
@@ -125,14 +148,15 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
         sha256_file(path),
         artifact,
         runtime=f"onnxruntime {onnxruntime.__version__} {session.get_providers()[0]}",
-        finish=finish if squash else None,
-        answer_error=squash.error if squash else 0.0,
+        finish=finish if squash or (probability and ending) else None,
+        answer_error=squash.error if squash else one.error if one is not None and probability else 0.0,
         interface=replace(image.interface, logits_output=output),
         notes=(*image.notes, *notes),
         batch=image.batch,
         precision=precision_of(proto),
         # Between the smallest steps of quantised probabilities their logarithm doubles.
         logit_step=max(answer_step(proto, proto.graph.output[0].name), math.log(2) if squash and squash.step else 0.0),
+        one_number=one is not None,
     )
     if obstacle is not None:
         raise NoGradients(obstacle, predictor) from obstacle
@@ -159,6 +183,31 @@ def _differentiable(
     if is_made_by(proto, output, "LogSoftmax"):
         notes.append("the file answers with log-probabilities: they serve as logits")
     return module, None, notes
+
+
+def _of_one_number(
+    proto: onnx.ModelProto, output: str, one: OneNumber, runtime: Runtime
+) -> tuple[nn.Module, Ending, list[str]]:
+    """The module that gives logits `(N, 2)`, the first ending of `one` that fits, and notes. `proto` is changed."""
+    images = _images(runtime.image, runtime.image.batch or BLANK)
+    answers = torch.from_numpy(one.numbers(runtime.rows(images.numpy(), output)))
+    for tried_ending in one.endings[:-1]:
+        net, notes = _any_batch(proto, tried_ending.tensor, runtime)
+        with torch.no_grad():
+            ending = tried_ending.placed(net(images), answers)
+            module = None if ending is None else AtEnd(net, ending)
+            fits = module is not None and ending is not None and _near(ending.probability(module(images)), answers)
+        if module is not None and ending is not None and fits:
+            return module, ending, [*notes, f"gradients come from {ending.remark}, verdicts from the file's own answer"]
+    ending = one.endings[-1]
+    net, notes = _any_batch(proto, output, runtime)
+    if one.probability:
+        notes.append(f"gradients come from {ending.remark}")
+    return AtEnd(net, ending), ending, notes
+
+
+def _near(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= SQUASH_TOLERANCE)
 
 
 def _any_batch(proto: onnx.ModelProto, tensor: str, runtime: Runtime) -> tuple[nn.Module, list[str]]:

@@ -14,10 +14,11 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from keyword import iskeyword
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.node import Argument, map_arg
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -198,7 +199,13 @@ def _example(node: fx.Node, which: int) -> Any:
         return None  # the example's sizes were guessed, and what depends on data cannot run on the meta device
 
 
+_TAKEN = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) | {"self"}
+"""Names that a weight cannot have as a buffer, such as `half`, which is a method of every module."""
+
+
 def _identifier(name: str) -> str:
     """`name` as a Python identifier: `layer1.0.conv1.weight` becomes `layer1_0_conv1_weight`."""
     name = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "constant"
+    if iskeyword(name) or name in _TAKEN:
+        return f"{name}_"
     return f"_{name}" if name[0].isdigit() else name

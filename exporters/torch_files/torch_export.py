@@ -1,6 +1,7 @@
 """`.pt2` files: a program of torch.export and the metadata record."""
 
 import logging
+from copy import deepcopy
 from io import BytesIO
 from pathlib import Path
 from typing import Self
@@ -8,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, fx, nn
 
+from dgad_tk.artifacts.module_output import KEEPING, Last
 from dgad_tk.artifacts.predictor import OpenShapeError, PartlyKnown, Predictor, predictor_of_module
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.artifacts.record import Artifact
@@ -89,7 +91,39 @@ def load_torch_export(
         sha256=sha256_file(path),
         artifact=artifact,
         interface=interface,
+        last=_last,
     )
+
+
+def _last(module: nn.Module) -> Last:
+    """The last operator of an exported program that computes."""
+    assert isinstance(module, ExportedModule)
+    (output,) = module.net.graph.find_nodes(op="output")
+    (node,) = output.all_input_nodes if len(output.all_input_nodes) == 1 else (None,)
+    while node is not None and _operator(node) in KEEPING and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    if node is None or _operator(node) != "sigmoid":
+        return Last("" if node is None else _operator(node))
+    given = node.all_input_nodes[0].name
+
+    def before() -> nn.Module:
+        copy = deepcopy(module)
+        (output,) = copy.net.graph.find_nodes(op="output")
+        number = next(each for each in copy.net.graph.nodes if each.name == given)
+        # A program gives its answers in the form in which it was written.
+        output.args = (fx.node.map_arg(output.args[0], lambda _: number),)
+        copy.net.graph.eliminate_dead_code()
+        copy.net.recompile()
+        return copy
+
+    return Last("sigmoid", before)
+
+
+def _operator(node: fx.Node) -> str:
+    """The name of an operator of ATen, such as "sigmoid" for `aten.sigmoid.default`; else empty."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return ""
+    return str(node.target.overloadpacket.__name__).rstrip("_")
 
 
 def _input_shape(

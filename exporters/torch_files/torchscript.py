@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dgad_tk.artifacts.module_output import KEEPING, Last
 from dgad_tk.artifacts.predictor import OpenShapeError, Predictor, predictor_of_module
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.artifacts.record import Artifact
@@ -71,4 +72,32 @@ def load_torchscript(
         sha256=sha256_file(path),
         artifact=artifact,
         interface=interface,
+        last=_last,
     )
+
+
+def _last(module: nn.Module) -> Last:
+    """The last operator of a TorchScript module that computes, in all of its methods and submodules written out."""
+    assert isinstance(module, torch.jit.ScriptModule)
+    try:
+        with _deprecation_known():
+            frozen = torch.jit.freeze(module.eval(), optimize_numerics=False)
+    except RuntimeError:  # of a module that is frozen already, say: its answers have to tell
+        return Last()
+    graph = frozen.graph
+    outputs = list(graph.outputs())
+    node = outputs[0].node()
+    while node.kind().removeprefix("aten::") in KEEPING and list(node.inputs()):
+        node = next(node.inputs()).node()
+    operator = node.kind().removeprefix("aten::").rstrip("_")
+    if operator != "sigmoid" or len(outputs) != 1:
+        return Last(operator)
+    given = next(node.inputs())
+
+    def before() -> nn.Module:
+        graph.eraseOutput(0)
+        graph.registerOutput(given)
+        module: nn.Module = frozen
+        return module
+
+    return Last(operator, before)

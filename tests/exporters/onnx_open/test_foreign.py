@@ -550,7 +550,9 @@ def test_which_output_the_logits_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no output 'c' of logits.*--logits-output a or b"):
         chosen(["a", "b"], lambda y: (y + 0, y.sin()), "c")
     with pytest.raises(UserError, match="is not a classifier: expected logits"):
-        chosen(["label", "one"], lambda y: (y.argmax(1), y[:, :1]))
+        chosen(["label", "map"], lambda y: (y.argmax(1), y[:, :, None].repeat(1, 1, 2)))
+    one = load(two_headed(["label", "one"], lambda y: (y.argmax(1), y[:, :1]), path))  # for two classes
+    assert (one.one_number, one.interface.logits_output) == (True, "one")
 
 
 def test_a_classifier_of_scikit_learns_converter(tmp_path: Path) -> None:
