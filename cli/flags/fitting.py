@@ -150,10 +150,14 @@ def _for_folder(path: Path, flags: ImageFlags, interface: "Interface", trust: bo
 
 def _size(path: Path, unknown: "OpenShapeError", flags: ImageFlags) -> "Size":
     """(H, W) of the images for a file that leaves something open."""
-    check_folder_shape(str(path), unknown.declared, flags)
+    from dgad_tk.data.images.size import SMALLEST
+
+    channels, height, width = unknown.declared
+    if unknown.values is not None and min(height or SMALLEST, width or SMALLEST) < SMALLEST:
+        height = width = None  # flat images, with an axis of size 1
+    check_folder_shape(str(path), (channels, height, width), flags)
     if flags.size is not None:
         return flags.size
-    _, height, width = unknown.declared
     if height is not None and width is not None:
         return height, width
     message = unknown.message
