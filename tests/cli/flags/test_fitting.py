@@ -223,3 +223,42 @@ def test_surrogates_that_are_trained_here_need_training_images(dgad: Run) -> Non
     code, out, err = dgad("attack", "--model", "grey.onnx", *images, "--attack", "pgd", "--attack", "transfer:pgd")
     assert code == 0, err
     assert "has no training images" in out + err
+
+
+# Attacks on images that are not square
+
+
+@pytest.mark.parametrize(
+    ("shape", "norm", "eps"),
+    [
+        ((1, 6, 10), "linf", "8/255"),
+        ((3, 10, 6), "linf", "8/255"),
+        ((3, 6, 10), "l2", 0.025),
+        ((1, 10, 6), "l1", 0.025),
+    ],
+)
+def test_autoattack_finds_what_can_be_counted(dgad: Run, shape: tuple[int, int, int], norm: str, eps: float) -> None:
+    """A mean over n numbers moves by eps in Linf, by eps / sqrt(n) in L2 and by eps / n in L1: here 6.4 or 8 levels."""
+    channels, height, width = shape
+    n = channels * height * width
+    folder("data", size=(height, width))
+    mean_file("m.onnx", ["N", *shape], n)
+    radius = eps if norm == "linf" else float(eps) * (n**0.5 if norm == "l2" else n)
+    asked = (
+        "--dataset",
+        "imagefolder",
+        "--data-dir",
+        "data",
+        "--attack",
+        "autoattack",
+        "--norm",
+        norm,
+        "--eps",
+        radius,
+    )
+    code, out, err = dgad("attack", "--model", "m.onnx", *asked, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["dataset"]["shape"] == list(shape)
+    assert found["worst_case"][0]["robust"] == 6
+    assert found["checks"]["verdict"] in ("high", "warn")
