@@ -33,6 +33,8 @@ SLOW_SAMPLES = 50
 def _square(estimator: ClassifierMixin, arguments: dict[str, Any]) -> dict[str, Any]:
     """A first square that fits into the image: of a share of its pixels, ART makes one without a look at its sides."""
     height, width = estimator.input_shape[1:]
+    if arguments["norm"] == 2 and height > width:
+        raise ValueError("ART's SquareAttack in L2 takes no images that are higher than wide")
     most = min(height, width) - 1  # its corner is drawn from 0 up to what is left, which must be something
     if round(math.sqrt(arguments["p_init"] * height * width)) > most:
         arguments = {**arguments, "p_init": most**2 / (height * width)}
