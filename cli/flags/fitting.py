@@ -93,7 +93,7 @@ def check_folder_shape(where: str, shape: tuple[int | None, int | None, int | No
     if shape[0] not in (None, *MODES):
         raise UserError(
             f"'{where}' takes images of {shape[0]} channels, and an image folder is read as grey (1) or as RGB (3)",
-            hint="a file for other channels needs its images as arrays: see docs/python.md",
+            hint="a folder has no pictures for it; in Python, `evaluate` takes a Split of arrays of any channels",
         )
     for side in shape[1:]:
         if side is not None and not SMALLEST <= side <= LARGEST:
