@@ -103,7 +103,7 @@ def check_images(predictor: Predictor, split: Split) -> None:
     shape = split.base.shape[1:]
     if shape != predictor.input_shape:
         hint = "name the dataset it was trained on with --dataset; an image folder is read at the size of the file"
-        if shape[0] != predictor.input_shape[0]:
+        if predictor.input_shape[0] == 1 != shape[0]:
             hint += ", and as grey for one channel (--dataset imagefolder)"
         raise UserError(
             f"the model takes images of shape {predictor.input_shape} (C, H, W), the dataset has {shape}", hint=hint

@@ -135,6 +135,13 @@ def test_class_folders_alone_are_test_images(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dataset.test.base, load(beside, image_size=8, only="test").test.base)
 
 
+def test_folders_of_datasets_are_no_classes(tmp_path: Path) -> None:
+    tree(tmp_path / "cars", ("train", "test"))
+    tree(tmp_path / "flowers", ("train", "test"))
+    with pytest.raises(UserError, match="has no test/ or val/, only 'cars', 'flowers'"):
+        load(tmp_path, only="test")
+
+
 def test_the_training_split_is_enough_for_itself(tmp_path: Path) -> None:
     root = tree(tmp_path, ("train",))
     assert len(load(root, only="train").train) == 7
