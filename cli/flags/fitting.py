@@ -93,7 +93,7 @@ def check_folder_shape(where: str, shape: tuple[int | None, int | None, int | No
     if shape[0] not in (None, *MODES):
         raise UserError(
             f"'{where}' takes images of {shape[0]} channels, and an image folder is read as grey (1) or as RGB (3)",
-            hint="a file for other channels needs its images as arrays: see docs/python.md",
+            hint="a folder has no pictures for it; in Python, `evaluate` takes a Split of arrays of any channels",
         )
     for side in shape[1:]:
         if side is not None and not SMALLEST <= side <= LARGEST:
@@ -150,10 +150,14 @@ def _for_folder(path: Path, flags: ImageFlags, interface: "Interface", trust: bo
 
 def _size(path: Path, unknown: "OpenShapeError", flags: ImageFlags) -> "Size":
     """(H, W) of the images for a file that leaves something open."""
-    check_folder_shape(str(path), unknown.declared, flags)
+    from dgad_tk.data.images.size import SMALLEST
+
+    channels, height, width = unknown.declared
+    if unknown.values is not None and min(height or SMALLEST, width or SMALLEST) < SMALLEST:
+        height = width = None  # flat images, with an axis of size 1
+    check_folder_shape(str(path), (channels, height, width), flags)
     if flags.size is not None:
         return flags.size
-    _, height, width = unknown.declared
     if height is not None and width is not None:
         return height, width
     message = unknown.message

@@ -13,8 +13,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from dgad_tk.common import lookup, written_aside
 from dgad_tk.config.parsing import TypedKeys, written_yaml
 from dgad_tk.config.threat import ThreatModel
-from dgad_tk.data.images.request import checked_channels, checked_resize
-from dgad_tk.data.images.size import Written, read_written
 from dgad_tk.strangers.number_text import parse_fraction
 
 When = Annotated[float, Field(ge=0)]
@@ -33,6 +31,25 @@ LATER = {"resize", "channels"}
 """Keys that older versions did not write."""
 
 
+# Imported only when there is a value: the package of these modules imports numpy.
+def _size(value: object) -> int | str | None:
+    from dgad_tk.data.images.size import read_written
+
+    return read_written(value) if value is not None else None
+
+
+def _resize(name: str | None) -> str | None:
+    from dgad_tk.data.images.request import checked_resize
+
+    return checked_resize(name) if name is not None else None
+
+
+def _channels(number: int | None) -> int | None:
+    from dgad_tk.data.images.request import checked_channels
+
+    return checked_channels(number) if number is not None else None
+
+
 def epoch_of(when: float, epochs: int) -> int:
     """The epoch, from 0, that begins at `when`."""
     return round(when * epochs) if when < 1 else round(when)
@@ -43,11 +60,11 @@ class TrainConfig(TypedKeys):
 
     dataset: str = "digits"
     data_dir: Path | None = None
-    image_size: Annotated[Written | None, BeforeValidator(read_written)] = None
+    image_size: Annotated[int | str | None, BeforeValidator(_size)] = None
     """Of an image folder: `HxW`, or a whole number for a square."""
-    resize: Annotated[str | None, AfterValidator(checked_resize)] = None
+    resize: Annotated[str | None, AfterValidator(_resize)] = None
     """How pictures of an image folder get that size: a row of RESIZES."""
-    channels: Annotated[int | None, AfterValidator(checked_channels)] = None
+    channels: Annotated[int | None, AfterValidator(_channels)] = None
     """1 reads an image folder as grey, 3 as RGB. The default is what a teacher from a file takes, else RGB."""
     limit_train: int | None = Field(None, ge=2)
     """The first N of the training split's fixed stratified order."""

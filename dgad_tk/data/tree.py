@@ -59,7 +59,7 @@ def parts_in(root: Path, only: str | None = None) -> tuple[dict[str, str], tuple
                 f"{root}: both '{claims[0]}' and '{claims[1]}' could be the {part} images",
                 hint="move one of them away, or put them into one folder",
             )
-    if only == "test" and not found and others:
+    if only == "test" and not found and others and not any(_holds_parts(root / name) for name in others):
         note = f"{root}: no split folder (train, val or test) is there, so its class folders are taken as test images"
         return {"test": ""}, (note,)
     if missing := _missing(set(found), only):
@@ -76,6 +76,11 @@ def parts_in(root: Path, only: str | None = None) -> tuple[dict[str, str], tuple
     if "test" not in parts and only in (None, "test"):
         parts["test"] = parts.pop("val")
     return parts, tuple(notes)
+
+
+def _holds_parts(folder: Path) -> bool:
+    """Whether a folder holds folders of parts: then it is a dataset of its own, and no class."""
+    return any(_is_dir(entry) and part_of(entry.name) for entry in _entries(folder))
 
 
 def _missing(found: Set[str], only: str | None) -> str:

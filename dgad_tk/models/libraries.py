@@ -118,7 +118,7 @@ def check_input(model: nn.Module, name: str, shape: tuple[int, int, int], classe
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{name} takes no {size} images: {reason_of(error)}",
-            hint="choose larger images or a model made for small ones",
+            hint="choose another --image-size, or a model of `dgad list models` without a colon: these take any",
         ) from None
     finally:
         model.train(was_training)

@@ -22,7 +22,7 @@ from dgad_tk.data import Dataset, load_dataset
 from dgad_tk.data.splits import stretched, without_images
 from dgad_tk.distributed import by_leader, from_all, joined, launched, leaders, pick_device
 from dgad_tk.methods import build_method, find_method, typed_options
-from dgad_tk.models import find_model
+from dgad_tk.models import build_model, check_input, find_model
 from dgad_tk.strangers.names import check_utf8
 from dgad_tk.teachers.opening import check_teacher, open_teacher
 from dgad_tk.training.claim import Held, begin, check_claim, claimed
@@ -103,6 +103,7 @@ def train(
         _check_processes(config, dataset, device, here.size)
         for line in _doubts(config, dataset):
             say(f"warning: {line}")
+        _check_networks(config, dataset)
         given = None
         if method.needs_teacher and config.teacher != AUTO:
             given = teacher(dataset) if teacher is not None else _teacher_from_weights(config, dataset, say)
@@ -197,6 +198,20 @@ def _check_processes(config: TrainConfig, dataset: Dataset, device: torch.device
             f"sync_bn needs GPUs, and these {processes} processes are on the {device.type}",
             hint="leave sync_bn out: each process then normalises with its own part of the batch",
         )
+
+
+def _check_networks(config: TrainConfig, dataset: Dataset) -> None:
+    """See that networks of other libraries take images of this shape, before a teacher is trained for hours."""
+    networks = [config.student]
+    if find_method(config.method).needs_teacher and config.teacher == AUTO:
+        networks.append(config.teacher_model)
+    for name in networks:
+        if ":" in name:  # all rows of MODELS take any
+            classes = len(dataset.classes)
+            with torch.random.fork_rng(devices=[]):
+                check_input(
+                    build_model(name, in_channels=dataset.shape[0], classes=classes), name, dataset.shape, classes
+                )
 
 
 def _teacher_from_weights(config: TrainConfig, dataset: Dataset, say: Callable[[str], None]) -> Opened:

@@ -37,7 +37,7 @@ def made_on_the_spot(dataset: Dataset, *, on_progress: OnProgress | None = None)
     """
     check_utf8(str(cache_dir()), "the cache folder", "set the environment variable DGAD_CACHE to another folder")
     if len(dataset.train) == 0:
-        reason = f"'{dataset.name}' has no training images to make a surrogate from"
+        reason = f"'{dataset.name}' has no training images to make a surrogate from (--surrogate FILE needs none)"
         return [Surrogate(name, None, reason) for name in MODELS]
     return [Surrogate(name, _trained(name, dataset, on_progress)) for name in MODELS]
 

@@ -102,9 +102,11 @@ def check_images(predictor: Predictor, split: Split) -> None:
         raise UserError("there are no images to evaluate", hint="choose another --split or a larger --limit")
     shape = split.base.shape[1:]
     if shape != predictor.input_shape:
+        hint = "name the dataset it was trained on with --dataset; an image folder is read at the size of the file"
+        if predictor.input_shape[0] == 1 != shape[0]:
+            hint += ", and as grey for one channel (--dataset imagefolder)"
         raise UserError(
-            f"the model takes images of shape {predictor.input_shape} (C, H, W), the dataset has {shape}",
-            hint="name the dataset it was trained on with --dataset, or --image-size for an image folder",
+            f"the model takes images of shape {predictor.input_shape} (C, H, W), the dataset has {shape}", hint=hint
         )
     for label in (split.labels.min(), split.labels.max()):
         if not 0 <= label < predictor.classes:

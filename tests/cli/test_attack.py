@@ -66,6 +66,7 @@ def test_an_onnx_file_as_others_write_it(dgad: Run, tmp_path: Path) -> None:
     assert found["clean"]["accuracy"] > without["clean"]["accuracy"]
     assert found["model"]["preprocessing"] == {
         "layout": "nhwc",
+        "channel_order": "rgb",
         "mean": [0.5],
         "std": [0.1],
         "input_range": [0.0, 1.0],

@@ -249,7 +249,7 @@ def test_hostile_model_files(dgad: Run, tmp_path: Path) -> None:
 
 
 def test_channels_that_do_not_fit(dgad: Run, weights: Path, tmp_path: Path) -> None:
-    """A grey model on a folder of colour photographs."""
+    """A grey model on a folder of colour photographs, which is then read as grey."""
     generator = np.random.default_rng(0)
     for split in ("train", "test"):
         for label in range(10):
@@ -259,8 +259,15 @@ def test_channels_that_do_not_fit(dgad: Run, weights: Path, tmp_path: Path) -> N
                 Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
     export(weights, "onnx", Path("student.onnx"))
     options = ["--dataset", "imagefolder", "--data-dir", "photos", "--image-size", "8"]
-    refused(dgad("attack", "--model", "student.onnx", *options), "takes images of shape (1, 8, 8)")
-    refused(dgad("train", *options, "--teacher", weights), "takes 1 channels, 'imagefolder' has 3")
+    code, out, err = dgad("attack", "--model", "student.onnx", *options, "--attack", "fgsm", "--quiet", "--json")
+    assert code == 0, err
+    assert json.loads(out)["dataset"]["shape"] == [1, 8, 8]
+    code, out, err = dgad("train", *options, "--teacher", weights, "--epochs", "1", "--quiet", "--out", "grey")
+    assert code == 0, err
+    assert "note: the image folder is read as one channel (grey), since the teacher takes one" in err
+    refused(
+        dgad("train", *options, "--teacher", weights, "--set", "channels=3"), "takes 1 channels, 'imagefolder' has 3"
+    )
 
 
 def test_onnx_from_elsewhere_needs_its_images_named(dgad: Run, weights: Path) -> None:

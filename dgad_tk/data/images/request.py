@@ -48,20 +48,20 @@ def request_of(size: object, resize: str | None, channels: int | None, only: str
     Raises:
         UserError: one of them is no value of its kind.
     """
-    resize, channels = checked_resize(resize) or SQUEEZE, checked_channels(channels) or RGB
+    resize = SQUEEZE if resize is None else checked_resize(resize)
+    channels = RGB if channels is None else checked_channels(channels)
     return Request(size_of(size), resize, channels, only)
 
 
-def checked_resize(name: str | None) -> str | None:
+def checked_resize(name: str) -> str:
     """`name`; UserError where it is no row of RESIZES."""
-    if name is not None:
-        lookup(RESIZES, name, "way to resize")
+    lookup(RESIZES, name, "way to resize")
     return name
 
 
-def checked_channels(channels: int | None) -> int | None:
+def checked_channels(channels: int) -> int:
     """`channels`; UserError where no picture is read so."""
-    if channels is not None and channels not in MODES:
+    if channels not in MODES:
         raise UserError(
             f"channels must be 1 or 3, got {channels}", hint="an image folder is read as grey (1) or as RGB (3)"
         )

@@ -15,6 +15,7 @@ gives the same result twice. The other attacks of ART 1.20 were tried or read, a
   images (detectors, trackers, speech, video, malware, trees, Gaussian processes, tables).
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,17 +30,29 @@ SLOW_SAMPLES = 50
 """Images that ART's attacks without gradients are tried on. They ask thousands of questions, one image at a time."""
 
 
+def _square(estimator: ClassifierMixin, arguments: dict[str, Any]) -> dict[str, Any]:
+    """A first square that fits into the image: of a share of its pixels, ART makes one without a look at its sides."""
+    height, width = estimator.input_shape[1:]
+    if arguments["norm"] == 2 and height > width:
+        raise ValueError("ART's SquareAttack in L2 takes no images that are higher than wide")
+    most = min(height, width) - 1  # its corner is drawn from 0 up to what is left, which must be something
+    if round(math.sqrt(arguments["p_init"] * height * width)) > most:
+        arguments = {**arguments, "p_init": most**2 / (height * width)}
+    return arguments
+
+
 def _ensemble(estimator: ClassifierMixin, arguments: dict[str, Any]) -> dict[str, Any]:
     """The default members of ART's AutoAttack, with `restarts` and without progress bars."""
     restarts, iterations = arguments.pop("restarts"), arguments.pop("square_iterations")
     ball = {key: arguments[key] for key in ("norm", "eps", "batch_size")} | {"verbose": False}
+    square = _square(estimator, ball | {"p_init": 0.8})  # ART's default
     apgd = ball | {"eps_step": arguments["eps_step"], "nb_random_init": restarts}
     losses = ["cross_entropy", "difference_logits_ratio"][: 2 if estimator.nb_classes > 2 else 1]
     members = [art.attacks.evasion.AutoProjectedGradientDescent(estimator, **apgd, loss_type=loss) for loss in losses]
     batch_size = arguments["batch_size"]
     members += [
         art.attacks.evasion.DeepFool(estimator, epsilon=1e-3, batch_size=batch_size, verbose=False),
-        art.attacks.evasion.SquareAttack(estimator, **ball, max_iter=iterations, nb_restarts=restarts),
+        art.attacks.evasion.SquareAttack(estimator, **square, max_iter=iterations, nb_restarts=restarts),
     ]
     return {**arguments, "attacks": members}
 
@@ -105,7 +118,7 @@ ART_ATTACKS: dict[str, AttackSpec] = {
         note="ART's ensemble is not the standard one: DeepFool for FAB-T, no targeted APGD",
     ),
     "square": _inside(
-        ArtBuild("SquareAttack"),
+        ArtBuild("SquareAttack", more=_square),
         description="random search with squares, 1,000 iterations (Andriushchenko et al., 2020)",
         params={"max_iter": 1000, "nb_restarts": 1, "p_init": 0.8},
         needs_gradients=False,

@@ -143,12 +143,16 @@ def _plain(value: Any) -> Any:
     return plain(value) if isinstance(value, str) else value
 
 
+def _pixels(shape: tuple[int, int, int]) -> str:
+    return f"{shape[1]} by {shape[2]} pixels" + ("" if shape[1] == shape[2] else " (height by width)")
+
+
 def _use(results: Results, record: Artifact | None) -> list[str]:
     classes = record.classes if record else results.dataset.classes
     shape = record.input_shape if record else results.dataset.shape
     named = ", ".join(map(code, classes[:MOST_CLASSES]))
     more = f" and {len(classes) - MOST_CLASSES:,} more" if len(classes) > MOST_CLASSES else ""
-    size = f"images of {shape[1]} by {shape[2]} pixels with {count(shape[0], 'channel')}" if shape else "images"
+    size = f"images of {_pixels(shape)} with {count(shape[0], 'channel')}" if shape else "images"
     told = f"{len(classes):,} classes: {named}{more}" if classes else f"the classes of {code(results.dataset.name)}"
     lines = [f"Classifies {size} into {told}."]
     if record:

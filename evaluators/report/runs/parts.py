@@ -5,6 +5,7 @@ import statistics
 from dataclasses import dataclass
 
 from dgad_tk.answers.doubts import wilson
+from dgad_tk.data.images.request import GREY
 from evaluators.report.pages import words
 from evaluators.report.runs import curves
 from evaluators.report.runs.record import Run
@@ -153,12 +154,21 @@ def _selection_images(run: Run) -> int | None:
     return count if type(count) is int and count > 0 else None
 
 
+def _images(run: Run) -> str:
+    """The dataset; of an image folder also what its pictures became."""
+    config = run.config
+    parts = [config.dataset + (f" at {config.image_size}" if config.image_size is not None else "")]
+    parts += [config.resize] if config.resize else []
+    parts += ["grey"] if config.channels == GREY else []
+    return ", ".join(parts + ([f"the first {config.limit_train:,}"] if config.limit_train else []))
+
+
 def _facts(run: Run, time: str) -> list[tuple[str, str]]:
     """What was trained, and what came of it."""
     config, record, threat = run.config, run.artifact, run.config.attack
     found = [
         ("Network", f"{config.student} by {config.method}"),
-        ("Images", config.dataset + (f", the first {config.limit_train:,}" if config.limit_train else "")),
+        ("Images", _images(run)),
         ("Threat", f"{threat.norm.capitalize()} {words.eps_text(threat.eps)}, {words.count(threat.steps, 'step')}"),
     ]
     if record is not None and record.teacher:
