@@ -1,0 +1,139 @@
+"""What trials tell: which preprocessing a file wants, which cannot be told apart, or that none fits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgad_tk.answers.doubts import CHANCE, NOWHERE, Classes, OtherOrder, other_order, wilson
+from evaluators.preprocessings.table import Candidate
+from evaluators.preprocessings.trial import Trial, surely_better
+
+Verdict = Literal["found", "tied", "none"]
+LOW = 0.5
+"""Accuracy below which what fits best may still not be what the file wants."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate as it is judged.
+
+    Attributes:
+        answers: for the first images, int64 `(n,)`.
+        right: where they are right in the order of classes `order`, bool `(n,)`.
+        order: the order of classes in which it seems to answer; None for that of the labels.
+        leads: whether it is the best, or cannot be told from the best.
+    """
+
+    candidate: Candidate
+    answers: Classes
+    right: NDArray[np.bool_]
+    order: OtherOrder | None
+    leads: bool = False
+
+    @property
+    def n(self) -> int:
+        return len(self.right)
+
+    @property
+    def correct(self) -> int:
+        return int(np.count_nonzero(self.right))
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.n
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        return wilson(self.correct, self.n)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """All rows, best first, and what they say.
+
+    Attributes:
+        verdict: "found" if the first row is surely better than guessing and than every other; "tied" if it is not
+            surely better than some, which lead too; "none" if no row is surely better than guessing.
+        guessing: what guessing gives: the share of the largest class, and at least one over the number of classes.
+        alike: whether all rows that lead give the same answers to all images.
+    """
+
+    rows: list[Row]
+    verdict: Verdict
+    guessing: float
+    alike: bool
+
+    @property
+    def leading(self) -> list[Row]:
+        return [row for row in self.rows if row.leads]
+
+    @property
+    def low(self) -> bool:
+        """Whether even the best is right so seldom that something else may be wrong."""
+        return self.rows[0].ci95[0] < LOW
+
+
+def find(trials: Sequence[Trial], labels: Classes, names: Sequence[str], classes: int) -> Finding:
+    """Rank trials.
+
+    A candidate that needs no other order of classes is believed before one that does, unless that is surely better:
+    among so many orders some fits by accident.
+
+    Args:
+        labels: of all images that any of them was tried on.
+        names: of the classes, in the order of the labels.
+        classes: that the file tells apart.
+    """
+    rows = [_row(trial, labels[: len(trial.answers)], names) for trial in trials]
+    last = max(row.n for row in rows)
+    finals = [row for row in rows if row.n == last]
+    best = max(finals, key=lambda row: row.correct)
+    plain = max((row for row in finals if row.order is None), key=lambda row: row.correct, default=best)
+    leader = best if surely_better(best.right, plain.right) else plain
+    guessing = max(1 / classes, float(np.bincount(labels[:last]).max() / last))
+    told = _above(leader, guessing, len(rows))
+
+    def leads(row: Row) -> bool:
+        if not told or row.n < last or (row.order is not None and leader.order is None):
+            return row is leader
+        return not surely_better(leader.right, row.right)
+
+    marked = [Row(row.candidate, row.answers, row.right, row.order, leads(row)) for row in rows]
+    # The sort is stable: of equals, the likelier stays in front.
+    marked.sort(key=lambda row: (not row.leads, row.order is not None and row.leads, -row.n, -row.correct))
+    leading = [row for row in marked if row.leads]
+    alike = all((row.answers == leading[0].answers).all() for row in leading)
+    verdict: Verdict = "none" if not told else "found" if len(leading) == 1 else "tied"
+    return Finding(marked, verdict, guessing, alike)
+
+
+def names_of_outputs(row: Row, names: Sequence[str], classes: int) -> list[str]:
+    """Names for all outputs of the file, in its order, by the order of classes that was found.
+
+    An output that no class of the images stands for gets a name that none has.
+    """
+    order = row.order.order if row.order is not None else np.arange(len(names))
+    by_output = {int(output): names[label] for label, output in enumerate(order) if output != NOWHERE}
+    found, taken = [], set(names)
+    for output in range(classes):
+        name = by_output.get(output) or ("background" if output == 0 and by_output else f"output-{output}")
+        while output not in by_output and name in taken:
+            name += "_"
+        found.append(name)
+    return found
+
+
+def _row(trial: Trial, labels: Classes, names: Sequence[str]) -> Row:
+    order = other_order(labels, trial.answers, names)
+    wanted = labels if order is None else order.order[labels]
+    return Row(trial.candidate, trial.answers, np.asarray(trial.answers == wanted), order)
+
+
+def _above(row: Row, guessing: float, tried: int) -> bool:
+    """Whether it is surely better than guessing, although it is the best of so many."""
+    from scipy.stats import binom  # takes a second to import
+
+    return bool(binom.sf(row.correct - 1, row.n, guessing) <= CHANCE / tried)
