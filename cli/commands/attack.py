@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from cli.flags.again import other_command
 from cli.flags.budget import remember, remembered, seconds_of
 from cli.flags.classes import ClassNames
 from cli.flags.images import DataDir, DatasetName, ImageFlags, ImageSize, Resize
@@ -107,6 +108,7 @@ def attack(
     from evaluators.report.files import results, write
     from evaluators.report.matrix import write_matrix
     from evaluators.target.judge import check_images
+    from evaluators.verdict.clean_checks import may_want_others
 
     names = expand(suite or ([] if attack else ["fast"]), attack or [])
     _check_used(names, surrogate, changes)
@@ -185,6 +187,9 @@ def attack(
                 )
                 write(evaluation, answers, folder)
                 attacked.append((answers, folder))
+                if predictor.artifact is None and not quiet and may_want_others(answers):
+                    command = shlex.join(other_command(context, "inspect", path))
+                    print(f"hint: `{command}` tries the usual preprocessings", file=sys.stderr)
         if not here.leads:
             return
     if dry_run:

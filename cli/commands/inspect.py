@@ -10,9 +10,9 @@ import typer
 
 from cli.flags.again import other_command
 from cli.flags.models import DataDir, DatasetName, ImageFlags, ImageSize, open_model
-from cli.flags.preprocessing import Layout, LogitsOutput, flags_of, interface_of
+from cli.flags.preprocessing import Layout, LogitsOutput, interface_of
 from cli.flags.values import SPLITS, AsJson, Quiet, Trust, whole
-from cli.printing.preprocessings import preprocessings_json, preprocessings_table
+from cli.printing.preprocessings import flags_of, preprocessings_json, preprocessings_table
 from cli.printing.progress import TrialProgress
 from dgad_tk.common import UserError, lookup, written_aside
 

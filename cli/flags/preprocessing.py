@@ -53,21 +53,6 @@ def interface_of(
     )
 
 
-def flags_of(interface: "Interface") -> list[str]:
-    """The flags that say how images are changed, as `interface_of` reads them; none for a file that takes them as is.
-
-    The layout is left out: it is what the file was opened with.
-    """
-    from dgad_tk.artifacts.preprocessing import UNIT_RANGE
-
-    flags = []
-    if interface.input_range != UNIT_RANGE:
-        flags += ["--input-range", "-".join(f"{end:g}" for end in interface.input_range)]
-    for flag, values in (("--mean", interface.mean), ("--std", interface.std)):
-        flags += [flag, ",".join(f"{value:g}" for value in values)] if values else []
-    return flags + (["--channel-order", "bgr"] if interface.channel_order == "bgr" else [])
-
-
 def _range(text: str) -> tuple[float, float]:
     """`0-255`, `-1-1` or `-1,1` as two numbers."""
     number = r"\s*([+-]?\d+\.?\d*|[+-]?\.\d+)\s*"

@@ -4,16 +4,31 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cli.flags.preprocessing import flags_of
 from cli.printing.results_table import interval_text, share_text
 from cli.printing.terminal import plain_table, say
 from dgad_tk.strangers.names import shown
 
 if TYPE_CHECKING:
+    from dgad_tk.artifacts.preprocessing import Interface
     from evaluators.preprocessings.finding import Finding
 
 MOST_ROWS = 12
 """Rows that are printed; the JSON has all."""
+
+
+def flags_of(interface: "Interface") -> list[str]:
+    """The flags that say how images are changed, as `cli.flags.preprocessing` reads them.
+
+    None for images as they are. The layout is left out: it is what the file was opened with.
+    """
+    from dgad_tk.artifacts.preprocessing import UNIT_RANGE
+
+    flags = []
+    if interface.input_range != UNIT_RANGE:
+        flags += ["--input-range", "-".join(f"{end:g}" for end in interface.input_range)]
+    for flag, values in (("--mean", interface.mean), ("--std", interface.std)):
+        flags += [flag, ",".join(f"{value:g}" for value in values)] if values else []
+    return flags + (["--channel-order", "bgr"] if interface.channel_order == "bgr" else [])
 
 
 def preprocessings_table(finding: "Finding", said: Sequence[str], command: Sequence[str]) -> None:

@@ -86,8 +86,9 @@ def other_order(labels: Classes, answers: Classes, names: Sequence[str], outputs
         )
         for order, why in orders
     ]
-    # Of orders that correct as much, a common one is believed before the found one.
-    return max(reversed(told), key=lambda each: each.after, default=None)
+    # Of orders that correct as much, a common one is believed before the found one. One without a place for the largest
+    # class may correct all others and still lose.
+    return max((each for each in reversed(told) if each.after > before), key=lambda each: each.after, default=None)
 
 
 def _in_answer_order(order: Classes, names: Sequence[str], known: int) -> tuple[str, ...]:
@@ -113,6 +114,12 @@ def right_at_best(labels: Classes, answers: Classes, names: Sequence[str]) -> ND
     if len(labels) >= PER_CLASS * len(names) and len(names) * known <= MOST_PAIRS:
         orders.append(_assigned(labels, answers, len(names), known))
     return max((np.asarray(answers == order[labels]) for order in orders), key=np.count_nonzero)
+
+
+def is_common(order: Classes, names: Sequence[str]) -> bool:
+    """Whether an order, label to answer `(K,)`, is one that files often have, and not one that was searched for."""
+    known = max(int(order.max(initial=NONE)) + 1, len(names))
+    return any((order == common).all() for common, _ in _common_orders(names, known))
 
 
 def _common_orders(names: Sequence[str], known: int) -> Iterator[tuple[Classes, str]]:

@@ -1,15 +1,16 @@
 """What trials tell: which preprocessing a file wants, which cannot be told apart, or that none fits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dgad_tk.answers.doubts import CHANCE, NOWHERE, Classes, OtherOrder, other_order, wilson
+from dgad_tk.answers.doubts import CHANCE, NOWHERE, Classes, OtherOrder, is_common, other_order, wilson
+from evaluators.preprocessings.chance import above_guessing, names_fit, one_to_one
 from evaluators.preprocessings.table import Candidate
-from evaluators.preprocessings.trial import Trial, surely_better
+from evaluators.preprocessings.trial import Trial, guessing_on, surely_better
 
 Verdict = Literal["found", "tied", "none"]
 LOW = 0.5
@@ -56,7 +57,8 @@ class Finding:
 
     Attributes:
         verdict: "found" if the first row is surely better than guessing and than every other; "tied" if it is not
-            surely better than some, which lead too; "none" if no row is surely better than guessing.
+            surely better than some, which lead too; "none" if no row is surely better than guessing, or other names
+            of the classes would fit as well.
         guessing: what guessing gives: the share of the largest class, and at least one over the number of classes.
         alike: whether all rows that lead give the same answers to all images.
     """
@@ -87,21 +89,21 @@ def find(trials: Sequence[Trial], labels: Classes, names: Sequence[str], classes
         names: of the classes, in the order of the labels.
         classes: that the file tells apart.
     """
-    rows = [_row(trial, labels[: len(trial.answers)], names) for trial in trials]
-    last = max(row.n for row in rows)
+    last = max(len(trial.answers) for trial in trials)
+    guessing = guessing_on(labels[:last], classes)
+    rows = [_row(trial, labels[: len(trial.answers)], names, guessing, len(trials)) for trial in trials]
     finals = [row for row in rows if row.n == last]
     best = max(finals, key=lambda row: row.correct)
     plain = max((row for row in finals if row.order is None), key=lambda row: row.correct, default=best)
     leader = best if surely_better(best.right, plain.right) else plain
-    guessing = max(1 / classes, float(np.bincount(labels[:last]).max() / last))
-    told = _above(leader, guessing, len(rows))
+    told = _fits(leader, labels[:last], len(names), guessing, len(trials))
 
     def leads(row: Row) -> bool:
         if not told or row.n < last or (row.order is not None and leader.order is None):
             return row is leader
         return not surely_better(leader.right, row.right)
 
-    marked = [Row(row.candidate, row.answers, row.right, row.order, leads(row)) for row in rows]
+    marked = [replace(row, leads=leads(row)) for row in rows]
     # The sort is stable: of equals, the likelier stays in front.
     marked.sort(key=lambda row: (not row.leads, row.order is not None and row.leads, -row.n, -row.correct))
     leading = [row for row in marked if row.leads]
@@ -126,14 +128,25 @@ def names_of_outputs(row: Row, names: Sequence[str], classes: int) -> list[str]:
     return found
 
 
-def _row(trial: Trial, labels: Classes, names: Sequence[str]) -> Row:
+def _row(trial: Trial, labels: Classes, names: Sequence[str], guessing: float, tried: int) -> Row:
+    plain = Row(trial.candidate, trial.answers, np.asarray(trial.answers == labels), None)
     order = other_order(labels, trial.answers, names)
-    wanted = labels if order is None else order.order[labels]
-    return Row(trial.candidate, trial.answers, np.asarray(trial.answers == wanted), order)
+    if order is None:
+        return plain
+    # An order that was searched for is believed where most classes are in place without it, or all have answers of
+    # their own.
+    if not (
+        is_common(order.order, names)
+        or _fits(plain, labels, len(names), guessing, tried)
+        or one_to_one(labels, trial.answers, order.after)
+    ):
+        return plain
+    return replace(plain, right=np.asarray(trial.answers == order.order[labels]), order=order)
 
 
-def _above(row: Row, guessing: float, tried: int) -> bool:
-    """Whether it is surely better than guessing, although it is the best of so many."""
-    from scipy.stats import binom  # takes a second to import
-
-    return bool(binom.sf(row.correct - 1, row.n, guessing) <= CHANCE / tried)
+def _fits(row: Row, labels: Classes, names: int, guessing: float, tried: int) -> bool:
+    """Whether its accuracy is more than guessing and more than an accident of names."""
+    if not above_guessing(row.right, guessing, CHANCE / tried):
+        return False
+    order = np.arange(names) if row.order is None else row.order.order
+    return names_fit(labels, row.answers, order, tried)

@@ -2,6 +2,8 @@
 
 After each round a candidate is dropped if another one is right on surely more images, where both are given the order of
 classes that suits them best on these images. What is dropped could not have won: the other one stays, and beats it.
+From ENOUGH images on, one that is no better than guessing is dropped too, so that a file that nothing fits takes no
+longer than one that something fits.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,16 +13,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dgad_tk.answers.doubts import NONE, Classes, outnumbers, right_at_best
+from dgad_tk.answers.doubts import NONE, Classes, other_order, outnumbers, right_at_best
 from dgad_tk.artifacts.predictor import Images, Logits, Predictor
 from dgad_tk.artifacts.preprocessing import UNIT_RANGE, Interface
 from dgad_tk.common import UserError
 from dgad_tk.data import Split
+from evaluators.preprocessings.chance import above_guessing
 from evaluators.preprocessings.table import Candidate
 from evaluators.target.judge import check_images, images_of
 
 FIRST = 32
 """Images of the first round. Each round has as many images as all before it."""
+ENOUGH, PER_CLASS = 64, 6
+"""Images, and images per class, after which what still is no better than guessing is given up."""
+HOPE = 0.05
+"""How seldom guessing may get as many right for a candidate to be kept: one in twenty of those that only guess is."""
 
 Progress = Callable[[int, int, int], None]
 """Images done, of how many, and candidates that are left."""
@@ -95,7 +102,8 @@ def try_all(
     feeds = [(each, answer) for each in found if (answer := feed(predictor, each, reopen)) is not None]
     answers: list[Classes] = [np.empty(0, np.int64)] * len(feeds)
     left, done = list(range(len(feeds))), 0
-    while done < len(split):
+    guess = guessing_on(split.labels, predictor.classes)
+    while left and done < len(split):
         until = min(len(split), max(FIRST, 2 * done))
         for start in range(done, until, FIRST):
             images = images_of(split, slice(start, min(until, start + FIRST)))
@@ -104,7 +112,10 @@ def try_all(
                 if on_progress:
                     on_progress(start + len(images) * (number + 1) // len(left), len(split), len(left))
         done = until
-        left = _may_win(left, answers, split.labels[:done], names)
+        labels = split.labels[:done]
+        left = _may_win(left, answers, labels, names)
+        if done >= ENOUGH and (done >= PER_CLASS * len(names) or len(split) < PER_CLASS * len(names)):
+            left = [at for at in left if _has_hope(labels, answers[at], names, guess)]
     return [Trial(candidate, given) for (candidate, _), given in zip(feeds, answers, strict=True)]
 
 
@@ -118,6 +129,18 @@ def _may_win(left: Sequence[int], answers: Sequence[Classes], labels: Classes, n
     right = {at: right_at_best(labels, answers[at], names) for at in left}
     leader = max(left, key=lambda at: np.count_nonzero(right[at]))
     return [at for at in left if not surely_better(right[leader], right[at])]
+
+
+def guessing_on(labels: Classes, classes: int) -> float:
+    """What guessing gets right: the share of the largest class, and at least one over the number of classes."""
+    return max(1 / classes, float(np.bincount(labels).max() / len(labels)))
+
+
+def _has_hope(labels: Classes, answers: Classes, names: Sequence[str], guess: float) -> bool:
+    """Whether answers may be better than guessing, in the order of the labels or in one that is convincing."""
+    order = other_order(labels, answers, names)
+    right = answers == labels if order is None else answers == order.order[labels]
+    return above_guessing(right, guess, HOPE)
 
 
 def surely_better(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> bool:
