@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dgad_tk.answers.doubts import NONE, Classes, other_order, outnumbers, right_at_best
+from dgad_tk.answers.doubts import NONE, Classes, is_common, other_order, outnumbers, right_at_best
 from dgad_tk.artifacts.predictor import Images, Logits, Predictor
 from dgad_tk.artifacts.preprocessing import UNIT_RANGE, Interface
 from dgad_tk.common import UserError
 from dgad_tk.data import Split
-from evaluators.preprocessings.chance import above_guessing
+from evaluators.preprocessings.chance import above_guessing, one_to_one
 from evaluators.preprocessings.table import Candidate
 from evaluators.target.judge import check_images, images_of
 
@@ -138,9 +138,12 @@ def guessing_on(labels: Classes, classes: int) -> float:
 
 def _has_hope(labels: Classes, answers: Classes, names: Sequence[str], guess: float) -> bool:
     """Whether answers may be better than guessing, in the order of the labels or in one that is convincing."""
+    if above_guessing(answers == labels, guess, HOPE):
+        return True
     order = other_order(labels, answers, names)
-    right = answers == labels if order is None else answers == order.order[labels]
-    return above_guessing(right, guess, HOPE)
+    if order is None or not (is_common(order.order, names) or one_to_one(labels, answers, order.after)):
+        return False
+    return above_guessing(answers == order.order[labels], guess, HOPE)
 
 
 def surely_better(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> bool:

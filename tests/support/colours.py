@@ -71,27 +71,36 @@ class Nearest(nn.Module):
 
 
 def colour_file(
-    path: Path, interface: Interface, *, nhwc: bool = False, in_front: int = 0, bytes: bool = False
+    path: Path,
+    interface: Interface,
+    *,
+    nhwc: bool = False,
+    in_front: int = 0,
+    bytes: bool = False,
+    quantised: tuple[float, int] | None = None,
 ) -> Path:
     """The classifier as an ONNX file.
 
     Args:
-        bytes: whether it takes uint8.
+        bytes: whether it takes uint8, as numbers.
+        quantised: scale and zero point of the uint8 that it takes, for prepared pixels.
     """
     weight, bias = weights(interface, in_front)
     shape = ["N", SIZE, SIZE, 3] if nhwc else ["N", 3, SIZE, SIZE]
+    constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
+    first = helper.make_node("Cast", ["x"], ["floats"], to=onnx.TensorProto.FLOAT)
+    if quantised is not None:
+        constants += [numpy_helper.from_array(np.float32(quantised[0]), "scale")]
+        constants += [numpy_helper.from_array(np.uint8(quantised[1]), "zero")]
+        first = helper.make_node("DequantizeLinear", ["x", "scale", "zero"], ["floats"])
     nodes = [
-        helper.make_node("Cast", ["x"], ["floats"], to=onnx.TensorProto.FLOAT),
+        first,
         helper.make_node("ReduceMean", ["floats"], ["mean"], axes=[1, 2] if nhwc else [2, 3], keepdims=0),
         helper.make_node("Gemm", ["mean", "w", "b"], ["logits"], transB=1),
     ]
-    kind = onnx.TensorProto.UINT8 if bytes else onnx.TensorProto.FLOAT
-    ends = (
-        [helper.make_tensor_value_info("x", kind, shape)],
-        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", len(bias)])],
-    )
-    graph = helper.make_graph(
-        nodes, "colours", *ends, [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
-    )
+    kind = onnx.TensorProto.UINT8 if bytes or quantised else onnx.TensorProto.FLOAT
+    taken = helper.make_tensor_value_info("x", kind, shape)
+    given = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", len(bias)])
+    graph = helper.make_graph(nodes, "colours", [taken], [given], constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
     return path

@@ -116,9 +116,9 @@ def test_a_file_that_nothing_fits() -> None:
     assert finding.verdict == "none"
     assert finding.leading == [finding.rows[0]]
     assert "no preprocessing fits: of 16 preprocessings the best" in said(finding)
-    assert "guessing gets 8.3%" in said(finding)
+    assert "guessing gets 8.6%" in said(finding)
     assert "another task" in said(finding)
-    assert {row.n for row in finding.rows} <= {32, 128}  # six images per class are 72, and the round ends at 128
+    assert max(row.n for row in finding.rows) == 128  # the end of the round in which each class has six images
 
     split = colour_split()
     shuffled = Split(split.base, split.index, np.random.default_rng(1).permutation(split.labels))
