@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from cli.flags.again import other_command
 from cli.flags.budget import remember, remembered, seconds_of
 from cli.flags.classes import ClassNames
 from cli.flags.images import DataDir, DatasetName, ImageFlags, ImageSize, Resize
@@ -18,6 +17,7 @@ from cli.flags.models import check_files, default_eps, open_model
 from cli.flags.preprocessing import ChannelOrder, InputRange, Layout, LogitsOutput, Mean, Std, interface_of
 from cli.flags.surrogates import surrogates_of
 from cli.flags.values import NORMS, SPLITS, AsJson, Quiet, Seed, Trust, check_replaceable, radii_of, whole
+from cli.printing.again import other_command
 from cli.printing.matrix import matrix_of, matrix_table
 from cli.printing.plan import plan_table, summary
 from cli.printing.progress import AttackProgress

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.flags.again import other_command
-from cli.flags.models import DataDir, DatasetName, ImageFlags, ImageSize, open_model
+from cli.flags.classes import ClassNames, check_names, names_of
+from cli.flags.fitting import open_file
+from cli.flags.images import DataDir, DatasetName, ImageFlags, ImageSize, Resize
+from cli.flags.models import open_model
 from cli.flags.preprocessing import Layout, LogitsOutput, interface_of
 from cli.flags.values import SPLITS, AsJson, Quiet, Trust, whole
+from cli.printing.again import other_command
 from cli.printing.preprocessings import flags_of, preprocessings_json, preprocessings_table
 from cli.printing.progress import TrialProgress
 from dgad_tk.common import UserError, lookup, written_aside
@@ -32,6 +35,8 @@ def inspect(
     dataset: DatasetName = None,
     data_dir: DataDir = None,
     image_size: ImageSize = None,
+    resize: Resize = None,
+    classes: ClassNames = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     limit: Annotated[
         int | None, whole("--limit", f"Try preprocessings on the first N images at most. [{IMAGES}]", least=1)
@@ -54,21 +59,24 @@ def inspect(
     """
     lookup(SPLITS, split, "split")
     interface = interface_of(layout=layout, logits_output=logits_output)
-    from exporters.formats import load
-
+    flags = ImageFlags(dataset, data_dir, image_size, resize, classes)
     if dataset is None:
         if write_classes is not None:
             raise UserError("--write-classes needs images that show the order", hint="name them with --dataset")
-        print_facts(file, load(file, None, interface, trust=trust), None)
+        found = open_file(file, flags, interface, trust=trust)
+        if found.obstacle is not None:
+            raise found.obstacle
+        check_names(file, found.predictor, names_of(classes), classes)
+        print_facts(file, found.predictor, None)
         return
 
-    from evaluators.preprocessings.finding import find, names_of_outputs
+    from evaluators.preprocessings.finding import find
     from evaluators.preprocessings.table import AS_THEY_ARE, candidates
     from evaluators.preprocessings.trial import takes_bytes, try_all
     from evaluators.preprocessings.words import sentences
+    from exporters.formats import load
 
-    flags = ImageFlags(dataset, data_dir, image_size)
-    predictor, images = open_model(file, flags, interface, gradients=False, twin=False, trust=trust)
+    predictor, images = open_model(file, flags, interface, gradients=False, twin=False, trust=trust, only=split)
     part = images.splits[split]
     part = part.subset(min(limit or IMAGES, max(1, len(part))))
     channels, own = predictor.input_shape[0], predictor.artifact is not None
@@ -92,22 +100,18 @@ def inspect(
     finding = find(trials, part.labels, images.classes, predictor.classes)
     best = finding.rows[0]
     fits = finding.verdict != "none"
-    classes = names_of_outputs(best, images.classes, predictor.classes) if fits and best.order is not None else None
     said = sentences(finding, channels=channels, own=own, eight_bits=takes_bytes(predictor))
-    named: list[str] = []
-    if classes is not None:
-        spelt = len(classes) <= MOST_SPELT and not any("," in name for name in classes)
-        listed = ",".join(classes) if spelt else CLASSES_FILE
-        named = ["--classes", str(write_classes) if write_classes is not None else listed]
-        if write_classes is None and not spelt:
-            said.append(f"--write-classes {CLASSES_FILE} writes the {len(classes):,} names in the order of its outputs")
+    names = list(best.order.classes) if fits and best.order is not None else []
+    named = _as_flag(names, write_classes)
+    if names and write_classes is None and CLASSES_FILE in named:
+        said.append(f"--write-classes {CLASSES_FILE} writes the {len(names):,} names in the order of its outputs")
     more = [*flags_of(best.candidate.interface), *named]
     command = other_command(context, "attack", file, more) if fits else []
     if write_classes is not None:
-        _write_classes(write_classes, classes or images.classes)
+        _write_classes(write_classes, names or images.classes)
     if as_json:
         tried = {"dataset": images.name, "split": split, "n": len(part)}
-        print_facts(file, predictor, {**tried, **preprocessings_json(finding, said, command, classes)})
+        print_facts(file, predictor, {**tried, **preprocessings_json(finding, said, command, names or None)})
         return
     print(
         f"{file}: {predictor.format}, takes {channels} channels of {predictor.input_shape[1]} x "
@@ -136,6 +140,14 @@ def print_facts(file: Path, predictor: "Predictor", tried: dict[str, Any] | None
         "preprocessings": tried,
     }
     print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _as_flag(names: list[str], written: Path | None) -> list[str]:
+    """`--classes` and the names, or the file that has them; nothing without names."""
+    if not names:
+        return []
+    spelt = len(names) <= MOST_SPELT and not any("," in name for name in names)
+    return ["--classes", str(written) if written is not None else ",".join(names) if spelt else CLASSES_FILE]
 
 
 def _write_classes(path: Path, names: list[str]) -> None:

@@ -173,7 +173,9 @@ def _size(path: Path, unknown: "OpenShapeError", flags: ImageFlags) -> "Size":
     raise UserError(message, hint=SAY_SIZE)
 
 
-def _with_size(path: Path, size: "Size", unknown: "OpenShapeError", interface: "Interface", trust: bool, twin: bool) -> Opened:
+def _with_size(
+    path: Path, size: "Size", unknown: "OpenShapeError", interface: "Interface", trust: bool, twin: bool
+) -> Opened:
     """Open a file for images of this size; as many channels as it says, else those with which it runs, RGB first."""
     from dgad_tk.data.images.request import GREY, RGB
 

@@ -82,7 +82,12 @@ def other_order(labels: Classes, answers: Classes, names: Sequence[str], outputs
     before = int((answers == labels).sum())
     told = [
         OtherOrder(
-            before, int((answers == order[labels]).sum()), len(labels), why, order, _in_answer_order(order, names, known)
+            before,
+            int((answers == order[labels]).sum()),
+            len(labels),
+            why,
+            order,
+            _in_answer_order(order, names, known),
         )
         for order, why in orders
     ]

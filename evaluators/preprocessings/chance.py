@@ -85,4 +85,4 @@ def _counted(labels: Classes, answers: Classes, some: Sequence[int] | Classes) -
     counts = np.zeros((int(np.max(some)) + 1, known), dtype=np.int64)
     finite = answers != NONE
     np.add.at(counts, (labels[finite], answers[finite]), 1)
-    return counts[np.asarray(some)]
+    return np.asarray(counts[np.asarray(some)])

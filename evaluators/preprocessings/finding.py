@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dgad_tk.answers.doubts import CHANCE, NOWHERE, Classes, OtherOrder, is_common, other_order, wilson
+from dgad_tk.answers.doubts import CHANCE, Classes, OtherOrder, is_common, other_order, wilson
 from evaluators.preprocessings.chance import above_guessing, names_fit, one_to_one
 from evaluators.preprocessings.table import Candidate
 from evaluators.preprocessings.trial import Trial, guessing_on, surely_better
@@ -91,7 +91,7 @@ def find(trials: Sequence[Trial], labels: Classes, names: Sequence[str], classes
     """
     last = max(len(trial.answers) for trial in trials)
     guessing = guessing_on(labels[:last], classes)
-    rows = [_row(trial, labels[: len(trial.answers)], names, guessing, len(trials)) for trial in trials]
+    rows = [_row(trial, labels[: len(trial.answers)], names, classes, guessing, len(trials)) for trial in trials]
     finals = [row for row in rows if row.n == last]
     best = max(finals, key=lambda row: row.correct)
     plain = max((row for row in finals if row.order is None), key=lambda row: row.correct, default=best)
@@ -112,25 +112,9 @@ def find(trials: Sequence[Trial], labels: Classes, names: Sequence[str], classes
     return Finding(marked, verdict, guessing, alike)
 
 
-def names_of_outputs(row: Row, names: Sequence[str], classes: int) -> list[str]:
-    """Names for all outputs of the file, in its order, by the order of classes that was found.
-
-    An output that no class of the images stands for gets a name that none has.
-    """
-    order = row.order.order if row.order is not None else np.arange(len(names))
-    by_output = {int(output): names[label] for label, output in enumerate(order) if output != NOWHERE}
-    found, taken = [], set(names)
-    for output in range(classes):
-        name = by_output.get(output) or ("background" if output == 0 and by_output else f"output-{output}")
-        while output not in by_output and name in taken:
-            name += "_"
-        found.append(name)
-    return found
-
-
-def _row(trial: Trial, labels: Classes, names: Sequence[str], guessing: float, tried: int) -> Row:
+def _row(trial: Trial, labels: Classes, names: Sequence[str], classes: int, guessing: float, tried: int) -> Row:
     plain = Row(trial.candidate, trial.answers, np.asarray(trial.answers == labels), None)
-    order = other_order(labels, trial.answers, names)
+    order = other_order(labels, trial.answers, names, classes)
     if order is None:
         return plain
     # An order that was searched for is believed where most classes are in place without it, or all have answers of

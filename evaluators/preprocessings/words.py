@@ -43,7 +43,10 @@ def sentences(finding: Finding, *, channels: int, own: bool, eight_bits: bool) -
         told.append(right)
     else:
         told.append(f"{names[0]} fits best: {right}, surely more than with any other")
-    told += [f"'{name_of(row)}': {row.order}" for row in finding.leading if row.order is not None]
+    orders = {str(row.order.order.tolist()): row for row in reversed(finding.leading) if row.order is not None}
+    told += [f"'{name_of(row)}': {row.order}" for row in reversed(orders.values())]
+    if first.order is not None and not first.order.classes:
+        told.append("no --classes says that order: a class of the images is none of the file's outputs")
     if finding.low and not own:
         told.append(
             f"that is more than guessing ({finding.guessing:.1%}) and still little: if the file is known to do better, "

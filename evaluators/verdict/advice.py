@@ -43,8 +43,8 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "order of classes": Advice(
         "the model's classes are in the order of the labels",
-        "Give the names in the order of the model's outputs: --classes a,b,c, or a file with a name a line. dgad inspect "
-        "FILE --dataset NAME looks for that order, with each of the usual preprocessings.",
+        "Give the names in the order of the model's outputs: --classes a,b,c, or a file with a name a line. dgad "
+        "inspect FILE --dataset NAME looks for that order, with each of the usual preprocessings.",
         "The model seems to know its classes in another order.",
     ),
     "channels": Advice(

@@ -169,4 +169,7 @@ def test_flags_are_read_as_they_are_written() -> None:
 def test_images_that_do_not_fit_are_refused(photos: Run) -> None:
     colour_file(Path("net.onnx"), AS_IS)
     wrong = ["--dataset", "imagefolder", "--data-dir", "photos", "--image-size", "8"]
-    refused(photos("inspect", "net.onnx", *wrong), "the model takes images of shape (3, 4, 4)")
+    refused(
+        photos("inspect", "net.onnx", *wrong),
+        "'net.onnx' takes images of 4x4 (height x width), and --image-size says 8",
+    )

@@ -10,7 +10,7 @@ from dgad_tk.answers.doubts import right_at_best
 from dgad_tk.artifacts.predictor import Predictor, predictor_of_module
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.data import Split
-from evaluators.preprocessings.finding import Finding, find, names_of_outputs
+from evaluators.preprocessings.finding import Finding, find
 from evaluators.preprocessings.table import PREPROCESSINGS, Candidate, candidates, exchanged
 from evaluators.preprocessings.trial import FIRST, Trial, try_all
 from evaluators.preprocessings.words import name_of, sentences
@@ -165,7 +165,7 @@ def test_the_order_of_classes_is_found_with_the_preprocessing(name: str, in_fron
     assert best.order is not None
     assert best.accuracy > 0.9
     expected = ["background"] * in_front + [str(k) for k in range(CLASSES)]
-    assert names_of_outputs(best, NUMBERED, CLASSES + in_front) == expected
+    assert list(best.order.classes) == expected
 
 
 def test_an_arbitrary_order_is_found_and_its_rows_are_dropped_early() -> None:
@@ -175,7 +175,9 @@ def test_an_arbitrary_order_is_found_and_its_rows_are_dropped_early() -> None:
     _, trials = trials_of(Nearest(PREPROCESSINGS["Caffe"].interface), shuffled)
     finding = find(trials, shuffled.labels, NAMES, CLASSES)
     assert name_of(finding.rows[0]) == "Caffe"
-    assert names_of_outputs(finding.rows[0], NAMES, CLASSES) == [NAMES[k] for k in moved]
+    order = finding.rows[0].order
+    assert order is not None
+    assert list(order.classes) == [NAMES[k] for k in moved]
     assert sum(len(trial.answers) for trial in trials) < len(trials) * len(split) / 2
 
 
