@@ -40,17 +40,17 @@ PREPROCESSINGS: Mapping[str, Preprocessing] = {
         Interface(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.201)),
         "Mean of CIFAR-10 and the mean std of its images, which many training scripts have.",
     ),
-    "-1 to 1": Preprocessing(
+    "range -1 to 1": Preprocessing(
         Interface(input_range=(-1.0, 1.0)), "Mean and std 0.5: Inception, MobileNet and most of TensorFlow."
     ),
-    "0 to 255": Preprocessing(
+    "range 0 to 255": Preprocessing(
         Interface(input_range=(0.0, 255.0)), "Grey levels: EfficientNet of Keras, files that normalise by themselves."
     ),
     "Caffe": Preprocessing(
         Interface(input_range=(0.0, 255.0), mean=(103.939, 116.779, 123.68), channel_order="bgr"),
         "Grey levels less ImageNet's mean, blue first: Caffe, VGG and ResNet of Keras.",
     ),
-    "-0.5 to 0.5": Preprocessing(Interface(mean=(0.5,)), "Pixels from 0 to 1 less one half."),
+    "range -0.5 to 0.5": Preprocessing(Interface(mean=(0.5,)), "Pixels from 0 to 1 less one half."),
     "MNIST": Preprocessing(Interface(mean=(0.1307,), std=(0.3081,)), "Mean and std of MNIST's pixels.", channels=1),
 }
 

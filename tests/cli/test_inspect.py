@@ -50,7 +50,7 @@ def attacked(dgad: Run, command: str) -> int:
 FILES = {
     "torch.onnx": ("ImageNet", {}),
     "caffe.onnx": ("Caffe", {}),
-    "tensorflow.onnx": ("-1 to 1", {"nhwc": True}),
+    "tensorflow.onnx": ("range -1 to 1", {"nhwc": True}),
     "cifar.onnx": ("CIFAR-10", {}),
 }
 
@@ -114,7 +114,7 @@ def test_a_list_of_classes_is_written(dgad: Run) -> None:
 
 def test_of_8_bit_numbers_only_the_channels_can_differ(photos: Run) -> None:
     """Grey levels as they are: no other range or normalisation reaches such a file."""
-    colour_file(Path("net.onnx"), PREPROCESSINGS["0 to 255"].interface, bytes=True, nhwc=True)
+    colour_file(Path("net.onnx"), PREPROCESSINGS["range 0 to 255"].interface, bytes=True, nhwc=True)
     lines = lines_of(photos("inspect", "net.onnx", *IMAGES))
     assert [line.split("  ")[0] for line in lines[2:4]] == ["as is", "as is, BGR"]
     told = "the file takes 8-bit numbers and is given grey levels: nothing but the order of the channels can differ"

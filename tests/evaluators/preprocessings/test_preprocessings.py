@@ -88,11 +88,14 @@ def test_what_gives_the_same_answers_is_tied() -> None:
     order = np.random.default_rng(0).permutation(240)
     images = np.broadcast_to(shades[order, None, None, None], (240, *SHAPE)).copy()
     split = Split(images, np.arange(240), (np.arange(240) // 40)[order])
-    finding = found(Inside(PREPROCESSINGS["-1 to 1"].interface), split, [str(k) for k in range(6)])
+    finding = found(Inside(PREPROCESSINGS["range -1 to 1"].interface), split, [str(k) for k in range(6)])
     assert finding.verdict == "tied"
     assert finding.alike
-    assert [name_of(row) for row in finding.leading] == ["-1 to 1", "-1 to 1, BGR"]
-    assert "cannot tell between '-1 to 1' and '-1 to 1, BGR': of 240 images, they get the same answers" in said(finding)
+    assert [name_of(row) for row in finding.leading] == ["range -1 to 1", "range -1 to 1, BGR"]
+    assert (
+        "cannot tell between 'range -1 to 1' and 'range -1 to 1, BGR': of 240 images, they get the same answers"
+        in said(finding)
+    )
 
 
 class Inside(nn.Module):
@@ -205,7 +208,7 @@ def test_blue_and_red_are_channels_before_they_are_classes() -> None:
 
 def test_what_is_tried_on_grey_images() -> None:
     tried = {each.name for each in candidates(1)}
-    assert {"as is", "-1 to 1", "0 to 255", "MNIST"} <= tried
+    assert {"as is", "range -1 to 1", "range 0 to 255", "MNIST"} <= tried
     assert tried.isdisjoint({"ImageNet", "CIFAR-10", "Caffe"})
     assert {each.interface.channel_order for each in candidates(1)} == {"rgb"}
     assert "MNIST" not in {each.name for each in candidates(3)}
