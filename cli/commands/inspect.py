@@ -107,8 +107,10 @@ def inspect(
         said.append(f"--write-classes {CLASSES_FILE} writes the {len(names):,} names in the order of its outputs")
     more = [*flags_of(best.candidate.interface), *named]
     command = other_command(context, "attack", file, more) if fits else []
-    if write_classes is not None:
+    if write_classes is not None and fits:
         _write_classes(write_classes, names or images.classes)
+    elif write_classes is not None:
+        said.append(f"'{write_classes}' is not written: no order of classes is known")
     if as_json:
         tried = {"dataset": images.name, "split": split, "n": len(part)}
         print_facts(file, predictor, {**tried, **preprocessings_json(finding, said, command, names or None)})
@@ -146,7 +148,7 @@ def _as_flag(names: list[str], written: Path | None) -> list[str]:
     """`--classes` and the names, or the file that has them; nothing without names."""
     if not names:
         return []
-    spelt = len(names) <= MOST_SPELT and not any("," in name for name in names)
+    spelt = len(names) <= MOST_SPELT and not any("," in name or name != name.strip() for name in names)
     return ["--classes", str(written) if written is not None else ",".join(names) if spelt else CLASSES_FILE]
 
 

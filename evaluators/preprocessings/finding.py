@@ -104,7 +104,7 @@ def find(trials: Sequence[Trial], labels: Classes, names: Sequence[str], classes
         return not surely_better(leader.right, row.right)
 
     marked = [replace(row, leads=leads(row)) for row in rows]
-    # The sort is stable: of equals, the likelier stays in front.
+    # The sort is stable: of equals, the one that changes images least stays in front.
     marked.sort(key=lambda row: (not row.leads, row.order is not None and row.leads, -row.n, -row.correct))
     leading = [row for row in marked if row.leads]
     alike = all((row.answers == leading[0].answers).all() for row in leading)

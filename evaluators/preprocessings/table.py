@@ -7,7 +7,7 @@ ImageNet, whose numbers are the same.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from dgad_tk.artifacts.preprocessing import AS_IS, ChannelOrder, Interface
+from dgad_tk.artifacts.preprocessing import AS_IS, UNIT_RANGE, ChannelOrder, Interface
 
 COLOURS = 3
 
@@ -68,12 +68,10 @@ AS_THEY_ARE = [Candidate("as is", AS_IS)]
 
 
 def candidates(channels: int) -> list[Candidate]:
-    """What can be tried on images of so many channels, the likeliest first."""
-    fitting = {name: row for name, row in PREPROCESSINGS.items() if _fits(row, channels)}
-    if channels != COLOURS:
-        return [Candidate(name, row.interface) for name, row in fitting.items()]
-    usual = [Candidate(name, row.interface) for name, row in fitting.items()]
-    return [*usual, *(Candidate(each.name, exchanged(each.interface)) for each in usual)]
+    """What can be tried on images of so many channels, what changes them least first: it is preferred among equals."""
+    usual = [Candidate(name, row.interface) for name, row in PREPROCESSINGS.items() if _fits(row, channels)]
+    others = [Candidate(each.name, exchanged(each.interface)) for each in usual] if channels == COLOURS else []
+    return sorted([*usual, *others], key=lambda each: _changes(each.interface))
 
 
 def exchanged(interface: Interface) -> Interface:
@@ -89,3 +87,9 @@ def _fits(row: Preprocessing, channels: int) -> bool:
 def _counts(interface: Interface) -> Iterator[int]:
     """How many channels the means and the stds are for."""
     return (len(values) for values in (interface.mean, interface.std) if values)
+
+
+def _changes(interface: Interface) -> int:
+    """In how many ways images are changed."""
+    ranged, turned = interface.input_range != UNIT_RANGE, interface.channel_order != "rgb"
+    return sum(map(bool, (interface.mean, interface.std, ranged, turned)))
