@@ -1,6 +1,7 @@
 """`dgad inspect`."""
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from dgad_tk.artifacts.predictor import Predictor
     from dgad_tk.artifacts.preprocessing import Interface
 
-IMAGES = 500
+IMAGES, OF_LARGE, LARGE = 500, 250, 128 * 128
+"""Images that are tried at most: fewer where one has more pixels than LARGE, so that a ResNet-50 takes two minutes."""
 MOST_SPELT = 20
 """Classes up to which the command to copy names them; of more it names a file."""
 CLASSES_FILE = "classes.txt"
@@ -39,7 +41,8 @@ def inspect(
     classes: ClassNames = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     limit: Annotated[
-        int | None, whole("--limit", f"Try preprocessings on the first N images at most. [{IMAGES}]", least=1)
+        int | None,
+        whole("--limit", "Try preprocessings on the first N images. [500, or 250 above 128x128 pixels]", least=1),
     ] = None,
     layout: Layout = None,
     logits_output: LogitsOutput = None,
@@ -78,7 +81,8 @@ def inspect(
 
     predictor, images = open_model(file, flags, interface, gradients=False, twin=False, trust=trust, only=split)
     part = images.splits[split]
-    part = part.subset(min(limit or IMAGES, max(1, len(part))))
+    most = limit or (OF_LARGE if math.prod(images.shape[1:]) > LARGE else IMAGES)
+    part = part.subset(min(most, max(1, len(part))))
     channels, own = predictor.input_shape[0], predictor.artifact is not None
     if not (quiet or as_json):
         for note in predictor.notes:
