@@ -107,6 +107,7 @@ VALUES: dict[str, Names] = {
     "export.format": lambda typed: [*table("exporters.formats", "EXPORTERS")(typed), "all"],
     "export.calibrate_on": table("exporters.onnx_write.int8", "IMAGES"),
     "export.calibration_method": table("exporters.onnx_write.calibration", "CALIBRATORS"),
+    "inspect.split": lambda _: list(SPLITS),
     "list.what": lambda _: [*TABLES, SCHEMA],
     "list.name": table("cli.documents.table", "DOCUMENTS"),
     "report.form": table("evaluators.report.forms.table", "FORMS"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dgad_tk.artifacts.predictor import Predictor, load_safetensors
@@ -91,6 +92,9 @@ LOADERS: dict[str, Load] = {
     ".safetensors": load_safetensors,
 }
 
+WITHOUT_GRADIENTS: dict[str, Load] = {".onnx": partial(load_onnx, gradients=False)}
+"""Loaders of formats whose gradients take time to make."""
+
 
 def load(
     path: Path,
@@ -98,6 +102,7 @@ def load(
     interface: Interface = AS_IS,
     *,
     trust: bool = False,
+    gradients: bool = True,
 ) -> Predictor:
     """Open a model file by its suffix.
 
@@ -105,6 +110,7 @@ def load(
         input_shape: (C, H, W) for a file that does not say.
         interface: what is done to images before a file from elsewhere takes them.
         trust: open a file that is a program, `.pt` or `.pt2`, which can run any code of its author.
+        gradients: False for who needs answers only: where gradients cost time, the file is opened without.
 
     Raises:
         UserError: missing, of unknown suffix, damaged, not an image classifier, or a program without `trust`.
@@ -112,7 +118,8 @@ def load(
     _check_path(path)
     if path.suffix in PROGRAMS:
         check_program(path, trust=trust)
-    return LOADERS[path.suffix](path, input_shape, interface)
+    loaders = LOADERS if gradients else LOADERS | WITHOUT_GRADIENTS
+    return loaders[path.suffix](path, input_shape, interface)
 
 
 def read_record(path: Path) -> Artifact | None:

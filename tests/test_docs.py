@@ -36,6 +36,7 @@ from dgad_tk.methods import ADDONS, METHODS
 from dgad_tk.models import MODELS, build_model
 from evaluators.attacks import ATTACKS
 from evaluators.plan.suites import SUITES
+from evaluators.preprocessings.table import PREPROCESSINGS
 from evaluators.report.evaluation.headline import headline
 from evaluators.report.evidence import Evidence
 from evaluators.report.forms.table import FORMS
@@ -56,6 +57,7 @@ SHORTER = {
     "dgad attack --model student.onnx --model": ["--limit", "2"],
     "dgad attack --model theirs.onnx": ["--limit", "2"],
     "dgad attack --model theirs.onnx --suite blackbox": ["--surrogate", "theirs.onnx", "--set", "square.queries=20"],
+    "dgad inspect theirs.onnx --dataset": ["--limit", "4"],
     "dgad bench": ["--seconds", "0.05", "--batch", "1", "--limit", "16"],
 }
 """Flags that are put behind commands that begin so; of a flag given twice, Typer takes the last."""
@@ -282,6 +284,7 @@ def test_what_is_for_later_is_not_there_yet() -> None:
         ("attacks", ATTACKS),
         ("suites", SUITES),
         ("forms of a report", FORMS),
+        ("preprocessings", PREPROCESSINGS),
     ],
 )
 def test_tables_are_the_codes(row: str, table: dict[str, object]) -> None:

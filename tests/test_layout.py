@@ -23,7 +23,7 @@ FLOORS = {
         "common strangers draws distributed models data config ascent artifacts answers methods teachers training"
     ),
     "exporters": "onnx_read onnx_twin onnx_open torch_files onnx_write parity formats export bench",
-    "evaluators": "target attacks plan engine results verdict report",
+    "evaluators": "target preprocessings attacks plan engine results verdict report",
     "cli": "documents printing flags commands completion app __main__",
 }
 """Folders and files of each package from the ground up: an import leads down, or stays where it is."""

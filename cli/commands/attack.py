@@ -17,6 +17,7 @@ from cli.flags.models import check_files, default_eps, open_model
 from cli.flags.preprocessing import ChannelOrder, InputRange, Layout, LogitsOutput, Mean, Std, interface_of
 from cli.flags.surrogates import surrogates_of
 from cli.flags.values import NORMS, SPLITS, AsJson, Quiet, Seed, Trust, check_replaceable, radii_of, whole
+from cli.printing.again import other_command
 from cli.printing.matrix import matrix_of, matrix_table
 from cli.printing.plan import plan_table, summary
 from cli.printing.progress import AttackProgress
@@ -107,6 +108,7 @@ def attack(
     from evaluators.report.files import results, write
     from evaluators.report.matrix import write_matrix
     from evaluators.target.judge import check_images
+    from evaluators.verdict.clean_checks import may_want_others
 
     names = expand(suite or ([] if attack else ["fast"]), attack or [])
     _check_used(names, surrogate, changes)
@@ -185,6 +187,9 @@ def attack(
                 )
                 write(evaluation, answers, folder)
                 attacked.append((answers, folder))
+                if predictor.artifact is None and not quiet and may_want_others(answers):
+                    command = shlex.join(other_command(context, "inspect", path))
+                    print(f"hint: `{command}` tries the usual preprocessings", file=sys.stderr)
         if not here.leads:
             return
     if dry_run:

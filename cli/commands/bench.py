@@ -15,8 +15,8 @@ from cli.flags.images import DataDir, DatasetName, ImageFlags, ImageSize, Resize
 from cli.flags.models import check_files, default_eps, open_model
 from cli.flags.preprocessing import ChannelOrder, InputRange, Layout, LogitsOutput, Mean, Std, interface_of
 from cli.flags.values import AsJson, Quiet, Trust, check_replaceable, real, whole
-from cli.printing.bench_report import SCHEMA, Asked, Benched, BenchReport
-from cli.printing.bench_table import bench_table
+from cli.printing.bench.report import SCHEMA, Asked, Benched, BenchReport
+from cli.printing.bench.table import bench_table
 from cli.printing.progress import AttackProgress, BenchProgress
 from cli.printing.results_table import print_json
 from dgad_tk.common import UserError, lookup, write_json

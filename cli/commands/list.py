@@ -89,6 +89,15 @@ def _formats() -> Rows:
     return [Row(name, f"{each.filename}{each.note and f': {each.note}'}") for name, each in EXPORTERS.items()]
 
 
+def _preprocessings() -> Rows:
+    from cli.printing.preprocessings import flags_of
+    from evaluators.preprocessings.table import PREPROCESSINGS
+
+    return [
+        Row(name, f"{row.summary} {' '.join(flags_of(row.interface))}".strip()) for name, row in PREPROCESSINGS.items()
+    ]
+
+
 def _recipes() -> Rows:
     from dgad_tk.config.recipe import load_recipe, recipe_names
 
@@ -108,6 +117,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "forms": _forms,
     "methods": _methods,
     "models": _models,
+    "preprocessings": _preprocessings,
     "recipes": _recipes,
     "schemas": _schemas,
     "suites": _suites,
@@ -120,8 +130,8 @@ def list_table(
     what: Annotated[
         str,
         typer.Argument(
-            help="attacks, datasets, formats, forms (of a report), methods, models, recipes, suites or schemas; schema "
-            "for one of these."
+            help="attacks, datasets, formats, forms (of a report), methods, models, preprocessings, recipes, suites or "
+            "schemas; schema for one of these."
         ),
     ],
     name: Annotated[str | None, typer.Argument(help="With schema: which, such as export. [results]")] = None,

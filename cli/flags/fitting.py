@@ -38,13 +38,20 @@ class Opened:
 
 
 def open_file(
-    path: Path, flags: ImageFlags, interface: "Interface | None" = None, *, trust: bool = False, only: str | None = None
+    path: Path,
+    flags: ImageFlags,
+    interface: "Interface | None" = None,
+    *,
+    trust: bool = False,
+    only: str | None = None,
+    twin: bool = True,
 ) -> Opened:
     """Open a file for the images that the flags name, without decoding an image folder.
 
     Args:
         trust: open a file that is a program (.pt, .pt2).
         only: the one split that has to be there.
+        twin: False for who only asks for answers, so that no twin is made.
 
     Raises:
         UserError: it cannot be opened, or does not take such images.
@@ -55,12 +62,12 @@ def open_file(
 
     interface = interface or AS_IS
     if flags.dataset is None:
-        return _load(path, None, interface, trust)
+        return _load(path, None, interface, trust, twin)
     record = read_record(path)
     if not lookup(DATASETS, flags.dataset, "dataset").image_size:
         images = flags.load(record, only=only)
-        return replace(_load(path, images.shape, interface, trust), images=images)
-    return _for_folder(path, flags, interface, trust, own=record is not None and record.dataset == flags.dataset)
+        return replace(_load(path, images.shape, interface, trust, twin), images=images)
+    return _for_folder(path, flags, interface, trust, twin, own=record is not None and record.dataset == flags.dataset)
 
 
 def images_for(found: Opened, flags: ImageFlags, only: str | None = None) -> "Dataset":
@@ -110,17 +117,17 @@ def check_folder_shape(where: str, shape: tuple[int | None, int | None, int | No
         )
 
 
-def _load(path: Path, shape: "tuple[int, int, int] | None", interface: "Interface", trust: bool) -> Opened:
+def _load(path: Path, shape: "tuple[int, int, int] | None", interface: "Interface", trust: bool, twin: bool) -> Opened:
     from exporters.formats import load
     from exporters.onnx_open.open import NoGradients
 
     try:
-        return Opened(load(path, shape, interface, trust=trust))
+        return Opened(load(path, shape, interface, trust=trust, gradients=twin))
     except NoGradients as error:
         return Opened(error.predictor, obstacle=error)
 
 
-def _for_folder(path: Path, flags: ImageFlags, interface: "Interface", trust: bool, *, own: bool) -> Opened:
+def _for_folder(path: Path, flags: ImageFlags, interface: "Interface", trust: bool, twin: bool, *, own: bool) -> Opened:
     """Open a file for an image folder.
 
     Args:
@@ -130,13 +137,13 @@ def _for_folder(path: Path, flags: ImageFlags, interface: "Interface", trust: bo
     from dgad_tk.data.images.size import SMALLEST, shown
 
     try:
-        found = _load(path, None, interface, trust)
+        found = _load(path, None, interface, trust, twin)
         shape = found.predictor.input_shape
         if found.predictor.artifact is None and min(shape[1:]) < SMALLEST:  # flat images with axes of size 1
             raise OpenShapeError("", values=math.prod(shape))
         check_folder_shape(str(path), shape, flags)
     except OpenShapeError as error:
-        found = _with_size(path, _size(path, error, flags), error, interface, trust)
+        found = _with_size(path, _size(path, error, flags), error, interface, trust, twin)
         shape = found.predictor.input_shape
     if own:
         return found
@@ -166,7 +173,9 @@ def _size(path: Path, unknown: "OpenShapeError", flags: ImageFlags) -> "Size":
     raise UserError(message, hint=SAY_SIZE)
 
 
-def _with_size(path: Path, size: "Size", unknown: "OpenShapeError", interface: "Interface", trust: bool) -> Opened:
+def _with_size(
+    path: Path, size: "Size", unknown: "OpenShapeError", interface: "Interface", trust: bool, twin: bool
+) -> Opened:
     """Open a file for images of this size; as many channels as it says, else those with which it runs, RGB first."""
     from dgad_tk.data.images.request import GREY, RGB
 
@@ -176,7 +185,7 @@ def _with_size(path: Path, size: "Size", unknown: "OpenShapeError", interface: "
     failed: UserError | None = None
     for number in (RGB, GREY) if channels is None else (channels,):
         try:
-            return _load(path, (number, *size), interface, trust)
+            return _load(path, (number, *size), interface, trust, twin)
         except UserError as error:
             failed = failed or error
     assert failed is not None

@@ -35,6 +35,7 @@ def open_model(
     interface: "Interface | None" = None,
     *,
     gradients: bool = True,
+    twin: bool = True,
     trust: bool = False,
     only: str | None = None,
 ) -> "tuple[Predictor, Dataset]":
@@ -44,6 +45,7 @@ def open_model(
 
     Args:
         gradients: whether gradients are needed. Without them, an ONNX file may have operators that its twin lacks.
+        twin: False for who only asks for answers, so that no twin is made.
         trust: open a file that is a program (.pt, .pt2).
         only: the one split of an image folder that has to be there; None if there is to be training.
 
@@ -52,7 +54,7 @@ def open_model(
     """
     from dgad_tk.data.splits import stretched
 
-    found = open_file(path, flags, interface, trust=trust, only=only)
+    found = open_file(path, flags, interface, trust=trust, only=only, twin=twin)
     if found.obstacle is not None and gradients:
         hint = f"`dgad attack --suite blackbox` needs no gradients; {found.obstacle.hint}"
         raise UserError(found.obstacle.message, hint=hint)

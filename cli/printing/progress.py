@@ -153,3 +153,10 @@ class BenchProgress(_Progress):
 
     def __call__(self, share: float) -> None:
         self.show("timing", share, 1.0, "")
+
+
+class TrialProgress(_Progress):
+    """`on_progress` of `evaluators.preprocessings.trial.try_all`."""
+
+    def __call__(self, done: int, images: int, left: int) -> None:
+        self.show("preprocessings", done, images, f"{done}/{images} images, {left} left to try")

@@ -7,7 +7,7 @@ only weak raises none.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ MOST_NAMED = 10
 MOST_PAIRS = 2**22
 """Most pairs of label and answer for the search of an assignment: 2,000 classes take seconds and 32 MB."""
 
+PER_CLASS = 3
+"""Images per class from which on an assignment is tried: of fewer, one that fits can nearly always be found."""
+
 
 @dataclass(frozen=True)
 class OtherOrder:
@@ -39,12 +42,14 @@ class OtherOrder:
         n: number of images.
         reason: a clause that explains the order, or names the classes that have changed places.
         classes: names in the order of the answers, which `--classes` takes; empty where a class has no answer.
+        order: label to answer, int64 `(K,)`; NOWHERE where the model has no class for a label.
     """
 
     before: int
     after: int
     n: int
     reason: str
+    order: Classes = field(compare=False, repr=False)
     classes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -77,12 +82,18 @@ def other_order(labels: Classes, answers: Classes, names: Sequence[str], outputs
     before = int((answers == labels).sum())
     told = [
         OtherOrder(
-            before, int((answers == order[labels]).sum()), len(labels), why, _in_answer_order(order, names, known)
+            before,
+            int((answers == order[labels]).sum()),
+            len(labels),
+            why,
+            order,
+            _in_answer_order(order, names, known),
         )
         for order, why in orders
     ]
-    # Of orders that correct as much, a common one is believed before the found one.
-    return max(reversed(told), key=lambda each: each.after, default=None)
+    # Of orders that correct as much, a common one is believed before the found one. One without a place for the largest
+    # class may correct all others and still lose.
+    return max((each for each in reversed(told) if each.after > before), key=lambda each: each.after, default=None)
 
 
 def _in_answer_order(order: Classes, names: Sequence[str], known: int) -> tuple[str, ...]:
@@ -95,6 +106,25 @@ def _in_answer_order(order: Classes, names: Sequence[str], known: int) -> tuple[
         alone = answer == 0 and known == len(names) + 1 and "background" not in names
         told[answer] = "background" if alone else f"output-{answer}"
     return tuple(told[answer] for answer in range(known)) if len(set(told.values())) == known else ()
+
+
+def right_at_best(labels: Classes, answers: Classes, names: Sequence[str]) -> NDArray[np.bool_]:
+    """Where answers would be right in the order of classes that suits them best, bool `(N,)`.
+
+    That is a bound and no evidence: the order is chosen on the very images that it is judged on. Orders that are not
+    common ones are tried where there are at least PER_CLASS images for each class.
+    """
+    known = int(max(answers.max(initial=NONE) + 1, len(names)))
+    orders = [np.arange(len(names)), *(order for order, _ in _common_orders(names, known))]
+    if len(labels) >= PER_CLASS * len(names) and len(names) * known <= MOST_PAIRS:
+        orders.append(_assigned(labels, answers, len(names), known))
+    return max((np.asarray(answers == order[labels]) for order in orders), key=np.count_nonzero)
+
+
+def is_common(order: Classes, names: Sequence[str]) -> bool:
+    """Whether an order, label to answer `(K,)`, is one that files often have, and not one that was searched for."""
+    known = max(int(order.max(initial=NONE)) + 1, len(names))
+    return any((order == common).all() for common, _ in _common_orders(names, known))
 
 
 def _common_orders(names: Sequence[str], known: int) -> Iterator[tuple[Classes, str]]:

@@ -27,7 +27,7 @@ ADVICE: Mapping[str, Advice] = {
     "clean": Advice(
         "the model knows these images better than guessing does",
         "See that labels, the order of classes and the preprocessing are those of the training; of few images, take "
-        "more.",
+        "more. dgad inspect FILE --dataset NAME tries the usual preprocessings.",
         "Clean accuracy is no better than guessing.",
     ),
     "constant": Advice(
@@ -43,12 +43,14 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "order of classes": Advice(
         "the model's classes are in the order of the labels",
-        "Give the names in the order of the model's outputs: --classes a,b,c, or a file with a name a line.",
+        "Give the names in the order of the model's outputs: --classes a,b,c, or a file with a name a line. dgad "
+        "inspect FILE --dataset NAME looks for that order, with each of the usual preprocessings.",
         "The model seems to know its classes in another order.",
     ),
     "channels": Advice(
         "the model gets the colours in the order that it wants",
-        "Give a file that wants blue, green, red --channel-order bgr, and leave that out for one that does not.",
+        "Give a file that wants blue, green, red --channel-order bgr, and leave that out for one that does not. "
+        "dgad inspect FILE --dataset NAME tries both, with the usual preprocessings.",
         "The model seems to want red and blue exchanged.",
     ),
     "classes": Advice(

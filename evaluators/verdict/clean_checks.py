@@ -8,11 +8,22 @@ import numpy as np
 from dgad_tk.answers.doubts import NONE, one_answer, other_order, outnumbers, per_class, wilson
 from dgad_tk.data.labels.order import as_flag
 from evaluators.engine.record import Evaluation
-from evaluators.results import Item
+from evaluators.results import Item, Results
 from evaluators.verdict.verdicts import at_least, by_share
 
 WIDE = 0.25
 """An interval of the clean accuracy that reaches further above guessing means that there were too few images."""
+
+OF_IMAGES = {"finite", "clean", "constant", "one answer", "order of classes", "channels"}
+"""Checks whose doubt may come from images that are prepared in another way than the file wants."""
+LOW = 0.5
+"""Clean accuracy below which a file from elsewhere is suspected of wanting other images."""
+
+
+def may_want_others(results: Results) -> bool:
+    """Whether the clean answers of a file suggest that it wants its images prepared in another way."""
+    doubted = any(item.name in OF_IMAGES and item.verdict != "high" for item in results.checks.items)
+    return doubted or results.clean.accuracy < LOW
 
 
 def of_clean(evaluation: Evaluation) -> list[Item]:

@@ -71,7 +71,13 @@ class NoGradients(UserError):
         self.predictor = predictor
 
 
-def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, interface: Interface = AS_IS) -> Predictor:
+def load_onnx(
+    path: Path,
+    input_shape: tuple[int, int, int] | None = None,
+    interface: Interface = AS_IS,
+    *,
+    gradients: bool = True,
+) -> Predictor:
     """Open an ONNX classifier: ONNX Runtime predicts, the twin differentiates.
 
     Where a file ends in a Softmax or Sigmoid, gradients come from the logits before it. `predict` returns the logarithm
@@ -81,6 +87,7 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
     Args:
         input_shape: (C, H, W), where the graph leaves its input's shape open or takes flat images.
         interface: what the file expects to be done to images, and what its shapes do not say.
+        gradients: whether to make the twin, which takes time. Without it `predict` returns probabilities as they are.
 
     Raises:
         NoGradients: it runs, and its twin cannot be made: it has an operator that the twin lacks.
@@ -111,12 +118,14 @@ def load_onnx(path: Path, input_shape: tuple[int, int, int] | None = None, inter
     squash: Squash | None = None
     ending: Ending | None = None
     obstacle: UserError | None = None
+    notes: list[str] = []
     try:
-        if one is None:
+        if gradients and one is None:
             module, squash, notes = _differentiable(proto, output, runtime)
-        else:
+        elif gradients and one is not None:
             module, ending, notes = _of_one_number(proto, output, one, runtime)
-        module = module.to("cuda" if torch.cuda.is_available() else "cpu")
+        if module is not None:
+            module = module.to("cuda" if torch.cuda.is_available() else "cpu")
     except UserError as error:
         obstacle, notes = error, [f"there are no gradients: {error.message}"]
 

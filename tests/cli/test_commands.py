@@ -113,7 +113,7 @@ def test_a_file_from_elsewhere_is_described_and_attacked(dgad: Run, tmp_path: Pa
 
     images = ["--dataset", "imagefolder", "--data-dir", "photos", "--image-size", 8]
     refused(dgad("inspect", "net.pt", "--trust"), "the shape of its input is unknown")
-    code, out, err = dgad("inspect", "net.pt", "--trust", *images)
+    code, out, err = dgad("inspect", "net.pt", "--trust", *images, "--json")
     assert code == 0, err
     assert json.loads(out)["batch"] == "any"
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dgad_tk.answers.doubts import NONE, one_answer, other_order, per_class
+from dgad_tk.answers.doubts import NONE, is_common, one_answer, other_order, per_class, right_at_best
 
 Classes = np.ndarray
 
@@ -141,3 +141,28 @@ def test_images_of_each_class() -> None:
     labels = np.array([0, 0, 2, 2, 2])
     n, right = per_class(labels, np.array([True, True, False, True, True]), 4)
     assert (n.tolist(), right.tolist()) == ([2, 0, 3, 0], [2, 0, 2, 0])
+
+
+def test_an_order_that_loses_more_than_it_corrects_is_none() -> None:
+    """One too low: right on all of the rare class, and without an answer for the common one."""
+    labels = np.repeat([0, 1], [180, 20])
+    assert other_order(labels, np.zeros(200, np.int64), names(2)) is None
+
+
+def test_what_the_best_order_would_make_of_answers_is_a_bound() -> None:
+    labels = labels_of(10, 20)
+    moved = np.random.default_rng(1).permutation(10)
+    for answers in (labels, labels + 1, moved[labels]):
+        assert right_at_best(labels, answers, names(10)).all()
+    weak = noisy(labels, 10, 0.3)
+    assert right_at_best(labels, weak, names(10)).sum() >= (weak == labels).sum()
+    few = labels_of(10, 2)  # of two images per class, an order that fits can nearly always be found
+    assert right_at_best(few, moved[few], names(10)).sum() < 10
+
+
+def test_common_orders_are_known_from_those_that_were_searched_for() -> None:
+    numbered = sorted(map(str, range(12)))
+    by_number = np.array([int(name) for name in numbered])
+    assert is_common(by_number, numbered)
+    assert is_common(by_number + 1, numbered)
+    assert not is_common(np.roll(by_number, 3), numbered)

@@ -738,3 +738,15 @@ def test_a_batch_size_that_hides_in_the_graph(tmp_path: Path, capfd: pytest.Capt
     with pytest.raises(UserError, match=r"does not run on images of shape \(3, 8, 8\)"):
         load(path)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("end", [nn.Identity(), nn.Softmax(dim=1)])
+def test_a_file_that_is_only_asked_is_opened_without_a_twin(end: nn.Module, tmp_path: Path) -> None:
+    """It answers with the same classes, from probabilities too."""
+    path = write(nn.Sequential(ConvNet(), end), torch.zeros(2, *SHAPE), tmp_path / "asked.onnx", **DYNAMIC)
+    whole, asked = load(path), load(path, gradients=False)
+    assert whole.module is not None
+    assert asked.module is None
+    x = images(8)
+    assert (asked.predict(x).argmax(axis=1) == whole.predict(x).argmax(axis=1)).all()
+    assert (asked.classes, asked.input_shape) == (whole.classes, whole.input_shape)

@@ -10,7 +10,7 @@ from cli.printing.terminal import Heading, fits, plain_table, say
 from dgad_tk.strangers.number_text import format_fraction
 
 if TYPE_CHECKING:
-    from cli.printing.bench_report import Asked, Benched, BenchReport
+    from cli.printing.bench.report import Asked, Benched, BenchReport
     from exporters.bench.latency import Measurement
 
 MISSING = "-"

@@ -1,0 +1,1 @@
+"""What `dgad bench` prints: the JSON document and the tables."""

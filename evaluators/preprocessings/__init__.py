@@ -1,0 +1,1 @@
+"""Which preprocessing a file from elsewhere wants: those of the field, tried on labelled images."""
