@@ -49,12 +49,18 @@ class Ours:
         assert self.predictor.module is not None
         counted, asked = Counted(self.predictor.module), [0]
 
-        def predict(images: np.ndarray) -> np.ndarray:
-            asked[0] += len(images)
-            return self.predictor.predict(images)
+        def counting(ask: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+            def counts(images: np.ndarray) -> np.ndarray:
+                asked[0] += len(images)
+                return ask(images)
 
+            return counts
+
+        predict, search = counting(self.predictor.predict), self.predictor.search
         attack = AutoAttack(
-            to_estimator(replace(self.predictor, predict=predict), module=counted),
+            to_estimator(
+                replace(self.predictor, predict=predict, search=counting(search) if search else None), module=counted
+            ),
             eps=self.eps,
             batch_size=self.batch_size,
         )

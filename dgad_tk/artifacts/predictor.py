@@ -68,6 +68,8 @@ class Predictor:
         logit_step: the quantisation step of the logits; 0 where they are not quantised.
         network: the torch module that the file holds and `predict` runs; None for another runtime.
         one_number: the file gives one number per image, which is read as two classes.
+        search: the same as `predict` up to rounding, for the many queries of a search, where `predict` is slow: the
+            graph of a file of fixed batch size, with its batch freed. It gives no verdict. None where `predict` serves.
     """
 
     predict: Callable[[Images], Logits] = field(repr=False)
@@ -88,6 +90,7 @@ class Predictor:
     logit_step: float = 0.0
     network: nn.Module | None = field(default=None, repr=False)
     one_number: bool = False
+    search: Callable[[Images], Logits] | None = field(default=None, repr=False)
 
 
 def predictor_of_module(

@@ -25,7 +25,7 @@ from dgad_tk.draws import Draws
 from evaluators.attacks.arguments import at_least, check_ball
 from evaluators.attacks.array_file import ArrayFile
 from evaluators.attacks.result import SearchingAttack, SearchResult
-from evaluators.target.estimators import Counted, PredictorBlackBox, PredictorClassifier
+from evaluators.target.estimators import Counted, PredictorBlackBox, PredictorClassifier, searched_by
 
 
 class Victim:
@@ -40,6 +40,7 @@ class Victim:
     Attributes:
         by_module: torch is the deployed runtime, so `logits` gives the runtime's answers.
         quantised: the runtime's logits come in steps, which hide small gains.
+        search: gives what the runtime gives, up to rounding and faster; None where the runtime itself is asked.
     """
 
     def __init__(self, estimator: ClassifierMixin) -> None:
@@ -47,6 +48,8 @@ class Victim:
         self.device = getattr(estimator, "device", torch.device("cpu"))
         self.module: nn.Module | None = None
         self.by_module = self.quantised = False
+        asked = searched_by(estimator)
+        self.search = None if asked is estimator else asked.predict
         # By default ART standardises by mean 0 and deviation 1, which costs a tenth of a small network's time.
         self._preprocessed = not all(map(_changes_nothing, estimator.preprocessing_operations))
         if isinstance(estimator, PredictorClassifier | PredictorBlackBox):
@@ -71,10 +74,30 @@ class Victim:
 
     @torch.no_grad()
     def answers(self, x: Tensor) -> Tensor:
-        """The deployed runtime's logits `(N, K)`, without a graph, on x's device."""
+        """The deployed runtime's logits `(N, K)` up to rounding, without a graph, on x's device. They lead a search."""
+        if self.search is None:
+            return self.verdicts(x)
+        return torch.from_numpy(self.search(x.cpu().numpy())).to(x.device)
+
+    @torch.no_grad()
+    def verdicts(self, x: Tensor) -> Tensor:
+        """The deployed runtime's own logits `(N, K)`, without a graph, on x's device."""
         if self.by_module:
             return self.logits(x)
         return torch.from_numpy(np.asarray(self.estimator.predict(x.cpu().numpy()), dtype=np.float32)).to(x.device)
+
+    def confirmed(self, missed: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Which of the images that `answers` gets wrong the runtime itself gets wrong, bool `(N,)`.
+
+        Without this a search would leave an image alone that the deployed file still gets right.
+
+        Args:
+            missed: images that `answers` gets wrong, bool `(N,)`. Only these are asked about.
+        """
+        if self.search is None or not missed.any():
+            return missed
+        at = missed.nonzero()[:, 0]
+        return missed.index_put((at,), wrong(self.verdicts(x[at]), y[at]))
 
 
 def _changes_nothing(operation: object) -> bool:

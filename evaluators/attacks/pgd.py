@@ -120,7 +120,7 @@ class ProjectedGradient(NativeAttack):
 
     def _reached(self, x_adv: Tensor, y: Tensor) -> Tensor:
         """Where the deployed runtime's answer is what the attack wants, bool `(N,)`; a non-finite one always is."""
-        logits = self.victim.answers(x_adv)
+        logits = self.victim.verdicts(x_adv)
         other = wrong(logits, y)
         return ~other | ~logits.isfinite().all(dim=1) if self.targeted else other
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -185,14 +186,19 @@ class _Meter(ArrayFile):
 
     def __init__(self, source: Predictor, halfway: ArrayFile) -> None:
         super().__init__(halfway.path)
-        self._source, self._begun, self._asked = source, time.perf_counter(), 0
+        self._begun, self._asked = time.perf_counter(), 0
         self._before = (0, 0, 0.0)
         self._counted = Counted(source.module) if source.module is not None else None
-        self.estimator = to_estimator(replace(source, predict=self._predict), module=self._counted)
+        search = None if source.search is None else self._counting(source.search)
+        counting = replace(source, predict=self._counting(source.predict), search=search)
+        self.estimator = to_estimator(counting, module=self._counted)
 
-    def _predict(self, images: Images) -> Logits:
-        self._asked += len(images)
-        return self._source.predict(images)
+    def _counting(self, ask: Callable[[Images], Logits]) -> Callable[[Images], Logits]:
+        def counted(images: Images) -> Logits:
+            self._asked += len(images)
+            return ask(images)
+
+        return counted
 
     @property
     def spent(self) -> tuple[int, int, float]:

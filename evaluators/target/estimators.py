@@ -4,11 +4,13 @@ Some of ART's attacks rebuild `PyTorchClassifier(model=estimator.model)`, so `.m
 module. Overriding `predict` makes the deployed runtime give the predictions.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
+from art.estimators.classification.classifier import ClassifierMixin
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -133,6 +135,21 @@ def to_estimator(predictor: Predictor, *, module: nn.Module | None = None) -> Pr
         return PredictorBlackBox(predictor)
     cls = OnnxClassifier if predictor.network is None else PredictorClassifier
     return cls(predictor, module=module)
+
+
+def searched_by(estimator: ClassifierMixin) -> ClassifierMixin:
+    """The estimator that a search asks in place of `estimator`: its `predict` is the predictor's `search`.
+
+    That is `estimator` itself where its predictor has no `search`, and where somebody has given it a `predict`, a
+    preprocessing or a defence of his own.
+    """
+    if not isinstance(estimator, PredictorClassifier | PredictorBlackBox) or estimator.predictor.search is None:
+        return estimator
+    own = getattr(estimator.predict, "__func__", None) in (PredictorClassifier.predict, PredictorBlackBox.predict)
+    if not own or estimator.preprocessing_operations or estimator.postprocessing_defences:
+        return estimator
+    predictor = replace(estimator.predictor, predict=estimator.predictor.search, search=None)
+    return to_estimator(predictor, module=getattr(estimator, "model", None))
 
 
 class Counted(nn.Module):

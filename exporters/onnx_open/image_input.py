@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dgad_tk.artifacts.predictor import Images
 from dgad_tk.artifacts.preprocessing import UNIT_RANGE, Interface
 from exporters.onnx_open.quantised_input import GREY_LEVELS, Levels
 
@@ -46,6 +47,10 @@ class ImageInput:
 
     def feed(self) -> "Feed":
         return Feed(self)
+
+    def of_any_batch(self) -> "ImageInput":
+        """The same input in a graph that takes any number of images."""
+        return replace(self, batch=None)
 
     @property
     def plain(self) -> bool:
@@ -110,3 +115,9 @@ class Feed(nn.Module):
         with torch.no_grad():
             fed = self(torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)))
         return np.ascontiguousarray(fed.numpy().astype(self.numpy_dtype, copy=False))
+
+
+def noise(shape: Shape, count: int) -> Images:
+    """Images to try a file on, `(count, C, H, W)`. Each is brighter than the one before."""
+    values = torch.rand(count, *shape, generator=torch.Generator().manual_seed(0))
+    return (values * torch.linspace(0.25, 1, count).reshape(-1, 1, 1, 1)).numpy()

@@ -11,25 +11,30 @@ a Predictor like this:
     find_squash   that row comes from a Softmax, of the output of Gemm
     to_torch      the twin of the graph up to Gemm
     free_batch    the twin with `Reshape(x, [-1, 2048])`, for any number of images at once
+    search_by     a second session, of the graph with that Reshape, answers the same images alike
 
 The Predictor then does this:
 
     predict   images are rounded to grey levels, moved to (N, H, W, C) and given to the file one at a time;
               what comes back is the logarithm of its probabilities
+    search    the same by the second session, for all images at once
     module    the twin, which gives the logits before the Softmax
     finish    from these to what `predict` returns
 """
 
 import math
+from collections.abc import Callable
 from contextlib import redirect_stderr, suppress
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from dgad_tk.artifacts.predictor import Images, Logits, Predictor, count_classes
@@ -37,7 +42,7 @@ from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.common import UserError, reason_of, sha256_file
 from exporters.onnx_open.free_batch import InParts, free_batch
 from exporters.onnx_open.image_axes import image_inputs
-from exporters.onnx_open.image_input import ImageInput
+from exporters.onnx_open.image_input import ImageInput, noise
 from exporters.onnx_open.logits_output import (
     Squash,
     answer_step,
@@ -48,6 +53,7 @@ from exporters.onnx_open.logits_output import (
     is_one_number,
 )
 from exporters.onnx_open.runtime_graph import precision_of, runtime_graph
+from exporters.onnx_open.search_session import Answer, search_by
 from exporters.onnx_open.session import BLANK, OTHER_SIZE, Runtime, open_session, tried
 from exporters.onnx_open.single.endings import AtEnd, Ending, OneNumber, read_one_number
 from exporters.onnx_read.parts import inlined
@@ -114,6 +120,8 @@ def load_onnx(
     one: OneNumber | None = None
     if is_one_number(answers[output], image.batch or BLANK):
         one = read_one_number(proto, output, answers[output].dtype, answer_step(proto, output))
+    answer = onnx.ValueInfoProto()
+    answer.CopyFrom(next(info for info in proto.graph.output if info.name == output))
     module: nn.Module | None = None
     squash: Squash | None = None
     ending: Ending | None = None
@@ -129,11 +137,13 @@ def load_onnx(
     except UserError as error:
         obstacle, notes = error, [f"there are no gradients: {error.message}"]
 
-    def predict(images: Images) -> Logits:
-        rows = runtime.rows(images, output)
+    def logits_of(rows: NDArray[Any]) -> Logits:
         if one is not None:
             return one.answers(rows)
         return squash.logits_of(rows) if squash else np.asarray(rows, dtype=np.float32)
+
+    def predict(images: Images) -> Logits:
+        return logits_of(runtime.rows(images, output))
 
     def finish(logits: Tensor) -> Tensor:
         if one is not None and ending is not None:
@@ -144,7 +154,16 @@ def load_onnx(
     if one is not None:
         notes = [one.note, *notes]
     probability = one is not None and one.probability
+    inexact = squash.error if squash else one.error if one is not None and probability else 0.0
     classes = count_classes(predict, image.shape, artifact, where)
+    precision = precision_of(proto)
+    # Between the smallest steps of quantised probabilities their logarithm doubles.
+    step = max(answer_step(proto, proto.graph.output[0].name), math.log(2) if squash and squash.step else 0.0)
+    search: Callable[[Images], Logits] | None = None
+    if image.batch is not None:
+        read = Answer(answer, logits_of, precision, step, squash is not None or probability, inexact)
+        search, note = search_by(proto, read, runtime)
+        notes.append(note)
     if len(answers) > 1:
         notes = [f"the logits are the output '{output}', one of {', '.join(answers)}", *notes]
     predictor = Predictor(
@@ -158,13 +177,13 @@ def load_onnx(
         artifact,
         runtime=f"onnxruntime {onnxruntime.__version__} {session.get_providers()[0]}",
         finish=finish if squash or (probability and ending) else None,
-        answer_error=squash.error if squash else one.error if one is not None and probability else 0.0,
+        answer_error=inexact,
         interface=replace(image.interface, logits_output=output),
         notes=(*image.notes, *notes),
         batch=image.batch,
-        precision=precision_of(proto),
-        # Between the smallest steps of quantised probabilities their logarithm doubles.
-        logit_step=max(answer_step(proto, proto.graph.output[0].name), math.log(2) if squash and squash.step else 0.0),
+        precision=precision,
+        logit_step=step,
+        search=search,
         one_number=one is not None,
     )
     if obstacle is not None:
@@ -267,6 +286,4 @@ class _Fed(nn.Module):
 
 
 def _images(image: ImageInput, count: int) -> Tensor:
-    """Noise to try a twin on. Each image is brighter than the one before."""
-    noise = torch.rand(count, *image.shape, generator=torch.Generator().manual_seed(0))
-    return noise * torch.linspace(0.25, 1, count).reshape(-1, 1, 1, 1)
+    return torch.from_numpy(noise(image.shape, count))

@@ -94,8 +94,11 @@ def tried(
     raise failed
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
+def open_session(path: Path, graph: bytes | None = None) -> onnxruntime.InferenceSession:
     """A session of the file at `path`, on a GPU where there is one.
+
+    Args:
+        graph: an ONNX model that is run in place of the file.
 
     Raises:
         UserError: ONNX Runtime cannot load it.
@@ -108,7 +111,8 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     # TF32 moves logits by 1e-3, more than a verdict may depend on.
     providers = [("CUDAExecutionProvider", {"use_tf32": "0"})] if cuda else []
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
+        loaded = str(path) if graph is None else graph
+        return onnxruntime.InferenceSession(loaded, options, providers=[*providers, "CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class
         raise UserError(
             f"ONNX Runtime cannot load '{path}': {runtime_reason(error, path)}",

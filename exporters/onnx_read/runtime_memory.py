@@ -39,7 +39,11 @@ def _register_arena() -> None:
     memory = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
-    limit = WITHOUT_KNOWLEDGE
+    onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg(memory_limit(), -1, -1, -1))
+
+
+def memory_limit() -> int:
+    """Bytes that all bounded sessions of a process may take together."""
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg(limit, -1, -1, -1))
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return WITHOUT_KNOWLEDGE

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import art.attacks.evasion
@@ -19,7 +20,7 @@ from torch import nn
 from evaluators.attacks.array_file import ArrayFile
 from evaluators.attacks.result import SearchingAttack, SearchResult
 from evaluators.attacks.spec import Budget, Estimator
-from evaluators.target.estimators import PredictorClassifier, to_estimator
+from evaluators.target.estimators import PredictorClassifier, searched_by, to_estimator
 
 Meaning = Literal["true", "ignored", "target"]
 """What labels mean to an attack of ART. "true": the true labels, to move away from. "ignored": it moves away from the
@@ -58,10 +59,14 @@ class ArtBuild:
         }
         accepted = inspect.signature(cls).parameters
         arguments = {key: value for key, value in offered.items() if key in accepted} | chosen | dict(self.fixed)
-        if self.more:
-            arguments = self.more(estimator, arguments)
-        asked = with_probabilities(estimator) if self.probabilities else estimator
-        return ArtsOwn(cls(asked, **arguments), estimator, y=self.y, seed=budget.seed)
+
+        def ready(asked: Estimator) -> EvasionAttack:
+            own = self.more(asked, dict(arguments)) if self.more else arguments
+            return cls(with_probabilities(asked) if self.probabilities else asked, **own)
+
+        asked = searched_by(estimator)
+        again = None if asked is estimator else partial(ready, estimator)
+        return ArtsOwn(ready(asked), estimator, y=self.y, seed=budget.seed, again=again)
 
 
 class ArtsOwn(SearchingAttack):
@@ -75,20 +80,38 @@ class ArtsOwn(SearchingAttack):
         estimator: of the model under attack, with logits.
         y: what labels mean to the attack.
         seed: of its draws.
+        again: makes the attack anew on `estimator`, where `attack` asks something faster. Images that only the faster
+            one gets wrong are attacked again with it.
     """
 
     attack_params = (*EvasionAttack.attack_params, "y", "seed")
     _estimator_requirements = (BaseEstimator, ClassifierMixin)
 
     def __init__(
-        self, attack: EvasionAttack, estimator: ClassifierMixin, *, y: Meaning = "true", seed: int = 0
+        self,
+        attack: EvasionAttack,
+        estimator: ClassifierMixin,
+        *,
+        y: Meaning = "true",
+        seed: int = 0,
+        again: Callable[[], EvasionAttack] | None = None,
     ) -> None:
         super().__init__(estimator=estimator)
-        self.attack, self.y, self.seed = attack, y, seed
+        self.attack, self.y, self.seed, self.again = attack, y, seed, again
 
     def searched(
         self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: ArrayFile
     ) -> SearchResult:
+        found = self._found(self.attack, x, y, index)
+        if self.again is not None:
+            left = ~_missed(self.estimator, found, y) & _missed(self.attack.estimator, found, y)
+            if left.any():
+                found[left] = self._found(self.again(), x[left], y[left], index[left])
+        return SearchResult(found)
+
+    def _found(
+        self, attack: EvasionAttack, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
         if self.y == "target":
             logits = np.array(self.estimator.predict(x))
             logits[np.arange(len(x)), y] = -np.inf
@@ -97,8 +120,13 @@ class ArtsOwn(SearchingAttack):
         entropy = [self.seed & 0xFFFFFFFF, *index.tolist()]
         # A division by zero makes an image NaN, which is replaced by the clean image later.
         with seeded(int(np.random.SeedSequence(entropy).generate_state(1)[0])), np.errstate(all="ignore"):
-            found = self.attack.generate(x.copy(), labels)  # some write into their input
-        return SearchResult(np.asarray(found, dtype=np.float32))
+            return np.array(attack.generate(x.copy(), labels), dtype=np.float32)  # some write into their input
+
+
+def _missed(estimator: ClassifierMixin, images: NDArray[np.float32], y: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Where the answer is not `y`, or is not finite, bool `(N,)`."""
+    answers = np.asarray(estimator.predict(images))
+    return np.asarray((answers.argmax(axis=1) != y) | ~np.isfinite(answers).all(axis=1))
 
 
 class _Derived(np.random.RandomState):
@@ -137,4 +165,4 @@ def with_probabilities(estimator: PredictorClassifier) -> PredictorClassifier:
         return torch.from_numpy(np.asarray(predict(images))).softmax(dim=1).numpy()
 
     module = nn.Sequential(estimator.model, nn.Softmax(dim=1))
-    return to_estimator(replace(estimator.predictor, predict=probabilities), module=module)
+    return to_estimator(replace(estimator.predictor, predict=probabilities, search=None), module=module)

@@ -297,3 +297,11 @@ def test_the_first_operator_that_takes_the_input_is_read() -> None:
     assert found([helper.make_node("DequantizeLinear", ["x", "s", "z"], ["y"])], channels) == (None, 3)
     channels["z"] = np.uint8([1, 2, 3])
     assert found([helper.make_node("DequantizeLinear", ["x", "s", "z"], ["y"])], channels) == (None, None)
+
+
+@pytest.mark.parametrize("name", ["half", "training", "forward", "_buffers", "graph"])
+def test_a_weight_may_have_the_name_of_something_that_modules_have(name: str, tmp_path: Path) -> None:
+    nodes = [helper.make_node("Add", ["x", name], ["z"]), helper.make_node("Flatten", ["z"], ["f"]), FLAT[1]]
+    model = graph(nodes, {"w": weights(), name: np.full((3, 1, 1), 0.5, np.float32)})
+    path, x = saved(model, tmp_path / "named.onnx"), images()
+    agrees(load(path), runs(path, x), x)

@@ -97,7 +97,7 @@ class FAB(NativeAttack):
 
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """The nearest image found that the model gets wrong; the image itself if it is wrong or none was found."""
-        logits = torch.cat([self.victim.answers(part) for part in torch.split(x, self.batch_size)])
+        logits = torch.cat([self.victim.verdicts(part) for part in torch.split(x, self.batch_size)])
         missed = wrong(logits, y)
         flat, shape, device = pixel_rows(x), tuple(x.shape[1:]), x.device
         found = Nearest(flat.clone(), torch.where(missed, 0.0, torch.inf))
@@ -156,7 +156,11 @@ class FAB(NativeAttack):
         size = max(1, _BLOCK // point.shape[1]) if point.device.type == "cpu" else len(point)
         blocks = zip(*(torch.split(each, size) for each in (point, origin, gap, normal)), strict=True)
         distance = torch.cat([self._move(*block) for block in blocks])
-        return wrong(self.victim.answers(images_of_rows(point, shape)), labels), distance
+        images = images_of_rows(point, shape)
+        missed = wrong(self.victim.answers(images), labels)
+        # A point outside the ball, which no verdict is about, only shows the way.
+        telling = missed if self.minimal else missed & (distance <= self.eps)
+        return missed & ~telling | self.victim.confirmed(telling, images, labels), distance
 
     def _boundary(self, images: Tensor, target: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The other class's logit minus the label's, `(S,)`, and the gradient of this difference, `(S, D)`."""

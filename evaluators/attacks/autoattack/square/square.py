@@ -137,7 +137,7 @@ class Square(NativeAttack):
         held = margins > 0
         if not held.all():
             # In a tie the first index counts; an answer that is not finite is wrong.
-            held = ~wrong(logits, y)
+            held = ~self.victim.confirmed(wrong(logits, y), images, y)
         return margins, held
 
     def _side(self, query: int, walk: Walk) -> int:
