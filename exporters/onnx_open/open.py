@@ -160,7 +160,7 @@ def load_onnx(
     # Between the smallest steps of quantised probabilities their logarithm doubles.
     step = max(answer_step(proto, proto.graph.output[0].name), math.log(2) if squash and squash.step else 0.0)
     search: Callable[[Images], Logits] | None = None
-    if image.batch is not None:
+    if gradients and image.batch is not None:
         read = Answer(answer, logits_of, precision, step, squash is not None or probability, inexact)
         search, note = search_by(proto, read, runtime)
         notes.append(note)
