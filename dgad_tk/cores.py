@@ -2,8 +2,8 @@
 
 Torch computes an operator in as many threads as there are cores, and then waits for the slowest of them. A thread that
 spins while it waits takes a core from those that still compute, if other programs want the cores too. libgomp, torch's
-OpenMP on Linux, spins for milliseconds before it sleeps. It reads its settings when it is loaded: `share_cores` has to
-be called before torch is imported.
+OpenMP on Linux, spins for milliseconds before it sleeps. It reads its settings when it is loaded: `share_cores` is
+best called before torch is imported.
 """
 
 import os
@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dgad_tk.quota import core_quota
+from dgad_tk.spinning import watch
 
 SPINS, WAITING, THREADS = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"
 SPIN_COUNT = 10_000
@@ -26,17 +27,21 @@ _defaults: dict[str, str] = {}
 
 
 def share_cores(environment: MutableMapping[str, str] = os.environ, root: Path = ROOT) -> None:
-    """Let torch, once loaded, take no more threads than the quota has cores for, and let threads that wait soon sleep.
+    """Let torch take no more threads than the quota has cores for, and let threads that wait soon sleep.
 
-    Variables that the user has set stay as they are. Nothing happens where torch is loaded already.
+    Variables that the user has set stay as they are. Where torch is loaded already, it is too late for the number of
+    threads, and they spin less only while other programs want the cores.
 
     Args:
         environment: of this process.
         root: of the file system that says what the process may use.
     """
+    left_to_us = WAITING not in environment and SPINS not in environment
+    if left_to_us:
+        watch()
     if "torch" in sys.modules:
         return
-    if WAITING not in environment:  # it decides how long threads spin, unless SPINS is set
+    if left_to_us:
         set_default(SPINS, str(SPIN_COUNT), environment)
     threads = usable_cores(root)
     if threads < physical_cores(root):  # torch's own choice, which knows of no quota

@@ -20,7 +20,7 @@ MAY_IMPORT = {
 }
 FLOORS = {
     "dgad_tk": (
-        "common quota cores strangers draws distributed models data config ascent "
+        "common quota spinning cores strangers draws distributed models data config ascent "
         "artifacts answers methods teachers training"
     ),
     "exporters": "onnx_read onnx_twin onnx_open torch_files onnx_write parity formats export bench",
