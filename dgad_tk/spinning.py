@@ -20,7 +20,7 @@ PERIOD = 0.1
 CROWDED, FREE = 0.15, 0.05
 """Seconds in each second that all threads together waited for a core: the brake is put on above the first, and taken
 off when it has been below the second for CALM seconds."""
-CALM = 2.0
+CALM = 1.0
 _GRAIN = 2**15
 """Values that torch gives a thread at least; of fewer it makes no team."""
 TASKS = Path("/proc/self/task")
