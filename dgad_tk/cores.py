@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
+from math import floor
 from pathlib import Path
 
 from dgad_tk.quota import core_quota
@@ -67,9 +68,13 @@ def users_own(environment: MutableMapping[str, str] = os.environ) -> Iterator[No
 
 
 def usable_cores(root: Path = ROOT) -> int:
-    """Threads that can run at once: cores that the process may run on, or fewer where a quota gives less time."""
+    """Threads that can run at once: cores that the process may run on, or fewer where a quota gives less time.
+
+    A quota of 1.5 cores is worth two threads, which are stopped for a quarter of the time; one of 1.4 cores is worth
+    one.
+    """
     quota = core_quota(root)
-    return allowed_cores() if quota is None else max(1, min(allowed_cores(), round(quota)))
+    return allowed_cores() if quota is None else max(1, min(allowed_cores(), floor(quota + 0.5)))
 
 
 def allowed_cores() -> int:
