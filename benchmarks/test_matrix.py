@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from exporters.bench.latency import available_threads
+from dgad_tk.cores import usable_cores
 
 ROOT = Path(__file__).parent.parent
 LEVELS = {"default": 0, "avx2": 1, "avx512": 2}
@@ -68,7 +68,7 @@ ALL = (Setting(), *PORTABLE, Setting(torch="default"), Setting("SSE41", "avx2", 
 
 def run(setting: Setting, chosen: list[str]) -> tuple[list[str], str]:
     """Tests that fail, and pytest's last line; what went wrong is printed as it is."""
-    processes = max(1, available_threads() // setting.threads)
+    processes = max(1, usable_cores() // setting.threads)
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-n", str(processes), "-p", "no:cacheprovider"]
     command += ["--shuffle", str(setting.shuffle), *chosen]
     environment = {**os.environ, **setting.variables}

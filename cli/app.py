@@ -19,6 +19,7 @@ from cli.flags.values import AsJson
 from cli.printing.terminal import is_plain
 from dgad_tk import __version__
 from dgad_tk.common import GateError, UserError
+from dgad_tk.cores import share_cores
 from dgad_tk.strangers.names import check_utf8, shown
 
 OK, FAILED_GATE, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
@@ -201,6 +202,7 @@ def _given(error: typer.TyperException, arguments: Sequence[str]) -> str:
 
 def main() -> None:
     """Entry point of the `dgad` script."""
+    share_cores()
     if sys.stdout is None or sys.stderr is None:  # closed by who called us
         sys.stdout, sys.stderr = (each or open(os.devnull, "w") for each in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):

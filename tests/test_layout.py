@@ -20,7 +20,8 @@ MAY_IMPORT = {
 }
 FLOORS = {
     "dgad_tk": (
-        "common strangers draws distributed models data config ascent artifacts answers methods teachers training"
+        "common quota spinning cores strangers draws distributed models data config ascent "
+        "artifacts answers methods teachers training"
     ),
     "exporters": "onnx_read onnx_twin onnx_open torch_files onnx_write parity formats export bench",
     "evaluators": "target preprocessings attacks plan engine results verdict report",

@@ -6,9 +6,10 @@ gradient, and after some thousand steps of adversarial training it is another ne
 images more or fewer.
 """
 
-import os
 import sys
 from pathlib import Path
+
+from dgad_tk.cores import set_default
 
 ALIKE_DATASETS = ("digits",)
 """Two threads and half the vector unit are enough for these. On others the machine's full speed matters more."""
@@ -26,6 +27,7 @@ def compute_alike(cpu: Path = Path("/proc/cpuinfo")) -> None:
     """Have torch compute as any processor with AVX2 would, in two threads. Variables that the user has set stay.
 
     It works only before torch is loaded. Torch would crash on a processor without AVX2, so the system is asked first.
+    A quota of less than two cores changes nothing: it would make another network.
     """
     if "torch" in sys.modules or not cpu.is_file():
         return
@@ -33,4 +35,4 @@ def compute_alike(cpu: Path = Path("/proc/cpuinfo")) -> None:
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     if set(flags) >= _NEEDED:
         for name, value in ALIKE.items():
-            os.environ.setdefault(name, value)
+            set_default(name, value)

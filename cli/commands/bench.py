@@ -89,8 +89,10 @@ def bench(
         output.parent.mkdir(parents=True, exist_ok=True)
 
     from dgad_tk.artifacts.machine import processor
+    from dgad_tk.cores import allowed_cores
+    from dgad_tk.quota import core_quota
     from exporters.bench.describe import describe
-    from exporters.bench.latency import available_threads, measure
+    from exporters.bench.latency import measure
     from exporters.bench.worker import PROVIDERS
 
     lookup(PROVIDERS, provider, "provider")
@@ -114,8 +116,8 @@ def bench(
     if asked is not None:
         survival = [_attacked(predictor, images, asked, command, quiet=quiet) for predictor, images in opened]
     benched = [Benched(*each) for each in zip(subjects, measured, survival, strict=True)]
-    cores = available_threads()
-    report = BenchReport(command, provider, seconds, processor(), cores, load_average, benched, asked)
+    cores = allowed_cores(), core_quota()
+    report = BenchReport(command, provider, seconds, processor(), *cores, load_average, benched, asked)
     document = report.to_dict()
     if output is not None:
         write_json(output, document)

@@ -15,7 +15,9 @@ class Environment(Part):
     processor: str
     """Name of the CPU."""
     cores: Count
-    """Cores that the process may use."""
+    """Cores that the process may run on."""
+    quota: float | None = None
+    """How many cores the process' quota of time is worth, as in a container; null where there is none."""
     load_average: float | None
     """Of the minute before; null where the system does not say."""
 

@@ -1,6 +1,5 @@
 """Decodes image files into arrays of one size. Files that cannot be used are counted and named by what they are."""
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dgad_tk.common import UserError, reason_of
+from dgad_tk.cores import usable_cores
 from dgad_tk.data.endings import first_names
 from dgad_tk.data.images.request import MODES, Request
 from dgad_tk.data.images.resize import RESIZES
@@ -87,7 +87,7 @@ def _decoded(root: Path, files: Sequence[str], request: Request, exact: bool) ->
     threads = 1
     with suppress(OSError):  # the decoder says what is wrong with the file
         if (root / files[len(files) // 2]).stat().st_size >= THREADS_FROM_BYTES:
-            threads = min(8, os.cpu_count() or 1)
+            threads = min(8, usable_cores())
     with ThreadPoolExecutor(threads) as pool:
         # A bounded number ahead, so that results do not pile up in memory when the disk is slow.
         ahead: deque[Future[_Block]] = deque()

@@ -5,7 +5,6 @@ it. Only one process works at a time. They take turns of a tenth of a second, so
 affects all files alike.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dgad_tk.common import UserError
+from dgad_tk.cores import usable_cores, users_own
 from exporters.bench.describe import Subject
 from exporters.bench.worker import Job, serve
 
@@ -48,11 +48,6 @@ class Measurement:
     runtime: str
 
 
-def available_threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def measure(
     subjects: Sequence[Subject],
     *,
@@ -66,7 +61,7 @@ def measure(
 
     Args:
         batches: sizes to run at; a file of a fixed batch size runs at its own alone.
-        threads: of the runtime's pool inside an operator; none given is all cores.
+        threads: of the runtime's pool inside an operator; none given is as many as can run at once.
         provider: row of PROVIDERS. A file that would run elsewhere is an error.
         seconds: to time each file at each setting, and MIN_RUNS calls at least.
         on_progress: receives the share that is done.
@@ -74,7 +69,7 @@ def measure(
     Raises:
         UserError: a file does not open, not on that provider, or does not run at a batch size.
     """
-    counts = list(threads) or [available_threads()]
+    counts = list(threads) or [usable_cores()]
     found: list[list[Measurement]] = [[] for _ in subjects]
     for done, count in enumerate(counts):
         with ExitStack() as stack:
@@ -116,7 +111,8 @@ class _Worker:
         new = get_context("spawn")
         self.connection, other = new.Pipe()
         self.process = new.Process(target=serve, args=(other, job), daemon=True)
-        self.process.start()
+        with users_own():
+            self.process.start()
         other.close()
 
     def close(self) -> None:

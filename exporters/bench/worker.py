@@ -1,8 +1,8 @@
 """One model file in a process of its own, timed on request: `latency.py` asks and this answers.
 
-A file is opened as it would be deployed: ONNX Runtime with its default optimisation and its threads spinning, and no
-differentiable twin. (`exporters.formats.load` builds a twin and keeps the threads from spinning, for attacks.) The
-process of an ONNX file imports no torch, so that its memory is the runtime's.
+A file is opened as it would be deployed: ONNX Runtime with its default optimisation, threads that spin as long as the
+libraries let them, and no differentiable twin. (`exporters.formats.load` builds a twin and keeps the threads from
+spinning, for attacks.) The process of an ONNX file imports no torch, so that its memory is the runtime's.
 """
 
 import os

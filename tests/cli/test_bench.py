@@ -105,6 +105,19 @@ def test_the_table_leaves_out_what_a_fixed_batch_cannot(dgad: Run, tmp_path: Pat
     assert "takes batches of exactly 3" in out
 
 
+def test_a_quota_is_said(dgad: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgad_tk.cores.allowed_cores", lambda: 16)
+    file = fixed(tmp_path / "three.onnx").name
+    for quota, said in ((None, False), (1.5, True), (16.0, False)):
+        monkeypatch.setattr("dgad_tk.quota.core_quota", lambda quota=quota: quota)
+        code, out, err = dgad(file, *QUICK)
+        assert code == 0, err
+        assert ("a quota gives this process the time of 1.5 of 16 cores" in out) == said
+    code, out, err = dgad(file, *QUICK, "--json")
+    environment = json.loads(out)["environment"]
+    assert (environment["cores"], environment["quota"]) == (16, 16.0)
+
+
 def test_the_survival_table(dgad: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is refused has its row and its reason, and costs the other one nothing."""
     from evaluators.engine import evaluate

@@ -74,6 +74,7 @@ class BenchReport:
 
     Attributes:
         seconds: for which each file was timed in each setting.
+        cores, quota: that the process may run on, and how many of them its time is worth; None without a quota.
         load_average: of the minute before; None where the system does not say.
         asked: None without `--robust`.
     """
@@ -83,6 +84,7 @@ class BenchReport:
     seconds: float
     processor: str
     cores: int
+    quota: float | None
     load_average: float | None
     files: Sequence[Benched]
     asked: Asked | None
@@ -91,7 +93,12 @@ class BenchReport:
         """Plain values, for JSON, with the time and the versions of what computed the numbers."""
         from dgad_tk.artifacts.record import tool_versions
 
-        environment = {"processor": self.processor, "cores": self.cores, "load_average": self.load_average}
+        environment = {
+            "processor": self.processor,
+            "cores": self.cores,
+            "quota": self.quota,
+            "load_average": self.load_average,
+        }
         document = {
             "schema": SCHEMA,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),

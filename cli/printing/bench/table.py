@@ -104,6 +104,11 @@ def _notes(report: "BenchReport") -> Iterator[str]:
     yield "timed: a batch in the host's memory to its logits there; images/s: batch over p50"
     yield "x first: how many times the first file's images/s"
     yield "peak memory: the process' largest from before it opened the file, without what its imports took"
+    if report.quota is not None and report.quota < report.cores:
+        yield (
+            f"a quota gives this process the time of {report.quota:.3g} of {report.cores} cores: where its threads use "
+            "more, they are stopped for a while, as p95 shows"
+        )
     load = report.load_average
     if load is not None and load > report.cores / 2:
         yield (
