@@ -56,19 +56,22 @@ class Twin:
 def judge(predictor: Predictor, images: Images, batch_size: int) -> Judged:
     """Ask the deployed runtime, `batch_size` images at a time."""
     logits = logits_of(predictor, images, batch_size)
-    return Judged(logits.argmax(axis=1), np.asarray(np.isfinite(logits).all(axis=1)), confidences(logits))
+    sure = confidences(logits, may_be_probabilities=not predictor.one_number)
+    return Judged(logits.argmax(axis=1), np.asarray(np.isfinite(logits).all(axis=1)), sure)
 
 
-def confidences(logits: Logits) -> NDArray[np.float32]:
+def confidences(logits: Logits, *, may_be_probabilities: bool = True) -> NDArray[np.float32]:
     """The largest probability of each image, `(N, K)` to float32 `(N,)`; NaN where the logits are not finite.
 
-    Rows that are probabilities already, since they are not negative and sum to 1, are taken as they are.
+    Args:
+        may_be_probabilities: take rows that are not negative and sum to 1 for probabilities, as they are. The logits
+            (0, 1) of a file with one number per image are none.
     """
     finite = np.asarray(np.isfinite(logits).all(axis=1))
     known = np.where(finite[:, None], logits, 0.0).astype(np.float64)
     highest = known.max(axis=1, initial=-np.inf)
     softmax = 1.0 / np.exp(known - highest[:, None]).sum(axis=1)
-    done = (known >= 0).all(axis=1) & (np.abs(known.sum(axis=1) - 1) < 1e-4)
+    done = (known >= 0).all(axis=1) & (np.abs(known.sum(axis=1) - 1) < 1e-4) & may_be_probabilities
     return np.where(finite, np.where(done, highest, softmax), np.nan).astype(np.float32)
 
 
