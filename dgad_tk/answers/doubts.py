@@ -29,6 +29,11 @@ MOST_NAMED = 10
 MOST_PAIRS = 2**22
 """Most pairs of label and answer for the search of an assignment: 2,000 classes take seconds and 32 MB."""
 
+LOW = 0.5
+"""Accuracy below which a file from elsewhere may want other images than it is given."""
+WIDE = 0.25
+"""An interval of an accuracy that reaches further above guessing means that there were too few images."""
+
 PER_CLASS = 3
 """Images per class from which on an assignment is tried: of fewer, one that fits can nearly always be found."""
 
@@ -256,6 +261,11 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     middle = (share + z * z / (2 * n)) / shrink
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / shrink
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def too_few(successes: int, n: int, guessing: float) -> bool:
+    """Whether an accuracy that is not surely above guessing tells nothing in either direction."""
+    return successes / n > guessing and wilson(successes, n)[1] > guessing + WIDE
 
 
 def per_class(labels: Classes, right: NDArray[np.bool_], classes: int) -> tuple[Classes, Classes]:

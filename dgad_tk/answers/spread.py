@@ -4,10 +4,20 @@ Scaling all logits, or adding a constant to an image's logits, changes no predic
 difference of 1e-6 is nothing among logits that are 10 apart, and much among logits that are 1e-5 apart.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from dgad_tk.artifacts.predictor import Logits
+
+GRAINS = 64
+"""Steps of float32 that logits may differ by besides. If all logits of an image are far from 0, sums of hundreds of
+terms are rounded in steps of this size. A check warns of logits that are so large."""
+INT8_STEPS = 2
+"""Largest difference of logits in quantisation steps: near a rounding boundary a value may fall on either side."""
+INT8_LEVELS = 255
+"""Steps that logits are assumed to span if the file computes them from integers but gives floats."""
 
 
 def spreads(logits: Logits) -> NDArray[np.float64]:
@@ -45,3 +55,32 @@ def apart(one: Logits, other: Logits) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         gap = np.abs(one.astype(np.float64) - other)
     return np.asarray(np.where(same, 0.0, np.nan_to_num(gap, nan=np.inf, posinf=np.inf)).max(axis=1, initial=0.0))
+
+
+def leeway(
+    logits: Logits, precision: str, tolerances: Mapping[str, float], *, step: float = 0.0, squashed: bool = False
+) -> NDArray[np.float64]:
+    """How much another computation of the same logits may differ by rounding, per image, `(N, K)` to `(N,)`.
+
+    Args:
+        precision: "fp32", "fp16" or "int8".
+        tolerances: by precision of floats, on logits, relative to how far apart they are.
+        step: of quantised logits; 0 where nothing says so.
+        squashed: the logits are logarithms of probabilities.
+    """
+    if precision != "int8":
+        return np.asarray(tolerances[precision] * yardstick(logits) + GRAINS * grain(logits))
+    # A step of one logit changes the logarithm of every probability, and that of its own by twice as much.
+    steps = INT8_STEPS * (2 if squashed else 1) + 0.01
+    return np.full(len(logits), steps * (step or float(np.ptp(logits)) / INT8_LEVELS))
+
+
+def without_rounding_of_probabilities(ours: Logits, theirs: Logits, error: float) -> Logits:
+    """`ours`, with the entries of `theirs` where both are logarithms of the same probability up to `error`.
+
+    A difference in the logarithm of a tiny probability is no difference in the probability.
+
+    Args:
+        error: absolute; 0 for logits that are no logarithms, which stay.
+    """
+    return np.where(np.abs(np.exp(ours) - np.exp(theirs)) <= error, theirs, ours) if error else ours

@@ -6,16 +6,12 @@ logarithms of (1 - p, p), so that class 1 is the answer above 0.5. Gradients com
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-
-Numbers = NDArray[np.float32]
 
 SIGMOID_ERROR = 2**-22
 """Error of ONNX Runtime's Sigmoid on a CPU, a rational function: 9e-8 was measured near 1e-6; below -18 it gives 0."""
-TINY = float(np.finfo(np.float32).tiny)
+TINY = torch.finfo(torch.float32).tiny
 LOGIT = "the file answers with one number per image, taken for the logit of class 1: above 0 the answer is class 1"
 PROBABILITY = (
     "the file answers with one number per image, taken for the probability of class 1: above 0.5 the answer is class 1"
@@ -54,22 +50,3 @@ def probability_of_logits(logits: Tensor) -> Tensor:
 def log_pair(p: Tensor, smallest: float = TINY) -> Tensor:
     """Probabilities of class 1 `(N,)` as logarithms `(N, 2)`; those below `smallest` count as that."""
     return torch.stack([1 - p, p], dim=1).clamp(min=smallest).log()
-
-
-def answers_of_logits(numbers: NDArray[np.generic]) -> Numbers:
-    """Logits of class 1 of any shape with N entries, as logits `(N, 2)`."""
-    z = numbers.reshape(-1).astype(np.float32)
-    return np.stack([np.zeros_like(z), z], axis=1)
-
-
-def answers_of_probabilities(numbers: NDArray[np.generic], smallest: float = TINY) -> Numbers:
-    """Probabilities of class 1 of any shape with N entries, as logarithms `(N, 2)`.
-
-    The first largest entry is class 1 exactly where the probability is above 0.5.
-    """
-    p = numbers.reshape(-1).astype(np.float32)
-    logs: Numbers = log_pair(torch.from_numpy(p), smallest).numpy()
-    # Near 0.5 neighbouring numbers can have one logarithm.
-    (tied,) = np.nonzero((p > 0.5) & (logs[:, 1] <= logs[:, 0]))
-    logs[tied, 1] = np.nextafter(logs[tied, 0], np.float32(np.inf))
-    return logs

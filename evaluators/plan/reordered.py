@@ -1,6 +1,6 @@
 """A surrogate whose record has the classes in another order than the model that is attacked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -42,15 +42,24 @@ def reordered(predictor: Predictor, classes: Sequence[str]) -> Predictor | None:
     columns = [own.get(composed(name), len(own)) for name in classes]
     if sorted(set(columns) - {len(own)}) != list(range(len(own))):
         return None
-    answer = predictor.predict
 
-    def predict(images: Images) -> Logits:
-        logits = answer(images)
-        lowest = logits.min(axis=1, keepdims=True) - 1
-        return np.ascontiguousarray(np.concatenate([logits, lowest], axis=1)[:, columns])
+    def in_order(answer: Callable[[Images], Logits]) -> Callable[[Images], Logits]:
+        def answers(images: Images) -> Logits:
+            logits = answer(images)
+            lowest = logits.min(axis=1, keepdims=True) - 1
+            return np.ascontiguousarray(np.concatenate([logits, lowest], axis=1)[:, columns])
+
+        return answers
 
     module = None
     if predictor.module is not None:
         device = next((value.device for value in predictor.module.state_dict().values()), torch.device("cpu"))
         module = Reordered(predictor.module, columns).to(device).eval()
-    return replace(predictor, predict=predict, module=module, classes=len(columns), network=None)
+    return replace(
+        predictor,
+        predict=in_order(predictor.predict),
+        search=None if predictor.search is None else in_order(predictor.search),
+        module=module,
+        classes=len(columns),
+        network=None,
+    )

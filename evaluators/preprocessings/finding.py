@@ -7,14 +7,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dgad_tk.answers.doubts import CHANCE, Classes, OtherOrder, is_common, other_order, wilson
+from dgad_tk.answers.doubts import CHANCE, LOW, Classes, OtherOrder, is_common, other_order, wilson
 from evaluators.preprocessings.chance import above_guessing, names_fit, one_to_one
 from evaluators.preprocessings.table import Candidate
 from evaluators.preprocessings.trial import Trial, guessing_on, surely_better
 
 Verdict = Literal["found", "tied", "none"]
-LOW = 0.5
-"""Accuracy below which what fits best may still not be what the file wants."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Tries candidates on images: all of them on the first few, then only those that may still win.
 
 After each round a candidate is dropped if another one is right on surely more images, where both are given the order of
-classes that suits them best on these images. What is dropped could not have won: the other one stays, and beats it.
+classes that suits them best on these images. What is dropped would hardly have won: of candidates that are all equally
+good, simulated, the one that is ahead in the end is dropped once in a hundred times at most, for one as good.
 From ENOUGH images on, one that is no better than guessing is dropped too, so that a file that nothing fits takes no
 longer than one that something fits.
 """

@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from dgad_tk.answers.doubts import too_few
 from evaluators.preprocessings.finding import Finding, Row
 from evaluators.preprocessings.table import COLOURS, PREPROCESSINGS
-
-WIDE = 0.25
-"""An interval that reaches further above guessing means that there were too few images."""
 
 
 def name_of(row: Row) -> str:
@@ -57,13 +55,12 @@ def sentences(finding: Finding, *, channels: int, own: bool, eight_bits: bool) -
 
 def _nothing(finding: Finding, channels: int) -> Iterator[str]:
     first = finding.rows[0]
-    few = first.accuracy > finding.guessing and first.ci95[1] > finding.guessing + WIDE
     how_many = f"of {len(finding.rows)} preprocessings the best" if len(finding.rows) > 1 else "it"
     best = (
         f"{how_many}, '{name_of(first)}', gets {first.correct:,} of {first.n:,} images right "
         f"({first.accuracy:.1%}), and guessing gets {finding.guessing:.1%}"
     )
-    if few:
+    if too_few(first.correct, first.n, finding.guessing):
         yield f"too few images to tell: {best}"
         return
     yield f"no preprocessing fits: {best}"

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dgad_tk.answers.spread import apart, grain, yardstick
+from dgad_tk.answers.spread import apart, leeway, without_rounding_of_probabilities
 from dgad_tk.artifacts.predictor import Images, Logits, Predictor
 from dgad_tk.common import UserError
 from dgad_tk.data import Split
@@ -15,13 +15,6 @@ from dgad_tk.data import Split
 TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2}
 """Largest difference of logits, relative to how far apart they are. Half precision has relative steps of 1e-3, and
 about ten of them add up in a runtime that rounds after every layer."""
-GRAINS = 64
-"""Steps of float32 that logits may differ by besides. If all logits of an image are far from 0, sums of hundreds of
-terms are rounded in steps of this size. A check warns of logits that are so large."""
-INT8_STEPS = 2
-"""Largest difference of logits in quantisation steps: near a rounding boundary a value may fall on either side."""
-INT8_LEVELS = 255
-"""Steps that logits are assumed to span if the file computes them from integers but gives floats."""
 AGREEMENTS = {"fp32": 0.995, "fp16": 0.99, "int8": 0.99}
 """Smallest share of equal predictions. Integer logits are often equal, or one step apart."""
 
@@ -63,19 +56,22 @@ class Twin:
 def judge(predictor: Predictor, images: Images, batch_size: int) -> Judged:
     """Ask the deployed runtime, `batch_size` images at a time."""
     logits = logits_of(predictor, images, batch_size)
-    return Judged(logits.argmax(axis=1), np.asarray(np.isfinite(logits).all(axis=1)), confidences(logits))
+    sure = confidences(logits, may_be_probabilities=not predictor.one_number)
+    return Judged(logits.argmax(axis=1), np.asarray(np.isfinite(logits).all(axis=1)), sure)
 
 
-def confidences(logits: Logits) -> NDArray[np.float32]:
+def confidences(logits: Logits, *, may_be_probabilities: bool = True) -> NDArray[np.float32]:
     """The largest probability of each image, `(N, K)` to float32 `(N,)`; NaN where the logits are not finite.
 
-    Rows that are probabilities already, since they are not negative and sum to 1, are taken as they are.
+    Args:
+        may_be_probabilities: take rows that are not negative and sum to 1 for probabilities, as they are. The logits
+            (0, 1) of a file with one number per image are none.
     """
     finite = np.asarray(np.isfinite(logits).all(axis=1))
     known = np.where(finite[:, None], logits, 0.0).astype(np.float64)
     highest = known.max(axis=1, initial=-np.inf)
     softmax = 1.0 / np.exp(known - highest[:, None]).sum(axis=1)
-    done = (known >= 0).all(axis=1) & (np.abs(known.sum(axis=1) - 1) < 1e-4)
+    done = (known >= 0).all(axis=1) & (np.abs(known.sum(axis=1) - 1) < 1e-4) & may_be_probabilities
     return np.where(finite, np.where(done, highest, softmax), np.nan).astype(np.float32)
 
 
@@ -140,9 +136,7 @@ def compare_twin(predictor: Predictor, split: Split, clean_finite: NDArray[np.bo
         logits = predictor.module(torch.from_numpy(x).to(device))
         answers = logits if predictor.finish is None else predictor.finish(logits)
     ours, theirs = answers.cpu().numpy(), predictor.predict(x)
-    # A difference in the logarithm of a tiny probability is no difference in the probability.
-    same = np.abs(np.exp(ours) - np.exp(theirs)) <= predictor.answer_error if predictor.answer_error else False
-    gaps = apart(np.where(same, theirs, ours), theirs)
+    gaps = apart(without_rounding_of_probabilities(ours, theirs, predictor.answer_error), theirs)
     agreement = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
     tolerances, exceptions = allowed(predictor, theirs)
     close = bool((gaps <= tolerances).all()) and round((1 - agreement) * len(x)) <= exceptions
@@ -163,9 +157,5 @@ def allowed(predictor: Predictor, logits: Logits) -> tuple[NDArray[np.float64], 
     the predictions may differ."""
     precision = predictor.precision
     exceptions = max(1.0, (1 - AGREEMENTS[precision]) * len(logits))  # one near tie is no defect in a small batch
-    if precision != "int8":
-        return TOLERANCES[precision] * yardstick(logits) + GRAINS * grain(logits), exceptions
-    step = predictor.logit_step or float(np.ptp(logits)) / INT8_LEVELS
-    # A step of one logit changes the logarithm of every probability, and that of its own by twice as much.
-    steps = INT8_STEPS * (1 if predictor.finish is None else 2)
-    return np.full(len(logits), (steps + 0.01) * step), exceptions
+    squashed = predictor.finish is not None
+    return leeway(logits, precision, TOLERANCES, step=predictor.logit_step, squashed=squashed), exceptions

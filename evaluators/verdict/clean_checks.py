@@ -5,19 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dgad_tk.answers.doubts import NONE, one_answer, other_order, outnumbers, per_class, wilson
+from dgad_tk.answers.doubts import LOW, NONE, one_answer, other_order, outnumbers, per_class, too_few, wilson
 from dgad_tk.data.labels.order import as_flag
 from evaluators.engine.record import Evaluation
 from evaluators.results import Item, Results
 from evaluators.verdict.verdicts import at_least, by_share
 
-WIDE = 0.25
-"""An interval of the clean accuracy that reaches further above guessing means that there were too few images."""
-
 OF_IMAGES = {"finite", "clean", "constant", "one answer", "order of classes", "channels"}
 """Checks whose doubt may come from images that are prepared in another way than the file wants."""
-LOW = 0.5
-"""Clean accuracy below which a file from elsewhere is suspected of wanting other images."""
 
 
 def may_want_others(results: Results) -> bool:
@@ -83,7 +78,7 @@ def _against_guessing(evaluation: Evaluation) -> list[Item]:
     share = f"{evaluation.clean_accuracy:.1%} of {n:,} clean images are right ({low:.1%} to {high:.1%})"
     detail = f"{share}, no more than by guessing ({chance:.1%})"
     # Such a wide interval says nothing in either direction.
-    if evaluation.clean_accuracy > chance and high > chance + WIDE:
+    if too_few(int(evaluation.clean_right.sum()), n, chance):
         return [Item("clean", "warn", f"{detail}: too few images to tell")]
     return [Item("clean", "unreliable", f"{detail}: are labels and preprocessing those of its training?")]
 

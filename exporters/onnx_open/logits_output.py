@@ -1,22 +1,17 @@
-"""What an ONNX file answers: which of its outputs are the logits, and what stands before a final Softmax."""
+"""What an ONNX file answers: which of its outputs holds the logits, and how its rows may be read."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import onnx
-import torch
-from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
-from torch import Tensor
+from onnx import ModelProto
 
-from dgad_tk.artifacts.one_number import SIGMOID_ERROR
-from dgad_tk.artifacts.predictor import Logits
 from dgad_tk.common import UserError
-from exporters.onnx_read.parts import computes, constants, makers
+from exporters.onnx_open.readings.one_number import readings_of_one_number
+from exporters.onnx_open.readings.reading import Reading
+from exporters.onnx_open.readings.squash import find_squash
+from exporters.onnx_read.parts import is_made_by, makers
 
-SQUASHES: tuple[Literal["Softmax", "Sigmoid"], ...] = ("Softmax", "Sigmoid")
 FLOATS = frozenset(map(np.dtype, ("float16", "float32", "float64")))
 QUANTISED = frozenset(map(np.dtype, ("int8", "uint8", "int32")))
 TELLING = ("logit", "score", "output", "prob", "class")
@@ -71,7 +66,8 @@ def find_logits(
             else "a classifier gives one row of K >= 2 numbers an image, or one number for two classes",
         )
     # Where a Softmax and its input are both outputs, they are one answer, and the input has the better gradients.
-    choice = [name for name in fitting if (squash := find_squash(graph, name)) is None or squash.logits not in fitting]
+    before = {name: find_squash(graph, name, answers[name].dtype) for name in fitting}
+    choice = [name for name, squash in before.items() if squash is None or squash.tensor not in fitting]
     if len(choice) == 1:
         return choice[0]
     for word in TELLING:
@@ -126,77 +122,16 @@ def _is_behind(graph: ModelProto, name: str, rows: Collection[str]) -> bool:
     return bool(rows) and reached == set(rows)
 
 
-@dataclass(frozen=True)
-class Squash:
-    """A final Softmax or Sigmoid. It keeps the order of the classes.
+def readings_of(model: ModelProto, output: str, answer: Any, images: int) -> list[Reading]:
+    """How the rows of `output` may be read, the best first. The last needs nothing but the output itself.
 
-    Attributes:
-        logits: the tensor before it.
-        kind: which of the two.
-        step: of the probabilities, where they are quantised; else 0.
+    Args:
+        answer: what the runtime gave there for some images.
+        images: how many these were.
     """
-
-    logits: str
-    kind: Literal["Softmax", "Sigmoid"]
-    step: float = 0.0
-
-    @property
-    def error(self) -> float:
-        """Error of an answer of any size. A Softmax has none, since its small answers have small errors."""
-        return SIGMOID_ERROR if self.kind == "Sigmoid" else 0.0
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Of logits `(N, K)`."""
-        return logits.softmax(dim=1) if self.kind == "Softmax" else logits.sigmoid()
-
-    def log_probabilities(self, probabilities: Tensor, dtype: np.dtype[Any]) -> Tensor:
-        """The logarithm of a file's answers in `dtype`; those below its smallest number or step count as that."""
-        return probabilities.clamp(min=max(self.step, float(np.finfo(dtype).tiny))).log()
-
-    def logits_of(self, answers: NDArray[Any]) -> Logits:
-        """A file's probabilities `(N, K)` as logarithms, with the same first largest entry in each row."""
-        probabilities = answers.astype(np.float32)
-        logs: Logits = self.log_probabilities(torch.from_numpy(probabilities), answers.dtype).numpy()
-        # Neighbouring numbers can have one logarithm; the verdict is the file's own.
-        winner = probabilities.argmax(axis=1)
-        (tied,) = np.nonzero(logs.argmax(axis=1) != winner)
-        logs[tied, winner[tied]] = np.nextafter(logs[tied].max(axis=1), np.float32(np.inf))
-        return logs
-
-
-def find_squash(model: ModelProto, output: str) -> Squash | None:
-    """The Softmax or Sigmoid that makes `output`; None if neither does."""
-    made_by, step = makers(model.graph), answer_step(model, output)
-    node = computes(made_by, output)
-    if node is not None and step:
-        quantiser = computes(made_by, node.input[0])
-        if quantiser is None or quantiser.op_type != "QuantizeLinear":
-            return None
-        node = computes(made_by, quantiser.input[0])
-    kind = next((each for each in SQUASHES if node is not None and node.op_type == each), None)
-    return None if node is None or kind is None else Squash(node.input[0], kind, step)
-
-
-def answer_step(model: ModelProto, output: str) -> float:
-    """The quantisation step of `output`, 0 where the last operator that computes gives floats."""
-    node = computes(makers(model.graph), output)
-    if node is None or node.op_type != "DequantizeLinear":
-        return 0.0
-    scale = constants(model.graph).get(node.input[1])
-    return 0.0 if scale is None else float(numpy_helper.to_array(scale).max())
-
-
-def is_made_by(model: ModelProto, output: str, *operators: str) -> bool:
-    """Whether one of some operators computes the numbers of `output`."""
-    node = computes(makers(model.graph), output)
-    return node is not None and node.op_type in operators
-
-
-def answer_with(model: ModelProto, tensor: str) -> None:
-    """Make `tensor` the only output of the graph, in place."""
-    kept = onnx.ValueInfoProto(name=tensor)
-    for info in model.graph.output:
-        if info.name == tensor:
-            kept.CopyFrom(info)
-    del model.graph.output[:]
-    model.graph.output.append(kept)
+    if is_one_number(answer, images):
+        return readings_of_one_number(model, output, answer.dtype)
+    logarithms = is_made_by(model, output, "LogSoftmax")
+    plain = Reading(output, remark="the file answers with log-probabilities: they serve as logits" * logarithms)
+    squash = find_squash(model, output, answer.dtype)
+    return [plain] if squash is None else [squash, plain]

@@ -20,23 +20,20 @@ from google.protobuf.message import EncodeError
 from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
 
-from dgad_tk.answers.spread import apart, grain, yardstick
+from dgad_tk.answers.spread import apart, leeway, without_rounding_of_probabilities
 from dgad_tk.artifacts.predictor import Images, Logits
 from dgad_tk.common import UserError
 from exporters.onnx_open.free_batch import TOLERANCE, freed
 from exporters.onnx_open.image_input import noise
+from exporters.onnx_open.readings.reading import Reading
 from exporters.onnx_open.runtime_graph import Precision
 from exporters.onnx_open.session import Runtime, open_session
 from exporters.onnx_read.parts import constants, nodes, tensors
 from exporters.onnx_read.runtime_memory import memory_limit
 from exporters.onnx_twin.tensors import image_of
 
-HALF_TOLERANCE = 1e-2
-"""On logits of half precision, relative to their spread within an image. Its relative steps are 1e-3."""
-STEPS, LEVELS = 2.01, 255
-"""Steps of quantised logits that rounding may move them by, and how many steps they span if nothing says so."""
-GRAINS = 64
-"""Steps of float32 at the largest logit that logits may differ by besides."""
+TOLERANCES = {"fp32": TOLERANCE, "fp16": 1e-2}
+"""On logits, relative to their spread within an image. Half precision has relative steps of 1e-3."""
 LARGEST_SHARE = 1 / 8
 """Of the memory for ONNX Runtime that a copy of the weights may take. The file itself comes first."""
 
@@ -53,40 +50,25 @@ class Answer:
 
     Attributes:
         output: the one that is asked for.
-        logits_of: from its rows, as the file gives them, to float32 logits `(N, K)`.
+        reading: of its rows.
         precision: of the graph.
         logit_step: of quantised logits; 0 where nothing says so.
-        squashed: the rows are probabilities, whose logarithms are the logits.
-        error: of such a probability.
     """
 
     output: ValueInfoProto
-    logits_of: Callable[[NDArray[Any]], Logits]
+    reading: Reading
     precision: Precision = "fp32"
     logit_step: float = 0.0
-    squashed: bool = False
-    error: float = 0.0
 
     def near(self, found: NDArray[Any], expected: NDArray[Any]) -> bool:
         """Whether rows `(n, ...)` are the first n of the `expected` ones up to rounding."""
-        some = expected[: len(found)]
-        if found.shape != some.shape:
+        if found.shape != expected[: len(found)].shape:
             return False
-        ours, theirs = self.logits_of(found), self.logits_of(some)
-        if self.error:
-            # A difference in the logarithm of a tiny probability is no difference in the probability.
-            same = np.abs(found.astype(np.float64) - some.astype(np.float64)) <= self.error
-            ours = np.where(same, theirs, ours)
-        return bool((apart(ours, theirs) <= self._allowed(self.logits_of(expected))[: len(found)]).all())
-
-    def _allowed(self, logits: Logits) -> NDArray[np.float64]:
-        """How much logits may differ from these, per image `(N,)`."""
-        if self.precision == "int8":
-            # A step of one logit moves the logarithm of every probability, and that of its own by twice as much.
-            steps = 2 * STEPS if self.squashed else STEPS
-            return np.full(len(logits), steps * (self.logit_step or float(np.ptp(logits)) / LEVELS))
-        relative = TOLERANCE if self.precision == "fp32" else HALF_TOLERANCE
-        return np.asarray(relative * yardstick(logits) + GRAINS * grain(logits))
+        every = self.reading.logits_of(expected)
+        ours, theirs = self.reading.logits_of(found), every[: len(found)]
+        ours = without_rounding_of_probabilities(ours, theirs, self.reading.error)
+        allowed = leeway(every, self.precision, TOLERANCES, step=self.logit_step, squashed=self.reading.probabilities)
+        return bool((apart(ours, theirs) <= allowed[: len(found)]).all())
 
 
 def search_by(model: ModelProto, answer: Answer, runtime: Runtime) -> tuple[Callable[[Images], Logits] | None, str]:
@@ -116,7 +98,7 @@ def search_by(model: ModelProto, answer: Answer, runtime: Runtime) -> tuple[Call
     if asked is None:
         return None, SLOW.format(why_not)
     rows = asked
-    return lambda images: answer.logits_of(rows(images)), FREED
+    return lambda images: answer.reading.logits_of(rows(images)), FREED
 
 
 def _freed(

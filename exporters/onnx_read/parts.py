@@ -3,7 +3,16 @@
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    numpy_helper,
+)
 from onnx.inliner import inline_local_functions
 
 from dgad_tk.common import UserError, reason_of
@@ -152,6 +161,21 @@ def computes(made_by: Mapping[str, NodeProto], name: str) -> NodeProto | None:
     while node is not None and node.op_type in PASSING_ON:
         node = made_by.get(node.input[0])
     return node
+
+
+def answer_step(model: ModelProto, output: str) -> float:
+    """The quantisation step of `output`, 0 where the last operator that computes gives floats."""
+    node = computes(makers(model.graph), output)
+    if node is None or node.op_type != "DequantizeLinear":
+        return 0.0
+    scale = constants(model.graph).get(node.input[1])
+    return 0.0 if scale is None else float(numpy_helper.to_array(scale).max())
+
+
+def is_made_by(model: ModelProto, output: str, *operators: str) -> bool:
+    """Whether one of some operators computes the numbers of `output`."""
+    node = computes(makers(model.graph), output)
+    return node is not None and node.op_type in operators
 
 
 def inlined(model: ModelProto) -> ModelProto:

@@ -30,8 +30,6 @@ R = TypeVar("R")
 LARGEST, TOTAL = 2**29, 2**33
 """Bytes of one folded constant, and of all of a conversion."""
 
-_TAKEN = frozenset(dir(fx.GraphModule(torch.nn.Module(), fx.Graph())))
-"""Names that a module's own attributes have, and a buffer cannot."""
 EXAMPLES = "examples"
 """Key in a node's meta: what it gives for each of two example inputs, on the meta device; None if that is unknown."""
 
@@ -73,8 +71,6 @@ class Recorder(fx.proxy.GraphAppendingTracer):
         self.suggest(a, "constant")
         if id(a) not in self._nodes:
             stem = name = _identifier(self._names[id(a)])
-            if stem in _TAKEN:  # a weight may be called "half" or "training"
-                stem = name = f"{stem}_weight"
             count = 1
             while name in self.constants:
                 count += 1

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 from shared import Victim, artifact
+from torch import nn
 from victims import as_torch
 
 from dgad_tk.artifacts.machine import PACKAGES, ROOT, code_sha256, machine
+from dgad_tk.artifacts.module_output import Last
+from dgad_tk.artifacts.predictor import predictor_of_module
 from dgad_tk.data import load_dataset
 from evaluators.engine import search
 from evaluators.engine.evaluate import evaluate
@@ -17,7 +20,7 @@ from evaluators.engine.search import telling
 from evaluators.plan.rows import plan
 from evaluators.report import files
 from evaluators.report.evaluation.headline import strongest
-from evaluators.target.judge import confidences
+from evaluators.target.judge import confidences, judge
 
 
 def test_confidence_is_the_largest_probability() -> None:
@@ -32,6 +35,17 @@ def test_probabilities_are_taken_as_they_are() -> None:
     probabilities = np.array([[0.7, 0.2, 0.1], [0.0, 1.0, 0.0]], dtype=np.float32)
     assert confidences(probabilities).tolist() == [np.float32(0.7), 1.0]
     assert confidences(np.log(np.maximum(probabilities, 1e-30))) == pytest.approx([0.7, 1.0])
+
+
+def test_the_logits_of_one_number_are_no_probabilities() -> None:
+    """A logit of 1 is read as (0, 1): class 1 with the probability 1 / (1 + exp(-1))."""
+    images = np.zeros((2, 1, 2, 2), np.float32)
+    ones = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
+    ones[1].weight.data.zero_()
+    ones[1].bias.data.fill_(1.0)
+    given = predictor_of_module(ones, (1, 2, 2), format="torchscript", last=lambda _: Last("linear"))
+    assert given.one_number
+    assert judge(given, images, 2).confidence == pytest.approx([1 / (1 + np.exp(-1))] * 2)
 
 
 def test_answers_that_are_no_numbers_have_no_confidence() -> None:

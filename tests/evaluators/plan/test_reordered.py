@@ -1,5 +1,7 @@
 """Surrogates whose record has the classes in another order."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,15 @@ def test_answers_and_gradients_follow_the_names(classes: list[str]) -> None:
         theirs = torch.autograd.grad(logits[:, own.index(name)].sum(), x, retain_graph=True)[0]
         mine = torch.autograd.grad(ours[:, classes.index(name)].sum(), x, retain_graph=True)[0]
         assert torch.equal(theirs, mine)
+
+
+def test_what_a_search_asks_follows_the_names_too() -> None:
+    """Else a search on a surrogate of fixed batch size would look for the wrong classes, and find nothing."""
+    before = known(["cat", "dog", "fox"])
+    after = reordered(replace(before, search=before.predict), ["fox", "cat", "dog"])
+    assert after is not None
+    assert after.search is not None
+    np.testing.assert_array_equal(after.search(IMAGES), before.predict(IMAGES)[:, [2, 0, 1]])
 
 
 @pytest.mark.parametrize("classes", [["cat", "dog"], ["cat", "dog", "wolf"], ["cat", "dog", "Fox"]])

@@ -28,7 +28,8 @@ from evaluators.plan.rows import plan
 from evaluators.target.judge import compare_twin, judge
 from exporters.formats import load
 from exporters.onnx_open.free_batch import InParts, freed, place_batch
-from exporters.onnx_open.logits_output import Squash
+from exporters.onnx_open.readings.reading import Reading
+from exporters.onnx_open.readings.squash import Squash
 from exporters.onnx_read.read import read_onnx
 
 pytestmark = pytest.mark.portable
@@ -482,6 +483,9 @@ def test_the_verdict_is_the_files_own_to_the_last_bit() -> None:
     found = Squash("z", "Softmax").logits_of(answers)
     np.testing.assert_array_equal(found.argmax(axis=1), answers.argmax(axis=1))
     np.testing.assert_array_equal(np.isfinite(found).all(axis=1), [True] * 4 + [False])
+    double = np.array([[0.5 - 1e-12, 0.5 + 1e-12], [1 - 1e-12, 1e-12]])
+    for reading in (Squash("z", "Softmax"), Reading("z")):
+        np.testing.assert_array_equal(reading.logits_of(double).argmax(axis=1), [1, 0])
     many = np.random.default_rng(0).dirichlet(np.ones(10), 2000).astype(np.float32)
     many[:1000, 3] = np.nextafter(many[:1000].max(axis=1), np.float32(1))
     np.testing.assert_array_equal(Squash("z", "Softmax").logits_of(many).argmax(axis=1), many.argmax(axis=1))

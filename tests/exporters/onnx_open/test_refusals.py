@@ -239,7 +239,6 @@ def test_a_graph_that_cannot_take_the_image_size_is_one_line(
         ("kernel", "attack --dataset digits --attack fgsm --model"),
         ("kernel", "attack --dataset digits --suite blackbox --model"),
         ("window", "attack --dataset digits --attack fgsm --model"),
-        ("window", "inspect --dataset digits"),
     ],
 )
 def test_every_command_says_that_images_are_too_small(

@@ -21,9 +21,9 @@ from torch import Tensor, fx, nn
 
 from dgad_tk.common import UserError
 from evaluators.target.judge import allowed
-from exporters.onnx_open.logits_output import answer_step
 from exporters.onnx_open.open import load_onnx
 from exporters.onnx_open.runtime_graph import precision_of, runtime_graph
+from exporters.onnx_read.parts import answer_step
 from exporters.onnx_twin import to_torch
 
 pytestmark = pytest.mark.portable

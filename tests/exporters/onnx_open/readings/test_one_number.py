@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import NodeProto, TensorProto
@@ -255,6 +256,58 @@ def test_a_probability_of_a_half_is_class_0(tmp_path: Path) -> None:
     )
     images = np.broadcast_to(levels[:, None, None, None], (3, *SHAPE)).astype(np.float32)
     assert predictor.predict(images).argmax(axis=1).tolist() == [0, 1, 0]
+
+
+def doubled(nodes: list[NodeProto], folder: Path) -> Path:
+    """A file of double precision that answers `p`, made of the mean grey level `m` `(N, 1)` of its images."""
+    known = {"k": 2.0**-40, "zero": 0.0, "one": 1.0, "half": 0.5, "tiny": 1e-300}
+    made = h.make_graph(
+        [node("ReduceMax", "x", "m", axes=[1, 2, 3], keepdims=0), node("Unsqueeze", "m", "axis", "u"), *nodes],
+        "g",
+        [h.make_tensor_value_info("x", TensorProto.DOUBLE, ["N", *SHAPE])],
+        [h.make_tensor_value_info("p", TensorProto.DOUBLE, ["N", "K"])],
+        [nh.from_array(SECOND, "axis"), *(nh.from_array(np.float64(value), key) for key, value in known.items())],
+    )
+    path = folder / "double.onnx"
+    onnx.save(h.make_model(made, opset_imports=[h.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+GREYS = np.broadcast_to(np.float32([0.25, 0.0, 1.0])[:, None, None, None], (3, *SHAPE)).copy()
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("Sub", "u", "half", "d"), node("Mul", "d", "tiny", "p")],
+        [node("Mul", "u", "k", "s"), node("Add", "s", "half", "a"), node("Clip", "a", "zero", "one", "p")],
+    ],
+    ids=["logit", "probability"],
+)
+def test_of_double_precision_the_verdict_is_the_files(nodes: list[NodeProto], tmp_path: Path) -> None:
+    """In float32 all of these numbers are 0, or 0.5."""
+    path = doubled(nodes, tmp_path)
+    numbers = onnxruntime.InferenceSession(str(path)).run(None, {"x": GREYS.astype(np.float64)})[0]
+    above = numbers[:, 0] > (0.5 if len(nodes) == 3 else 0)
+    assert len(set(above.tolist())) == 2
+    assert (load(path).predict(GREYS).argmax(axis=1) == above).all()
+
+
+@pytest.mark.parametrize("end", ["Sigmoid", "Softmax"])
+def test_of_double_precision_sure_answers_are_finite(end: str, tmp_path: Path) -> None:
+    """The smallest number of float64 is 0 in float32, and its logarithm would count as broken."""
+    nodes = [node("Sub", "u", "half", "d"), node("Mul", "d", "large", "z"), node("Sigmoid", "z", "p")]
+    if end == "Softmax":
+        nodes[2:] = [node("Neg", "z", "n"), node("Concat", "n", "z", "b", axis=1), node("Softmax", "b", "p", axis=1)]
+    nodes.insert(0, node("Constant", "large", value=nh.from_array(np.float64(1e3))))
+    predictor = load(doubled(nodes, tmp_path))
+    answers = predictor.predict(GREYS)
+    assert np.isfinite(answers).all()
+    assert answers.argmax(axis=1).tolist() == [0, 0, 1]
+    assert predictor.module is not None
+    assert predictor.finish is not None
+    finished = predictor.finish(predictor.module(torch.from_numpy(GREYS)))
+    assert finished.isfinite().all()
 
 
 def test_a_saturated_sigmoid_keeps_its_gradients(tmp_path: Path) -> None:

@@ -11,32 +11,18 @@ What may follow (Reshape, Cast, Clip within [0, 1], quantisers) is passed by. Ea
 mistaken one costs nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch import Tensor
 
-from dgad_tk.artifacts.one_number import (
-    LOGIT,
-    PROBABILITY,
-    SIGMOID_ERROR,
-    answers_of_logits,
-    answers_of_probabilities,
-    log_pair,
-    logit_of_probability,
-    probability_of_logits,
-)
-from dgad_tk.artifacts.predictor import Logits
-from exporters.onnx_open.single.ranges import is_probability, value_range
+from dgad_tk.artifacts.one_number import logit_of_probability, probability_of_logits
+from exporters.onnx_open.readings.ranges import is_probability
 from exporters.onnx_read.parts import MOVING, computes, constants, makers
 
-QUANTISED_STEPS = 2
-"""By how many quantisation steps a probability may be off: each quantiser before it may round to either side."""
 LONGEST = 16
 """Nodes that are followed from the output."""
 
@@ -64,7 +50,7 @@ class Ending:
     column: int = -1
 
     @property
-    def remark(self) -> str:
+    def place(self) -> str:
         """Where gradients come from, for a note."""
         if self.kind == "classes":
             return "the logits before the final Softmax"
@@ -100,83 +86,7 @@ class Ending:
         return replace(self, column=int((shares - answers[:, None]).abs().amax(dim=0).argmin()))
 
 
-@dataclass(frozen=True)
-class OneNumber:
-    """How the one number per image that a file gives is read.
-
-    Attributes:
-        probability: it is a probability of class 1, and not a logit.
-        scale, offset: of quantised numbers q, (q - offset) * scale counts; 1 and 0 for floats.
-        smallest: what a smaller probability counts as: the smallest number of the type, or the quantisation step.
-        error: how far a probability may be off by rounding.
-        low, high: bounds of a probability.
-        endings: where gradients may come from, the best first.
-    """
-
-    probability: bool
-    scale: float
-    offset: float
-    smallest: float
-    error: float
-    low: float
-    high: float
-    endings: tuple[Ending, ...]
-
-    @property
-    def note(self) -> str:
-        return PROBABILITY if self.probability else LOGIT
-
-    def numbers(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """What the file's own rows count for, `(N,)`."""
-        return np.asarray((rows.reshape(-1).astype(np.float32) - self.offset) * self.scale, dtype=np.float32)
-
-    def answers(self, rows: NDArray[Any]) -> Logits:
-        """The file's own rows as `(N, 2)`: logits, or the logarithms of probabilities."""
-        numbers = self.numbers(rows)
-        return answers_of_probabilities(numbers, self.smallest) if self.probability else answers_of_logits(numbers)
-
-    def finish(self, ending: Ending, logits: Tensor) -> Tensor:
-        """From logits `(N, 2)` of an ending to `answers`."""
-        return log_pair(ending.probability(logits).clamp(self.low, self.high), self.smallest)
-
-
-class AtEnd(nn.Module):
-    """Logits `(N, 2)` of a module that gives the tensor of an ending."""
-
-    def __init__(self, net: nn.Module, ending: Ending) -> None:
-        super().__init__()
-        self.net, self.ending = net, ending
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.ending.logits(self.net(x))
-
-
-def read_one_number(model: ModelProto, output: str, kind: np.dtype[Any], step: float) -> OneNumber:
-    """How the one number of `output` is read.
-
-    Args:
-        kind: type of its numbers.
-        step: of quantised floats.
-    """
-    made_by = makers(model.graph)
-    scale, offset, name = 1.0, 0.0, output
-    node = computes(made_by, output)
-    if node is not None and node.op_type == "QuantizeLinear":  # integers come out
-        scale, offset = _levels(model, node.input[1:3])
-        name, step = node.input[0], scale
-    elif node is not None and node.op_type.startswith("QLinear") and len(node.input) >= 5:
-        scale, offset = _levels(model, node.input[3:5])
-        step = scale
-    probability = is_probability(model, name)
-    own = Ending(output, "sigmoid", "probability" if probability else "logit", scale, offset)
-    found = [*_before(model, output)] if probability else []
-    low, high = value_range(model, name) if probability else (0.0, 1.0)
-    floats = np.finfo(kind if kind.kind == "f" else np.float32)
-    smallest, error = max(step, float(floats.tiny)), max(SIGMOID_ERROR, float(floats.eps), QUANTISED_STEPS * step)
-    return OneNumber(probability, scale, offset, smallest, error, max(0.0, low), min(1.0, high), (*found, own))
-
-
-def _levels(model: ModelProto, names: Any) -> tuple[float, float]:
+def levels(model: ModelProto, names: Iterable[str]) -> tuple[float, float]:
     """Scale and zero point of a quantiser for all of a tensor; 1 and 0 where they are not in the graph."""
     known = constants(model.graph)
     found = [float(numpy_helper.to_array(known[name]).max()) if name in known else None for name in names]
@@ -184,7 +94,7 @@ def _levels(model: ModelProto, names: Any) -> tuple[float, float]:
     return (1.0, 0.0) if scale is None else (scale, zero or 0.0)
 
 
-def _before(model: ModelProto, output: str) -> Iterator[Ending]:
+def endings_before(model: ModelProto, output: str) -> Iterator[Ending]:
     """What may stand before the end of a graph that gives a probability, from its output backwards."""
     made_by, negative, picked = makers(model.graph), False, False
     name = output
@@ -197,7 +107,7 @@ def _before(model: ModelProto, output: str) -> Iterator[Ending]:
             yield Ending(name, negative=negative)
             return
         if operator == "QLinearSigmoid" and not picked:
-            scale, offset = _levels(model, node.input[1:3])
+            scale, offset = levels(model, node.input[1:3])
             yield Ending(name, scale=scale, offset=offset, negative=negative)
             return
         if operator == "Softmax":
