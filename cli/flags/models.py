@@ -86,8 +86,13 @@ def _notes_on_classes(predictor: "Predictor", images: "Dataset", named: bool) ->
         return
     if named:
         yield f"the file's outputs are taken to be {few(images.classes)}, as --classes says"
-    elif doubt := sorted_as_text(images.classes):
-        yield doubt
+    elif predictor.names and same_names(predictor.names, images.classes):
+        yield f"the file's outputs are taken to be {few(images.classes)}, as its metadata say; --classes says otherwise"
+    else:
+        if predictor.names:
+            yield f"its metadata call the file's outputs {few(predictor.names)}: names that the images' classes lack"
+        if doubt := sorted_as_text(images.classes):
+            yield doubt
     if predictor.classes != len(images.classes):
         yield (
             f"the file tells {predictor.classes} classes apart and {images.name} has {len(images.classes)}: "

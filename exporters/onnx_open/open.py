@@ -37,7 +37,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from dgad_tk.artifacts.predictor import Images, Logits, Predictor, count_classes
+from dgad_tk.artifacts.predictor import Images, Logits, OpenShapeError, Predictor, count_classes
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.common import UserError, reason_of, sha256_file
 from exporters.onnx_open.free_batch import InParts, free_batch
@@ -58,6 +58,7 @@ from exporters.onnx_open.session import BLANK, OTHER_SIZE, Runtime, open_session
 from exporters.onnx_open.single.endings import AtEnd, Ending, OneNumber, read_one_number
 from exporters.onnx_read.parts import inlined
 from exporters.onnx_read.read import read_onnx, record_of
+from exporters.onnx_read.said import names_said, size_said
 from exporters.onnx_twin import to_torch
 from exporters.onnx_twin.convolutions import freeze_convolutions
 
@@ -108,7 +109,12 @@ def load_onnx(
     session = open_session(path)
     with suppress(UserError):  # what cannot be written out is an obstacle to the twin, which says so
         proto = inlined(proto)
-    runtime, answers = tried(session, image_inputs(session.get_inputs(), proto, input_shape, interface, where), where)
+    try:
+        ways = image_inputs(session.get_inputs(), proto, input_shape, interface, where)
+    except OpenShapeError as error:
+        error.usual = size_said(proto)
+        raise
+    runtime, answers = tried(session, ways, where)
     image = runtime.image
     if artifact is not None and image.shape != artifact.input_shape:
         raise UserError(
@@ -185,6 +191,7 @@ def load_onnx(
         logit_step=step,
         search=search,
         one_number=one is not None,
+        names=() if artifact is not None else names_said(proto, classes),
     )
     if obstacle is not None:
         raise NoGradients(obstacle, predictor) from obstacle
