@@ -58,7 +58,8 @@ def _entries(text: str) -> list[str]:
     """The texts of a list, or of an object that numbers them, by their numbers; none if it is neither."""
     if (text[:1], text[-1:]) not in {("[", "]"), ("(", ")"), ("{", "}")}:
         return []
-    body, at, found = text[1:-1], 0, []
+    body, at = text[1:-1], 0
+    found: list[tuple[int, str]] = []
     while at < len(body):
         entry = _ENTRY.match(body, at)
         if entry is None:
