@@ -14,7 +14,7 @@ from evaluators.preprocessings.trial import Trial, guessing_on, surely_better
 
 Verdict = Literal["found", "tied", "none"]
 LOW = 0.5
-"""Accuracy below which what fits best may still not be what the file wants."""
+"""Share of the way from guessing to all below which what fits best may still not be what the file wants."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Finding:
     @property
     def low(self) -> bool:
         """Whether even the best is right so seldom that something else may be wrong."""
-        return self.rows[0].ci95[0] < LOW
+        return self.rows[0].ci95[0] < self.guessing + LOW * (1 - self.guessing)
 
 
 def find(trials: Sequence[Trial], labels: Classes, names: Sequence[str], classes: int) -> Finding:
