@@ -6,6 +6,7 @@ only weak raises none.
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -137,9 +138,12 @@ def _common_orders(names: Sequence[str], known: int) -> Iterator[tuple[Classes, 
             k = int(moved[0])
             example = f"'{names[k]}' is its class {rank[k]}, sorted as text it is {k}"
             orders.append((rank, f"the model's order {what} ({example})"))
+    numbers = np.array(_numbers(names), dtype=np.int64)
+    if numbers.size and (np.sort(numbers) != here).any():  # else it is the order of the numbers
+        orders.append((numbers, f"the names are the numbers of its classes ('{names[0]}' is its class {numbers[0]})"))
     for order, reason in orders:
         if reason:
-            yield order, reason
+            yield np.where(order < known, order, NOWHERE), reason
         for shift, said in (
             (1, "its answers are one too high, as if a class such as 'background' stood in front"),
             (-1, "its answers are one too low, as if the first class were missing"),
@@ -147,6 +151,15 @@ def _common_orders(names: Sequence[str], known: int) -> Iterator[tuple[Classes, 
             shifted = order + shift
             inside = (shifted >= 0) & (shifted < known)
             yield np.where(inside, shifted, NOWHERE), "; ".join(filter(None, (said, reason)))
+
+
+def _numbers(names: Sequence[str]) -> list[int]:
+    """The numbers with which names end that begin alike, `7` or `class_7`, each another; else none."""
+    found = [re.fullmatch("([^0-9]*)([0-9]{1,9})", name) for name in names]
+    parts = [(each[1], int(each[2])) for each in found if each is not None]
+    numbers = {number for _, number in parts}
+    alike = len({prefix for prefix, _ in parts}) == 1 and len(numbers) == len(names)
+    return [number for _, number in parts] if alike else []
 
 
 def _convincing(rows: NDArray[np.bool_], labels: Classes, answers: Classes, wanted: Classes) -> bool:
