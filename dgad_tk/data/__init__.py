@@ -138,7 +138,7 @@ def load_dataset(
         options |= {"channels": request.channels} if request.channels != RGB else {}
     train, val, test = make_splits(decoded.parts)
     notes = decoded.notes
-    if shares_images(train, val):
+    if only in (None, "val") and shares_images(train, val):
         notes += (
             f"{name}: no class has an image to spare, so validation is on {len(val)} of the {len(train)} training "
             "images, and its accuracy is none of held-out images",
