@@ -22,6 +22,9 @@ NAMES = ("names", "character")
 MOST_CHARACTERS = 2**20
 """Of a value that is read: the names of ImageNet-21k have half a megabyte."""
 
+LONGEST_SIZE = 40
+"""Characters of a size that is read: its pattern takes the square of their number at worst."""
+
 _NUMBER = "([0-9]{1,4})"
 _SIDES = re.compile(rf"[\[(]?\s*{_NUMBER}\s*(?:,\s*{_NUMBER}\s*,?\s*)?[\])]?")
 _ESCAPED = r"\\[\\'\"]|\\x[0-9a-f]{2}|\\u[0-9a-fA-F]{4}"
@@ -32,7 +35,7 @@ _ENTRY = re.compile(rf"\s*(?:['\"]?([0-9]{{1,9}})['\"]?\s*:\s*)?({_TEXT})\s*(?:,
 def size_said(proto: onnx.ModelProto) -> Size | None:
     """(H, W) of its images, where its metadata say it. One number is a square."""
     for value in _values(proto, SIZES):
-        found = _SIDES.fullmatch(value.strip())
+        found = _SIDES.fullmatch(value.strip()) if len(value) <= LONGEST_SIZE else None
         if found is not None:
             height, width = int(found[1]), int(found[2] or found[1])
             if min(height, width) >= SMALLEST and max(height, width) <= LARGEST:

@@ -72,6 +72,7 @@ def test_what_is_no_list_of_so_many_names_says_nothing(key: str, value: str) -> 
         ("[64, 64, 3]", None),
         ("[1, 1000000]", None),
         ("-64", None),
+        ("64,64" + " " * 2**19 + "x", None),
         ("None", None),
         ("", None),
     ],
