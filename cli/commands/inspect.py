@@ -71,7 +71,7 @@ def inspect(
         if found.obstacle is not None:
             raise found.obstacle
         check_names(file, found.predictor, names_of(classes), classes)
-        print_facts(file, found.predictor, None)
+        print_facts(file, replace(found.predictor, notes=(*found.predictor.notes, *found.notes)), None)
         return
 
     from evaluators.preprocessings.finding import find
@@ -90,7 +90,7 @@ def inspect(
             print(f"note: {file}: {note}", file=sys.stderr)
 
     def reopen(wanted: "Interface") -> "Predictor":
-        wanted = replace(wanted, layout=interface.layout, logits_output=interface.logits_output)
+        wanted = replace(wanted, layout=interface.layout, logits_output=predictor.interface.logits_output)
         return load(file, images.shape, wanted, trust=trust, gradients=False)
 
     with TrialProgress(quiet=quiet) as progress:
@@ -141,6 +141,7 @@ def print_facts(file: Path, predictor: "Predictor", tried: dict[str, Any] | None
         "layout": predictor.interface.layout or "nchw",
         "batch": predictor.batch or "any",
         "classes": predictor.classes,
+        "names": predictor.names,
         "logits_output": predictor.interface.logits_output,
         "notes": predictor.notes,
         "metadata": predictor.artifact.to_dict() if predictor.artifact else None,

@@ -72,6 +72,8 @@ class Inspected(Part):
     """The only number of images that it takes at a time, or `any`."""
     classes: Count
     """Number of its logits."""
+    names: list[str]
+    """Of its classes, in the order of its logits, as the metadata of a file from elsewhere have them; else empty."""
     logits_output: str | None
     """Name of the output that holds them; null where the file has no names."""
     notes: list[str]

@@ -1,5 +1,6 @@
 """The flag --classes: names of classes in the order of a model's outputs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,6 +70,6 @@ def check_names(path: Path, predictor: "Predictor", names: list[str], text: str 
         )
 
 
-def few(names: list[str]) -> str:
+def few(names: Sequence[str]) -> str:
     """The first names of a list, for a message."""
     return ", ".join(map(shown, names[:4])) + (f", … ({len(names)})" if len(names) > 4 else "")

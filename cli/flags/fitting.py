@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dgad_tk.data.images.size import Size
     from exporters.onnx_open.open import NoGradients
 
+THEY_SAY = "as its metadata say"
 SAY_SIZE = "say the size of its images: --image-size 224, or height x width: --image-size 48x192"
 
 
@@ -57,12 +58,36 @@ def open_file(
         UserError: it cannot be opened, or does not take such images.
     """
     from dgad_tk.artifacts.preprocessing import AS_IS
-    from dgad_tk.data import DATASETS
-    from exporters.formats import read_record
+    from exporters.onnx_open.logits_output import SeveralOutputs
 
     interface = interface or AS_IS
+    try:
+        return _open(path, flags, interface, trust, only, twin)
+    except SeveralOutputs as error:
+        classes = _count_classes(flags, only)
+        fitting = [name for name, width in error.widths.items() if width == classes]
+        if len(fitting) != 1:
+            raise
+        found = _open(path, flags, replace(interface, logits_output=fitting[0]), trust, only, twin)
+        told = f"'{fitting[0]}' alone of the outputs that may be the logits gives {classes} numbers, one per class"
+        return replace(found, notes=(f"{told}; --logits-output takes another", *found.notes))
+
+
+def _open(path: Path, flags: ImageFlags, interface: "Interface", trust: bool, only: str | None, twin: bool) -> Opened:
+    from dgad_tk.artifacts.predictor import OpenShapeError
+    from dgad_tk.data import DATASETS
+    from dgad_tk.data.images.size import shown
+    from exporters.formats import read_record
+
     if flags.dataset is None:
-        return _load(path, None, interface, trust, twin)
+        try:
+            return _load(path, None, interface, trust, twin)
+        except OpenShapeError as error:
+            size = flags.size or _usual(error)
+            if size is None:
+                raise
+            note = () if flags.size else (f"its images are taken to be {shown(size)}, {THEY_SAY}",)
+            return replace(_with_size(path, size, error, interface, trust, twin), notes=note)
     record = read_record(path)
     if not lookup(DATASETS, flags.dataset, "dataset").image_size:
         images = flags.load(record, only=only)
@@ -85,7 +110,7 @@ def images_for(found: Opened, flags: ImageFlags, only: str | None = None) -> "Da
     if name not in DATASETS or not DATASETS[name].image_size:
         return flags.load(record, only=only)
     check_folder_shape(str(path), found.predictor.input_shape, flags)
-    return flags.load(record, found.predictor.input_shape, only)
+    return flags.load(record, found.predictor.input_shape, only, found.predictor.names)
 
 
 def check_folder_shape(where: str, shape: tuple[int | None, int | None, int | None], flags: ImageFlags) -> None:
@@ -136,6 +161,7 @@ def _for_folder(path: Path, flags: ImageFlags, interface: "Interface", trust: bo
     from dgad_tk.artifacts.predictor import OpenShapeError
     from dgad_tk.data.images.size import SMALLEST, shown
 
+    says = "as the file says"
     try:
         found = _load(path, None, interface, trust, twin)
         shape = found.predictor.input_shape
@@ -145,11 +171,12 @@ def _for_folder(path: Path, flags: ImageFlags, interface: "Interface", trust: bo
     except OpenShapeError as error:
         found = _with_size(path, _size(path, error, flags), error, interface, trust, twin)
         shape = found.predictor.input_shape
+        says = THEY_SAY if None in error.declared[1:] else says
     if own:
         return found
     notes = []
     if flags.image_size is None:
-        notes.append(f"the image folder is read at {shown(shape[1:])} (height x width), as the file says")
+        notes.append(f"the image folder is read at {shown(shape[1:])} (height x width), {says}")
     if shape[0] == 1:
         notes.append("the image folder is read as one channel (grey), since the file takes one")
     return replace(found, notes=tuple(notes))
@@ -167,10 +194,34 @@ def _size(path: Path, unknown: "OpenShapeError", flags: ImageFlags) -> "Size":
         return flags.size
     if height is not None and width is not None:
         return height, width
+    usual = _usual(unknown)
+    if usual is not None:
+        return usual
     message = unknown.message
     if unknown.values is not None:
         message = f"'{path}' takes flat images of {unknown.values:,} numbers, and does not say their height and width"
     raise UserError(message, hint=SAY_SIZE)
+
+
+def _usual(unknown: "OpenShapeError") -> "Size | None":
+    """(H, W) that a file's metadata give, if they do not contradict what the rest of it says."""
+    size, declared = unknown.usual, unknown.declared[1:]
+    fits = size is not None and all(side in (None, own) for side, own in zip(declared, size, strict=True))
+    return size if fits else None
+
+
+def _count_classes(flags: ImageFlags, only: str | None) -> int:
+    """How many classes the flags name, with --classes or by their images; 0 if they name none."""
+    from dgad_tk.data import DATASETS
+    from dgad_tk.data.labels.class_lists import read_classes
+    from dgad_tk.data.sources.imagefolder import class_names
+
+    if flags.classes is not None:
+        return len(read_classes(flags.classes)[0])
+    if flags.dataset is None:
+        return 0
+    folder = DATASETS[flags.dataset].image_size > 0
+    return len(class_names(flags.data_dir, only) if folder else flags.load(None, only=only).classes)
 
 
 def _with_size(

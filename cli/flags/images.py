@@ -1,5 +1,6 @@
 """Flags that say which images a command works on, and how pictures become them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,18 +55,26 @@ class ImageFlags:
         return size_of(self.image_size) if self.image_size is not None else None
 
     def load(
-        self, artifact: "Artifact | None", shape: tuple[int, int, int] | None = None, only: str | None = None
+        self,
+        artifact: "Artifact | None",
+        shape: tuple[int, int, int] | None = None,
+        only: str | None = None,
+        names: Sequence[str] = (),
     ) -> "Dataset":
         """The dataset that the flags name, its classes in the order of --classes. The record says what they leave open.
+
+        With all classes named, a folder of one class is enough for a split alone.
 
         Args:
             shape: (C, H, W) that an image folder is brought to; None leaves it to flags and record.
             only: the one split that has to be there; None if there is to be training.
+            names: of all classes in their order without --classes, if those of the images are among them.
 
         Raises:
             UserError: neither names one, it cannot be loaded, or --classes does not fit it.
         """
         from dgad_tk.data import load_dataset
+        from dgad_tk.data.labels.order import in_order
 
         name, data_dir = self.dataset, self.data_dir
         options: dict[str, Any] = {"image_size": self.image_size, "resize": self.resize, "channels": None}
@@ -81,4 +90,13 @@ class ImageFlags:
             )
         if shape is not None:
             options |= {"channels": shape[0], "image_size": shape[1:]}
-        return put_in_order(load_dataset(name, data_dir=data_dir, only=only, **options), self.classes)
+        images = load_dataset(name, data_dir=data_dir, only=only, least=1 if only else 2, **options)
+        if self.classes is None and set(images.classes) <= set(names):
+            return in_order(images, names)
+        images = put_in_order(images, self.classes)
+        if len(images.classes) < 2:
+            raise UserError(
+                f"{data_dir}: at least 2 class folders are needed for {only}, found only '{images.classes[0]}'",
+                hint="one is enough with --classes and the names of all outputs, in their order",
+            )
+        return images

@@ -52,6 +52,8 @@ def open_model(
     Raises:
         UserError: one of them cannot be opened, or their classes differ.
     """
+    import numpy as np
+
     from dgad_tk.data.splits import stretched
 
     found = open_file(path, flags, interface, trust=trust, only=only, twin=twin)
@@ -68,6 +70,11 @@ def open_model(
             hint="give the images of the two classes that it was trained for",
         )
     notes = (*predictor.notes, *found.notes, *_notes_on_classes(predictor, images, flags.classes is not None))
+    if only is not None and len(there := np.unique(images.splits[only].labels)) == 1:
+        notes += (
+            f"all images are of class '{images.classes[there[0]]}': they tell how often it is kept, and nothing of how "
+            "well it is told from others",
+        )
     if predictor.artifact is None and (said := stretched(images)):
         notes += (said,)
     return replace(predictor, notes=(*notes, *images.notes)), images
@@ -86,8 +93,13 @@ def _notes_on_classes(predictor: "Predictor", images: "Dataset", named: bool) ->
         return
     if named:
         yield f"the file's outputs are taken to be {few(images.classes)}, as --classes says"
-    elif doubt := sorted_as_text(images.classes):
-        yield doubt
+    elif predictor.names and same_names(predictor.names, images.classes):
+        yield f"the file's outputs are taken to be {few(images.classes)}, as its metadata say; --classes says otherwise"
+    else:
+        if predictor.names:
+            yield f"its metadata call the file's outputs {few(predictor.names)}: names that the images' classes lack"
+        if doubt := sorted_as_text(images.classes):
+            yield doubt
     if predictor.classes != len(images.classes):
         yield (
             f"the file tells {predictor.classes} classes apart and {images.name} has {len(images.classes)}: "

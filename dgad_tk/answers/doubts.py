@@ -6,6 +6,7 @@ only weak raises none.
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -30,7 +31,7 @@ MOST_PAIRS = 2**22
 """Most pairs of label and answer for the search of an assignment: 2,000 classes take seconds and 32 MB."""
 
 LOW = 0.5
-"""Accuracy below which a file from elsewhere may want other images than it is given."""
+"""Share of the way from guessing to all right below which a file from elsewhere may want other images than it gets."""
 WIDE = 0.25
 """An interval of an accuracy that reaches further above guessing means that there were too few images."""
 
@@ -142,9 +143,12 @@ def _common_orders(names: Sequence[str], known: int) -> Iterator[tuple[Classes, 
             k = int(moved[0])
             example = f"'{names[k]}' is its class {rank[k]}, sorted as text it is {k}"
             orders.append((rank, f"the model's order {what} ({example})"))
+    numbers = np.array(_numbers(names), dtype=np.int64)
+    if numbers.size and (np.sort(numbers) != here).any():  # else it is the order of the numbers
+        orders.append((numbers, f"the names are the numbers of its classes ('{names[0]}' is its class {numbers[0]})"))
     for order, reason in orders:
         if reason:
-            yield order, reason
+            yield np.where(order < known, order, NOWHERE), reason
         for shift, said in (
             (1, "its answers are one too high, as if a class such as 'background' stood in front"),
             (-1, "its answers are one too low, as if the first class were missing"),
@@ -152,6 +156,15 @@ def _common_orders(names: Sequence[str], known: int) -> Iterator[tuple[Classes, 
             shifted = order + shift
             inside = (shifted >= 0) & (shifted < known)
             yield np.where(inside, shifted, NOWHERE), "; ".join(filter(None, (said, reason)))
+
+
+def _numbers(names: Sequence[str]) -> list[int]:
+    """The numbers with which names end that begin alike, `7` or `class_7`, each another; else none."""
+    found = [re.fullmatch("([^0-9]*)([0-9]{1,9})", name) for name in names]
+    parts = [(each[1], int(each[2])) for each in found if each is not None]
+    numbers = {number for _, number in parts}
+    alike = len({prefix for prefix, _ in parts}) == 1 and len(numbers) == len(names)
+    return [number for _, number in parts] if alike else []
 
 
 def _convincing(rows: NDArray[np.bool_], labels: Classes, answers: Classes, wanted: Classes) -> bool:
@@ -266,6 +279,11 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 def too_few(successes: int, n: int, guessing: float) -> bool:
     """Whether an accuracy that is not surely above guessing tells nothing in either direction."""
     return successes / n > guessing and wilson(successes, n)[1] > guessing + WIDE
+
+
+def little(accuracy: float, guessing: float) -> bool:
+    """Whether an accuracy is so low that a file may want its images prepared in another way."""
+    return accuracy < guessing + LOW * (1 - guessing)
 
 
 def per_class(labels: Classes, right: NDArray[np.bool_], classes: int) -> tuple[Classes, Classes]:

@@ -32,7 +32,10 @@ class OpenShapeError(UserError):
     Attributes:
         declared: what it says of (C, H, W).
         values: numbers in an image, for a file that takes flat ones; None if it does not say.
+        usual: (H, W) that its metadata give; None if they do not.
     """
+
+    usual: tuple[int, int] | None = None
 
     def __init__(
         self, message: str, hint: str = "", *, declared: PartlyKnown = (None, None, None), values: int | None = None
@@ -70,6 +73,7 @@ class Predictor:
         one_number: the file gives one number per image, which is read as two classes.
         search: the same as `predict` up to rounding, for the many queries of a search, where `predict` is slow: the
             graph of a file of fixed batch size, with its batch freed. It gives no verdict. None where `predict` serves.
+        names: of the classes in the order of the logits, as the metadata of a foreign file have them; else empty.
     """
 
     predict: Callable[[Images], Logits] = field(repr=False)
@@ -91,6 +95,7 @@ class Predictor:
     network: nn.Module | None = field(default=None, repr=False)
     one_number: bool = False
     search: Callable[[Images], Logits] | None = field(default=None, repr=False)
+    names: tuple[str, ...] = ()
 
 
 def predictor_of_module(

@@ -85,6 +85,7 @@ def load_dataset(
     resize: str | None = None,
     channels: int | None = None,
     only: str | None = None,
+    least: int = 2,
 ) -> Dataset:
     """The dataset `name` with its fixed splits; decoded and cached at the first call, then memory-mapped.
 
@@ -96,6 +97,7 @@ def load_dataset(
         resize: row of RESIZES, for such a dataset.
         channels: 1 to read it as grey, 3 as RGB, which is the default.
         only: the one split that has to be there: "test" for an attack. None if there is to be training.
+        least: class folders that have to be there: 1 where the other classes are named afterwards, by `in_order`.
 
     Raises:
         UserError: unknown name, an option that does not apply, data that are missing or damaged, a folder or a class
@@ -110,7 +112,8 @@ def load_dataset(
                     f"dataset '{name}' has images of one {what} and takes no {flag}",
                     hint="only imagefolder resizes; leave the option out",
                 )
-    request = request_of((spec.image_size or SOME_SIZE) if image_size is None else image_size, resize, channels, only)
+    size = (spec.image_size or SOME_SIZE) if image_size is None else image_size
+    request = request_of(size, resize, channels, only, least)
     if download and spec.fetch is None:
         raise UserError(f"dataset '{name}' takes no --download", hint="there is nothing to fetch; leave it out")
     folder = data_dir and Path(os.path.expanduser(data_dir))
@@ -135,7 +138,7 @@ def load_dataset(
         options |= {"channels": request.channels} if request.channels != RGB else {}
     train, val, test = make_splits(decoded.parts)
     notes = decoded.notes
-    if shares_images(train, val):
+    if only in (None, "val") and shares_images(train, val):
         notes += (
             f"{name}: no class has an image to spare, so validation is on {len(val)} of the {len(train)} training "
             "images, and its accuracy is none of held-out images",

@@ -174,14 +174,15 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))
 
 
-def classes_of(root: Path, trees: dict[str, Tree]) -> list[str]:
-    """The classes of "train", or of the first part; UserError where there are fewer than two, or they differ."""
+def classes_of(root: Path, trees: dict[str, Tree], least: int = 2) -> list[str]:
+    """The classes of "train", or of the first part; UserError where there are fewer than `least`, or they differ."""
     first = "train" if "train" in trees else next(iter(trees))
     classes = list(trees[first])
     for part, tree in trees.items():
-        if len(tree) < 2:
+        if len(tree) < least:
             found = f"only '{next(iter(tree))}'" if tree else "none"
-            raise UserError(f"{root}: at least 2 class folders are needed for {part}, found {found}", hint=LAYOUT)
+            needed = f"at least {least} class folders are" if least > 1 else "a class folder is"
+            raise UserError(f"{root}: {needed} needed for {part}, found {found}", hint=LAYOUT)
         if extra := sorted(tree.keys() - set(classes)):
             raise UserError(
                 f"{root}: {first} lacks class '{extra[0]}' of {part} (and {len(extra) - 1} more)",

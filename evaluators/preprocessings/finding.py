@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dgad_tk.answers.doubts import CHANCE, LOW, Classes, OtherOrder, is_common, other_order, wilson
+from dgad_tk.answers.doubts import CHANCE, Classes, OtherOrder, is_common, little, other_order, wilson
 from evaluators.preprocessings.chance import above_guessing, names_fit, one_to_one
 from evaluators.preprocessings.table import Candidate
 from evaluators.preprocessings.trial import Trial, guessing_on, surely_better
@@ -73,7 +73,7 @@ class Finding:
     @property
     def low(self) -> bool:
         """Whether even the best is right so seldom that something else may be wrong."""
-        return self.rows[0].ci95[0] < LOW
+        return little(self.rows[0].ci95[0], self.guessing)
 
 
 def find(trials: Sequence[Trial], labels: Classes, names: Sequence[str], classes: int) -> Finding:

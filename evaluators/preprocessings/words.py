@@ -6,6 +6,9 @@ from dgad_tk.answers.doubts import too_few
 from evaluators.preprocessings.finding import Finding, Row
 from evaluators.preprocessings.table import COLOURS, PREPROCESSINGS
 
+MOST_NAMES = 4
+"""Rows that cannot be told apart and are named; the table above marks all of them."""
+
 
 def name_of(row: Row) -> str:
     """The row of the table, and the channel order where it is not the usual one of that row."""
@@ -37,6 +40,7 @@ def sentences(finding: Finding, *, channels: int, own: bool, eight_bits: bool) -
         more = "" if finding.alike else "; more images may tell (--limit)"
         told.append(f"cannot tell between {_listed(names)}: of {n} images, {why}{more}")
         told.append(f"with {names[0]} {right}")
+        told.append("attacks can come out differently with them: where it is known what the file wants, take that")
     elif own:
         told.append(right)
     else:
@@ -48,7 +52,7 @@ def sentences(finding: Finding, *, channels: int, own: bool, eight_bits: bool) -
     if finding.low and not own:
         told.append(
             f"that is more than guessing ({finding.guessing:.1%}) and still little: if the file is known to do better, "
-            "look at the size and the crop of the images, and at the classes"
+            "look at the size and the crop of the images, whether their rows and columns are exchanged, and the classes"
         )
     return told
 
@@ -60,6 +64,9 @@ def _nothing(finding: Finding, channels: int) -> Iterator[str]:
         f"{how_many}, '{name_of(first)}', gets {first.correct:,} of {first.n:,} images right "
         f"({first.accuracy:.1%}), and guessing gets {finding.guessing:.1%}"
     )
+    if finding.guessing == 1:
+        yield f"images of one class alone tell no preprocessing: {best}"
+        return
     if too_few(first.correct, first.n, finding.guessing):
         yield f"too few images to tell: {best}"
         return
@@ -67,10 +74,12 @@ def _nothing(finding: Finding, channels: int) -> Iterator[str]:
     inverted = ", grey levels turned round (white on black)" if channels == 1 else ""
     yield (
         "what else may be wrong: other classes than these, or labels that are not theirs; an order of classes that so "
-        f"few images do not tell; another task; another size or crop of the images{inverted}; a file that was not "
-        "trained"
+        "few images do not tell; another task; another size or crop of the images, or rows and columns exchanged"
+        f"{inverted}; a file that was not trained"
     )
 
 
 def _listed(names: Sequence[str]) -> str:
+    if len(names) > MOST_NAMES + 1:
+        names = [*names[:MOST_NAMES], f"{len(names) - MOST_NAMES} more"]
     return ", ".join(names[:-1]) + f" and {names[-1]}"

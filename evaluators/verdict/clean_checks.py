@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dgad_tk.answers.doubts import LOW, NONE, one_answer, other_order, outnumbers, per_class, too_few, wilson
+from dgad_tk.answers.doubts import NONE, little, one_answer, other_order, outnumbers, per_class, too_few, wilson
 from dgad_tk.data.labels.order import as_flag
 from evaluators.engine.record import Evaluation
 from evaluators.results import Item, Results
@@ -18,7 +18,7 @@ OF_IMAGES = {"finite", "clean", "constant", "one answer", "order of classes", "c
 def may_want_others(results: Results) -> bool:
     """Whether the clean answers of a file suggest that it wants its images prepared in another way."""
     doubted = any(item.name in OF_IMAGES and item.verdict != "high" for item in results.checks.items)
-    return doubted or results.clean.accuracy < LOW
+    return doubted or little(results.clean.accuracy, 1 / max(2, len(results.dataset.classes)))
 
 
 def of_clean(evaluation: Evaluation) -> list[Item]:

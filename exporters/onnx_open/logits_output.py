@@ -22,6 +22,18 @@ LAYERS = ("Gemm", "MatMul", "MatMulInteger", "Conv", "FusedGemm", "FusedMatMul")
 """Ends of names of operators with weights."""
 
 
+class SeveralOutputs(UserError):
+    """Several outputs of a file may be the logits, and nothing in it tells which.
+
+    Attributes:
+        widths: how many numbers each of them has for an image, by name.
+    """
+
+    def __init__(self, message: str, hint: str, widths: Mapping[str, int]) -> None:
+        super().__init__(message, hint)
+        self.widths = widths
+
+
 def find_logits(
     answers: Mapping[str, Any], types: Mapping[str, str], images: int, asked: str | None, graph: ModelProto, where: str
 ) -> str:
@@ -36,7 +48,8 @@ def find_logits(
         asked: the name that the user gave.
 
     Raises:
-        UserError: there is none, it is not the one that was asked for, or there are several that nothing tells apart.
+        SeveralOutputs: there are several that nothing tells apart.
+        UserError: there is none, or it is not the one that was asked for.
     """
     # Quantised files may answer in integers; where there are float numbers too, integers are classes or ranks, and
     # those of 64 bits always are.
@@ -75,9 +88,10 @@ def find_logits(
         for named in (exactly, [name for name in choice if word in name.lower()]):
             if len(named) == 1:
                 return named[0]
-    raise UserError(
+    raise SeveralOutputs(
         f"'{where}' has {len(choice)} outputs that may be the logits: {given}",
-        hint="name one with --logits-output",
+        "name one with --logits-output",
+        {name: answers[name].size // images for name in choice},
     )
 
 

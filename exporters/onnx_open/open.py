@@ -33,7 +33,7 @@ import onnx
 import onnxruntime
 from torch import nn
 
-from dgad_tk.artifacts.predictor import Images, Logits, Predictor, count_classes
+from dgad_tk.artifacts.predictor import Images, Logits, OpenShapeError, Predictor, count_classes
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.common import UserError, sha256_file
 from exporters.onnx_open.gradients import differentiable
@@ -45,6 +45,7 @@ from exporters.onnx_open.search_session import Answer, search_by
 from exporters.onnx_open.session import BLANK, open_session, tried
 from exporters.onnx_read.parts import answer_step, inlined
 from exporters.onnx_read.read import read_onnx, record_of
+from exporters.onnx_read.said import names_said, size_said
 
 
 class NoGradients(UserError):
@@ -90,7 +91,12 @@ def load_onnx(
     session = open_session(path)
     with suppress(UserError):  # what cannot be written out is an obstacle to the twin, which says so
         proto = inlined(proto)
-    runtime, answers = tried(session, image_inputs(session.get_inputs(), proto, input_shape, interface, where), where)
+    try:
+        ways = image_inputs(session.get_inputs(), proto, input_shape, interface, where)
+    except OpenShapeError as error:
+        error.usual = size_said(proto)
+        raise
+    runtime, answers = tried(session, ways, where)
     image = runtime.image
     if artifact is not None and image.shape != artifact.input_shape:
         raise UserError(
@@ -118,6 +124,7 @@ def load_onnx(
     def predict(images: Images) -> Logits:
         return reading.logits_of(runtime.rows(images, output))
 
+    classes = count_classes(predict, image.shape, artifact, where)
     precision = precision_of(proto)
     step = max(reading.least_step, answer_step(proto, reading.tensor))
     search: Callable[[Images], Logits] | None = None
@@ -128,7 +135,7 @@ def load_onnx(
         predict,
         module,
         image.shape,
-        count_classes(predict, image.shape, artifact, where),
+        classes,
         "onnx",
         path,
         sha256_file(path),
@@ -143,6 +150,7 @@ def load_onnx(
         logit_step=step,
         search=search,
         one_number=isinstance(reading, OneNumber),
+        names=() if artifact is not None else names_said(proto, classes),
     )
     if obstacle is not None:
         raise NoGradients(obstacle, predictor) from obstacle

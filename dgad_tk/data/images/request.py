@@ -20,12 +20,14 @@ class Request:
         resize: row of RESIZES.
         channels: GREY or RGB.
         only: the one split that has to be there; None if there is to be training.
+        least: class folders that have to be there: 2, or 1 where somebody else names the other classes.
     """
 
     size: Size
     resize: str = SQUEEZE
     channels: int = RGB
     only: str | None = None
+    least: int = 2
 
     @property
     def salt(self) -> str:
@@ -42,7 +44,7 @@ class Request:
         return max(ratio, 1 / ratio)
 
 
-def request_of(size: object, resize: str | None, channels: int | None, only: str | None) -> Request:
+def request_of(size: object, resize: str | None, channels: int | None, only: str | None, least: int = 2) -> Request:
     """A request from what people wrote; None takes the default.
 
     Raises:
@@ -50,7 +52,7 @@ def request_of(size: object, resize: str | None, channels: int | None, only: str
     """
     resize = SQUEEZE if resize is None else checked_resize(resize)
     channels = RGB if channels is None else checked_channels(channels)
-    return Request(size_of(size), resize, channels, only)
+    return Request(size_of(size), resize, channels, only, least)
 
 
 def checked_resize(name: str) -> str:

@@ -29,13 +29,28 @@ def load(data_dir: Path | None, request: Request) -> Decoded:
     for part, folder in folders.items():
         trees[part], left_out = tree_of(data_dir, folder)
         notes += left_out
-    classes = classes_of(data_dir, trees)
+    classes = classes_of(data_dir, trees, request.least)
     # The names of parts and classes belong to the cache's key anyway, but as they are on disk. Entries of older
     # versions hold them so.
     salt = request.salt + ("" if all(map(str.isascii, classes)) else " composed")
     found = cached_trees("imagefolder", data_dir, trees, request, salt=salt)
     files = [file for tree in trees.values() for files in tree.values() for file in files]
     return replace(found, notes=notes, stretch=stretch_of(data_dir, files, request))
+
+
+def class_names(data_dir: Path | None, only: str | None) -> list[str]:
+    """The names of the class folders, read without opening a picture; none where there is no such folder.
+
+    Args:
+        only: the one split that has to be there; None if there is to be training.
+
+    Raises:
+        UserError: it is no folder of class folders.
+    """
+    if data_dir is None or not os.path.isdir(data_dir):
+        return []
+    folders, _ = parts_in(data_dir, only)
+    return classes_of(data_dir, {part: tree_of(data_dir, folder)[0] for part, folder in folders.items()}, 1)
 
 
 def cached_trees(

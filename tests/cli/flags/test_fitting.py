@@ -262,3 +262,96 @@ def test_autoattack_finds_what_can_be_counted(dgad: Run, shape: tuple[int, int, 
     assert found["dataset"]["shape"] == list(shape)
     assert found["worst_case"][0]["robust"] == 6
     assert found["checks"]["verdict"] in ("high", "warn")
+
+
+def with_metadata(path: str, **metadata: str) -> None:
+    model = onnx.load(path)
+    h.set_model_props(model, metadata)
+    onnx.save(model, path)
+
+
+def asked(dgad: Run, *more: object) -> Run:
+    """`dgad attack` on what `folder` makes, which answers the clean images by a file at 0.35."""
+
+    def run(*flags: object) -> tuple[int, str, str]:
+        usual = ("--dataset", "imagefolder", "--data-dir", "data", "--attack", "fgsm", "--eps", "1/255", "--json")
+        return dgad("attack", "--model", "said.onnx", *usual, *more, *flags)
+
+    return run
+
+
+def correct(result: tuple[int, str, str]) -> tuple[int, int]:
+    code, out, err = result
+    assert code == 0, err
+    clean = json.loads(out)["clean"]
+    return clean["correct"], clean["n"]
+
+
+def test_size_and_names_in_the_metadata_are_defaults(dgad: Run) -> None:
+    """The file's outputs are dark and light; metadata that say light and dark make every answer wrong."""
+    folder("data")
+    mean_file("said.onnx", ["N", 3, "H", "W"], 180)
+    with_metadata("said.onnx", imgsz="[6, 10]", names="{0: 'light', 1: 'dark'}")
+    attack = asked(dgad)
+    assert correct(attack()) == (0, 8)
+    _, out, err = attack("--output", "shown")
+    assert "read at 6x10 (height x width), as its metadata say" in err
+    assert "the file's outputs are taken to be light, dark, as its metadata say" in err
+    assert correct(attack("--classes", "dark,light")) == (8, 8)
+    with_metadata("said.onnx", imgsz="[6, 10]", names="{0: 'night', 1: 'day'}")
+    assert correct(attack()) == (8, 8)
+    assert "its metadata call the file's outputs night, day" in attack("--output", "others")[2]
+    code, out, _ = dgad("inspect", "said.onnx")
+    found = json.loads(out)
+    assert (code, found["input_shape"], found["names"]) == (0, [3, 6, 10], ["night", "day"])
+
+
+def test_image_size_goes_before_the_metadata(dgad: Run) -> None:
+    folder("data")
+    mean_file("said.onnx", ["N", 3, "H", "W"], 180)
+    with_metadata("said.onnx", imgsz="[64, 64]")
+    assert asked(dgad)()[0] == 2  # the file multiplies 180 numbers
+    assert correct(asked(dgad)("--image-size", "6x10")) == (8, 8)
+
+
+def test_a_size_in_the_metadata_that_contradicts_the_graph_is_none(dgad: Run) -> None:
+    folder("data")
+    mean_file("said.onnx", ["N", 3, 6, "W"], 180)
+    with_metadata("said.onnx", imgsz="[64, 64]")
+    refused(asked(dgad)(), "leaves its input's shape open")
+
+
+def test_the_number_of_classes_tells_which_output_is_meant(dgad: Run) -> None:
+    folder("data")
+    mean_file("said.onnx", ["N", 3, 6, 10], 180)
+    model = onnx.load("said.onnx")
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "third"
+    model.graph.initializer.append(nh.from_array(np.float32([[1, 0, 1, 0], [0, 1, 0, 1]]), "twice"))
+    model.graph.node.append(h.make_node("MatMul", ["third", "twice"], ["first"]))
+    model.graph.output.insert(0, h.make_tensor_value_info("first", 1, ["N", 4]))
+    onnx.save(model, "said.onnx")
+    assert correct(asked(dgad)()) == (8, 8)
+    assert "'third' alone of the outputs that may be the logits gives 2 numbers" in asked(dgad)("--output", "o")[2]
+    assert correct(asked(dgad)("--classes", "dark,light,other,none")) == (8, 8)  # of the output of four numbers
+    refused(asked(dgad)("--classes", "dark,light,other"), "2 outputs that may be the logits")
+    refused(dgad("inspect", "said.onnx"), "2 outputs that may be the logits")
+
+
+def test_images_of_one_class_are_enough_where_all_are_named(dgad: Run) -> None:
+    folder("data", parts=("test",))
+    mean_file("said.onnx", ["N", 3, 6, 10], 180)
+    for level in LEVELS["dark"]:
+        Path("data/test/dark", f"{level}.png").unlink()
+    Path("data/test/dark").rmdir()
+    code, _, err = asked(dgad)()
+    assert code == 2
+    assert "found only 'light'" in err
+    assert "--classes" in err
+    assert correct(asked(dgad)("--classes", "dark,light")) == (4, 4)
+    assert "all images are of class 'light'" in asked(dgad)("--classes", "dark,light", "--output", "o")[2]
+    code, out, _ = dgad(
+        "inspect", "said.onnx", "--dataset", "imagefolder", "--data-dir", "data", "--classes", "dark,light"
+    )
+    assert (code, "images of one class alone tell no preprocessing" in out) == (0, True)
+    with_metadata("said.onnx", names="['dark', 'light']")
+    assert correct(asked(dgad)()) == (4, 4)

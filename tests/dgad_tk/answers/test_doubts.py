@@ -75,6 +75,22 @@ def test_numbers_in_names_that_are_sorted_as_text(form: str, shift: int) -> None
     assert other_order(labels, labels, folders) is None
 
 
+@pytest.mark.parametrize("form", ["{}", "class_{}"])
+@pytest.mark.parametrize("shift", [0, -1])
+def test_names_that_are_the_numbers_of_some_outputs(form: str, shift: int) -> None:
+    """Folders of six digits out of ten; the last of them has one image, which no search could place."""
+    numbers = np.array([1, 4, 6, 7, 8, 9])
+    folders = [form.format(k) for k in numbers]
+    labels = np.append(np.repeat(np.arange(5), 6), 5)
+    found = other_order(labels, numbers[labels] + shift, folders, 10)
+    assert found is not None
+    assert found.order.tolist() == (numbers + shift).tolist()
+    assert is_common(found.order, folders)
+    assert "the names are the numbers of its classes" in str(found)
+    assert ("one too low" in str(found)) == bool(shift)
+    assert other_order(labels, labels, folders, 10) is None
+
+
 def test_names_whose_order_ignores_capitals() -> None:
     labels = labels_of(4, 4)
     said = str(other_order(labels, np.array([2, 0, 1, 3])[labels], ["Car", "apple", "bus", "dog"]))

@@ -151,6 +151,7 @@ def test_one_image_a_class_is_trained_and_validated_on_and_said(tmp_path: Path) 
         "imagefolder: no class has an image to spare, so validation is on 1 of the 2 training images, and its accuracy "
         "is none of held-out images",
     )
+    assert load_dataset("imagefolder", data_dir=root, only="test").notes == ()  # nothing is trained
 
 
 def test_classes_that_a_limit_empties_are_counted_and_named() -> None:

@@ -96,6 +96,35 @@ def test_what_gives_the_same_answers_is_tied() -> None:
         "cannot tell between 'range -1 to 1' and 'range -1 to 1, BGR': of 240 images, they get the same answers"
         in said(finding)
     )
+    assert "attacks can come out differently with them" in said(finding)
+
+
+def test_of_many_rows_that_are_tied_the_sentence_names_four() -> None:
+    split = colour_split()
+    predictor = predictor_of_module(Nearest(AS_IS), split.base.shape[1:], format="torchscript")
+    trials = try_all(predictor, [Candidate(name, AS_IS) for name in PREPROCESSINGS], split, NAMES, reopen=never)
+    told = said(find(trials, split.labels, NAMES, CLASSES))
+    assert len(PREPROCESSINGS) == 9
+    assert "cannot tell between 'as is', 'ImageNet', 'CIFAR-10', 'CIFAR-10, std of images' and 5 more: of" in told
+
+
+def test_images_of_one_class_tell_no_preprocessing() -> None:
+    split = colour_split()
+    (there,) = np.nonzero(split.labels == 3)
+    finding = found(Nearest(AS_IS), Split(split.base, split.index[there], split.labels[there]))
+    assert finding.verdict == "none"
+    assert "images of one class alone tell no preprocessing" in said(finding)
+    assert "no preprocessing fits" not in said(finding)
+
+
+def test_two_thirds_of_two_classes_are_little() -> None:
+    """Above one half by more than chance, and less than half of the way from guessing to all."""
+    labels = np.arange(300) % 2
+    answers = np.where(np.arange(300) % 3 == 0, 1 - labels, labels)
+    finding = find([Trial(Candidate("as is", AS_IS), answers)], labels, ["no", "yes"], 2)
+    assert (finding.verdict, finding.rows[0].correct, finding.low) == ("found", 200, True)
+    assert "more than guessing (50.0%) and still little" in said(finding)
+    assert "rows and columns are exchanged" in said(finding)
 
 
 class Inside(nn.Module):
