@@ -131,11 +131,13 @@ def _common_orders(names: Sequence[str], known: int) -> Iterator[tuple[Classes, 
     """Orders `(K,)`, label to answer or NOWHERE, and the reason of each."""
     here = np.arange(len(names))
     orders = [(here, "")]
-    for key, what in ((counted, "counts the numbers in the names"), (str.casefold, "ignores capitals")):
+    as_text = list(names) == sorted(names)  # else somebody has said another order
+    place, folded = ("sorted as text", "ignores capitals") if as_text else ("here", "is alphabetical")
+    for key, what in ((counted, "counts the numbers in the names"), (str.casefold, folded)):
         rank = np.argsort(sorted(range(len(names)), key=lambda k: key(names[k])))
         if (moved := np.flatnonzero(rank != here)).size:
             k = int(moved[0])
-            example = f"'{names[k]}' is its class {rank[k]}, sorted as text it is {k}"
+            example = f"'{names[k]}' is its class {rank[k]}, {place} it is {k}"
             orders.append((rank, f"the model's order {what} ({example})"))
     for order, reason in orders:
         if reason:
