@@ -78,7 +78,13 @@ def test_numbers_in_names_that_are_sorted_as_text(form: str, shift: int) -> None
 def test_names_whose_order_ignores_capitals() -> None:
     labels = labels_of(4, 4)
     said = str(other_order(labels, np.array([2, 0, 1, 3])[labels], ["Car", "apple", "bus", "dog"]))
-    assert "ignores capitals ('Car' is its class 2" in said
+    assert "ignores capitals ('Car' is its class 2, sorted as text it is 0)" in said
+
+
+def test_names_that_somebody_put_in_another_order() -> None:
+    labels = labels_of(3, 4)
+    said = str(other_order(labels, np.array([2, 0, 1])[labels], ["fox", "cat", "dog"]))
+    assert "is alphabetical ('fox' is its class 2, here it is 0)" in said
 
 
 @pytest.mark.parametrize("seed", range(20))
