@@ -135,6 +135,8 @@ def test_one_answer_for_nearly_everything() -> None:
     )
     for right in (labels, np.where(np.arange(100) < 3, 1, labels), np.where(np.arange(100) == 99, 0, labels)):
         assert one_answer(labels, right, ["a", "b"]) == ""
+    halves = labels_of(2, 10)
+    assert one_answer(halves, 1 - halves, ["a", "b"]) == ""  # two classes that have changed places
 
 
 @pytest.mark.parametrize("seed", range(20))
