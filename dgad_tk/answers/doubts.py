@@ -137,11 +137,13 @@ def _common_orders(names: Sequence[str], known: int) -> Iterator[tuple[Classes, 
     """Orders `(K,)`, label to answer or NOWHERE, and the reason of each."""
     here = np.arange(len(names))
     orders = [(here, "")]
-    for key, what in ((counted, "counts the numbers in the names"), (str.casefold, "ignores capitals")):
+    as_text = list(names) == sorted(names)  # else somebody has said another order
+    place, folded = ("sorted as text", "ignores capitals") if as_text else ("here", "is alphabetical")
+    for key, what in ((counted, "counts the numbers in the names"), (str.casefold, folded)):
         rank = np.argsort(sorted(range(len(names)), key=lambda k: key(names[k])))
         if (moved := np.flatnonzero(rank != here)).size:
             k = int(moved[0])
-            example = f"'{names[k]}' is its class {rank[k]}, sorted as text it is {k}"
+            example = f"'{names[k]}' is its class {rank[k]}, {place} it is {k}"
             orders.append((rank, f"the model's order {what} ({example})"))
     numbers = np.array(_numbers(names), dtype=np.int64)
     if numbers.size and (np.sort(numbers) != here).any():  # else it is the order of the numbers
@@ -248,20 +250,21 @@ def _moves(order: Classes, names: Sequence[str]) -> str:
 def one_answer(labels: Classes, answers: Classes, names: Sequence[str]) -> str:
     """A sentence where a model is no better than one answer for everything; else empty.
 
-    It is no better where its accuracy is not surely above the share of the largest class, and most images of the other
-    classes get that class as the answer.
+    It is no better where its accuracy is not surely above the share of the largest class, and that class is the answer
+    to most images of the other classes and to most of all.
     """
     counts = np.bincount(labels, minlength=len(names))
     largest, n = int(counts.argmax()), len(labels)
     others = labels != largest
-    if n == 0 or not others.any() or float((answers[others] == largest).mean()) <= 0.5:
+    given = answers == largest
+    if n == 0 or not others.any() or given[others].mean() <= 0.5 or given.mean() <= 0.5:
         return ""
     right, share = int((answers == labels).sum()), counts[largest] / n
     if wilson(right, n)[0] > share:
         return ""
     return (
         f"{right / n:.1%} of {n:,} images are right, and the answer '{names[largest]}' alone would have "
-        f"{share:.1%}: it is given to {float((answers == largest).mean()):.1%} of all images"
+        f"{share:.1%}: it is given to {given.mean():.1%} of all images"
     )
 
 

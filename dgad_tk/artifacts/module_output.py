@@ -22,7 +22,19 @@ KEEPING = frozenset(("alias", "clone", "contiguous", "detach", "flatten", "resha
 KEEPING |= {"view", "_to_copy", "_unsafe_view"}
 """Operators that may follow the last one that computes, and keep its numbers."""
 TRIALS = 16
-"""Images of noise that an answer is told by, where nothing else tells a probability from a logit."""
+"""Images that an answer is told by, where nothing else tells a probability from a logit."""
+
+
+def trial_images(shape: tuple[int, int, int]) -> Tensor:
+    """Noise of rising brightness, and plain colours from black to white: `(TRIALS, C, H, W)` in [0, 1].
+
+    Noise alone has the same mean in every image, so that its answers are all of one class.
+    """
+    generator, half = torch.Generator().manual_seed(0), TRIALS // 2
+    noise = torch.rand(half, *shape, generator=generator) * torch.linspace(0.25, 1, half).reshape(-1, 1, 1, 1)
+    colours = torch.rand(half, shape[0], 1, 1, generator=generator)
+    colours[0], colours[-1] = 0.0, 1.0
+    return torch.cat([noise, colours.expand(half, *shape)])
 
 
 @dataclass(frozen=True)
@@ -139,7 +151,7 @@ def read_module(
         probability, told = False, ""
     else:
         probability = bool(((rows >= 0) & (rows <= 1)).all())
-        told = f", as its answers to {len(images)} images of noise {'lie' if probability else 'do not all lie'} in 0-1"
+        told = f", as its answers to {len(images)} trial images {'lie' if probability else 'do not all lie'} in 0-1"
     notes = (*notes, f"{PROBABILITY if probability else LOGIT}{told}")
     if not probability:
         searched = TwoLogits(whole)

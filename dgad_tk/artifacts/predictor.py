@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dgad_tk.artifacts.module_output import TRIALS, Last, read_module
+from dgad_tk.artifacts.module_output import Last, read_module, trial_images
 from dgad_tk.artifacts.one_number import SIGMOID_ERROR
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.artifacts.record import Artifact
@@ -136,9 +136,9 @@ def predictor_of_module(
     def wrapped(net: nn.Module) -> nn.Module:
         return nn.Sequential(before, net).eval().to(device) if interface.changes_images else net
 
-    noise = torch.rand(TRIALS, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    trials = trial_images(input_shape).to(device)
     try:
-        read = read_module(module, wrapped, noise, lambda: last(module))
+        read = read_module(module, wrapped, trials, lambda: last(module))
     except Exception as error:  # noqa: BLE001 - a foreign model may raise anything
         raise _does_not_run(where, input_shape, error) from None
 

@@ -108,7 +108,7 @@ def check_images(predictor: Predictor, split: Split) -> None:
         if not 0 <= label < predictor.classes:
             raise UserError(
                 f"the model has {predictor.classes} classes, the dataset has a label {label}",
-                hint="name the dataset it was trained on with --dataset",
+                hint="take out the images of classes that it does not know, or name its own dataset with --dataset",
             )
 
 

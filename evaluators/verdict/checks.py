@@ -140,6 +140,8 @@ def _climb(losses: Mapping[int, float], fgsm: float, worst: Verdict) -> Item:
 def _of_rows(evaluation: Evaluation) -> list[Item]:
     """What rows tell by themselves, and compared with each other."""
     items: list[Item] = []
+    if evaluation.outcomes and not evaluation.done:
+        items.append(Item("white-box", "warn", "no attack ran: nothing is known about robustness"))
     for eps in evaluation.eps:
         rows = [(row, unit) for row, unit in evaluation.done if row.eps == eps]
         own = {row.attack: unit for row, unit in rows if row.surrogate is None}

@@ -5,6 +5,7 @@
                                             {"0": ["n01440764", "tench"], ...}              ImageNet's index
     n01440764 tench, Tinca tinca            {"id2label": {"0": "cat"}, ...}                 config.json of transformers
     0 cat                                   ["cat", "dog"]
+    cat,dog
 
 A list may call its classes by several names. Each reading of it is a list of one name a class.
 """
@@ -144,6 +145,8 @@ def _of_lines(text: str, path: Path) -> Readings:
         raise UserError(f"'{path}' has no class names", hint=LINES)
     if "" in lines:
         raise UserError(f"'{path}' has an empty line, line {lines.index('') + 1}, before its last name", hint=LINES)
+    if len(lines) == 1:  # no model has one class: a comma stands between names
+        lines = [name.strip() for name in lines[0].split(",")]
     readings = [lines]
     numbered = [re.fullmatch(r"([0-9]{1,9})\s*[\s:,;]\s*(\S.*)", line) for line in lines]
     by_number: Mapping[int, str] = {int(each[1]): each[2].strip() for each in numbered if each}

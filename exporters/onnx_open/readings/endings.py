@@ -2,7 +2,9 @@
 
     z -> Sigmoid -> p                                  z
     z -> Exp(-z) -> Add(1) -> Div(1, .) -> p           z
+    z -> Exp(z) = e -> Div(e, Add(e, 1)) -> p          z
     z -> Softmax -> Gather or Slice -> p               the logits that Softmax is given
+    z -> Exp(z) = e -> Div(e, ReduceSum(e)) -> as above
     z -> HardSigmoid, or Clip to [0, 1] -> p           what would have been cut
     z -> Sigmoid -> Sub(1, .) -> p                     -z
     z -> QLinearSigmoid -> DequantizeLinear -> p       z in its quantised numbers
@@ -117,11 +119,13 @@ def endings_before(model: ModelProto, output: str) -> Iterator[Ending]:
             alpha, beta = (_attribute(node, key, usual) for key, usual in (("alpha", 0.2), ("beta", 0.5)))
             yield Ending(name, "cut", scale=alpha, offset=(0.5 - beta) / alpha if alpha else 0.0, negative=negative)
             return
-        if operator in ("Div", "Reciprocal") and not picked:
-            yield from _written_out(made_by, node, negative)
+        if operator in ("Div", "Reciprocal"):
+            yield from (each for each in _written_out(made_by, node, negative) if each.kind == "classes" or not picked)
             return
         if operator == "Sub":
             negative, name = not negative, node.input[1]
+        elif operator == "Where":  # the same function, written in two ways that do not overflow
+            name = node.input[1]
         elif operator == "Clip" and not is_probability(model, name):
             yield Ending(name, "cut", offset=0.5, negative=negative)
             return
@@ -132,14 +136,18 @@ def endings_before(model: ModelProto, output: str) -> Iterator[Ending]:
 
 
 def _written_out(made_by: dict[str, NodeProto], node: NodeProto, negative: bool) -> Iterator[Ending]:
-    """1 / (1 + exp(x)), whose logit is -x."""
+    """1 / (1 + exp(x)), whose logit is -x; exp(x) / (1 + exp(x)), whose logit is x; and a Softmax in the same way."""
     total = computes(made_by, node.input[-1])
-    if total is None or total.op_type != "Add":
+    if total is None or total.op_type not in ("Add", "ReduceSum"):
         return
     for term in total.input:
         power = computes(made_by, term)
-        if power is not None and power.op_type == "Exp":
-            yield Ending(power.input[0], negative=not negative)
+        if power is None or power.op_type != "Exp":
+            continue
+        if total.op_type == "ReduceSum":
+            yield Ending(power.input[0], kind="classes", negative=negative)
+        else:
+            yield Ending(power.input[0], negative=negative != (term != node.input[0]))
 
 
 def _attribute(node: NodeProto, key: str, usual: float) -> float:

@@ -20,6 +20,7 @@ FIXED: Mapping[str, Range] = {
     **dict.fromkeys(("Sigmoid", "HardSigmoid", "Softmax", "QLinearSigmoid", "QLinearSoftmax"), (0.0, 1.0)),
     **dict.fromkeys(("Tanh", "Erf", "Softsign", "Sin", "Cos"), (-1.0, 1.0)),
     "Softplus": (0.0, math.inf),
+    "LogSoftmax": (-math.inf, 0.0),
 }
 """Ranges of operators, whatever they are given."""
 KEEPING = MOVING | PASSING_ON | {"ReduceMean", "ReduceMax", "ReduceMin", "GlobalAveragePool", "GlobalMaxPool"}
@@ -57,6 +58,8 @@ class _Ranges:
         if node.op_type == "DequantizeLinear":
             return self._dequantised(node, depth)
         given = [self.of(each, depth + 1) for each in node.input if each]
+        if node.op_type == "Div" and given[0][0] >= 0 and self._has_part(node.input[1], node.input[0], depth):
+            return 0.0, 1.0
         if node.op_type in KEEPING:
             parts = given if node.op_type == "Concat" else given[:1]
             return min(low for low, _ in parts), max(high for _, high in parts)
@@ -67,6 +70,15 @@ class _Ranges:
             return min(given[1][0], given[2][0]), max(given[1][1], given[2][1])
         found = _ARITHMETIC[node.op_type](*given) if node.op_type in _ARITHMETIC else ANY
         return ANY if any(math.isnan(each) for each in found) else found
+
+    def _has_part(self, total: str, part: str, depth: int) -> bool:
+        """Whether a value is a sum of numbers from 0 on, and `part` is one of them, or all of them."""
+        node = self.made_by.get(total)
+        if node is None or part not in node.input:
+            return False
+        if node.op_type == "Add":
+            return all(self.of(each, depth + 1)[0] >= 0 for each in node.input)
+        return node.op_type == "ReduceSum"
 
     def _bounds(self, node: NodeProto) -> Range:
         """Of a Clip, which has them as inputs or, in older files, as attributes."""

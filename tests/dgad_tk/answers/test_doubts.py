@@ -94,7 +94,13 @@ def test_names_that_are_the_numbers_of_some_outputs(form: str, shift: int) -> No
 def test_names_whose_order_ignores_capitals() -> None:
     labels = labels_of(4, 4)
     said = str(other_order(labels, np.array([2, 0, 1, 3])[labels], ["Car", "apple", "bus", "dog"]))
-    assert "ignores capitals ('Car' is its class 2" in said
+    assert "ignores capitals ('Car' is its class 2, sorted as text it is 0)" in said
+
+
+def test_names_that_somebody_put_in_another_order() -> None:
+    labels = labels_of(3, 4)
+    said = str(other_order(labels, np.array([2, 0, 1])[labels], ["fox", "cat", "dog"]))
+    assert "is alphabetical ('fox' is its class 2, here it is 0)" in said
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -145,6 +151,8 @@ def test_one_answer_for_nearly_everything() -> None:
     )
     for right in (labels, np.where(np.arange(100) < 3, 1, labels), np.where(np.arange(100) == 99, 0, labels)):
         assert one_answer(labels, right, ["a", "b"]) == ""
+    halves = labels_of(2, 10)
+    assert one_answer(halves, 1 - halves, ["a", "b"]) == ""  # two classes that have changed places
 
 
 @pytest.mark.parametrize("seed", range(20))

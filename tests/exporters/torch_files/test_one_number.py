@@ -90,6 +90,20 @@ def test_one_number(name: str, form: str, tmp_path: Path) -> None:
     agrees(predictor)
 
 
+@pytest.mark.parametrize("end", [torch.tanh, lambda z: 2 * z.sigmoid() - 1])
+def test_answers_from_minus_1_to_1_are_logits(end: Callable[[Tensor], Tensor]) -> None:
+    """Of a model that tells dark from light, which answers all noise of one brightness alike."""
+    module = Ends(end)
+    module.layer.weight.data.fill_(10 / 48)
+    module.layer.bias.data.fill_(-3.5)
+    predictor = predictor_of_module(module, SHAPE, format="torchscript")
+    levels = np.float32([0.0, 0.1, 0.34, 0.36, 0.5, 1.0])
+    images = np.broadcast_to(levels[:, None, None, None], (6, *SHAPE)).copy()
+    assert "the logit of class 1" in " ".join(predictor.notes)
+    assert predictor.predict(images).argmax(axis=1).tolist() == [0, 0, 0, 1, 1, 1]
+    agrees(predictor)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("form", [".pt", ".pt2"])
 def test_a_saturated_sigmoid_keeps_its_gradients(form: str, tmp_path: Path) -> None:

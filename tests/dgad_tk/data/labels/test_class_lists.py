@@ -25,6 +25,7 @@ def read(content: str | bytes, folder: Path, name: str = "names.txt") -> list[li
         "cat\ndog\nfox\n\n \n",
         "cat\r\ndog\r\nfox\r\n",
         "cat\rdog\rfox",
+        "cat, dog,fox\n",
         "\ufeffcat\r\ndog\t\r\n  fox\r\n",
         '["cat", "dog", "fox"]',
         '{"0": "cat", "1": "dog", "2": "fox"}',

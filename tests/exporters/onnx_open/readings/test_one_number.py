@@ -79,6 +79,7 @@ KNOWN = {
     "i2": np.int64([2]),
     "flat": np.int64([-1]),
     "two": np.float32([[0, 1]]),
+    "none": np.float32([0]),
 }
 
 PROBABILITIES: dict[str, tuple[list[NodeProto], Callable[[np.ndarray], np.ndarray]]] = {
@@ -104,6 +105,36 @@ PROBABILITIES: dict[str, tuple[list[NodeProto], Callable[[np.ndarray], np.ndarra
     ),
     "reciprocal": (
         [node("Neg", "z", "n"), node("Exp", "n", "e"), node("Add", "e", "one", "s"), node("Reciprocal", "s", "p")],
+        lambda z: z,
+    ),
+    "written out from above": (
+        [node("Exp", "z", "e"), node("Add", "e", "one", "s"), node("Div", "e", "s", "p")],
+        lambda z: z,
+    ),
+    "in two halves": (
+        [
+            node("Neg", "z", "n"),
+            node("Exp", "n", "en"),
+            node("Add", "one", "en", "sn"),
+            node("Div", "one", "sn", "pn"),
+            node("Exp", "z", "e"),
+            node("Add", "e", "one", "s"),
+            node("Div", "e", "s", "pp"),
+            node("Greater", "z", "none", "c"),
+            node("Where", "c", "pn", "pp", "p"),
+        ],
+        lambda z: z,
+    ),
+    "softmax, written out": (
+        [
+            node("Mul", "z", "two", "zz"),
+            node("ReduceMax", "zz", "most", axes=[1]),
+            node("Sub", "zz", "most", "d"),
+            node("Exp", "d", "e"),
+            node("ReduceSum", "e", "i1", "t"),
+            node("Div", "e", "t", "s"),
+            node("Gather", "s", "i1", "p", axis=1),
+        ],
         lambda z: z,
     ),
     "softmax, gathered": (
