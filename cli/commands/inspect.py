@@ -73,6 +73,9 @@ def inspect(
         print_facts(file, found.predictor, None)
         return
 
+    if write_classes is not None and write_classes.is_dir():
+        raise UserError(f"--write-classes: '{write_classes}' is a folder", hint="name a file")
+
     from evaluators.preprocessings.finding import find
     from evaluators.preprocessings.table import AS_THEY_ARE, candidates
     from evaluators.preprocessings.trial import takes_bytes, try_all
@@ -111,20 +114,20 @@ def inspect(
         said.append(f"--write-classes {CLASSES_FILE} writes the {len(names):,} names in the order of its outputs")
     more = [*flags_of(best.candidate.interface), *named]
     command = other_command(context, "attack", file, more) if fits else []
-    if write_classes is not None and fits:
-        _write_classes(write_classes, names or images.classes)
-    elif write_classes is not None:
+    if write_classes is not None and not fits:
         said.append(f"'{write_classes}' is not written: no order of classes is known")
     if as_json:
         tried = {"dataset": images.name, "split": split, "n": len(part)}
         print_facts(file, predictor, {**tried, **preprocessings_json(finding, said, command, names or None)})
-        return
-    print(
-        f"{file}: {predictor.format}, takes {channels} channels of {predictor.input_shape[1]} x "
-        f"{predictor.input_shape[2]} pixels, tells {predictor.classes:,} classes apart; {len(part):,} {split} images "
-        f"of {images.name}, {len(images.classes):,} classes"
-    )
-    preprocessings_table(finding, said, command)
+    else:
+        print(
+            f"{file}: {predictor.format}, takes {channels} channels of {predictor.input_shape[1]} x "
+            f"{predictor.input_shape[2]} pixels, tells {predictor.classes:,} classes apart; {len(part):,} {split} "
+            f"images of {images.name}, {len(images.classes):,} classes"
+        )
+        preprocessings_table(finding, said, command)
+    if write_classes is not None and fits:  # last: what is in its way costs nobody the table
+        _write_classes(write_classes, names or images.classes)
 
 
 def print_facts(file: Path, predictor: "Predictor", tried: dict[str, Any] | None) -> None:
@@ -163,7 +166,7 @@ def _write_classes(path: Path, names: list[str]) -> None:
         UserError: something else is there.
     """
     text = "".join(f"{name}\n" for name in names)
-    if path.exists() and (path.is_dir() or path.read_bytes() != text.encode()):
+    if path.exists() and path.read_bytes() != text.encode():
         raise UserError(f"--write-classes: '{path}' exists", hint="choose another --write-classes")
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")

@@ -61,9 +61,13 @@ def open_file(
     from exporters.formats import read_record
 
     interface = interface or AS_IS
-    if flags.dataset is None:
+    if flags.dataset is None and flags.image_size is None:
         return _load(path, None, interface, trust, twin)
     record = read_record(path)
+    if flags.dataset is None:  # --image-size alone says the shape that a file of no record leaves open
+        if record is not None:
+            return _load(path, None, interface, trust, twin)
+        return replace(_for_folder(path, flags, interface, trust, twin, own=False), notes=())
     if not lookup(DATASETS, flags.dataset, "dataset").image_size:
         images = flags.load(record, only=only)
         return replace(_load(path, images.shape, interface, trust, twin), images=images)

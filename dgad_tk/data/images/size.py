@@ -35,7 +35,7 @@ def size_of(value: object) -> Size:
     height, width = numbers[0], numbers[-1]
     if not (SMALLEST <= height <= LARGEST and SMALLEST <= width <= LARGEST):
         raise UserError(
-            f"image_size must be from {SMALLEST} to {LARGEST} pixels a side, got {written((height, width))}",
+            f"image_size must be from {SMALLEST} to {LARGEST} pixels a side, got {written((height, width))!s:.60}",
             hint=_HINT,
         )
     return height, width
