@@ -54,11 +54,12 @@ def inspect(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print what a model file is and says about itself, as JSON, with --json or without.
+    """Print what a model file is and which images it wants.
 
-    That is its format, what it takes and answers, and the record of its training. With --dataset, the preprocessings of
-    the field are tried on labelled images: a table of how many are right, best first, and the flags to copy. A file
-    that leaves the shape of its images open needs --dataset.
+    Without --dataset that is JSON: the format, what the file takes and answers, and the record of its training. With
+    it, the preprocessings of the field are tried on labelled images: a table of how many are right, best first, and the
+    flags to copy; with --json all of that is JSON. A file
+    that leaves the shape of its images open needs --dataset or --image-size.
     """
     lookup(SPLITS, split, "split")
     interface = interface_of(layout=layout, logits_output=logits_output)

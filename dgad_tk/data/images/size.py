@@ -23,6 +23,7 @@ def size_of(value: object) -> Size:
         UserError: it is none, or a side is not from SMALLEST to LARGEST.
     """
     sides: list[object] = list(value) if isinstance(value, tuple | list) else [value]
+    sides = [int(side) if isinstance(side, float) and side.is_integer() else side for side in sides]  # 48.0 of YAML
     hint = _HINT
     try:
         if isinstance(value, str):
