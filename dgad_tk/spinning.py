@@ -27,12 +27,14 @@ TASKS = Path("/proc/self/task")
 
 
 def watch(tasks: Path = TASKS) -> Thread | None:
-    """Begin to look after the threads of this process, until it ends; None where the system does not tell of them."""
+    """Begin to look after the threads of this process, until it ends; None where that cannot be done."""
     if waited(tasks) is None:
         return None
     watching = Thread(target=_look, args=(tasks,), name="spinning", daemon=True)
-    watching.start()
-    return watching
+    with suppress(RuntimeError):  # no more threads may be started here
+        watching.start()
+        return watching
+    return None
 
 
 def waited(tasks: Path = TASKS) -> float | None:
@@ -98,5 +100,6 @@ def second_team() -> Callable[[], None]:
         torch.zeros(_GRAIN * torch.get_num_threads()).add_(1)
         over.wait()  # a team lasts as long as the thread that it belongs to
 
-    Thread(target=exist, name="second team", daemon=True).start()
+    with suppress(RuntimeError):  # no more threads may be started here, or the process is about to end
+        Thread(target=exist, name="second team", daemon=True).start()
     return over.set

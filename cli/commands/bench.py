@@ -101,7 +101,8 @@ def bench(
     # Before the minutes of timing, so that what cannot be attacked is said at once.
     opened = [open_model(path, flags, interface, trust=trust, only="test") for path in files] if robust else []
     shapes: list[tuple[int, int, int] | None] = [predictor.input_shape for predictor, _ in opened] or [
-        open_file(path, flags, interface, trust=trust).predictor.input_shape if dataset else None for path in files
+        open_file(path, flags, interface, trust=trust).predictor.input_shape if dataset or image_size else None
+        for path in files
     ]
     subjects = [describe(*each, interface, trust=trust) for each in zip(files, shapes, strict=True)]
     asked = _asked(opened, radius, limit) if opened else None

@@ -55,11 +55,12 @@ def inspect(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print what a model file is and says about itself, as JSON, with --json or without.
+    """Print what a model file is and which images it wants.
 
-    That is its format, what it takes and answers, and the record of its training. With --dataset, the preprocessings of
-    the field are tried on labelled images: a table of how many are right, best first, and the flags to copy. A file
-    that leaves the shape of its images open needs --dataset.
+    Without --dataset that is JSON: the format, what the file takes and answers, and the record of its training. With
+    it, the preprocessings of the field are tried on labelled images: a table of how many are right, best first, and the
+    flags to copy; with --json all of that is JSON. A file
+    that leaves the shape of its images open needs --dataset or --image-size.
     """
     lookup(SPLITS, split, "split")
     interface = interface_of(layout=layout, logits_output=logits_output)
@@ -73,6 +74,9 @@ def inspect(
         check_names(file, found.predictor, names_of(classes), classes)
         print_facts(file, replace(found.predictor, notes=(*found.predictor.notes, *found.notes)), None)
         return
+
+    if write_classes is not None and write_classes.is_dir():
+        raise UserError(f"--write-classes: '{write_classes}' is a folder", hint="name a file")
 
     from evaluators.preprocessings.finding import find
     from evaluators.preprocessings.table import AS_THEY_ARE, candidates
@@ -112,20 +116,20 @@ def inspect(
         said.append(f"--write-classes {CLASSES_FILE} writes the {len(names):,} names in the order of its outputs")
     more = [*flags_of(best.candidate.interface), *named]
     command = other_command(context, "attack", file, more) if fits else []
-    if write_classes is not None and fits:
-        _write_classes(write_classes, names or images.classes)
-    elif write_classes is not None:
+    if write_classes is not None and not fits:
         said.append(f"'{write_classes}' is not written: no order of classes is known")
     if as_json:
         tried = {"dataset": images.name, "split": split, "n": len(part)}
         print_facts(file, predictor, {**tried, **preprocessings_json(finding, said, command, names or None)})
-        return
-    print(
-        f"{file}: {predictor.format}, takes {channels} channels of {predictor.input_shape[1]} x "
-        f"{predictor.input_shape[2]} pixels, tells {predictor.classes:,} classes apart; {len(part):,} {split} images "
-        f"of {images.name}, {len(images.classes):,} classes"
-    )
-    preprocessings_table(finding, said, command)
+    else:
+        print(
+            f"{file}: {predictor.format}, takes {channels} channels of {predictor.input_shape[1]} x "
+            f"{predictor.input_shape[2]} pixels, tells {predictor.classes:,} classes apart; {len(part):,} {split} "
+            f"images of {images.name}, {len(images.classes):,} classes"
+        )
+        preprocessings_table(finding, said, command)
+    if write_classes is not None and fits:  # last: what is in its way costs nobody the table
+        _write_classes(write_classes, names or images.classes)
 
 
 def print_facts(file: Path, predictor: "Predictor", tried: dict[str, Any] | None) -> None:
@@ -165,7 +169,7 @@ def _write_classes(path: Path, names: list[str]) -> None:
         UserError: something else is there.
     """
     text = "".join(f"{name}\n" for name in names)
-    if path.exists() and (path.is_dir() or path.read_bytes() != text.encode()):
+    if path.exists() and path.read_bytes() != text.encode():
         raise UserError(f"--write-classes: '{path}' exists", hint="choose another --write-classes")
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")

@@ -79,16 +79,20 @@ def _open(path: Path, flags: ImageFlags, interface: "Interface", trust: bool, on
     from dgad_tk.data.images.size import shown
     from exporters.formats import read_record
 
-    if flags.dataset is None:
+    if flags.dataset is None and flags.image_size is None:
         try:
             return _load(path, None, interface, trust, twin)
         except OpenShapeError as error:
-            size = flags.size or _usual(error)
+            size = _usual(error)
             if size is None:
                 raise
-            note = () if flags.size else (f"its images are taken to be {shown(size)}, {THEY_SAY}",)
-            return replace(_with_size(path, size, error, interface, trust, twin), notes=note)
+            note = f"its images are taken to be {shown(size)}, {THEY_SAY}"
+            return replace(_with_size(path, size, error, interface, trust, twin), notes=(note,))
     record = read_record(path)
+    if flags.dataset is None:  # --image-size alone says the shape that a file of no record leaves open
+        if record is not None:
+            return _load(path, None, interface, trust, twin)
+        return replace(_for_folder(path, flags, interface, trust, twin, own=False), notes=())
     if not lookup(DATASETS, flags.dataset, "dataset").image_size:
         images = flags.load(record, only=only)
         return replace(_load(path, images.shape, interface, trust, twin), images=images)

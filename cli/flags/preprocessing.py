@@ -49,7 +49,9 @@ def interface_of(
         std=tuple(numbers(std, "--std")) if std is not None else (),
         input_range=_range(input_range) if input_range is not None else UNIT_RANGE,
         logits_output=logits_output,
-        channel_order=cast(Any, lookup(CHANNEL_ORDERS, (channel_order or "rgb").lower(), "channel order")),
+        channel_order=cast(Any, lookup(CHANNEL_ORDERS, channel_order.lower(), "channel order"))
+        if channel_order is not None
+        else "rgb",
     )
 
 

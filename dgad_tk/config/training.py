@@ -38,16 +38,16 @@ def _size(value: object) -> int | str | None:
     return read_written(value) if value is not None else None
 
 
-def _resize(name: str | None) -> str | None:
+def _resize(name: str) -> str:
     from dgad_tk.data.images.request import checked_resize
 
-    return checked_resize(name) if name is not None else None
+    return checked_resize(name)
 
 
-def _channels(number: int | None) -> int | None:
+def _channels(number: int) -> int:
     from dgad_tk.data.images.request import checked_channels
 
-    return checked_channels(number) if number is not None else None
+    return checked_channels(number)
 
 
 def epoch_of(when: float, epochs: int) -> int:
@@ -62,9 +62,9 @@ class TrainConfig(TypedKeys):
     data_dir: Path | None = None
     image_size: Annotated[int | str | None, BeforeValidator(_size)] = None
     """Of an image folder: `HxW`, or a whole number for a square."""
-    resize: Annotated[str | None, AfterValidator(_resize)] = None
+    resize: Annotated[str, AfterValidator(_resize)] | None = None
     """How pictures of an image folder get that size: a row of RESIZES."""
-    channels: Annotated[int | None, AfterValidator(_channels)] = None
+    channels: Annotated[int, AfterValidator(_channels)] | None = None
     """1 reads an image folder as grey, 3 as RGB. The default is what a teacher from a file takes, else RGB."""
     limit_train: int | None = Field(None, ge=2)
     """The first N of the training split's fixed stratified order."""

@@ -17,7 +17,7 @@ from dgad_tk.common import UserError, sha256_file
 from dgad_tk.data import Dataset
 from dgad_tk.data.augment import to_float
 from dgad_tk.data.batches import on_device
-from dgad_tk.data.images.request import MODES
+from dgad_tk.data.images.request import GREY, MODES, RGB
 from dgad_tk.models import Normalize, check_input
 from dgad_tk.strangers.names import same_names
 from dgad_tk.teachers.foreign import SUFFIXES, read_state_dicts
@@ -68,7 +68,7 @@ def open_teacher(
 
 
 def channels_of(source: Path) -> int | None:
-    """The channels of the images that weights are for, as far as they tell; None if they do not.
+    """The channels of the images that weights are for: those of a record, else GREY or RGB; None if they do not tell.
 
     Args:
         source: as for `open_teacher`.
@@ -81,9 +81,10 @@ def channels_of(source: Path) -> int | None:
         return read_weights(weights)[1].input_shape[0]
     if weights.suffix not in SUFFIXES:
         return None
-    kernels = (tensor for tensor in read_state_dicts(weights)[0].tensors.values() if tensor.dim() == 4)
-    first = next(kernels, None)  # of the convolution that reads the image, or a mean or a std per channel
-    return None if first is None else int(first.shape[1])
+    # Of convolutions, and of a mean or a std per channel. Depthwise ones have kernels of one channel in any network,
+    # and a safetensors file has its tensors in the order of their names.
+    kernels = {int(tensor.shape[1]) for tensor in read_state_dicts(weights)[0].tensors.values() if tensor.dim() == 4}
+    return next((channels for channels in (RGB, GREY) if channels in kernels), None)
 
 
 def check_record(record: Artifact, dataset: Dataset, *, given: Sequence[float] = ()) -> None:

@@ -107,7 +107,12 @@ def test_a_list_of_classes_is_written(dgad: Run) -> None:
     assert lines[-1].endswith("--classes names.txt")
     assert lines_of(dgad(*ask)) == lines  # it is the same list
     Path("names.txt").write_text("mine\n")
-    refused(dgad(*ask), "'names.txt' exists")
+    code, out, err = dgad(*ask)
+    assert code == 2
+    assert "'names.txt' exists" in err
+    assert out.splitlines() == lines  # the table is not lost over it
+    Path("folder").mkdir()
+    refused(dgad(*ask[:-1], "folder"), "'folder' is a folder")
     assert Path("names.txt").read_text() == "mine\n"
     refused(dgad("inspect", "net.onnx", "--write-classes", "new.txt"), "--write-classes needs images")
 

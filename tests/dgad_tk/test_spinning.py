@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from dgad_tk.cores import allowed_cores
-from dgad_tk.spinning import CALM, CROWDED, FREE, Brake, waited, watch
+from dgad_tk.spinning import CALM, CROWDED, FREE, Brake, second_team, waited, watch
 
 SLEEPS = """
 import json, os, time
@@ -61,6 +62,20 @@ def test_systems_that_do_not_tell(tmp_path: Path) -> None:
     assert watch(tmp_path / "missing") is None
     (tmp_path / "1").mkdir()
     assert waited(tmp_path) is None
+
+
+def test_where_no_more_threads_may_be_started_work_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A container has a number of processes at most; at the end of a process Python starts none."""
+
+    def refuse(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "schedstat").write_text("5 7000000000 3\n")
+    assert waited(tmp_path) == 7.0
+    monkeypatch.setattr(Thread, "start", refuse)
+    assert watch(tmp_path) is None
+    second_team()()
 
 
 def test_the_brake_is_on_while_it_is_crowded() -> None:

@@ -23,6 +23,7 @@ def size_of(value: object) -> Size:
         UserError: it is none, or a side is not from SMALLEST to LARGEST.
     """
     sides: list[object] = list(value) if isinstance(value, tuple | list) else [value]
+    sides = [int(side) if isinstance(side, float) and side.is_integer() else side for side in sides]  # 48.0 of YAML
     hint = _HINT
     try:
         if isinstance(value, str):
@@ -35,7 +36,7 @@ def size_of(value: object) -> Size:
     height, width = numbers[0], numbers[-1]
     if not (SMALLEST <= height <= LARGEST and SMALLEST <= width <= LARGEST):
         raise UserError(
-            f"image_size must be from {SMALLEST} to {LARGEST} pixels a side, got {written((height, width))}",
+            f"image_size must be from {SMALLEST} to {LARGEST} pixels a side, got {written((height, width))!s:.60}",
             hint=_HINT,
         )
     return height, width

@@ -13,16 +13,18 @@ A list may call its classes by several names. Each reading of it is a list of on
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from dgad_tk.common import UserError
-from dgad_tk.strangers.first_bytes import beginning, refuse_placeholder
+from dgad_tk.strangers.first_bytes import refuse_placeholder
 from dgad_tk.strangers.names import composed, shown
 
 MOST_BYTES = 2**24
 """Of a file of names: that of ImageNet-21k has half a megabyte."""
 WHAT = "a list of class names"
+_EACH = "each output of the model needs one name, with the number of the output"
 LINES = "one name a line, in UTF-8, in the order of the model's outputs"
 
 Readings = list[list[str]]
@@ -66,9 +68,8 @@ def readings_of(path: Path) -> Readings:
     refuse_placeholder(path, WHAT)
     with path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES or (
-        b"\0" in content[:512] and not beginning(path).startswith((b"\xff\xfe", b"\xfe\xff"))
-    ):
+    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # which is told as what it is
+    if len(content) > MOST_BYTES or (b"\0" in content[:512] and not utf16):
         raise UserError(f"'{path}' is no list of class names", hint=LINES)
     try:
         text = content.decode("utf-8-sig")
@@ -128,11 +129,14 @@ def _in_number_order(pairs: _Pairs, path: Path) -> list[Any]:
         return []
     numbered.sort(key=lambda each: each[0])
     numbers = [number for number, _ in numbered]
+    twice = next((one for one, other in pairwise(numbers) if one == other), None)
+    if twice is not None:
+        raise UserError(f"'{path}' gives the number {twice} to two classes", hint=_EACH)
     if numbers != list(range(len(numbers))):
         raise UserError(
             f"'{path}' numbers {len(numbers)} classes from {numbers[0]} to {numbers[-1]}, not from 0 to "
             f"{len(numbers) - 1}",
-            hint="each output of the model needs one name, with the number of the output",
+            hint=_EACH,
         )
     return [name for _, name in numbered]
 

@@ -25,7 +25,7 @@ def in_order(dataset: Dataset, names: Sequence[str]) -> Dataset:
         names: of all outputs of a model, in their order.
 
     Raises:
-        UserError: a class of the dataset is not among the names, a name comes twice, or there are fewer than two.
+        UserError: a class of the dataset is not among the names, or as `places_of`.
     """
     places = places_of(names)
     if missing := [name for name in dataset.classes if composed(name) not in places]:
@@ -58,7 +58,7 @@ def places_of(names: Sequence[str]) -> dict[str, int]:
     """The place of each name, in Unicode's composed form.
 
     Raises:
-        UserError: a name comes twice, is empty or is not UTF-8, or there are fewer than two.
+        UserError: a name comes twice, is empty, is not UTF-8 or has control characters, or there are fewer than two.
     """
     places: dict[str, int] = {}
     for place, name in enumerate(map(composed, names)):
@@ -66,6 +66,11 @@ def places_of(names: Sequence[str]) -> dict[str, int]:
         if not name:
             raise UserError(
                 f"--classes has an empty name, the one of output {place}", hint="each output needs a name of its own"
+            )
+        if shown(name) != name:
+            raise UserError(
+                f"--classes has control characters in '{shown(name)}', the name of output {place}",
+                hint="take them out: names of classes are printed and written into reports",
             )
         if name in places:
             raise UserError(

@@ -355,3 +355,21 @@ def test_images_of_one_class_are_enough_where_all_are_named(dgad: Run) -> None:
     assert (code, "images of one class alone tell no preprocessing" in out) == (0, True)
     with_metadata("said.onnx", names="['dark', 'light']")
     assert correct(asked(dgad)()) == (4, 4)
+
+
+def test_without_a_dataset_the_flag_alone_says_the_size(dgad: Run) -> None:
+    mean_file("m.onnx", ["N", 3, "H", "W"], 180)
+    refused(dgad("inspect", "m.onnx"), "leaves its input's shape open")
+    code, out, err = dgad("inspect", "m.onnx", "--image-size", "6x10")
+    assert code == 0, err
+    assert json.loads(out)["input_shape"] == [3, 6, 10]
+    mean_file("said.onnx", ["N", 3, 6, 10], 180)
+    refused(dgad("inspect", "said.onnx", "--image-size", "10x6"), "takes images of 6x10")
+
+
+def test_values_that_are_none(dgad: Run) -> None:
+    long = dgad("inspect", "m.onnx", "--image-size", "1e300")
+    refused(long, "image_size must be from 4 to 1024")
+    assert max(map(len, long[2].splitlines())) < 150
+    asked = ("attack", "--model", "m.onnx", "--dataset", "imagefolder", "--data-dir", "data")
+    refused(dgad(*asked, "--channel-order", ""), "unknown channel order ''")

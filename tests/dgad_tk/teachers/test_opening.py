@@ -23,7 +23,7 @@ from dgad_tk.artifacts.weights import save_state, save_weights
 from dgad_tk.common import UserError, sha256_file
 from dgad_tk.data import Dataset, load_dataset
 from dgad_tk.models import MODELS, Normalize, build_model
-from dgad_tk.teachers.opening import check_teacher, open_teacher
+from dgad_tk.teachers.opening import channels_of, check_teacher, open_teacher
 
 State = dict[str, Tensor]
 
@@ -410,3 +410,16 @@ def test_a_guessing_teacher_is_noticed(digits: Dataset) -> None:
     (warning,) = check_teacher(network(), digits, device=CPU, limit=200).warnings
     assert "guessing on 10.0%" in warning
     assert "--teacher-mean, --teacher-std" in warning
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_depthwise_kernels_do_not_make_a_teacher_grey(channels: int, suffix: str, tmp_path: Path) -> None:
+    """As of a MobileNet: in safetensors the names are sorted, so that a depthwise kernel is the first."""
+    tensors = {"conv_stem.weight": torch.zeros(8, channels, 3, 3), "blocks.conv_dw.weight": torch.zeros(8, 1, 3, 3)}
+    path = tmp_path / f"net{suffix}"
+    if suffix == ".pth":
+        torch.save(tensors, path)
+    else:
+        save_file(tensors, path)
+    assert channels_of(path) == channels

@@ -20,6 +20,7 @@ from dgad_tk.data.images.size import read_written, size_of, written
         (" 48 x 192 ", (48, 192)),
         ("224", (224, 224)),
         (224, (224, 224)),
+        (224.0, (224, 224)),
         ("1e2", (100, 100)),
         ((4, 1024), (4, 1024)),
         ([6, 10], (6, 10)),
@@ -94,3 +95,11 @@ def test_other_ways_and_channels_are_refused(key: str, value: str) -> None:
     with pytest.raises(UserError) as error:
         validated(TrainConfig, parse_settings([f"{key}={value}"]), "config")
     assert value in error.value.message
+
+
+@pytest.mark.parametrize("setting", ["image_size=", "image_size=null", "resize=", "channels=", "channels=null"])
+def test_a_setting_can_take_the_value_of_a_file_away(setting: str) -> None:
+    key = setting.partition("=")[0]
+    said = {"image_size": "48x192", "resize": "crop", "channels": 1}
+    found = validated(TrainConfig, said | parse_settings([setting]), "config")
+    assert {name for name in said if getattr(found, name) is None} == {key}

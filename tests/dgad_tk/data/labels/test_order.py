@@ -70,6 +70,7 @@ def test_names_are_compared_composed() -> None:
         ([*DIGITS, "3"], "names '3' twice, as outputs 3 and 10", ""),
         ([*DIGITS, ""], "empty name, the one of output 10", ""),
         ([*DIGITS, "\udcfc"], r"'\xfc' is not UTF-8", ""),
+        ([*DIGITS, "\x1b[31mred"], r"control characters in '\x1b[31mred', the name of output 10", ""),
         (["0"], "at least two names, got 0", ""),
         ([], "at least two names, got none", ""),
     ],
