@@ -79,27 +79,28 @@ def other_order(labels: Classes, answers: Classes, names: Sequence[str], outputs
         outputs: number of classes that the model knows, where there may be more than names and answers.
     """
     known = int(max(answers.max(initial=NONE) + 1, len(names), outputs))
-    found = _found_order(labels, answers, len(names), known)
-    orders = [(found, _moves(found, names))] if (found != np.arange(len(names))).any() else []
+    before = int((answers == labels).sum())
+
+    def told(order: Classes, why: str) -> OtherOrder:
+        after = int((answers == order[labels]).sum())
+        return OtherOrder(before, after, len(labels), why, order, _in_answer_order(order, names, known))
+
+    common = []
     for order, reason in _common_orders(names, known):
         wanted = order[labels]
         if _convincing((wanted != labels) & (wanted != NOWHERE), labels, answers, wanted):
-            orders.append((order, reason))
-    before = int((answers == labels).sum())
-    told = [
-        OtherOrder(
-            before,
-            int((answers == order[labels]).sum()),
-            len(labels),
-            why,
-            order,
-            _in_answer_order(order, names, known),
-        )
-        for order, why in orders
-    ]
-    # Of orders that correct as much, a common one is believed before the found one. One without a place for the largest
-    # class may correct all others and still lose.
-    return max((each for each in reversed(told) if each.after > before), key=lambda each: each.after, default=None)
+            common.append(told(order, reason))
+    # An order without a place for the largest class may correct all others and still lose.
+    best = max((each for each in reversed(common) if each.after > before), key=lambda each: each.after, default=None)
+    order = _found_order(labels, answers, len(names), known)
+    if (order == np.arange(len(names))).all():
+        return best
+    found = told(order, _moves(order, names))
+    if best is None:
+        return found if found.after > before else None
+    # The found order was chosen on these images, so it nearly always has a few more right than the true one.
+    gained, lost = answers == order[labels], answers == best.order[labels]
+    return found if outnumbers(int((gained & ~lost).sum()), int((lost & ~gained).sum())) else best
 
 
 def _in_answer_order(order: Classes, names: Sequence[str], known: int) -> tuple[str, ...]:

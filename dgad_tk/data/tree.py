@@ -13,6 +13,16 @@ from dgad_tk.strangers.names import RENAME, check_utf8, composed, shown
 LAYOUT = "the folder must hold train/CLASS/image files, and test/CLASS/ or val/CLASS/ likewise"
 ALONE = "test/CLASS/image files are enough, or val/CLASS/, or the class folders alone"
 
+
+def layout(only: str | None) -> str:
+    """What a folder must hold, as a hint: less where one part is enough.
+
+    Args:
+        only: as for `parts_in`.
+    """
+    return ALONE if only == "test" else LAYOUT
+
+
 _PART_OF = {  # the names of Hugging Face's datasets
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -64,7 +74,7 @@ def parts_in(root: Path, only: str | None = None) -> tuple[dict[str, str], tuple
         return {"test": ""}, (note,)
     if missing := _missing(set(found), only):
         there = f", only {_listed(others)}" if others and not found else ""
-        raise UserError(f"{root} has no {missing}{there}", hint=ALONE if only == "test" else LAYOUT)
+        raise UserError(f"{root} has no {missing}{there}", hint=layout(only))
     notes = []
     if others:
         what = "a folder that is no split" if len(others) == 1 else f"{len(others)} folders that are no split"
@@ -174,15 +184,19 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))
 
 
-def classes_of(root: Path, trees: dict[str, Tree], least: int = 2) -> list[str]:
-    """The classes of "train", or of the first part; UserError where there are fewer than `least`, or they differ."""
+def classes_of(root: Path, trees: dict[str, Tree], least: int = 2, only: str | None = None) -> list[str]:
+    """The classes of "train", or of the first part; UserError where there are fewer than `least`, or they differ.
+
+    Args:
+        only: as for `parts_in`.
+    """
     first = "train" if "train" in trees else next(iter(trees))
     classes = list(trees[first])
     for part, tree in trees.items():
         if len(tree) < least:
             found = f"only '{next(iter(tree))}'" if tree else "none"
             needed = f"at least {least} class folders are" if least > 1 else "a class folder is"
-            raise UserError(f"{root}: {needed} needed for {part}, found {found}", hint=LAYOUT)
+            raise UserError(f"{root}: {needed} needed for {part}, found {found}", hint=layout(only))
         if extra := sorted(tree.keys() - set(classes)):
             raise UserError(
                 f"{root}: {first} lacks class '{extra[0]}' of {part} (and {len(extra) - 1} more)",

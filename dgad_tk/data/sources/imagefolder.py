@@ -12,7 +12,7 @@ from dgad_tk.data.decoding import blocks, stretch_of
 from dgad_tk.data.images.request import Request
 from dgad_tk.data.reading import NotThereError
 from dgad_tk.data.spec import Decoded, Labels, Part
-from dgad_tk.data.tree import LAYOUT, Tree, classes_of, parts_in, tree_of
+from dgad_tk.data.tree import Tree, classes_of, layout, parts_in, tree_of
 
 
 def load(data_dir: Path | None, request: Request) -> Decoded:
@@ -23,13 +23,13 @@ def load(data_dir: Path | None, request: Request) -> Decoded:
     `dev_set`) work too. Class names are compared in Unicode's composed form.
     """
     if data_dir is None or not os.path.isdir(data_dir):
-        raise NotThereError("dataset 'imagefolder' needs --data-dir", hint=LAYOUT)
+        raise NotThereError("dataset 'imagefolder' needs --data-dir", hint=layout(request.only))
     folders, notes = parts_in(data_dir, request.only)
     trees: dict[str, Tree] = {}
     for part, folder in folders.items():
         trees[part], left_out = tree_of(data_dir, folder)
         notes += left_out
-    classes = classes_of(data_dir, trees, request.least)
+    classes = classes_of(data_dir, trees, request.least, request.only)
     # The names of parts and classes belong to the cache's key anyway, but as they are on disk. Entries of older
     # versions hold them so.
     salt = request.salt + ("" if all(map(str.isascii, classes)) else " composed")

@@ -190,3 +190,18 @@ def test_common_orders_are_known_from_those_that_were_searched_for() -> None:
     assert is_common(by_number, numbered)
     assert is_common(by_number + 1, numbered)
     assert not is_common(np.roll(by_number, 3), numbered)
+
+
+@pytest.mark.parametrize("seed", [7, 35, 132, 136])
+def test_a_class_in_front_is_believed_before_an_order_that_has_a_few_more_right_by_accident(seed: int) -> None:
+    labels = np.resize(np.arange(10), 64)  # so few that an assignment that is chosen on them often has more right
+    order = other_order(labels, noisy(labels + 1, 11, 0.45, seed), names(10), 11)
+    assert order is not None
+    assert is_common(order.order, names(10))
+
+
+def test_an_order_with_a_class_in_front_and_two_that_have_changed_places_is_found() -> None:
+    labels, true = labels_of(10, 20), np.array([2, 1, *range(3, 11)])
+    order = other_order(labels, noisy(true[labels], 11, 0.8), names(10), 11)
+    assert order is not None
+    assert (order.order == true).all()

@@ -1,5 +1,6 @@
 """Image folders as they are asked for: size, way, channels and the one split that is needed."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,18 @@ def test_the_training_split_is_enough_for_itself(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no test/ or val/") as error:
         load(root, only="test")
     assert "class folders alone" in error.value.hint
+
+
+def test_an_attack_is_asked_for_no_training_images(tmp_path: Path) -> None:
+    root = tree(tmp_path, ("test",))
+    shutil.rmtree(root / "test" / "bee")
+    for folder in (root, root / "nowhere", None):
+        with pytest.raises(UserError) as error:
+            load_dataset("imagefolder", data_dir=folder, image_size=8, only="test")
+        assert "test/CLASS/image files are enough" in error.value.hint
+        with pytest.raises(UserError) as error:
+            load_dataset("imagefolder", data_dir=folder, image_size=8)
+        assert "train/CLASS/image files, and test/CLASS/" in error.value.hint
 
 
 def test_all_that_is_there_is_loaded(tmp_path: Path) -> None:
