@@ -164,7 +164,8 @@ def attack(
             part = part.subset(n)
             if not quiet:
                 shown = f"{len(part):,} {split} images of {images.name}"
-                print(f"{path}: {len(rows)} attacks on {shown}, judged by {predictor.runtime}", file=sys.stderr)
+                what = "1 attack" if len(rows) == 1 else f"{len(rows)} attacks"
+                print(f"{path}: {what} on {shown}, judged by {predictor.runtime}", file=sys.stderr)
             with AttackProgress(quiet=quiet) as progress:
                 evaluation = evaluate(
                     predictor,

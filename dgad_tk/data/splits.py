@@ -15,6 +15,8 @@ VALIDATION_MOST = 1000
 """... but at most this number: enough to rank checkpoints, few enough to attack in every epoch."""
 STRETCHED = 1.35
 """Factor from which on pictures are said to be stretched: above that of 4:3 to a square."""
+LOOKED_AT = 64
+"""Images in which colours are looked for."""
 MOST_NAMED = 10
 """Classes that a message names."""
 
@@ -90,6 +92,17 @@ def stretched(images: Dataset) -> str:
     return (
         f"half of the pictures or more are stretched {images.stretch:.1f} times or more in one direction, to "
         f"{shown(images.shape[1:])} (height x width); --resize crop or --resize pad keeps the shape of what is in them"
+    )
+
+
+def grey(images: Dataset) -> str:
+    """A sentence about pictures that have no colour and are read as RGB; empty for others."""
+    some = images.train.take(slice(0, LOOKED_AT))
+    if some.shape[1] == 1 or not images.spec.image_size or (some != some[:, :1]).any():
+        return ""
+    return (
+        f"the first {len(some):,} training images are grey, and are read as RGB, three times the same; "
+        "--set channels=1 makes a network that takes one channel"
     )
 
 

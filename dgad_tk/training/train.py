@@ -19,7 +19,7 @@ from dgad_tk.artifacts.runs import RunFolder, new_run_folder
 from dgad_tk.common import UserError
 from dgad_tk.config.training import AUTO, TrainConfig
 from dgad_tk.data import Dataset, load_dataset
-from dgad_tk.data.splits import stretched, without_images
+from dgad_tk.data.splits import grey, stretched, without_images
 from dgad_tk.distributed import by_leader, from_all, joined, launched, leaders, pick_device
 from dgad_tk.methods import build_method, find_method, typed_options
 from dgad_tk.models import build_model, check_input, find_model
@@ -144,6 +144,8 @@ def _doubts(config: TrainConfig, dataset: Dataset) -> list[str]:
         found.append(lost + (f", with --limit-train {config.limit_train}" if config.limit_train else ""))
     if stretch := stretched(dataset):
         found.append(stretch)
+    if no_colour := grey(dataset):
+        found.append(no_colour)
     if config.normalize == "dataset" and (flat := dataset.flat_channels):
         found.append(
             f"channels that hardly vary over the training images: {', '.join(map(str, flat))} (from 0); "
