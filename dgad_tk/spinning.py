@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, main_thread
 
 PERIOD = 0.1
 """Seconds from one look to the next."""
@@ -95,11 +95,15 @@ def second_team() -> Callable[[], None]:
     over = Event()
 
     def exist() -> None:
+        if not main_thread().is_alive():
+            return
         import torch
 
         torch.zeros(_GRAIN * torch.get_num_threads()).add_(1)
-        over.wait()  # a team lasts as long as the thread that it belongs to
+        while not over.wait(PERIOD) and main_thread().is_alive():
+            pass  # a team lasts as long as the thread that it belongs to
 
     with suppress(RuntimeError):  # no more threads may be started here, or the process is about to end
-        Thread(target=exist, name="second team", daemon=True).start()
+        # Python waits for it at the end of the process: one that is stopped inside torch aborts the whole process.
+        Thread(target=exist, name="second team", daemon=False).start()
     return over.set

@@ -110,3 +110,17 @@ def test_threads_of_libgomp_sleep_between_operators_while_the_brake_is_on() -> N
     free, braked, after = json.loads(done.stdout)
     assert braked >= 40
     assert max(free, after) < 20
+
+
+ENDS = """
+import torch
+from dgad_tk.spinning import second_team
+teams = [second_team() for _ in range(30)]
+"""
+
+
+def test_a_process_may_end_while_a_team_is_made() -> None:
+    """As on a busy machine, where a command that ends soon has just loaded torch."""
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
