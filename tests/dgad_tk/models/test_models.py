@@ -263,7 +263,7 @@ def test_a_stem_that_cannot_be_exchanged(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_images_that_a_network_does_not_take() -> None:
     model = build_model("torchvision:squeezenet1_0", in_channels=3, classes=10)
-    with pytest.raises(UserError, match="squeezenet takes no 3x8x8 images: .*choose larger images"):
+    with pytest.raises(UserError, match="squeezenet takes no 3x8x8 images: .*choose another --image-size"):
         check_input(model, "squeezenet", (3, 8, 8), 10)
     with pytest.raises(UserError, match="squeezenet does not turn 3x64x64 images into 5 logits"):
         check_input(model, "squeezenet", (3, 64, 64), 5)
