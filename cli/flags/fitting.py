@@ -83,10 +83,10 @@ def _open(path: Path, flags: ImageFlags, interface: "Interface", trust: bool, on
         try:
             return _load(path, None, interface, trust, twin)
         except OpenShapeError as error:
-            size = _usual(error)
-            if size is None:
+            if (usual := _usual(error)) is None:
                 raise
-            note = f"its images are taken to be {shown(size)}, {THEY_SAY}"
+            size, why = usual
+            note = f"its images are taken to be {shown(size)}, {why}"
             return replace(_with_size(path, size, error, interface, trust, twin), notes=(note,))
     record = read_record(path)
     if flags.dataset is None:  # --image-size alone says the shape that a file of no record leaves open
@@ -175,7 +175,8 @@ def _for_folder(path: Path, flags: ImageFlags, interface: "Interface", trust: bo
     except OpenShapeError as error:
         found = _with_size(path, _size(path, error, flags), error, interface, trust, twin)
         shape = found.predictor.input_shape
-        says = THEY_SAY if None in error.declared[1:] else says
+        usual = _usual(error) if None in error.declared[1:] else None
+        says = usual[1] if usual else says
     if own:
         return found
     notes = []
@@ -198,20 +199,31 @@ def _size(path: Path, unknown: "OpenShapeError", flags: ImageFlags) -> "Size":
         return flags.size
     if height is not None and width is not None:
         return height, width
-    usual = _usual(unknown)
-    if usual is not None:
-        return usual
+    if usual := _usual(unknown):
+        return usual[0]
     message = unknown.message
     if unknown.values is not None:
         message = f"'{path}' takes flat images of {unknown.values:,} numbers, and does not say their height and width"
     raise UserError(message, hint=SAY_SIZE)
 
 
-def _usual(unknown: "OpenShapeError") -> "Size | None":
-    """(H, W) that a file's metadata give, if they do not contradict what the rest of it says."""
+def _usual(unknown: "OpenShapeError") -> "tuple[Size, str] | None":
+    """(H, W) that a file's metadata give, or of the square that its flat images are; and a clause that says which.
+
+    What contradicts the rest of the file is none. No number is both a square and three of them.
+    """
+    from dgad_tk.data.images.request import MODES
+    from dgad_tk.data.images.size import SMALLEST
+
     size, declared = unknown.usual, unknown.declared[1:]
-    fits = size is not None and all(side in (None, own) for side, own in zip(declared, size, strict=True))
-    return size if fits else None
+    if size is not None and all(side in (None, own) for side, own in zip(declared, size, strict=True)):
+        return size, THEY_SAY
+    values = unknown.values or 0
+    for channels in MODES:
+        side = math.isqrt(values // channels)
+        if channels * side**2 == values and side >= SMALLEST:
+            return (side, side), f"the square of {values:,} numbers; --image-size says another shape"
+    return None
 
 
 def _count_classes(flags: ImageFlags, only: str | None) -> int:

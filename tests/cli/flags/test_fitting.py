@@ -128,6 +128,19 @@ def test_pad_darkens_what_squeeze_does_not(dgad: Run) -> None:
     assert correct == {"squeeze": 8, "crop": 8, "pad": 5}
 
 
+@pytest.mark.parametrize(("axes", "values", "shape"), [(["N", 64], 64, [1, 8, 8]), (["N", 1, 192], 192, [3, 8, 8])])
+def test_flat_images_are_squares_where_their_number_allows_that(
+    dgad: Run, axes: Axes, values: int, shape: list[int]
+) -> None:
+    folder("data")
+    mean_file("flat.onnx", axes, values)
+    order = ("--layout", "nhwc") if shape[0] == 3 else ()
+    found = attacked(dgad, "flat.onnx", *order)
+    assert found["dataset"]["shape"] == shape
+    assert f"8x8 (height x width), the square of {values} numbers" in " ".join(found["model"]["notes"])
+    attacked(dgad, "flat.onnx", *order, "--image-size", "4x16")
+
+
 def nothing_decoded() -> bool:
     return not (cache_dir() / "datasets").exists()
 
