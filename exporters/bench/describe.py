@@ -59,8 +59,8 @@ def describe(
         predictor = load(path, input_shape, trust=trust)
         assert predictor.network is not None
         counts = module_complexity(predictor.network, predictor.input_shape)
-        size = path.stat().st_size
-        return Subject(path, predictor.format, predictor.sha256, size, predictor.input_shape, "float32", None, counts)
+        size, shape = path.stat().st_size, predictor.input_shape
+        return Subject(path, predictor.format, predictor.sha256, size, shape, "float32", predictor.batch, counts)
     where = str(path)
     proto = read_onnx(path)
     artifact = record_of(proto, path)

@@ -1,16 +1,18 @@
 """`.pt2` files: a program of torch.export and the metadata record."""
 
 import logging
+from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
 
 from dgad_tk.artifacts.module_output import KEEPING, Last
-from dgad_tk.artifacts.predictor import OpenShapeError, PartlyKnown, Predictor, predictor_of_module
+from dgad_tk.artifacts.predictor import OpenShapeError, Predictor, predictor_of_module
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import UserError, reason_of, sha256_file, written_aside
@@ -22,10 +24,12 @@ class ExportedModule(nn.Module):
 
     Args:
         program: with one input, `(N, C, H, W)`.
+        batch: how many images it is run on at a time; None for any number.
     """
 
-    def __init__(self, program: torch.export.ExportedProgram) -> None:
+    def __init__(self, program: torch.export.ExportedProgram, batch: int | None = None) -> None:
         super().__init__()
+        self.batch = batch
         # The program's own guards do not pickle. `load_torch_export` looks at the input's shape instead.
         graph = program.module(check_guards=False)
         # What `module()` returns refuses `eval()` as well as `train()`; a plain GraphModule of the same graph does not.
@@ -37,9 +41,51 @@ class ExportedModule(nn.Module):
             raise ValueError("an exported program stays in eval mode")
         return super().train(mode)
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.net(x)
-        return logits
+    def forward(self, x: Tensor) -> Any:
+        if self.batch is None:
+            return self.net(x)
+        lacking = -len(x) % self.batch
+        whole = torch.cat([x, x[-1:].expand(lacking, *x.shape[1:])]) if lacking else x
+        return _joined([self.net(part) for part in torch.split(whole, self.batch)], len(x))
+
+    @torch.no_grad()
+    def free(self, shape: tuple[int, int, int]) -> bool:
+        """Take any number of images at once, if that gives the same answers. Whether it does.
+
+        Most programs that were exported for one batch size have it in nothing but their guards.
+        """
+        if self.batch is None:
+            return True
+        own, images = self.batch, torch.rand(self.batch + 3, *shape, generator=torch.Generator().manual_seed(0))
+        expected, self.batch = self(images), None
+        try:
+            same = all(map(_same, _tensors(self(images)), _tensors(expected)))
+        except (RuntimeError, ValueError, IndexError, TypeError):  # its sizes fit its own batch alone
+            same = False
+        self.batch = None if same else own
+        return same
+
+
+def _joined(parts: list[Any], count: int) -> Any:
+    """The answers to batches as those to the first `count` images: a tensor, or a tuple or a mapping of such."""
+    first = parts[0]
+    if isinstance(first, Mapping):
+        return {key: _joined([part[key] for part in parts], count) for key in first}
+    if isinstance(first, tuple | list):
+        return tuple(_joined(list(each), count) for each in zip(*parts, strict=True))
+    return torch.cat(parts)[:count] if isinstance(first, Tensor) and first.dim() else first
+
+
+def _tensors(answer: Any) -> list[Any]:
+    if isinstance(answer, Mapping):
+        answer = tuple(answer.values())
+    return [each for part in answer for each in _tensors(part)] if isinstance(answer, tuple | list) else [answer]
+
+
+def _same(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor) or one.shape != other.shape:
+        return False
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
 
 
 def save_torch_export(model: nn.Module, artifact: Artifact, path: Path) -> None:
@@ -82,9 +128,11 @@ def load_torch_export(
     finally:
         log.setLevel(level)
     artifact = read_archived_record(path)
-    shape = _input_shape(program, artifact.input_shape if artifact else input_shape, path)
-    return predictor_of_module(
-        ExportedModule(program),
+    batch, shape = _input(program, artifact.input_shape if artifact else input_shape, path)
+    module = ExportedModule(program, batch)
+    free = module.free(shape)
+    predictor = predictor_of_module(
+        module,
         shape,
         format="torch-export",
         path=path,
@@ -93,6 +141,11 @@ def load_torch_export(
         interface=interface,
         last=_last,
     )
+    if batch is None:
+        return predictor
+    said = f"the program was exported for {batch} {'image' if batch == 1 else 'images'} at a time"
+    more = "takes any number of them with the same answers" if free else "is given as many, which is slow"
+    return replace(predictor, batch=None if free else batch, notes=(*predictor.notes, f"{said}, and {more}"))
 
 
 def _last(module: nn.Module) -> Last:
@@ -126,9 +179,10 @@ def _operator(node: fx.Node) -> str:
     return str(node.target.overloadpacket.__name__).rstrip("_")
 
 
-def _input_shape(
+def _input(
     program: torch.export.ExportedProgram, known: tuple[int, int, int] | None, path: Path
-) -> tuple[int, int, int]:
+) -> tuple[int | None, tuple[int, int, int]]:
+    """The batch size that a program takes, None for any, and (C, H, W)."""
     names = program.graph_signature.user_inputs
     inputs = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
     if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].ndim != 4:
@@ -137,20 +191,15 @@ def _input_shape(
             f"'{path}' is not an image classifier: it takes {found}",
             hint="expected one float32 input (N, C, H, W) and logits (N, K)",
         )
-    batch, *declared = inputs[0].shape
-    if isinstance(batch, int):
-        raise UserError(
-            f"'{path}' takes batches of exactly {batch}: {tuple(inputs[0].shape)}",
-            hint="export it with a dynamic batch dimension",
-        )
-    if all(isinstance(size, int) for size in declared):
-        channels, height, width = declared
-        return channels, height, width
+    first, *declared = inputs[0].shape
+    batch = first if isinstance(first, int) else None
+    channels, height, width = (size if isinstance(size, int) else None for size in declared)
+    if channels is not None and height is not None and width is not None:
+        return batch, (channels, height, width)
     if known is None:
-        said: PartlyKnown = tuple(size if isinstance(size, int) else None for size in declared)
         raise OpenShapeError(
             f"'{path}' leaves its input's shape open: {tuple(inputs[0].shape)}",
             hint="name the images with --dataset",
-            declared=said,
+            declared=(channels, height, width),
         )
-    return known
+    return batch, known

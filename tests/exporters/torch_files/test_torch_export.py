@@ -91,14 +91,41 @@ def save_program(path: Path, module: nn.Module, shape: tuple[int, ...], *dynamic
     return path
 
 
+class Rows(nn.Module):
+    """Logits of a batch of four, whose size stands in the graph, or whose images are mixed."""
+
+    def __init__(self, mixed: bool) -> None:
+        super().__init__()
+        self.mixed = mixed
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = x.mean(dim=(2, 3)) if self.mixed else x.reshape(4, 3, 16).mean(dim=2)
+        return logits - logits.mean(dim=0) if self.mixed else logits
+
+
+@pytest.mark.parametrize(("module", "batch"), [(Pooled(), None), (Rows(False), 4), (Rows(True), 4)])
+def test_programs_of_a_fixed_batch_size(tmp_path: Path, module: nn.Module, batch: int | None) -> None:
+    """They are asked in batches of their own size, unless the graph answers the same in others."""
+    found = load(save_program(tmp_path / "fixed.pt2", module, (4, 3, 4, 4)), trust=True)
+    assert (found.input_shape, found.classes, found.batch) == ((3, 4, 4), 3, batch)
+    assert "was exported for 4 images at a time" in found.notes[-1]
+    x = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    whole = torch.cat([x, x[-1:], x[-1:]])
+    expected = torch.cat([module(part) for part in whole.split(4)])[:10]
+    np.testing.assert_allclose(found.predict(x.numpy()), expected.numpy(), atol=1e-6)
+    assert found.module is not None
+    x.requires_grad_()
+    found.module(x)[:, 0].sum().backward()
+    assert x.grad is not None
+    if module is not None and not getattr(module, "mixed", False):
+        torch.testing.assert_close(x.grad[:, 0], torch.full((10, 4, 4), 1 / 16))
+
+
 def test_files_from_elsewhere(tmp_path: Path) -> None:
     """Their graph says what they take."""
     plain = save_program(tmp_path / "plain.pt2", Pooled(), (2, 3, 4, 4), 0)
     found = load(plain, trust=True)
     assert (found.input_shape, found.classes, found.artifact) == ((3, 4, 4), 3, None)
-    fixed = save_program(tmp_path / "fixed.pt2", Pooled(), (4, 3, 4, 4))
-    with pytest.raises(UserError, match=r"takes batches of exactly 4: .4, 3, 4, 4."):
-        load(fixed, trust=True)
     flat = save_program(tmp_path / "flat.pt2", nn.Linear(4, 3), (2, 4), 0)
     with pytest.raises(UserError, match="not an image classifier: it takes "):
         load(flat, trust=True)
