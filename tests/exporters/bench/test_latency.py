@@ -94,7 +94,7 @@ def test_no_twin_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(*_: object) -> None:
         raise AssertionError("a twin was built")
 
-    monkeypatch.setattr(open, "to_torch", refuse)
+    monkeypatch.setattr(open, "differentiable", refuse)
     subject = describe(linear(tmp_path / "net.onnx"))
     call, runtime = worker.open_onnx(Job(str(subject.path), (16,), "float32"))
     (logits,) = call(np.ones((2, 16), np.float32))  # type: ignore[misc]
