@@ -102,7 +102,7 @@ def export(
         wanted = {key: value for key, value in options.items() if key in row.options}
         begun = time.perf_counter()
         if not as_json:
-            print(f"{target}: {name} is written and compared with its source", file=sys.stderr)
+            print(f"{target}: {name}, being written and compared", file=sys.stderr)
         try:
             if "images" in row.options:
                 wanted["images"] = _to_calibrate(dataset, int8.calibration_samples + JUDGED)

@@ -103,6 +103,8 @@ def train(
         _check_processes(config, dataset, device, here.size)
         for line in _doubts(config, dataset):
             say(f"warning: {line}")
+        if not resume and (line := grey(dataset)):
+            say(f"note: {line}")
         _check_networks(config, dataset)
         given = None
         if method.needs_teacher and config.teacher != AUTO:
@@ -144,8 +146,6 @@ def _doubts(config: TrainConfig, dataset: Dataset) -> list[str]:
         found.append(lost + (f", with --limit-train {config.limit_train}" if config.limit_train else ""))
     if stretch := stretched(dataset):
         found.append(stretch)
-    if no_colour := grey(dataset):
-        found.append(no_colour)
     if config.normalize == "dataset" and (flat := dataset.flat_channels):
         found.append(
             f"channels that hardly vary over the training images: {', '.join(map(str, flat))} (from 0); "

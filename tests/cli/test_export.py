@@ -64,7 +64,7 @@ def test_what_it_prints(dgad: Run) -> None:
     assert lines[1].startswith("verified against its source (allowed: 0.0001 relative, 100% equal predictions")
     assert [line.split()[0] for line in lines[3:8]] == ["clean", "pgd", "noise", "black", "white"]
     assert lines[8].endswith("PGD images that fool the source fool this file")
-    assert err.startswith("student.pt: torchscript is written and compared with its source\n")  # before it takes time
+    assert err.startswith("student.pt: torchscript, being written and compared\n")  # before it takes time
     assert "note: PyTorch calls TorchScript deprecated" in err
     assert "next: dgad attack --model student.pt --suite full --trust\n" in err
 
