@@ -31,8 +31,13 @@ SLOW_SAMPLES = 50
 
 
 def _square(estimator: ClassifierMixin, arguments: dict[str, Any]) -> dict[str, Any]:
-    """A first square that fits into the image: of a share of its pixels, ART makes one without a look at its sides."""
+    """A first square that fits into an image that is none: of a share of its pixels, ART makes one that may not.
+
+    On images that are squares ART's attack stays as it is. What it raises there, at 4x4 pixels, is told in its row.
+    """
     height, width = estimator.input_shape[1:]
+    if height == width:
+        return arguments
     if arguments["norm"] == 2 and height > width:
         raise ValueError("ART's SquareAttack in L2 takes no images that are higher than wide")
     most = min(height, width) - 1  # its corner is drawn from 0 up to what is left, which must be something
