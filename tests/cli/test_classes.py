@@ -15,6 +15,7 @@ from shared import Run, refused
 LEVELS = [20 + 21 * k for k in range(11)]
 COUNTED = [str(k) for k in range(11)]
 IMAGES = ["--dataset", "imagefolder", "--data-dir", "photos", "--image-size", "8"]
+BENCH = ["bench", "file.onnx", "--seconds", "0.01", "--batch", "1", "--robust", "--eps", "0.01", *IMAGES, "--json"]
 EPS = ["--eps", "0.03", "--attack", "pgd", "--json"]
 
 
@@ -141,21 +142,8 @@ def test_inspect_takes_names_without_images(dgad: Run) -> None:
 def test_robustness_in_bench(dgad: Run) -> None:
     folders(["maple", "birch", "ash"])
     nearest_level("file.onnx", [*LEVELS[:3]])
-    command = [
-        "bench",
-        "file.onnx",
-        "--seconds",
-        "0.01",
-        "--batch",
-        "1",
-        "--robust",
-        "--eps",
-        "0.01",
-        *IMAGES,
-        "--json",
-    ]
     for flags, clean in (([], 5), (["--classes", "maple,birch,ash"], 15)):
-        code, out, err = dgad(*command, *flags)
+        code, out, err = dgad(*BENCH, *flags)
         assert code == 0, err
         assert json.loads(out)["files"][0]["robust"]["clean_accuracy"] == pytest.approx(clean / 15)
 
@@ -209,20 +197,7 @@ def test_the_order_of_channels(dgad: Run, order: str) -> None:
     wrong, _ = attacked(dgad, "--model", "file.onnx", "--channel-order", other)
     assert wrong["clean"]["correct"] == 6
     assert way_out in " ".join(each["detail"] for each in wrong["checks"]["items"] if each["name"] == "channels")
-    command = [
-        "bench",
-        "file.onnx",
-        "--seconds",
-        "0.01",
-        "--batch",
-        "1",
-        "--robust",
-        "--eps",
-        "0.01",
-        *IMAGES,
-        "--json",
-    ]
-    code, out, err = dgad(*command, "--channel-order", order)
+    code, out, err = dgad(*BENCH, "--channel-order", order)
     assert code == 0, err
     assert json.loads(out)["files"][0]["robust"]["clean_accuracy"] == 1
     refused(dgad("attack", *IMAGES, "--model", "file.onnx", "--channel-order", "gbr"), "unknown channel order 'gbr'")

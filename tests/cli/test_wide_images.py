@@ -17,6 +17,8 @@ from exporters.formats import EXPORTERS, load, read_record
 SIZE = (6, 10)
 TRAIN = ["train", "--dataset", "imagefolder", "--data-dir", "data", "--quiet", "--batch-size", "16"]
 TRAIN += ["--set", "threat.steps=1", "--set", "lr=0.02"]
+TRAIN_GREY = [*TRAIN, "--method", "standard", "--epochs", "1", "--image-size", "6x10"]
+TRAIN_GREY += ["--set", "channels=1", "--out", "run"]
 
 
 @pytest.fixture(autouse=True)
@@ -112,20 +114,7 @@ def test_a_resumed_run_is_that_of_one_go(dgad: Run) -> None:
 
 def test_a_grey_student_remembers_that_it_is_grey(dgad: Run) -> None:
     folder(mode="L")
-    run = [
-        *TRAIN,
-        "--method",
-        "standard",
-        "--epochs",
-        "1",
-        "--image-size",
-        "6x10",
-        "--set",
-        "channels=1",
-        "--out",
-        "run",
-    ]
-    assert dgad(*run)[0] == 0
+    assert dgad(*TRAIN_GREY)[0] == 0
     assert dgad("export", "run")[0] == 0
     code, out, err = dgad("attack", "--model", "student.onnx", "--attack", "fgsm", "--json")
     assert code == 0, err
@@ -137,20 +126,7 @@ def test_a_grey_student_remembers_that_it_is_grey(dgad: Run) -> None:
 @pytest.mark.parametrize("as_file", ["student.onnx", "run/best.safetensors"])
 def test_a_grey_teacher_makes_a_grey_student(dgad: Run, as_file: str) -> None:
     folder()
-    run = [
-        *TRAIN,
-        "--method",
-        "standard",
-        "--epochs",
-        "1",
-        "--image-size",
-        "6x10",
-        "--set",
-        "channels=1",
-        "--out",
-        "run",
-    ]
-    assert dgad(*run)[0] == 0
+    assert dgad(*TRAIN_GREY)[0] == 0
     assert dgad("export", "run")[0] == 0
     size = [] if as_file.endswith(".onnx") else ["--image-size", "6x10"]
     code, _, err = dgad(*TRAIN, *size, "--teacher", as_file, "--method", "rslad", "--epochs", "1", "--out", "taught")
