@@ -76,6 +76,14 @@ class AttackSpec:
     foreign: bool = False
     note: str = ""
 
+    @property
+    def lowers(self) -> bool:
+        """Whether it can search in bf16: it is ours, follows gradients, and the runtime judges what it finds.
+
+        An attack without a ball reports a distance, which the module's own logits decide; it keeps to float32.
+        """
+        return self.kind == "budget" and self.needs_gradients and not self.foreign
+
     def settings(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The row's `params` and `samples`, with `changes`.
 

@@ -19,7 +19,7 @@ from evaluators.attacks.spec import Budget
 from evaluators.engine.units import Unit
 from evaluators.plan.rows import Row
 from evaluators.target.ball import into_ball, l2, linf
-from evaluators.target.estimators import Counted, to_estimator
+from evaluators.target.estimators import Counted, Precision, to_estimator
 from evaluators.target.judge import judge
 
 GALLERY, GALLERY_VALUES = 24, 2**21
@@ -83,7 +83,7 @@ def search(source: Predictor, row: Row, chunk: Chunk, *, seed: int, batch_size: 
     """
     if len(chunk.labels) == 0:
         return Candidates(chunk.images)
-    meter = _Meter(source, halfway)
+    meter = _Meter(source, halfway, row.search_precision)
     budget = Budget(row.norm, row.eps or 0.0, seed, batch_size)
     index = None if row.spec.foreign else chunk.index
     try:
@@ -179,19 +179,20 @@ class _Meter(ArrayFile):
     Args:
         source: the model that is searched on.
         halfway: where the attack stores what it has.
+        precision: in which the module is run.
 
     Attributes:
         estimator: of the source. Images that pass through it are counted.
     """
 
-    def __init__(self, source: Predictor, halfway: ArrayFile) -> None:
+    def __init__(self, source: Predictor, halfway: ArrayFile, precision: Precision) -> None:
         super().__init__(halfway.path)
         self._begun, self._asked = time.perf_counter(), 0
         self._before = (0, 0, 0.0)
         self._counted = Counted(source.module) if source.module is not None else None
         search = None if source.search is None else self._counting(source.search)
         counting = replace(source, predict=self._counting(source.predict), search=search)
-        self.estimator = to_estimator(counting, module=self._counted)
+        self.estimator = to_estimator(counting, module=self._counted, search_precision=precision)
 
     def _counting(self, ask: Callable[[Images], Logits]) -> Callable[[Images], Logits]:
         def counted(images: Images) -> Logits:

@@ -110,5 +110,5 @@ class AutoAttack(NativeAttack):
             attack = FAB(self.estimator, targets=stage.targets, restarts=stage.restarts, **common)
         else:
             attack = Square(self.estimator, queries=self.queries, rescale=False, **common)
-        attack.draws, attack.victim = self.draws, self.victim
+        attack.draws, attack.victim = self.draws, self.victim.exact if stage.name == "square" else self.victim
         return attack

@@ -187,7 +187,7 @@ class _Search:
         back = state.check(self._move(window)) if window.any() else torch.zeros_like(improved)
         # The host needs these three; one transfer brings them.
         told = torch.stack([broken, improved, back]).cpu().numpy()
-        if (hit := np.flatnonzero(told[0] & seats.judged)).size:
+        if (hit := self._confirmed(state, np.flatnonzero(told[0] & seats.judged))).size:
             image, first = np.unique(seats.image[hit], return_index=True)
             self.found.index_copy_(0, self._move(image), state.point.index_select(0, self._move(hit[first])))
             seats.dismiss(image)
@@ -198,8 +198,18 @@ class _Search:
         if (rows := np.flatnonzero(seats.leaving & (seats.job == seats.jobs - 1))).size:
             self.found.index_copy_(0, self._move(seats.image[rows]), state.best.index_select(0, self._move(rows)))
 
+    def _confirmed(self, state: Ascents, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of `rows` whose points are broken; in bf16 the runtime says so."""
+        victim = self.attack.victim
+        if victim.precision == "fp32" or not rows.size:
+            return rows
+        at = self._move(rows)
+        points = images_of_rows(state.point[at], self.shape)
+        broken = victim.confirmed(torch.ones_like(at, dtype=torch.bool), points, state.y[at])
+        return np.asarray(rows[broken.cpu().numpy()])
+
     def _ask_all(self, state: Ascents, ending: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses `(N,)`, which points break the model, bool `(N,)`, and gradients, zero for ascents that end."""
+        """Losses `(N,)`, which points may break the model, bool `(N,)`, and gradients, zero for ascents that end."""
         if not ending.any():
             return self._ask(state.point, state.y, state.target, gradient=True)
         loss = torch.zeros_like(state.best_loss)
@@ -224,7 +234,7 @@ class _Search:
                 total = each if self.attack.eot == 1 else total + each / self.attack.eot
         # A step overwrites the gradient, which may be an expanded tensor.
         mean = torch.zeros_like(point) if isinstance(total, float) else finite(pixel_rows(total)).contiguous()
-        return loss.detach(), wrong(logits.detach(), y), mean
+        return loss.detach(), self.attack.victim.suspects(logits.detach(), y), mean
 
     def _move(self, array: NDArray[np.int64] | NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
