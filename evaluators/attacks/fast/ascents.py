@@ -10,7 +10,7 @@ from dgad_tk.ascent.balls import BALLS, Ball
 from dgad_tk.ascent.directions import finite
 from dgad_tk.ascent.losses import margin
 from dgad_tk.config.threat import Norm
-from evaluators.attacks.native import Victim, wrong
+from evaluators.attacks.native import Victim
 
 LARGEST, SMALLEST = 2.0, 0.02
 """The first and the last step of an ascent, as multiples of eps."""
@@ -86,7 +86,7 @@ def ascend(victim: Victim, ascents: Ascents, *, norm: Norm, eps: float, steps: i
         with torch.set_grad_enabled(step < steps):
             logits = victim.logits(images)
         answers = logits.detach()
-        broken = victim.confirmed(wrong(answers, now.y), here, now.y)
+        broken = victim.confirmed(victim.suspects(answers, now.y), here, now.y)
         _record(ends, at, here, answers, now, broken)
         if step == steps:
             break
@@ -118,9 +118,7 @@ def _gap(logits: Tensor, now: Ascents) -> Tensor:
     return torch.where(now.target == UNTARGETED, margin(logits, now.y), own - over)
 
 
-def _step(
-    ball: Ball, here: Tensor, before: Tensor, x: Tensor, gradient: Tensor, size: float, *, first: bool
-) -> Tensor:
+def _step(ball: Ball, here: Tensor, before: Tensor, x: Tensor, gradient: Tensor, size: float, *, first: bool) -> Tensor:
     after = ball.project(ball.step(here, gradient, size), x)
     if first:  # there is no last movement yet
         return after

@@ -60,7 +60,13 @@ class Progress:
         """Numbers of the images that are searched on, int64."""
         return (~self.broken & ~self.settled).nonzero()[:, 0]
 
-    def best_targets(self, image: Tensor, rank: int) -> Tensor:
+    def judge(self, image: Tensor, broken: Tensor) -> None:
+        """Take the deployed runtime's word for the points of the images `image`, int64 `(n,)`, bool `(n,)`."""
+        self.broken[image] = broken
+        # What gradients call broken and the runtime does not: the search goes on without that point's lead.
+        self.lead[image] = torch.where(~broken & (self.lead[image] == -math.inf), self.clean[image], self.lead[image])
+
+    def nearest(self, image: Tensor, rank: int) -> Tensor:
         """The class that came `rank`-th nearest to the label in the ascents so far, int64 `(n,)`."""
         order = self.gaps[image].argsort(dim=1, stable=True)
         return self.targets[image].gather(1, order[:, rank : rank + 1])[:, 0]
