@@ -118,8 +118,11 @@ class Victim:
 
     @property
     def proves(self) -> bool:
-        """`answers` and `logits` are the runtime's, up to rounding: what they get wrong needs no confirmation."""
-        return self.search is None and self.precision == "fp32"
+        """`answers` and `logits` are the runtime's, up to rounding: what they get wrong needs no confirmation.
+
+        A quantised layer rounds in steps, of which a last bit can make another one.
+        """
+        return self.search is None and self.precision == "fp32" and not self.quantised
 
     def suspects(self, logits: Tensor, y: Tensor) -> Tensor:
         """Which images the runtime may get wrong, by their `logits` `(N, K)`, bool `(N,)`.

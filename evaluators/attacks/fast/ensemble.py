@@ -84,7 +84,8 @@ class FastAutoAttack(NativeAttack):
     ) -> SearchResult:
         tensors = (torch.from_numpy(each).to(self.victim.device) for each in (x, y, index))
         self.warnings, seconds = list(self._notes), []
-        work, broken_by = Search(self, *tensors), np.full(len(x), ROBUST, dtype=np.int8)
+        work = Search(self, *tensors, alarm=self.alarm, queries=self.queries)
+        broken_by = np.full(len(x), ROBUST, dtype=np.int8)
         if (before := halfway.get()) is not None:
             broken_by, seconds, self.warnings = (before.pop(key) for key in ("broken_by", "seconds", "warnings"))
             work.restore(before)

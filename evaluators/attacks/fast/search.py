@@ -1,6 +1,6 @@
 """One call of the fast ensemble: its stages, on the images of the call."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +16,8 @@ from evaluators.attacks.fast.ascents import UNTARGETED, Ascents, ascend
 from evaluators.attacks.fast.progress import Progress
 from evaluators.attacks.fast.rounds import FIRST, RESTARTS, TARGETED, TARGETS, Round
 from evaluators.attacks.fast.starts import start_points
-from evaluators.attacks.native import wrong
+from evaluators.attacks.native import NativeAttack, wrong
 from evaluators.target.ball import into_ball
-
-if TYPE_CHECKING:
-    from evaluators.attacks.fast.ensemble import FastAutoAttack
 
 
 class Search:
@@ -31,10 +28,12 @@ class Search:
         x: clean images, float32 `(N, C, H, W)`.
         y: labels, int64 `(N,)`.
         index: dataset indices, int64 `(N,)`.
+        alarm: queries per image of random search, where it tries some images.
+        queries: where it attacks all.
     """
 
-    def __init__(self, attack: "FastAutoAttack", x: Tensor, y: Tensor, index: Tensor) -> None:
-        self.attack, self.victim = attack, attack.victim
+    def __init__(self, attack: NativeAttack, x: Tensor, y: Tensor, index: Tensor, *, alarm: int, queries: int) -> None:
+        self.attack, self.victim, self._queries = attack, attack.victim, (alarm, queries)
         self.x, self.y, self.index = x, y, index
         self.images = x.cpu().numpy()
         self._right: NDArray[np.bool_] = self._held(self.images, torch.arange(len(x), device=x.device)).cpu().numpy()
@@ -117,11 +116,11 @@ class Search:
         """Let random search try some of the images left, and all of them if the alarm goes off."""
         left = torch.from_numpy(np.flatnonzero(self.held)).to(self.x.device)
         some = left[tried(self.attack.draws, self.index[left])]
-        found = self._random(some, self.attack.alarm)
+        found = self._random(some, self._queries[0])
         reached = self._lead(found, some), self._lead(self._points(some), some)
         if not goes_off(~self._held(found, some), *reached):
             return []
-        found = self._random(left, self.attack.queries)
+        found = self._random(left, self._queries[1])
         broken = ~self._held(found, left)
         self.progress.point[left[broken]] = torch.from_numpy(found).to(left.device)[broken]
         self.progress.broken[left[broken]] = True
