@@ -17,13 +17,16 @@ from evaluators.attacks import ATTACKS
 from evaluators.attacks.autoattack.apgd.apgd import APGD
 from evaluators.attacks.autoattack.ensemble import AutoAttack
 from evaluators.attacks.autoattack.fab.fab import FAB
+from evaluators.attacks.autoattack.stages import CLOSING, Stage, Version, closed, ensemble
 from evaluators.attacks.cw2 import CarliniWagnerL2
 from evaluators.attacks.native import NativeAttack, Victim, wrong
 from evaluators.attacks.pgd import ProjectedGradient
+from evaluators.engine import work
 from evaluators.engine.evaluate import evaluate
 from evaluators.plan.rows import Surrogate, plan
 from evaluators.target.estimators import PredictorClassifier, to_estimator
 from evaluators.target.precision import Precision
+from evaluators.verdict.checks import check
 
 SHAPE = (1, 4, 4)
 N, STEPS = 6, 12
@@ -71,14 +74,15 @@ def bf16(predictor: Predictor) -> PredictorClassifier:
     return estimator
 
 
-@pytest.fixture(params=["torch", "onnx"])
-def made(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[nn.Module, tuple[int, int, int]], Predictor]:
-    if request.param == "torch":
-        return as_torch
-    return lambda net, shape: as_onnx(net, tmp_path, shape)
-
-
 Make = Callable[[nn.Module, tuple[int, int, int]], Predictor]
+
+
+@pytest.fixture(params=["torch", "onnx"])
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+    def make(net: nn.Module, shape: tuple[int, int, int]) -> Predictor:
+        return as_torch(net, shape) if request.param == "torch" else as_onnx(net, tmp_path, shape)
+
+    return make
 
 
 def test_logits_are_float32_of_numbers_in_bfloat16(made: Make) -> None:
@@ -163,7 +167,7 @@ def test_an_image_that_bfloat16_misses_narrowly_is_shown_to_the_runtime(name: st
 def test_what_breaks_breaks_the_runtime(made: Make) -> None:
     split = load_dataset("digits").test.subset(24)
     predictor = made(one_convolution(), (1, 8, 8))
-    x = split.take(slice(None)) / np.float32(255)
+    x = np.asarray(split.take(slice(None)) / np.float32(255), dtype=np.float32)
     labels = predictor.predict(x).argmax(axis=1)
     split = Split(split.take(slice(None)), split.index, labels)
     names = ["fgsm", "pgd", "apgd-ce", "fab-t"]
@@ -203,12 +207,10 @@ def test_an_unknown_precision() -> None:
 
 
 def test_units_of_the_two_precisions_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evaluators.engine import work
-
     predictor = as_torch(one_convolution(), (1, 8, 8))
     split = load_dataset("digits").test.subset(16)
     runs: list[str] = []
-    original = work.search
+    original: Any = vars(work)["search"]
 
     def noted(source: Any, row: Any, chunk: Any, **options: Any) -> Any:
         runs.append(f"{row.id} {row.search_precision}")
@@ -226,3 +228,55 @@ def test_units_of_the_two_precisions_are_kept_apart(tmp_path: Path, monkeypatch:
     assert attack("fp32") == ["pgd fp32", "square fp32"]
     assert attack("bf16") == ["pgd bf16"]  # Square asks the runtime alone, and its answers are there
     assert attack("fp32") == attack("bf16") == []
+
+
+def test_what_bf16_has_left_gets_a_last_ascent_in_float32(made: Make) -> None:
+    split = load_dataset("digits").test.subset(24)
+    predictor = made(one_convolution(), (1, 8, 8))
+    seen: list[tuple[str, Precision]] = []
+
+    class Noted(AutoAttack):
+        def _attack(self, stage: Stage) -> NativeAttack:
+            attack = super()._attack(stage)
+            seen.append((stage.name, attack.victim.precision))
+            return attack
+
+    attack = Noted(bf16(predictor), eps=0.02, queries=5)
+    x = np.asarray(split.take(slice(None)) / np.float32(255), dtype=np.float32)
+    found = attack.run(x, split.labels)
+    assert found.stages == ["apgd-ce", "apgd-t", "fab-t", CLOSING, "square"]
+    assert seen == list(zip(found.stages, ["bf16", "bf16", "bf16", "fp32", "fp32"], strict=True))
+    assert [stage.name for stage in AutoAttack(to_estimator(predictor)).stages] == [
+        "apgd-ce",
+        "apgd-t",
+        "fab-t",
+        "square",
+    ]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("version", ["standard", "plus", "rand"])
+def test_the_last_ascent_follows_all_gradients(version: Version, classes: int) -> None:
+    stages, _ = ensemble(version, classes=classes, norm="linf", side=32)
+    names = [stage.name for stage in closed(stages, classes)]
+    assert [name for name in names if name != CLOSING] == [stage.name for stage in stages]
+    assert set(names[names.index(CLOSING) + 1 :]) <= {"square"}
+    (last,) = (stage for stage in closed(stages, classes) if stage.exact)
+    assert last.targets == (0 if classes < 4 else 1)
+    assert last.eot == (20 if version == "rand" else 1)
+
+
+def test_a_search_that_misses_much_in_bf16_is_doubted() -> None:
+    predictor = as_torch(one_convolution(), (1, 8, 8))
+    rows = plan(["autoattack"], norm="linf", eps=[0.05], search_precision="bf16")
+    evaluation = evaluate(predictor, load_dataset("digits").test.subset(24), rows)
+    unit = evaluation.outcomes[0].unit
+    assert unit is not None
+    at = unit.stages.index(CLOSING)
+    for missed, verdict in ((0, "high"), (int(unit.broken.sum()), "unreliable")):
+        by = unit.broken_by.copy()
+        by[np.flatnonzero(unit.broken)[:missed]] = at
+        told = replace(evaluation.outcomes[0], unit=replace(unit, broken_by=by))
+        items = check(replace(evaluation, outcomes=[told])).items
+        (item,) = (item for item in items if item.name == "search precision")
+        assert item.verdict == verdict, item.detail
