@@ -3,7 +3,6 @@
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -15,15 +14,26 @@ from cli.flags.classes import ClassNames
 from cli.flags.images import DataDir, DatasetName, ImageFlags, ImageSize, Resize
 from cli.flags.models import check_files, default_eps, open_model
 from cli.flags.preprocessing import ChannelOrder, InputRange, Layout, LogitsOutput, Mean, Std, interface_of
-from cli.flags.surrogates import surrogates_of
-from cli.flags.values import NORMS, SPLITS, AsJson, Quiet, Seed, Trust, check_replaceable, radii_of, whole
+from cli.flags.surrogates import check_used, settings_of, surrogates_of
+from cli.flags.values import (
+    NORMS,
+    SEARCH_PRECISIONS,
+    SPLITS,
+    AsJson,
+    Quiet,
+    Seed,
+    Trust,
+    check_replaceable,
+    radii_of,
+    whole,
+)
 from cli.printing.again import other_command
 from cli.printing.matrix import matrix_of, matrix_table
 from cli.printing.plan import plan_table, summary
 from cli.printing.progress import AttackProgress
 from cli.printing.results_table import print_json, results_table
 from cli.printing.run_page import Pages
-from dgad_tk.common import UserError, lookup
+from dgad_tk.common import lookup
 
 if TYPE_CHECKING:
     from dgad_tk.artifacts.predictor import Predictor
@@ -73,6 +83,9 @@ def attack(
     batch_size: Annotated[
         int | None, whole("--batch-size", "Images at a time. [500 of 8x8, 256 of 32x32, 16 of 224x224]", least=1)
     ] = None,
+    search_precision: Annotated[
+        str, typer.Option(help="fp32, or bf16 where there are units for it: of the search, not of the verdict.")
+    ] = "fp32",
     seed: Seed = None,
     mean: Mean = None,
     std: Std = None,
@@ -91,9 +104,10 @@ def attack(
     """
     lookup(NORMS, norm, "norm")
     lookup(SPLITS, split, "split")
+    precision = cast(Any, lookup(SEARCH_PRECISIONS, search_precision, "search precision"))
     radii = radii_of(eps, norm)
     seconds = seconds_of(budget) if budget is not None else None
-    changes = _settings(settings or [])
+    changes = settings_of(settings or [])
     interface = interface_of(mean, std, input_range, layout, logits_output, channel_order)
     check_files([*model, *(surrogate or [])])
 
@@ -108,10 +122,11 @@ def attack(
     from evaluators.report.files import results, write
     from evaluators.report.matrix import write_matrix
     from evaluators.target.judge import check_images
+    from evaluators.target.precision import remarks
     from evaluators.verdict.clean_checks import may_want_others
 
     names = expand(suite or ([] if attack else ["fast"]), attack or [])
-    _check_used(names, surrogate, changes)
+    check_used(names, surrogate, changes)
     transfers = any(name.startswith(TRANSFER) for name in names)
     white = any(ATTACKS[name].needs_gradients for name in names if not name.startswith(TRANSFER))
     flags, seed = ImageFlags(dataset, data_dir, image_size, resize, classes), seed or 0
@@ -133,11 +148,18 @@ def attack(
             epsilons = radii or [default_eps(predictor.artifact, images, norm)]
             surrogates = surrogates_of(surrogate, images, quiet=quiet, trust=trust) if transfers else []
             used |= {each.name: each.predictor.sha256 for each in surrogates if each.predictor}
-            rows = plan(names, norm=cast(Any, norm), eps=epsilons, surrogates=surrogates, settings=changes)
+            rows = plan(
+                names,
+                norm=cast(Any, norm),
+                eps=epsilons,
+                surrogates=surrogates,
+                settings=changes,
+                search_precision=precision,
+            )
             size = batch_size or default_batch_size(predictor.input_shape)
             folder = _folder(output, predictor, len(model))
             if not quiet:
-                for note in predictor.notes:
+                for note in (*predictor.notes, *remarks(predictor, precision)):
                     print(f"note: {path}: {note}", file=sys.stderr)
             question = {
                 "budget": seconds,
@@ -213,32 +235,6 @@ def attack(
         if matrix is not None:
             matrix_table(matrix, where)
     _write_pages([folder for _, folder in attacked], base, as_json=as_json)
-
-
-def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:
-    """`--set ATTACK.key=value` as what is set for each attack."""
-    from dgad_tk.config.settings import parse_setting
-
-    changes: dict[str, dict[str, Any]] = {}
-    for key, value in map(parse_setting, settings):
-        attack, dot, name = key.partition(".")
-        if not dot:
-            raise UserError(f"--set needs ATTACK.key=value, got '{key}'", hint="for example --set pgd.steps=50")
-        changes.setdefault(attack, {})[name] = value
-    return changes
-
-
-def _check_used(names: list[str], surrogate: list[Path] | None, changes: Mapping[str, object]) -> None:
-    """Refuse surrogates and settings that belong to no attack that runs."""
-    from evaluators.attacks import ATTACKS
-    from evaluators.plan.suites import TRANSFER
-
-    if surrogate and not any(name.startswith(TRANSFER) for name in names):
-        raise UserError("--surrogate is given, but no transfer attack", hint="--suite full or --attack transfer:pgd")
-    for name in changes:
-        lookup(ATTACKS, name, "attack")
-        if name not in {each.removeprefix(TRANSFER) for each in names}:
-            raise UserError(f"--set {name}.… is given, but '{name}' does not run", hint=f"--attack {name} adds it")
 
 
 def _make_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ from dgad_tk.strangers import number_text
 from dgad_tk.strangers.number_text import parse_fraction
 
 NORMS = {"linf": "linf", "l2": "l2", "l1": "l1"}
+SEARCH_PRECISIONS = {"fp32": "fp32", "bf16": "bf16"}
 SPLITS = {"train": "train", "val": "val", "test": "test"}
 
 Trust = Annotated[

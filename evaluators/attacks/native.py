@@ -27,7 +27,8 @@ from dgad_tk.draws import Draws
 from evaluators.attacks.arguments import at_least, check_ball
 from evaluators.attacks.array_file import ArrayFile
 from evaluators.attacks.result import SearchingAttack, SearchResult
-from evaluators.target.estimators import Counted, Precision, PredictorBlackBox, PredictorClassifier, searched_by
+from evaluators.target.estimators import Counted, PredictorBlackBox, PredictorClassifier, searched_by
+from evaluators.target.precision import Precision
 
 NARROW = 2**-7
 """In bf16 an image is asked about from this margin on, as a share of how far apart its logits are."""

@@ -19,8 +19,9 @@ from evaluators.attacks.spec import Budget
 from evaluators.engine.units import Unit
 from evaluators.plan.rows import Row
 from evaluators.target.ball import into_ball, l2, linf
-from evaluators.target.estimators import Counted, Precision, to_estimator
+from evaluators.target.estimators import Counted, to_estimator
 from evaluators.target.judge import judge
+from evaluators.target.precision import Precision
 
 GALLERY, GALLERY_VALUES = 24, 2**21
 """Adversarial images that a unit keeps, if it keeps any; of large images fewer, so that they hold no more numbers."""

@@ -11,7 +11,7 @@ from dgad_tk.strangers.number_text import format_fraction
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.spec import SAMPLES, AttackSpec
 from evaluators.plan.suites import TRANSFER
-from evaluators.target.estimators import Precision
+from evaluators.target.precision import Precision
 
 SEARCH_PRECISION = "search_precision"
 """The setting of a row that does not search in float32."""

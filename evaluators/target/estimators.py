@@ -5,7 +5,7 @@ module. Overriding `predict` makes the deployed runtime give the predictions.
 """
 
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +16,7 @@ from torch import Tensor, nn
 
 from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.common import UserError
-
-Precision = Literal["fp32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-"""Of the passes in which our own attacks search. The judge is the deployed runtime, as it is."""
+from evaluators.target.precision import PRECISIONS, Precision
 
 
 class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]

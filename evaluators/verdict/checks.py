@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from evaluators.attacks.autoattack.stages import CLOSING
 from evaluators.engine.probes import Answers, Ascent, Probes
 from evaluators.engine.record import IDLE, Evaluation
 from evaluators.engine.units import Unit
@@ -150,6 +151,10 @@ def _of_rows(evaluation: Evaluation) -> list[Item]:
             items.append(Item("more steps", by_gap(_robust(many) - _robust(one), len(many.broken)), detail))
         items += _with_and_without(evaluation, rows)
         for row, unit in rows:
+            if CLOSING in unit.stages:
+                share = float(np.mean(unit.broken & (unit.broken_by == unit.stages.index(CLOSING))))
+                detail = f"a last ascent in float32 broke {share:.1%} of all images, which {row.id} in bf16 had left"
+                items.append(Item("search precision", by_gap(share, len(unit.broken)), detail))
             if row.surrogate is None and unit.stages[-1:] == ["square"]:
                 share = float(np.mean(unit.broken & (unit.broken_by == len(unit.stages) - 1)))
                 detail = f"Square broke {share:.1%} of all images, which the gradients of {row.id} had left"

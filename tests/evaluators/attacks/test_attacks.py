@@ -23,6 +23,7 @@ from evaluators.engine import search
 from evaluators.engine.evaluate import evaluate
 from evaluators.plan.rows import plan
 from evaluators.target.ball import l1, l2, linf
+from evaluators.target.precision import PRECISIONS, Precision
 from exporters.formats import load
 from exporters.onnx_write.int8 import Int8, save_onnx_int8
 
@@ -171,15 +172,18 @@ def _quick_ensembles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CASES = [
-    (name, norm) for name, spec in ATTACKS.items() for norm in (spec.norms if spec.kind == "budget" else spec.norms[:1])
+    (name, norm, precision)
+    for name, spec in ATTACKS.items()
+    for norm in (spec.norms if spec.kind == "budget" else spec.norms[:1])
+    for precision in (PRECISIONS if spec.lowers else PRECISIONS[:1])
 ]
 
 
 @pytest.mark.usefixtures("_quick_ensembles")
 @pytest.mark.parametrize("runtime", [pytest.param("torch", marks=pytest.mark.portable), "onnx", "int8"])
-@pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.parametrize(("name", "norm", "precision"), CASES)
 def test_invariants_of_every_attack(
-    name: str, norm: Norm, runtime: str, target: Make, monkeypatch: pytest.MonkeyPatch
+    name: str, norm: Norm, precision: Precision, runtime: str, target: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is wrong already is nobody's success; nothing breaks below its margin; what is near enough breaks.
 
@@ -193,7 +197,7 @@ def test_invariants_of_every_attack(
     labels[:WRONG] = (labels[:WRONG] + 1) % model.predictor.classes
     split = Split((model.images * 255).round().astype(np.uint8), np.arange(N), labels)
 
-    planned = plan([name], norm=norm, eps=[eps], settings={name: QUICK.get(name, {})})
+    planned = plan([name], norm=norm, eps=[eps], settings={name: QUICK.get(name, {})}, search_precision=precision)
     unit = evaluate(model.predictor, split, planned, batch_size=N).outcomes[0].unit
     assert unit is not None
     assert unit.attacked.tolist() == [False] * WRONG + [True] * (N - WRONG)
