@@ -16,6 +16,7 @@ from evaluators.attacks.jsma import SaliencyMap
 from evaluators.attacks.pgd import LOSSES, ProjectedGradient
 from evaluators.attacks.result import SearchingAttack
 from evaluators.attacks.spec import AttackSpec, Budget, Build, Estimator
+from evaluators.attacks.strongest.maximum import AutoAttackMax
 
 
 def _own(cls: Callable[..., SearchingAttack], **fixed: Any) -> Build:
@@ -101,6 +102,12 @@ ATTACKS: dict[str, AttackSpec] = {
     "autoattack-rand": AttackSpec(
         build=_own(AutoAttack, version="rand"),
         description="AutoAttack for models that answer at random: gradients averaged over 20 passes",
+    ),
+    "autoattack-max": AttackSpec(
+        build=_own(AutoAttackMax),
+        description="AutoAttack, then straight-through gradients, siblings (--sibling) and MultiTargeted APGD",
+        params={"steps": 100, "restarts": 3, "queries": 5000},
+        siblings=True,
     ),
     "apgd-ce": AttackSpec(
         build=_own(APGD, loss="ce"),

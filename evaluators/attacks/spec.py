@@ -60,6 +60,7 @@ class AttackSpec:
             single step of full size does not.
         foreign: another library's code. If it raises an error, its row fails and the others go on. Its draws depend on
             the images' places, not on their dataset indices.
+        siblings: it climbs on `Predictor.siblings` too.
         note: a caution printed with its row.
     """
 
@@ -74,6 +75,7 @@ class AttackSpec:
     fewest_classes: int = 2
     searches: bool = True
     foreign: bool = False
+    siblings: bool = False
     note: str = ""
 
     @property

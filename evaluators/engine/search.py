@@ -192,7 +192,9 @@ class _Meter(ArrayFile):
         self._before = (0, 0, 0.0)
         self._counted = Counted(source.module) if source.module is not None else None
         search = None if source.search is None else self._counting(source.search)
-        counting = replace(source, predict=self._counting(source.predict), search=search)
+        self._siblings = {name: Counted(each.module) for name, each in source.siblings.items() if each.module}
+        siblings = {name: replace(source.siblings[name], module=module) for name, module in self._siblings.items()}
+        counting = replace(source, predict=self._counting(source.predict), search=search, siblings=siblings)
         self.estimator = to_estimator(counting, module=self._counted, search_precision=precision)
 
     def _counting(self, ask: Callable[[Images], Logits]) -> Callable[[Images], Logits]:
@@ -206,8 +208,8 @@ class _Meter(ArrayFile):
     def spent(self) -> tuple[int, int, float]:
         """Images that passed forward and backward, and seconds. What a killed process spent before is included."""
         forwards, backwards, seconds = self._before
-        if self._counted is not None:
-            forwards, backwards = forwards + self._counted.forwards, backwards + self._counted.backwards
+        for counted in [*([self._counted] if self._counted else []), *self._siblings.values()]:
+            forwards, backwards = forwards + counted.forwards, backwards + counted.backwards
         return forwards + self._asked, backwards, seconds + time.perf_counter() - self._begun
 
     def get(self) -> dict[str, Any] | None:

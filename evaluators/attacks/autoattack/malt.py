@@ -44,6 +44,7 @@ def target_order(
     return torch.cat([_ordered(victim, *part, norm, candidates)[:, :count] for part in parts])
 
 
+@torch.enable_grad()
 def _ordered(victim: Victim, x: Tensor, y: Tensor, norm: Norm, candidates: int) -> Tensor:
     images = x.detach().requires_grad_()
     logits = victim.logits(images)

@@ -37,6 +37,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "square": {"queries": 400},
     "art:square": {"max_iter": 400},
     "cw2": {"max_iter": 200},
+    "autoattack-max": {"steps": 40, "restarts": 1, "queries": 100},
 }
 STAGES: dict[str, dict[str, int]] = {"APGD": {"steps": 40}, "FAB": {"steps": 10}, "Square": {"queries": 100}}
 """What the stages of an ensemble are cut to."""

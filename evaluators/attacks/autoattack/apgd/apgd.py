@@ -21,7 +21,7 @@ from evaluators.attacks.autoattack.apgd.l1 import L1Ascents, falling_radii
 from evaluators.attacks.autoattack.apgd.state import Ascents, L2Ascents, LinfAscents
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, TARGETED_DLR_CLASSES, dlr, targeted_dlr
 from evaluators.attacks.autoattack.seats import Rows, Seats
-from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows, wrong
+from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows
 
 Loss = Literal["ce", "dlr"]
 _FEW = 16
@@ -98,6 +98,14 @@ class APGD(NativeAttack):
             return targeted_dlr(logits, y, target)
         return dlr(logits, y) if self.loss == "dlr" else cross_entropy(logits, y)
 
+    def target_classes(self, x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+        """The classes that images `(N, C, H, W)` are moved to, in their order, int64 `(N, targets)`."""
+        return logits.scatter(1, y[:, None], -torch.inf).topk(self.targets, dim=1).indices
+
+    def broken(self, x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+        """Which of the points `x` `(N, C, H, W)` the search has reached its end at, bool `(N,)`."""
+        return self.victim.suspects(logits, y)
+
     @property
     def schedule(self) -> list[tuple[float, int]]:
         """Radii, as multiples of eps, that an ascent goes through, and its steps in each."""
@@ -147,10 +155,13 @@ class _Search:
     @torch.no_grad()
     def _targets(self) -> tuple[NDArray[np.bool_], Tensor]:
         """Images that are right as they are, bool `(N,)`; the most likely classes but the label, `(N, targets)`."""
-        parts = torch.split(self.x, self.attack.batch_size)
-        logits = torch.cat([self.attack.victim.logits(images_of_rows(part, self.shape)) for part in parts])
-        others = logits.scatter(1, self.y[:, None], -torch.inf)
-        return ~wrong(logits, self.y).cpu().numpy(), others.topk(self.attack.targets, dim=1).indices
+        found = []
+        for part, y in zip(*(torch.split(each, self.attack.batch_size) for each in (self.x, self.y)), strict=True):
+            images = images_of_rows(part, self.shape)
+            logits = self.attack.victim.logits(images)
+            found.append((self.attack.broken(images, logits, y), self.attack.target_classes(images, logits, y)))
+        missed, classes = (torch.cat(each) for each in zip(*found, strict=True))
+        return ~missed.cpu().numpy(), classes
 
     def _begin(self, image: NDArray[np.int64], job: NDArray[np.int64]) -> Ascents:
         """The `job`-th ascent of each `image`."""
@@ -234,7 +245,7 @@ class _Search:
                 total = each if self.attack.eot == 1 else total + each / self.attack.eot
         # A step overwrites the gradient, which may be an expanded tensor.
         mean = torch.zeros_like(point) if isinstance(total, float) else finite(pixel_rows(total)).contiguous()
-        return loss.detach(), self.attack.victim.suspects(logits.detach(), y), mean
+        return loss.detach(), self.attack.broken(images.detach(), logits.detach(), y), mean
 
     def _move(self, array: NDArray[np.int64] | NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
