@@ -11,7 +11,7 @@ from dgad_tk.common import UserError
 from dgad_tk.strangers import number_text
 from dgad_tk.strangers.number_text import parse_fraction
 
-NORMS = {"linf": "linf", "l2": "l2", "l1": "l1"}
+NORMS = {"linf": "linf", "l2": "l2", "l1": "l1", "l0": "l0"}
 SPLITS = {"train": "train", "val": "val", "test": "test"}
 
 Trust = Annotated[

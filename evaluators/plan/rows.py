@@ -75,6 +75,8 @@ def plan(
 ) -> list[Row]:
     """Rows for attack names from `suites.expand`. A budget attack gets one row per eps.
 
+    A min-norm attack that does not have `norm` minimises the first that it has.
+
     Raises:
         UserError: a setting or norm that an attack does not have, a radius that is no distance, or two rows with the
             same id.
@@ -93,7 +95,7 @@ def plan(
         params = spec.settings(name, settings.get(name, {}))
         limit = params.pop(SAMPLES, None)
         radii = eps if spec.kind == "budget" else [None]
-        own_norm = norm if spec.kind == "budget" else spec.norms[0]
+        own_norm = norm if norm in spec.norms else spec.norms[0]
         sources: Sequence[Surrogate | None] = surrogates if full_name != name else [None]
         for surrogate in sources:
             for radius in radii:

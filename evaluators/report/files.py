@@ -101,6 +101,7 @@ def _attack(outcome: Outcome, n: int) -> Attack:
             "success": broken / attacked if attacked else None,
             "failed": robust / attacked if attacked else None,
             "median_l2": float(np.median(unit.l2[unit.broken])) if broken else None,
+            "median_distance": float(np.median(unit.distance[unit.broken])) if broken else None,
             "reused": unit.reused,
             "stages": [
                 Stage(name=name, broken=int((unit.broken_by == number).sum()), seconds=round(seconds, 3))
@@ -169,8 +170,8 @@ def write(evaluation: Evaluation, found: Results, folder: Path) -> None:
 
 def samples(evaluation: Evaluation) -> dict[str, Any]:
     """Per image `index`, `label`, `clean_pred`, its probability `clean_confidence`, and the fingerprint `image`; for
-    each row `robust/<id>`, `adv_pred/<id>`, `confidence/<id>`, `l2/<id>`, `linf/<id>`, and of an ensemble
-    `broken_by/<id>`.
+    each row `robust/<id>`, `adv_pred/<id>`, `confidence/<id>`, `l2/<id>`, `linf/<id>`, of a min-norm row
+    `distance/<id>` in its own norm, and of an ensemble `broken_by/<id>`.
 
     `clean_pred` is -1 where logits are not finite. `adv_pred` is -1 where an image was not attacked, since it was wrong
     already, and -2 where logits are not finite. Probabilities are NaN in all three cases.
@@ -185,7 +186,8 @@ def samples(evaluation: Evaluation) -> dict[str, Any]:
     for row, unit in evaluation.done:
         arrays[f"robust/{row.id}"] = unit.attacked & ~unit.broken
         arrays[f"adv_pred/{row.id}"] = unit.answers
-        for key in ("confidence", "l2", "linf", *(["broken_by"] if unit.stages else [])):
+        more = [*(["distance"] if row.eps is None else []), *(["broken_by"] if unit.stages else [])]
+        for key in ("confidence", "l2", "linf", *more):
             arrays[f"{key}/{row.id}"] = getattr(unit, key)
     return arrays
 
