@@ -64,6 +64,11 @@ class Curve(_Part):
         return next(each.robust for each in reversed(self.steps) if each.eps <= eps or each is self.steps[0])
 
     @property
+    def exact_radii(self) -> list[float]:
+        """Where there are exact points."""
+        return [point.eps for point in self.exact]
+
+    @property
     def reach(self) -> float:
         """Where the curve ends, or has fallen to a fiftieth of its height, whichever is nearer."""
         least = self.steps[0].robust / 50

@@ -16,7 +16,7 @@ from cli.flags.images import DataDir, DatasetName, ImageFlags, ImageSize, Resize
 from cli.flags.models import check_files, default_eps, open_model
 from cli.flags.preprocessing import ChannelOrder, InputRange, Layout, LogitsOutput, Mean, Std, interface_of
 from cli.flags.surrogates import surrogates_of
-from cli.flags.values import NORMS, SPLITS, AsJson, Quiet, Seed, Trust, check_replaceable, radii_of, whole
+from cli.flags.values import NORMS, SPLITS, AsJson, Curve, Quiet, Seed, Trust, check_replaceable, radii_of, whole
 from cli.printing.again import other_command
 from cli.printing.matrix import matrix_of, matrix_table
 from cli.printing.plan import plan_table, summary
@@ -49,6 +49,7 @@ def attack(
     eps: Annotated[
         str | None, typer.Option(help="Radius, or several: 2/255,4/255,8/255. [what the model was trained for]")
     ] = None,
+    curve: Curve = False,
     surrogate: Annotated[
         list[Path] | None,
         typer.Option(
@@ -110,7 +111,7 @@ def attack(
     from evaluators.target.judge import check_images
     from evaluators.verdict.clean_checks import may_want_others
 
-    names = expand(suite or ([] if attack else ["fast"]), attack or [])
+    names = expand(suite or ([] if attack or curve else ["fast"]), attack or [], curve=norm if curve else "")
     _check_used(names, surrogate, changes)
     asked = [ATTACKS[name.removeprefix(TRANSFER)] for name in names]
     transfers = any(name.startswith(TRANSFER) for name in names)
@@ -187,6 +188,7 @@ def attack(
                     dataset=images.name,
                     split=split,
                     resize=images.resize,
+                    curves=curve,
                 )
                 write(evaluation, answers, folder)
                 attacked.append((answers, folder))

@@ -18,6 +18,10 @@ Trust = Annotated[
     bool, typer.Option("--trust", help="Open .pt and .pt2 files, which can run any code of their author.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Curve = Annotated[
+    bool,
+    typer.Option("--curve", help="Draw robust accuracy against eps, from the distances that fmn finds in one run."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of text.")]
 
 

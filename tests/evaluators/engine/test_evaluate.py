@@ -62,7 +62,17 @@ def test_results_follow_the_schema(predictor: Predictor, tmp_path: Path) -> None
     for row in read["attacks"]:
         assert set(row) == {
             *("id", "name", "kind", "source", "surrogate", "norm", "eps", "params", "robust_accuracy", "robust", "n"),
-            *("ci95", "success", "failed", "median_l2", "median_distance", "seconds", "forward_passes", "backward_passes", "status"),
+            *(
+                "ci95",
+                "success",
+                "failed",
+                "median_l2",
+                "median_distance",
+                "seconds",
+                "forward_passes",
+                "backward_passes",
+                "status",
+            ),
             *("reason", "flags", "accuracy", "reused", "stages", "description"),
         }
         assert row["forward_passes"] > 0
