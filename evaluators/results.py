@@ -4,49 +4,26 @@ Everything that shows or judges results reads this model. It needs no torch, so 
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from dgad_tk.common import UserError
-from dgad_tk.config.threat import LARGEST_EPS
+from evaluators.curves import Curve
+from evaluators.fields import CONFIG, Count, Distance, Eps, Seconds, Share, Shares, Side, at_most
 
 SCHEMA: Final = "dgad/results/1"
 FILE = "results.json"
 HINT = "name the results.json of a `dgad attack`, or its folder"
 AGAIN = "run that evaluation again: the same command goes on from what is stored"
 
-Count = Annotated[int, Field(ge=0, le=2**53)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[float, float]
-Shares = tuple[Share, Share]
-Eps = Annotated[float, Field(gt=0, le=LARGEST_EPS)]
-Distance = Annotated[float, Field(ge=0, le=LARGEST_EPS)]
-Seconds = Annotated[float, Field(ge=0, le=1e12)]
-Side = Annotated[int, Field(ge=1, le=2**20)]
-Part = TypeVar("Part")
 Verdict = Literal["high", "warn", "unreliable"]
-
-_CONFIG = ConfigDict(
-    extra="forbid",  # what we write; `read_results` tells of keys that a newer version wrote
-    frozen=True,
-    allow_inf_nan=False,
-    alias_generator=lambda name: name.rstrip("_"),  # `schema` and `class` are no names for a field
-    populate_by_name=True,
-    use_attribute_docstrings=True,
-)
 
 
 class _Part(BaseModel):
-    model_config = _CONFIG
-
-
-def _at_most(part: Part, right: int, n: int) -> Part:
-    """`part`, where no more than `n` of `n` images are right."""
-    if right > n:
-        raise ValueError(f"{right:,} of {n:,} images are right")
-    return part
+    model_config = CONFIG
 
 
 class Model(_Part):
@@ -103,7 +80,7 @@ class ClassShare(_Part):
 
     @model_validator(mode="after")
     def _at_most_all(self) -> Self:
-        return _at_most(self, self.right, self.n)
+        return at_most(self, self.right, self.n)
 
 
 class CleanClass(ClassShare):
@@ -130,7 +107,7 @@ class Clean(_Part):
 
     @model_validator(mode="after")
     def _at_most_all(self) -> Self:
-        return _at_most(self, self.correct, self.n)
+        return at_most(self, self.correct, self.n)
 
 
 class Stage(_Part):
@@ -170,6 +147,8 @@ class Attack(_Part):
     failed: Share | None = None
     median_l2: Distance | None = None
     """Of the images that broke."""
+    median_distance: Distance | None = None
+    """The same in the row's own norm."""
     accuracy: Share | None = None
     """Of `min-norm`: share that is left right, which says as much about the search as about the model."""
     reused: Count = 0
@@ -186,7 +165,7 @@ class Attack(_Part):
 
     @model_validator(mode="after")
     def _at_most_all(self) -> Self:
-        return _at_most(self, self.robust or 0, self.n)
+        return at_most(self, self.robust or 0, self.n)
 
     @property
     def names(self) -> list[str]:
@@ -209,10 +188,10 @@ class WorstCase(_Part):
 
     @model_validator(mode="after")
     def _at_most_all(self) -> Self:
-        return _at_most(self, self.robust, self.n)
+        return at_most(self, self.robust, self.n)
 
 
-@dataclass(config=_CONFIG)
+@dataclass(config=CONFIG)
 class Item:
     """One check of whether the evaluation is believable; `high` is nothing found."""
 
@@ -228,7 +207,7 @@ class Checks(_Part):
     items: list[Item]
 
 
-@dataclass(config=_CONFIG)
+@dataclass(config=CONFIG)
 class Gate:
     """One demand of `dgad gate`, and whether it was met."""
 
@@ -255,6 +234,8 @@ class Results(_Part):
     clean: Clean
     attacks: list[Attack]
     worst_case: list[WorstCase]
+    curves: list[Curve] = []
+    """Robust accuracy against eps, read off one search for the nearest adversarial images (`--curve`)."""
     twin: dict[str, float]
     """`max_abs_diff` and `argmax_agreement` of the module that gives gradients and the runtime; empty without one."""
     checks: Checks

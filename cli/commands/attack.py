@@ -20,6 +20,7 @@ from cli.flags.values import (
     SEARCH_PRECISIONS,
     SPLITS,
     AsJson,
+    Curve,
     Quiet,
     Seed,
     Trust,
@@ -55,10 +56,11 @@ def attack(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="ATTACK.KEY=VALUE", help="Such as pgd.steps=50. Repeatable.")
     ] = None,
-    norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
+    norm: Annotated[str, typer.Option(help="linf, l2, l1 or l0.")] = "linf",
     eps: Annotated[
         str | None, typer.Option(help="Radius, or several: 2/255,4/255,8/255. [what the model was trained for]")
     ] = None,
+    curve: Curve = False,
     surrogate: Annotated[
         list[Path] | None,
         typer.Option(
@@ -125,10 +127,12 @@ def attack(
     from evaluators.target.precision import remarks
     from evaluators.verdict.clean_checks import may_want_others
 
-    names = expand(suite or ([] if attack else ["fast"]), attack or [])
+    names = expand(suite or ([] if attack or curve else ["fast"]), attack or [], curve=norm if curve else "")
     check_used(names, surrogate, changes)
+    asked = [ATTACKS[name.removeprefix(TRANSFER)] for name in names]
     transfers = any(name.startswith(TRANSFER) for name in names)
     white = any(ATTACKS[name].needs_gradients for name in names if not name.startswith(TRANSFER))
+    bounded = any(spec.kind == "budget" and norm in spec.norms for spec in asked)
     flags, seed = ImageFlags(dataset, data_dir, image_size, resize, classes), seed or 0
     attacked: list[tuple[Results, Path]] = []
     plans: list[tuple[Path, Forecast, int]] = []
@@ -145,7 +149,7 @@ def attack(
             part = images.splits[split]
             part = part.subset(limit or max(1, len(part)))
             check_images(predictor, part)
-            epsilons = radii or [default_eps(predictor.artifact, images, norm)]
+            epsilons = radii or ([default_eps(predictor.artifact, images, norm)] if bounded else [])
             surrogates = surrogates_of(surrogate, images, quiet=quiet, trust=trust) if transfers else []
             used |= {each.name: each.predictor.sha256 for each in surrogates if each.predictor}
             rows = plan(
@@ -207,6 +211,7 @@ def attack(
                     dataset=images.name,
                     split=split,
                     resize=images.resize,
+                    curves=curve,
                 )
                 write(evaluation, answers, folder)
                 attacked.append((answers, folder))

@@ -161,7 +161,7 @@ class NativeAttack(SearchingAttack):
 
     Args:
         estimator: with a torch module, unless predictions are enough for the attack.
-        norm: of the ball: "linf", "l2" or "l1".
+        norm: of the ball, or of the distance that is made small: "linf", "l2", "l1" or "l0".
         eps: radius of the ball, a fraction of 1.
         seed: of all draws. A draw depends on the seed, the image's index and the step, so batches do not change it.
         batch_size: images at a time.

@@ -48,7 +48,7 @@ class AttackSpec:
     Attributes:
         kind: `budget` answers inside an eps-ball. `min-norm` looks for the nearest adversarial image, and its results
             are success and distance.
-        norms: norms that the attack has; a min-norm attack minimises the first.
+        norms: norms that the attack has. A min-norm attack minimises the one asked for, or the first.
         build: makes the attack for an estimator, a budget and the row's parameters.
         description: one line for `dgad list attacks`.
         params: defaults that a user may change (`--set NAME.key=value`). They are written into the results.

@@ -18,7 +18,7 @@ from evaluators.attacks.result import SearchResult
 from evaluators.attacks.spec import Budget
 from evaluators.engine.units import Unit
 from evaluators.plan.rows import Row
-from evaluators.target.ball import into_ball, l2, linf
+from evaluators.target.ball import DISTANCES, into_ball, l2, linf
 from evaluators.target.estimators import Counted, to_estimator
 from evaluators.target.judge import judge
 from evaluators.target.precision import Precision
@@ -136,6 +136,7 @@ def unit_of(target: Predictor, row: Row, chunk: Chunk, found: Candidates, *, bat
         confidence=spread("confidence", answers.confidence, np.nan),
         l2=spread("l2", distance, np.nan),
         linf=spread("linf", linf(x_adv, asked.images), np.nan),
+        distance=spread("distance", DISTANCES[row.norm](x_adv, asked.images), np.nan),
         seconds=found.seconds + time.perf_counter() - begun,
         forward_passes=found.forwards + len(broken),
         backward_passes=found.backwards,

@@ -83,6 +83,8 @@ def plan(
 ) -> list[Row]:
     """Rows for attack names from `suites.expand`. A budget attack gets one row per eps.
 
+    A min-norm attack that does not have `norm` minimises the first that it has.
+
     Args:
         search_precision: of the rows whose attacks can search in it (`AttackSpec.lowers`). The others keep to float32.
 
@@ -104,7 +106,7 @@ def plan(
         params = spec.settings(name, settings.get(name, {}))
         limit = params.pop(SAMPLES, None)
         radii = eps if spec.kind == "budget" else [None]
-        own_norm = norm if spec.kind == "budget" else spec.norms[0]
+        own_norm = norm if norm in spec.norms else spec.norms[0]
         sources: Sequence[Surrogate | None] = surrogates if full_name != name else [None]
         for surrogate in sources:
             for radius in radii:
