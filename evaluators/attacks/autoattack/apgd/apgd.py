@@ -148,7 +148,8 @@ class _Search:
     def _targets(self) -> tuple[NDArray[np.bool_], Tensor]:
         """Images that are right as they are, bool `(N,)`; the most likely classes but the label, `(N, targets)`."""
         parts = torch.split(self.x, self.attack.batch_size)
-        logits = torch.cat([self.attack.victim.logits(images_of_rows(part, self.shape)) for part in parts])
+        victim = self.attack.victim.exact  # an image that bf16 gets wrong as it is would have no job
+        logits = torch.cat([victim.logits(images_of_rows(part, self.shape)) for part in parts])
         others = logits.scatter(1, self.y[:, None], -torch.inf)
         return ~wrong(logits, self.y).cpu().numpy(), others.topk(self.attack.targets, dim=1).indices
 
