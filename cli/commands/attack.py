@@ -163,7 +163,7 @@ def attack(
             size = batch_size or default_batch_size(predictor.input_shape)
             folder = _folder(output, predictor, len(model))
             if not quiet:
-                for note in (*predictor.notes, *remarks(predictor, precision)):
+                for note in (*predictor.notes, *remarks(predictor, precision, [row.search_precision for row in rows])):
                     print(f"note: {path}: {note}", file=sys.stderr)
             question = {
                 "budget": seconds,

@@ -1,6 +1,7 @@
 """In which precision a search runs the module that gives gradients, and what that is good for on a machine."""
 
 import platform
+from collections.abc import Collection
 from typing import Literal, get_args
 
 import torch
@@ -24,10 +25,12 @@ def multiplies_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def remarks(predictor: Predictor, precision: Precision) -> list[str]:
-    """Sentences for one who searches in `precision`."""
-    if precision == "fp32" or predictor.module is None:
+def remarks(predictor: Predictor, precision: Precision, used: Collection[Precision]) -> list[str]:
+    """Sentences for one who asked for a search in `precision`; `used` are those of the attacks that run."""
+    if precision == "fp32":
         return []
+    if precision not in used:
+        return [f"none of these attacks searches in {precision}: they follow no gradients, or keep to fp32"]
     found = []
     if not multiplies_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
         found.append("this processor has no units for bfloat16: --search-precision bf16 takes longer here than fp32")

@@ -55,7 +55,7 @@ class MarginAPGD(APGD):
 
     def broken(self, x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
         if not self.judged:
-            return wrong(logits, y)
+            return self.victim.suspects(logits, y)
         return self.target.confirmed(wrong(self.target.answers(x), y), x, y)
 
 

@@ -155,11 +155,14 @@ class _Search:
     @torch.no_grad()
     def _targets(self) -> tuple[NDArray[np.bool_], Tensor]:
         """Images that are right as they are, bool `(N,)`; the most likely classes but the label, `(N, targets)`."""
-        found = []
+        found, victim = [], self.attack.victim
         for part, y in zip(*(torch.split(each, self.attack.batch_size) for each in (self.x, self.y)), strict=True):
             images = images_of_rows(part, self.shape)
-            logits = self.attack.victim.logits(images)
-            found.append((self.attack.broken(images, logits, y), self.attack.target_classes(images, logits, y)))
+            logits = victim.exact.logits(images)
+            missed = self.attack.broken(images, logits, y)
+            if victim.precision != "fp32":  # an image that the search only suspects would have no job
+                missed = victim.confirmed(missed, images, y)
+            found.append((missed, self.attack.target_classes(images, logits, y)))
         missed, classes = (torch.cat(each) for each in zip(*found, strict=True))
         return ~missed.cpu().numpy(), classes
 
