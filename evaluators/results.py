@@ -4,49 +4,28 @@ Everything that shows or judges results reads this model. It needs no torch, so 
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from dgad_tk.common import UserError
-from dgad_tk.config.threat import LARGEST_EPS
+from evaluators.fields import CONFIG, Count, Distance, Eps, Seconds, Share, Shares, Side, at_most
 
 SCHEMA: Final = "dgad/results/1"
 FILE = "results.json"
 HINT = "name the results.json of a `dgad attack`, or its folder"
 AGAIN = "run that evaluation again: the same command goes on from what is stored"
 
-Count = Annotated[int, Field(ge=0, le=2**53)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[float, float]
-Shares = tuple[Share, Share]
-Eps = Annotated[float, Field(gt=0, le=LARGEST_EPS)]
-Distance = Annotated[float, Field(ge=0, le=LARGEST_EPS)]
-Seconds = Annotated[float, Field(ge=0, le=1e12)]
-Side = Annotated[int, Field(ge=1, le=2**20)]
-Part = TypeVar("Part")
 Verdict = Literal["high", "warn", "unreliable"]
-
-_CONFIG = ConfigDict(
-    extra="forbid",  # what we write; `read_results` tells of keys that a newer version wrote
-    frozen=True,
-    allow_inf_nan=False,
-    alias_generator=lambda name: name.rstrip("_"),  # `schema` and `class` are no names for a field
-    populate_by_name=True,
-    use_attribute_docstrings=True,
-)
+Standing = Literal["no", "near", "whole"]
+"""Whether an attack stands for AutoAttack, by which papers compare. `whole`: it has all stages of a published version.
+`near`: it is made to find as much in less time."""
 
 
 class _Part(BaseModel):
-    model_config = _CONFIG
-
-
-def _at_most(part: Part, right: int, n: int) -> Part:
-    """`part`, where no more than `n` of `n` images are right."""
-    if right > n:
-        raise ValueError(f"{right:,} of {n:,} images are right")
-    return part
+    model_config = CONFIG
 
 
 class Model(_Part):
@@ -103,7 +82,7 @@ class ClassShare(_Part):
 
     @model_validator(mode="after")
     def _at_most_all(self) -> Self:
-        return _at_most(self, self.right, self.n)
+        return at_most(self, self.right, self.n)
 
 
 class CleanClass(ClassShare):
@@ -130,7 +109,7 @@ class Clean(_Part):
 
     @model_validator(mode="after")
     def _at_most_all(self) -> Self:
-        return _at_most(self, self.correct, self.n)
+        return at_most(self, self.correct, self.n)
 
 
 class Stage(_Part):
@@ -148,6 +127,8 @@ class Attack(_Part):
     """Unique: `pgd`, `pgd@4/255`, `transfer:resnet20:fgsm`."""
     name: str
     """Row of the ATTACKS table."""
+    autoattack: Standing | None = None
+    """Whether it stands for AutoAttack: `no`, `near` or `whole`; null in older files, which know no `near`."""
     description: str = ""
     """What the attack is, in a line."""
     kind: str
@@ -186,7 +167,14 @@ class Attack(_Part):
 
     @model_validator(mode="after")
     def _at_most_all(self) -> Self:
-        return _at_most(self, self.robust or 0, self.n)
+        return at_most(self, self.robust or 0, self.n)
+
+    @property
+    def standing(self) -> Standing:
+        """`autoattack`, of older files by the name; `no` for what was found on another model."""
+        if self.surrogate is not None:
+            return "no"
+        return self.autoattack or ("whole" if self.name.startswith("autoattack") else "no")
 
     @property
     def names(self) -> list[str]:
@@ -209,10 +197,10 @@ class WorstCase(_Part):
 
     @model_validator(mode="after")
     def _at_most_all(self) -> Self:
-        return _at_most(self, self.robust, self.n)
+        return at_most(self, self.robust, self.n)
 
 
-@dataclass(config=_CONFIG)
+@dataclass(config=CONFIG)
 class Item:
     """One check of whether the evaluation is believable; `high` is nothing found."""
 
@@ -228,7 +216,7 @@ class Checks(_Part):
     items: list[Item]
 
 
-@dataclass(config=_CONFIG)
+@dataclass(config=CONFIG)
 class Gate:
     """One demand of `dgad gate`, and whether it was met."""
 

@@ -44,6 +44,7 @@ ATTACKS: dict[str, AttackSpec] = {
         build=_descent(init="none", steps=1, relative_step=1.0),
         description="one step of size eps, no random start (Goodfellow et al., 2015)",
         searches=False,
+        single_step="pgd",
     ),
     "pgd": AttackSpec(
         build=_descent(),
@@ -87,14 +88,24 @@ ATTACKS: dict[str, AttackSpec] = {
     "autoattack": AttackSpec(
         build=_own(AutoAttack, version="standard"),
         description="the standard ensemble: APGD-CE, APGD-T, FAB-T, Square (Croce & Hein, 2020)",
+        autoattack="whole",
+        scale_free=True,
+        asks=True,
+        alarms=("square",),
     ),
     "autoattack-plus": AttackSpec(
         build=_own(AutoAttack, version="plus"),
         description="AutoAttack with untargeted DLR and FAB and five restarts",
+        autoattack="whole",
+        scale_free=True,
+        asks=True,  # its Square comes before its strongest gradients, and so is no alarm
     ),
     "autoattack-rand": AttackSpec(
         build=_own(AutoAttack, version="rand"),
         description="AutoAttack for models that answer at random: gradients averaged over 20 passes",
+        autoattack="whole",
+        scale_free=True,
+        averages=True,
     ),
     "apgd-ce": AttackSpec(
         build=_own(APGD, loss="ce"),
@@ -105,21 +116,25 @@ ATTACKS: dict[str, AttackSpec] = {
         build=_own(APGD, loss="dlr"),
         fewest_classes=DLR_CLASSES,
         description="the same on the difference of logits ratio",
+        scale_free=True,
         params={"steps": 100, "restarts": 1},
     ),
     "apgd-t": AttackSpec(
         build=_own(APGD, targets=TARGETS),
+        scale_free=True,
         fewest_classes=TARGETED_DLR_CLASSES,
         description="the same towards each of the nine likeliest other classes",
         params={"steps": 100, "restarts": 1},
     ),
     "fab": AttackSpec(
         build=_own(FAB),
+        scale_free=True,
         description="steps onto the nearest linearised boundary (Croce & Hein, 2020)",
         params={"steps": 100, "restarts": 1},
     ),
     "fab-t": AttackSpec(
         build=_own(FAB, targets=TARGETS),
+        scale_free=True,
         description="the same towards each of the nine likeliest other classes",
         params={"steps": 100, "restarts": 1},
     ),
@@ -127,6 +142,8 @@ ATTACKS: dict[str, AttackSpec] = {
         build=_own(Square),
         description="random search on the runtime's answers alone, 5,000 queries (Andriushchenko et al., 2020)",
         params={"queries": 5000},
+        scale_free=True,
+        asks=True,
         needs_gradients=False,
     ),
     "jsma": AttackSpec(

@@ -9,6 +9,7 @@ TRANSFER = "transfer:"
 
 SUITES: dict[str, tuple[str, ...]] = {
     "fast": ("fgsm", "pgd"),
+    "quick": ("fgsm", "pgd", "apgd-t"),
     "paper": ("fgsm", "pgd", "cw2-paper", "autoattack"),
     "full": ("fgsm", "pgd", "cw2", "autoattack", "transfer:fgsm", "transfer:pgd", "transfer:jsma"),
     "transfer": ("transfer:fgsm", "transfer:pgd", "transfer:mim", "transfer:jsma", "transfer:autoattack"),
