@@ -20,6 +20,9 @@ AGAIN = "run that evaluation again: the same command goes on from what is stored
 
 Interval = tuple[float, float]
 Verdict = Literal["high", "warn", "unreliable"]
+Standing = Literal["no", "near", "whole"]
+"""Whether an attack stands for AutoAttack, by which papers compare. `whole`: it has all stages of a published version.
+`near`: it is made to find as much in less time."""
 
 
 class _Part(BaseModel):
@@ -125,6 +128,8 @@ class Attack(_Part):
     """Unique: `pgd`, `pgd@4/255`, `transfer:resnet20:fgsm`."""
     name: str
     """Row of the ATTACKS table."""
+    autoattack: Standing | None = None
+    """Whether it stands for AutoAttack: `no`, `near` or `whole`; null in older files, which know no `near`."""
     description: str = ""
     """What the attack is, in a line."""
     kind: str
@@ -166,6 +171,13 @@ class Attack(_Part):
     @model_validator(mode="after")
     def _at_most_all(self) -> Self:
         return at_most(self, self.robust or 0, self.n)
+
+    @property
+    def standing(self) -> Standing:
+        """`autoattack`, of older files by the name; `no` for what was found on another model."""
+        if self.surrogate is not None:
+            return "no"
+        return self.autoattack or ("whole" if self.name.startswith("autoattack") else "no")
 
     @property
     def names(self) -> list[str]:

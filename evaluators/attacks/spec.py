@@ -13,6 +13,7 @@ from evaluators.attacks.result import SearchingAttack
 from evaluators.target.estimators import PredictorBlackBox, PredictorClassifier
 
 Kind = Literal["budget", "min-norm"]
+Standing = Literal["no", "near", "whole"]
 Estimator = PredictorClassifier | PredictorBlackBox
 SAMPLES = "samples"
 """The setting of the number of images that a slow attack is tried on."""
@@ -58,6 +59,15 @@ class AttackSpec:
         fewest_classes: that it works with.
         searches: it searches inside the ball, so an image that breaks at one radius also breaks at larger ones. A
             single step of full size does not.
+        single_step: it is one step of full size, and the row of this name takes more of them: that has to find at least
+            as much.
+        autoattack: whether its figure may be read as AutoAttack's, by which papers compare. `whole`: it has all stages
+            of a published version. `near`: it is made to find as much in less time.
+        scale_free: a saturated cross-entropy does not stop it, since it looks at differences of logits, or at answers.
+        asks: it also searches by the runtime's own answers, which rounding cannot hide from it as it hides gradients.
+        alarms: stages that search by answers alone, after gradients have been tried. What they break says that
+            gradients were masked.
+        averages: it averages over a model's random answers (expectation over transformation).
         foreign: another library's code. If it raises an error, its row fails and the others go on. Its draws depend on
             the images' places, not on their dataset indices.
         siblings: it climbs on `Predictor.siblings` too.
@@ -74,6 +84,12 @@ class AttackSpec:
     needs_gradients: bool = True
     fewest_classes: int = 2
     searches: bool = True
+    single_step: str = ""
+    autoattack: Standing = "no"
+    scale_free: bool = False
+    asks: bool = False
+    alarms: tuple[str, ...] = ()
+    averages: bool = False
     foreign: bool = False
     siblings: bool = False
     note: str = ""

@@ -11,6 +11,7 @@ CURVE = "fmn"
 
 SUITES: dict[str, tuple[str, ...]] = {
     "fast": ("fgsm", "pgd"),
+    "quick": ("fgsm", "pgd", "autoattack-fast"),
     "paper": ("fgsm", "pgd", "cw2-paper", "autoattack"),
     "full": ("fgsm", "pgd", "cw2", "autoattack", "transfer:fgsm", "transfer:pgd", "transfer:jsma"),
     "transfer": ("transfer:fgsm", "transfer:pgd", "transfer:mim", "transfer:jsma", "transfer:autoattack"),

@@ -126,6 +126,7 @@ def _attack(outcome: Outcome, n: int) -> Attack:
     return Attack(
         id=row.id,
         name=row.attack,
+        autoattack=row.spec.autoattack,
         description=row.spec.description,
         kind=row.spec.kind,
         source=row.source,

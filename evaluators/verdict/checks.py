@@ -30,8 +30,6 @@ the second it decides predictions."""
 GRAIN = (1e-3, 2e-2)
 """The step of float32 at the largest logit, relative to how far apart logits are. Above the first, rounding hides small
 gains from an attack; above the second, it hides large ones too."""
-_SCALE_FREE = ("apgd-dlr", "apgd-t", "autoattack", "fab", "square")
-"""Budget attacks whose names begin so do not use the cross-entropy, so its saturation does not stop them."""
 
 
 def check(evaluation: Evaluation) -> Checks:
@@ -146,19 +144,17 @@ def _of_rows(evaluation: Evaluation) -> list[Item]:
     for eps in evaluation.eps:
         rows = [(row, unit) for row, unit in evaluation.done if row.eps == eps]
         own = {row.attack: unit for row, unit in rows if row.surrogate is None}
-        if (one := own.get("fgsm")) and (many := own.get("pgd")):
-            detail = f"PGD leaves {_robust(many):.1%}, its single step {_robust(one):.1%}"
-            items.append(Item("more steps", by_gap(_robust(many) - _robust(one), len(many.broken)), detail))
+        for row, one in rows:
+            if row.surrogate is None and (many := own.get(row.spec.single_step)):
+                detail = f"{row.spec.single_step} leaves {_robust(many):.1%}, its single step {_robust(one):.1%}"
+                items.append(Item("more steps", by_gap(_robust(many) - _robust(one), len(many.broken)), detail))
         items += _with_and_without(evaluation, rows)
+        items += [_alarm(row, unit) for row, unit in rows if row.surrogate is None and _alarms(row, unit)]
         for row, unit in rows:
             if CLOSING in unit.stages:
                 share = float(np.mean(unit.broken & (unit.broken_by == unit.stages.index(CLOSING))))
                 detail = f"a last ascent in float32 broke {share:.1%} of all images, which {row.id} in bf16 had left"
                 items.append(Item("search precision", by_gap(share, len(unit.broken)), detail))
-            if row.surrogate is None and unit.stages[-1:] == ["square"]:
-                share = float(np.mean(unit.broken & (unit.broken_by == len(unit.stages) - 1)))
-                detail = f"Square broke {share:.1%} of all images, which the gradients of {row.id} had left"
-                items.append(Item("last stage", by_gap(share, len(unit.broken)), detail))
     for outcome in evaluation.outcomes:
         name = outcome.row.id
         if outcome.failed:
@@ -185,27 +181,38 @@ def _with_and_without(evaluation: Evaluation, rows: Sequence[tuple[Row, Unit]]) 
             f"with gradients {best.id} {_robust(found, shared):.1%}"
         )
         # Losing to many queries says little about a single step.
-        worst: Verdict = "warn" if all(row.attack == "fgsm" for row, _ in white) else "unreliable"
+        worst: Verdict = "unreliable" if any(row.spec.searches for row, _ in white) else "warn"
         items.append(Item("white-box", at_most(worst, by_gap(gap, shared)), detail))
     elif black:
         names = ", ".join(row.id for row, _ in black) if len(black) < 4 else "attacks without its gradients"
         items.append(Item("white-box", "warn", f"only {names} ran: its own gradients may find more"))
-    # AutoAttack ends with Square.
-    searched = any(row.attack.startswith(("autoattack", "square")) for row, _ in rows if row.surrogate is None)
+    searched = any(row.spec.asks for row, _ in rows if row.surrogate is None)
     if white and evaluation.predictor.precision == "int8" and not searched:
         detail = "quantised layers only have estimated gradients, which can hide weakness; square did not run"
         items.append(Item("white-box", "warn", detail))
     return items
 
 
+def _alarms(row: Row, unit: Unit) -> list[int]:
+    """Numbers of the stages that search by answers alone, where others came before them."""
+    return [number for number, stage in enumerate(unit.stages) if number and stage in row.spec.alarms]
+
+
+def _alarm(row: Row, unit: Unit) -> Item:
+    """How much the stages found that search by answers alone, which the gradients before them had left."""
+    share = float(np.mean(unit.broken & np.isin(unit.broken_by, _alarms(row, unit))))
+    detail = f"Square broke {share:.1%} of all images, which the gradients of {row.id} had left"
+    return Item("last stage", by_gap(share, len(unit.broken)), detail)
+
+
 def _is_blind(row: Row) -> bool:
     """A saturated cross-entropy stops the attack: it uses neither differences of logits nor answers alone."""
-    return not row.attack.startswith(_SCALE_FREE) and row.params.get("loss") not in ("cw", "dlr")
+    return not row.spec.scale_free and row.params.get("loss") not in ("cw", "dlr")
 
 
 def _averages(row: Row) -> bool:
     """The attack averages over a model's random answers (expectation over transformation)."""
-    return row.attack.endswith("-rand") or row.params.get("version") == "rand" or row.params.get("eot", 1) > 1
+    return row.spec.averages or row.params.get("eot", 1) > 1
 
 
 def _robust(unit: Unit, first: int | None = None) -> float:

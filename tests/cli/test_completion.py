@@ -89,7 +89,7 @@ def test_each_row_belongs_to_a_flag() -> None:
         (["attack", "--attack", "transfer:pg"], ["transfer:pgd"]),
         (["attack", "--attack", "=", "apgd-c"], ["apgd-ce"]),
         (["attack", "--attack", "=", "transfer", ":", "apgd-c"], ["apgd-ce"]),
-        (["attack", "--suite", "="], ["fast", "paper", "full", "transfer", "blackbox"]),
+        (["attack", "--suite", "="], ["fast", "quick", "paper", "full", "transfer", "blackbox"]),
         (["attack", "--suite", "f"], ["fast", "full"]),
         (["attack", "--norm", ""], ["linf", "l2", "l1", "l0"]),
         (["attack", "--split", ""], ["train", "val", "test"]),

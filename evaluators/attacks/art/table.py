@@ -113,6 +113,7 @@ ART_ATTACKS: dict[str, AttackSpec] = {
     "auto-pgd-dlr": _inside(
         ArtBuild("AutoProjectedGradientDescent", fixed={"loss_type": "difference_logits_ratio"}),
         description="APGD on the difference of logits ratio, 100 steps (Croce & Hein, 2020)",
+        scale_free=True,
         params={"max_iter": 100, "relative_step": 2.0, "nb_random_init": 1},
         fewest_classes=3,
     ),
@@ -120,12 +121,16 @@ ART_ATTACKS: dict[str, AttackSpec] = {
         ArtBuild("AutoAttack", more=_ensemble),
         description="ART's ensemble: APGD-CE, APGD-DLR, DeepFool, Square with 1,000 iterations",
         params={"restarts": 1, "square_iterations": 1000, "relative_step": 2.0},
+        scale_free=True,
+        asks=True,
         note="ART's ensemble is not the standard one: DeepFool for FAB-T, no targeted APGD",
     ),
     "square": _inside(
         ArtBuild("SquareAttack", more=_square),
         description="random search with squares, 1,000 iterations (Andriushchenko et al., 2020)",
         params={"max_iter": 1000, "nb_restarts": 1, "p_init": 0.8},
+        scale_free=True,
+        asks=True,
         needs_gradients=False,
     ),
     "virtual-adversarial": _inside(

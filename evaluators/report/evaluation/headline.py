@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from evaluators.report.evidence import Evidence, number, recorded
-from evaluators.report.forms.facts import weakest
+from evaluators.report.forms.facts import weakest, without_autoattack
 from evaluators.report.pages.words import allowance, count, interval, listed, name, percent
 from evaluators.results import Attack, ClassShare, Item, Results, WorstCase
 from evaluators.verdict.advice import ADVICE, action
@@ -110,10 +110,8 @@ def _ran(results: Results) -> str:
     rows = [row for row in results.attacks if case and row.eps == case.eps and row.robust is not None]
     own = [row for row in rows if row.surrogate is None]
     names = listed(list(dict.fromkeys(row.name for row in own)), most=6) or "made on other models only"
-    if not rows or any(row.name.startswith("autoattack") and row.n == results.dataset.n for row in own):
-        return f"The attacks were {names}." if rows else ""
-    missing = "AutoAttack, which papers compare by, was not run on all images: expect a lower figure."
-    return f"The attacks were {names}. {missing}"
+    missing = without_autoattack([row for row in own if row.n == results.dataset.n], " on all images")
+    return " ".join([f"The attacks were {names}.", *missing]) if rows else ""
 
 
 def _weakest(case: WorstCase | None) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from evaluators.results import Attack, Results
 
 MARK = "model,clean_accuracy,"
-_KEYS = [key for key in Attack.model_fields if key not in ("description", "params", "ci95", "stages", "flags")]
+_APART = ("autoattack", "description", "params", "ci95", "stages", "flags")
+_KEYS = [key for key in Attack.model_fields if key not in _APART]
 
 
 def csv_rows(results: Sequence[Results]) -> str:

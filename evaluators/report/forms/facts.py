@@ -83,9 +83,21 @@ def attacks_run(results: Results) -> str:
     if not done:
         return ""
     names = dict.fromkeys(row.name if row.surrogate is None else row.names[-1] for row in done)
-    known = any(row.name.startswith(("autoattack", "square")) for row in done if row.surrogate is None)
-    missing = "" if known else " AutoAttack, which papers compare by, was not run: expect a lower figure."
-    return f"Attacks: {', '.join(names)}.{missing}"
+    return " ".join([f"Attacks: {', '.join(names)}.", *without_autoattack(done)])
+
+
+def without_autoattack(rows: Sequence[Attack], where: str = "") -> list[str]:
+    """A sentence that AutoAttack is not among the rows, and what that means; none where it is.
+
+    Args:
+        where: such as ` on all images`.
+    """
+    if any(row.standing == "whole" for row in rows):
+        return []
+    missing = f"AutoAttack, which papers compare by, was not run{where}"
+    if near := next((row.name for row in rows if row.standing == "near"), None):
+        return [f"{missing}: {near} stands in for it, and may leave a little more right."]
+    return [f"{missing}: expect a lower figure."]
 
 
 def lines(results: Results) -> list[Line]:

@@ -88,8 +88,10 @@ def _autoattack(results: Sequence[Results]) -> Attack:
     rows = [row for row in found.attacks if row.name == ATTACK and row.surrogate is None and row.status == "done"]
     whole = [row for row in rows if row.n == found.dataset.n and row.eps is not None]
     if not whole:
+        others = list(dict.fromkeys(row.name for row in found.attacks if row.name != ATTACK and row.standing != "no"))
+        instead = f"; {', '.join(others)} is another attack" if others else ""
         raise UserError(
-            f"'{found.model.path}' has no AutoAttack over all images, which RobustBench ranks by",
+            f"'{found.model.path}' has no AutoAttack over all images, which RobustBench ranks by{instead}",
             hint="dgad attack --attack autoattack",
         )
     if len(whole) > 1:

@@ -242,6 +242,46 @@ def test_invariants_of_every_attack(
         assert (distance <= (NEAREST[name] * (ahead + slack))[unit.gallery_at]).all()
 
 
+class Loud(Linear):
+    """Logits so far apart that the softmax is exactly one-hot: the cross-entropy has no gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1e4 * super().forward(x)
+
+
+class Masked(Linear):
+    """The same answers without gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+OWN = [name for name, spec in ATTACKS.items() if spec.kind == "budget" and not spec.foreign and spec.searches]
+
+
+@pytest.mark.usefixtures("_quick_ensembles")
+@pytest.mark.parametrize("name", OWN)
+def test_what_rows_say_of_themselves_is_so(name: str) -> None:
+    """`scale_free` rows break what the cross-entropy cannot see, and no others do; so with `asks` and gradients."""
+    spec, images = ATTACKS[name], np.random.default_rng(2).integers(90, 166, size=(N, *SHAPE)).astype(np.uint8)
+
+    def broken(net: Linear, eps: float) -> tuple[float, list[str]]:
+        model = as_torch(net.eval(), SHAPE)
+        labels = model.predict(images / np.float32(255)).argmax(axis=1)
+        rows = plan([name], norm="linf", eps=[eps], settings={name: QUICK.get(name, {})})
+        unit = evaluate(model, Split(images, np.arange(N), labels), rows, batch_size=N).outcomes[0].unit
+        assert unit is not None
+        return float(unit.broken.mean()), unit.stages
+
+    share, stages = broken(Loud(4), 0.05)
+    assert (share > 0.7) == spec.scale_free
+    assert spec.asks == (broken(Masked(4), 0.05)[0] > 0.7)
+    asking = [number for number, stage in enumerate(stages) if stage.startswith("square")]
+    assert bool(asking) <= spec.asks
+    last = asking == [len(stages) - 1] and len(stages) > 1
+    assert not last or {stages[number] for number in asking} <= set(spec.alarms)
+
+
 def test_rows_that_two_classes_are_too_few_for(target: Make) -> None:
     model = target("torch", 2)
     split = Split((model.images * 255).round().astype(np.uint8), np.arange(N), model.labels)

@@ -18,6 +18,7 @@ from dgad_tk.ascent.inner_max import inner_max
 from dgad_tk.ascent.losses import cross_entropy
 from dgad_tk.config.threat import ThreatModel
 from dgad_tk.data import load_dataset
+from evaluators.attacks import ATTACKS
 from evaluators.engine.evaluate import evaluate
 from evaluators.engine.probes import Probes, probe
 from evaluators.engine.record import Evaluation
@@ -170,7 +171,10 @@ def test_logits_that_saturate_the_cross_entropy(robust: Small) -> None:
     assert found["saturated"] == "unreliable"
     assert "gradients" not in found
     assert "eps 1" not in found
-    other = [replace(outcome, row=replace(outcome.row, attack="apgd-t")) for outcome in evaluation.outcomes]
+    other = [
+        replace(outcome, row=replace(outcome.row, attack="apgd-t", spec=ATTACKS["apgd-t"]))
+        for outcome in evaluation.outcomes
+    ]
     assert doubts(replace(evaluation, outcomes=[*evaluation.outcomes, *other]))["saturated"] == "warn"
     margins = [
         replace(outcome, row=replace(outcome.row, params={**outcome.row.params, "loss": "cw"}))
@@ -195,9 +199,8 @@ def test_answers_at_random(robust: Small, defence: Callable[[Tensor], Tensor]) -
     assert doubts(evaluation)["random"] == "unreliable"
     item = next(item for item in check(evaluation).items if item.name == "random")
     assert "version rand" in item.detail
-    averaged = [
-        replace(outcome, row=replace(outcome.row, params={"version": "rand"})) for outcome in evaluation.outcomes
-    ]
+    spec = ATTACKS["autoattack-rand"]
+    averaged = [replace(outcome, row=replace(outcome.row, spec=spec)) for outcome in evaluation.outcomes]
     assert doubts(replace(evaluation, outcomes=averaged))["random"] == "warn"
 
 
@@ -285,7 +288,8 @@ def test_attacks_that_know_less_and_find_more(robust: Small) -> None:
         for outcome, attack, left in zip(evaluation.outcomes, attacks, held, strict=True):
             first = only if attack == "square" else IMAGES  # a slow attack may have seen the first images alone
             unit = replace(outcome.unit, attacked=right[:first], broken=np.arange(IMAGES)[:first] >= left)  # type: ignore[type-var]
-            outcomes.append(replace(outcome, unit=unit, row=replace(outcome.row, attack=attack)))
+            row = replace(outcome.row, attack=attack, spec=ATTACKS[attack])
+            outcomes.append(replace(outcome, unit=unit, row=row))
         found = doubts(replace(evaluation, outcomes=outcomes))
         assert found.keys() <= {"white-box", "more steps"}
         return found
@@ -309,12 +313,15 @@ def test_an_ensemble_that_needs_its_random_search(robust: Small) -> None:
         unit = evaluation.outcomes[0].unit
         by = np.where(broken, np.where(np.arange(IMAGES) < last, len(stages) - 1, 0), -1).astype(np.int8)
         unit = replace(unit, broken=broken, broken_by=by, stages=list(stages))  # type: ignore[type-var]
-        return doubts(replace(evaluation, outcomes=[replace(evaluation.outcomes[0], unit=unit)]))
+        outcome = evaluation.outcomes[0]
+        row = replace(outcome.row, attack="autoattack", spec=ATTACKS["autoattack"])
+        return doubts(replace(evaluation, outcomes=[replace(outcome, row=row, unit=unit)]))
 
     assert believed("apgd-ce", "square", last=1) == {}
     assert believed("apgd-ce", "square", last=3) == {"last stage": "warn"}
     assert believed("apgd-ce", "square", last=30) == {"last stage": "unreliable"}
     assert believed("apgd-ce", "apgd-t", last=30) == {}
+    assert believed("square", last=30) == {}  # no gradients before it
 
 
 def test_one_entry_that_is_not_finite_is_told_and_ends_no_search(robust: Small) -> None:

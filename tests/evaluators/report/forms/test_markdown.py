@@ -1,14 +1,18 @@
 """Markdown, read by another parser: what it shows, and that no name becomes markup."""
 
 import re
+from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from sample_results import HOSTILE, SEEN, doubtful, hostile, row, sample
 
+from evaluators.report.evaluation.headline import headline
+from evaluators.report.evidence import Evidence
 from evaluators.report.forms.markdown import markdown
 from evaluators.report.forms.markup import code, prose
+from evaluators.results import Attack, Results
 from evaluators.verdict.advice import ADVICE
 
 OURS = {"<code>", "</code>", "<details>", "</details>", "<summary>", "</summary>"}
@@ -98,11 +102,42 @@ def test_the_answer_comes_first() -> None:
     assert "- Gradients against runtime: `logits differ by at most 1e-06, same answers on 100 %`" in fold
 
 
+def ran(results: Results) -> str:
+    """What the page says of the attacks that ran."""
+    return headline(Evidence(results, Path(), None, ())).ran
+
+
+def test_an_attack_that_stands_in_for_autoattack_is_not_called_by_its_name() -> None:
+    """On the page and in Markdown: the fast one is named beside what was not run, the larger one contains it."""
+    fast, larger = row("autoattack-fast", 384, autoattack="near"), row("autoattack-max", 380, autoattack="whole")
+    told = "AutoAttack, which papers compare by, was not run"
+    stands = "autoattack-fast stands in for it, and may leave a little more right."
+    near = sample(attacks=[row("pgd", 400), fast])
+    assert f"Attacks: pgd, autoattack-fast. {told}: {stands}" in markdown([near])
+    assert ran(near) == (f"The attacks were pgd and autoattack-fast. {told} on all images: {stands}")
+    for whole in ([larger], [fast, larger], [fast, row("autoattack", 384)]):
+        found = sample(attacks=whole)
+        assert told not in markdown([found])
+        assert told not in ran(found)
+    part = sample(attacks=[row("pgd", 400), fast | {"n": 300, "robust": 100}])
+    assert ran(part).endswith("on all images: expect a lower figure.")
+    elsewhere = fast | {"surrogate": "a", "source": "transfer", "id": "transfer:a:autoattack-fast"}
+    assert "expect a lower figure" in markdown([sample(attacks=[elsewhere])])
+
+
+def test_older_files_tell_autoattack_by_its_name() -> None:
+    assert [Attack(**row(name, 384)).standing for name in ("autoattack", "autoattack-rand", "pgd")] == [
+        "whole",
+        "whole",
+        "no",
+    ]
+
+
 @pytest.mark.parametrize(
     ("attacks", "told"),
     [
         ([row("pgd", 400)], True),
-        ([row("pgd", 400), row("square", 150, n=300)], False),
+        ([row("pgd", 400), row("square", 150, n=300)], True),
         ([row("transfer:a:square", 400, name="square", source="transfer", surrogate="a")], True),
         ([row("pgd", 400), row("autoattack", None, status="failed")], True),
         ([row("autoattack@8/255", 400, name="autoattack")], False),

@@ -89,6 +89,8 @@ def test_a_file_without_a_record_has_no_architecture() -> None:
         ([row("autoattack", 100, n=300)], "no AutoAttack over all images"),
         ([row("autoattack", None, status="failed")], "no AutoAttack over all images"),
         ([row("transfer:a:autoattack", 10, name="autoattack", surrogate="a")], "no AutoAttack over all images"),
+        ([row("autoattack-fast", 380, autoattack="near")], "no AutoAttack .*; autoattack-fast is another attack"),
+        ([row("autoattack-max", 380, autoattack="whole")], "no AutoAttack .*; autoattack-max is another attack"),
         ([row("autoattack@4/255", 500, name="autoattack", eps=4 / 255), row("autoattack", 9)], "4/255, 8/255"),
     ],
 )
