@@ -29,7 +29,7 @@ class FastAutoAttack(NativeAttack):
     - `targeted`: 15 steps from the image towards each of nine classes, in the order of MALT.
     - `restarts`: 20 steps from other points towards the three classes that came nearest. An image is given up as robust
       when the lead that the label still has is more than PATIENCE times what the last two rounds took off it.
-    - `closing-fp32`, after a search in bf16: 20 steps in float32 from the point of the lowest lead, towards two classes.
+    - `closing-fp32`, after a search in bf16: 20 steps in float32 from the best point towards two classes.
     - `square`: the alarm. Random search (1,000 queries of Square) tries a tenth of the images left. If it breaks one,
       or comes nearer to it on more than a tenth of them, gradients hide weakness: the verdict says so, and all images
       left get Square's 5,000 queries.
