@@ -140,6 +140,16 @@ ATTACKS: dict[str, AttackSpec] = {
         asks=True,
         alarms=("square",),
     ),
+    "autoattack-max": AttackSpec(
+        build=_own(AutoAttackMax),
+        description="AutoAttack, then straight-through gradients, siblings (--sibling) and MultiTargeted APGD",
+        params={"steps": 100, "restarts": 3, "queries": 5000},
+        siblings=True,
+        autoattack="whole",
+        scale_free=True,
+        asks=True,
+        alarms=("square",),
+    ),
     "autoattack-plus": AttackSpec(
         build=_own(AutoAttack, version="plus"),
         description="AutoAttack with untargeted DLR and FAB and five restarts",
@@ -153,16 +163,6 @@ ATTACKS: dict[str, AttackSpec] = {
         autoattack="whole",
         scale_free=True,
         averages=True,
-    ),
-    "autoattack-max": AttackSpec(
-        build=_own(AutoAttackMax),
-        description="AutoAttack, then straight-through gradients, siblings (--sibling) and MultiTargeted APGD",
-        params={"steps": 100, "restarts": 3, "queries": 5000},
-        siblings=True,
-        autoattack="whole",
-        scale_free=True,
-        asks=True,
-        alarms=("square",),
     ),
     "apgd-ce": AttackSpec(
         build=_own(APGD, loss="ce"),

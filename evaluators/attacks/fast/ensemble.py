@@ -26,9 +26,10 @@ class FastAutoAttack(NativeAttack):
     Its stages; an image leaves at the first point that the deployed runtime gets wrong.
 
     - `untargeted`: one ascent of 10 steps from the image on the margin max_{j != y} z_j - z_y.
-    - `targeted`: 15 steps from the image towards each of nine classes, in the order of MALT.
-    - `restarts`: 20 steps from other points towards the three classes that came nearest. An image is given up as robust
-      when the lead that the label still has is more than PATIENCE times what the last two rounds took off it.
+    - `targeted`: 15 or 10 steps from the image towards each of nine classes, the most promising first (`target_order`).
+    - `restarts`: 20 steps from other points towards the three classes that came nearest. They are repeated up to twenty
+      times, until the lead that the label still has is out of proportion to what the last rounds took off it
+      (PATIENCE in `progress.py`). The image is then given up as robust.
     - `closing-fp32`, after a search in bf16: 20 steps in float32 from the best point towards two classes.
     - `square`: the alarm. Random search (1,000 queries of Square) tries a tenth of the images left. If it breaks one,
       or comes nearer to it on more than a tenth of them, gradients hide weakness: the verdict says so, and all images

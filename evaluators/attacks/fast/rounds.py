@@ -36,7 +36,7 @@ class Round:
 TARGETS = 9
 """Classes that are tried, as in AutoAttack, or fewer where the model has fewer others."""
 FIRST = (Round("untargeted", (), "clean", 10),)
-TARGETED = (Round("near targets", (0, 1, 2), "clean", 15), Round("far targets", tuple(range(3, TARGETS)), "clean", 15))
+TARGETED = (Round("near targets", (0, 1, 2), "clean", 15), Round("far targets", tuple(range(3, TARGETS)), "clean", 10))
 RESTARTS = tuple(
     Round(f"restart {number}", (0, 1, 2), "spread" if number % 2 else "uniform", 20, restart=True, settles=True)
     for number in range(20)
