@@ -97,11 +97,6 @@ class Victim:
         return torch.from_numpy(self.search(x.cpu().numpy())).to(x.device)
 
     @torch.no_grad()
-    def hints(self, x: Tensor) -> Tensor:
-        """Logits `(N, K)`, without a graph, that show a search the way: in bf16 `logits`, otherwise `answers`."""
-        return self.answers(x) if self.precision == "fp32" else self.logits(x)
-
-    @torch.no_grad()
     def verdicts(self, x: Tensor) -> Tensor:
         """The deployed runtime's own logits `(N, K)`, without a graph, on x's device."""
         if self.by_module:
@@ -171,6 +166,8 @@ class NativeAttack(SearchingAttack):
         warnings: sentences for the reader of the last search.
     """
 
+    lowers: ClassVar[bool] = True
+    """Whether it searches in bf16 where the estimator says so, or in float32 always."""
     _estimator_requirements: ClassVar[tuple[type, ...]] = (PyTorchClassifier,)
 
     def __init_subclass__(cls) -> None:
@@ -195,7 +192,7 @@ class NativeAttack(SearchingAttack):
         self.draws = Draws(seed)
         self.warnings: list[str] = []
         # Without a ball the answer is a distance, which the module's own logits decide.
-        self.victim = Victim(estimator, None if eps else "fp32")
+        self.victim = Victim(estimator, None if eps and self.lowers else "fp32")
 
     def searched(
         self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: ArrayFile
