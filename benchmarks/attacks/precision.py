@@ -5,8 +5,9 @@
 
 `--passes` times a forward pass with its backward pass on untrained networks: precisions in turns, medians. With a file,
 each attack runs by itself on the first images that the file gets right, in both precisions; the file's own runtime
-judges, and McNemar's p says whether the difference is more than chance. At the
-end what all of them have left in bf16 gets the ascent in float32 that closes AutoAttack's search. ONEDNN_MAX_CPU_ISA=AVX2 shows a processor without units for bfloat16.
+judges, and McNemar's p says whether the difference is more than chance. At the end what all of them have left in bf16
+gets the ascent in float32 that closes AutoAttack's search. ONEDNN_MAX_CPU_ISA=AVX2 shows a processor without units for
+bfloat16.
 """
 
 import argparse
