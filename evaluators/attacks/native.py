@@ -40,9 +40,8 @@ class Victim:
     A torch module is replaced by a frozen copy with BatchNorm folded and weights channels-last: the same function in
     less time. ART's preprocessing is applied to its input.
 
-    In bf16, `logits` multiplies numbers of bfloat16 and adds the products up in float32; images, logits and what is
-    made of them stay float32. Such logits lead a search and prove nothing, so the runtime is asked about each image
-    that they call wrong: `confirmed`.
+    In bf16 the module runs under autocast to bfloat16. Images, and what is made of logits, stay float32. Such logits
+    lead a search and prove nothing, so the runtime is asked about each image that they call wrong: `confirmed`.
 
     Args:
         estimator: any classifier of ART. `logits` needs one with a torch module.
