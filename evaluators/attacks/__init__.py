@@ -185,12 +185,14 @@ ATTACKS: dict[str, AttackSpec] = {
     ),
     "fab": AttackSpec(
         build=_own(FAB),
+        exact=True,
         scale_free=True,
         description="steps onto the nearest linearised boundary (Croce & Hein, 2020)",
         params={"steps": 100, "restarts": 1},
     ),
     "fab-t": AttackSpec(
         build=_own(FAB, targets=TARGETS),
+        exact=True,
         scale_free=True,
         description="the same towards each of the nine likeliest other classes",
         params={"steps": 100, "restarts": 1},
