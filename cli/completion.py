@@ -19,7 +19,7 @@ from typer.models import ParameterInfo
 
 from cli.commands.list import SCHEMA, TABLES
 from cli.flags.preprocessing import CHANNEL_ORDERS, LAYOUTS
-from cli.flags.values import NORMS, SPLITS
+from cli.flags.values import NORMS, SEARCH_PRECISIONS, SPLITS
 
 Names = Callable[[str], list[str]]
 """From what was typed so far to all names that may follow."""
@@ -102,6 +102,7 @@ VALUES: dict[str, Names] = {
     "attack.attack": _attacks,
     "attack.suite": table("evaluators.plan.suites", "SUITES"),
     "attack.norm": lambda _: list(NORMS),
+    "attack.search_precision": lambda _: list(SEARCH_PRECISIONS),
     "attack.split": lambda _: list(SPLITS),
     "bench.provider": table("exporters.bench.worker", "PROVIDERS"),
     "export.format": lambda typed: [*table("exporters.formats", "EXPORTERS")(typed), "all"],

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from dgad_tk.common import UserError
+from evaluators.curves import Curve
 from evaluators.fields import CONFIG, Count, Distance, Eps, Seconds, Share, Shares, Side, at_most
 
 SCHEMA: Final = "dgad/results/1"
@@ -151,6 +152,8 @@ class Attack(_Part):
     failed: Share | None = None
     median_l2: Distance | None = None
     """Of the images that broke."""
+    median_distance: Distance | None = None
+    """The same in the row's own norm."""
     accuracy: Share | None = None
     """Of `min-norm`: share that is left right, which says as much about the search as about the model."""
     reused: Count = 0
@@ -243,6 +246,8 @@ class Results(_Part):
     clean: Clean
     attacks: list[Attack]
     worst_case: list[WorstCase]
+    curves: list[Curve] = []
+    """Robust accuracy against eps, read off one search for the nearest adversarial images (`--curve`)."""
     twin: dict[str, float]
     """`max_abs_diff` and `argmax_agreement` of the module that gives gradients and the runtime; empty without one."""
     checks: Checks

@@ -24,7 +24,7 @@ FLOORS = {
         "artifacts answers methods teachers training"
     ),
     "exporters": "onnx_read onnx_twin onnx_open torch_files onnx_write parity formats export bench",
-    "evaluators": "target preprocessings attacks plan engine fields results verdict report",
+    "evaluators": "target preprocessings attacks plan engine fields curves results verdict report",
     "cli": "documents printing flags commands completion app __main__",
 }
 """Folders and files of each package from the ground up: an import leads down, or stays where it is."""

@@ -3,7 +3,6 @@
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -15,15 +14,27 @@ from cli.flags.classes import ClassNames
 from cli.flags.images import DataDir, DatasetName, ImageFlags, ImageSize, Resize
 from cli.flags.models import check_files, default_eps, open_model
 from cli.flags.preprocessing import ChannelOrder, InputRange, Layout, LogitsOutput, Mean, Std, interface_of
-from cli.flags.surrogates import surrogates_of
-from cli.flags.values import NORMS, SPLITS, AsJson, Quiet, Seed, Trust, check_replaceable, radii_of, whole
+from cli.flags.surrogates import check_used, settings_of, surrogates_of
+from cli.flags.values import (
+    NORMS,
+    SEARCH_PRECISIONS,
+    SPLITS,
+    AsJson,
+    Curve,
+    Quiet,
+    Seed,
+    Trust,
+    check_replaceable,
+    radii_of,
+    whole,
+)
 from cli.printing.again import other_command
 from cli.printing.matrix import matrix_of, matrix_table
 from cli.printing.plan import plan_table, summary
 from cli.printing.progress import AttackProgress
 from cli.printing.results_table import print_json, results_table
 from cli.printing.run_page import Pages
-from dgad_tk.common import UserError, lookup
+from dgad_tk.common import lookup
 
 if TYPE_CHECKING:
     from dgad_tk.artifacts.predictor import Predictor
@@ -45,10 +56,11 @@ def attack(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="ATTACK.KEY=VALUE", help="Such as pgd.steps=50. Repeatable.")
     ] = None,
-    norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
+    norm: Annotated[str, typer.Option(help="linf, l2, l1 or l0.")] = "linf",
     eps: Annotated[
         str | None, typer.Option(help="Radius, or several: 2/255,4/255,8/255. [what the model was trained for]")
     ] = None,
+    curve: Curve = False,
     surrogate: Annotated[
         list[Path] | None,
         typer.Option(
@@ -73,6 +85,9 @@ def attack(
     batch_size: Annotated[
         int | None, whole("--batch-size", "Images at a time. [500 of 8x8, 256 of 32x32, 16 of 224x224]", least=1)
     ] = None,
+    search_precision: Annotated[
+        str, typer.Option(help="fp32, or bf16 where there are units for it: of the search, not of the verdict.")
+    ] = "fp32",
     seed: Seed = None,
     mean: Mean = None,
     std: Std = None,
@@ -91,9 +106,10 @@ def attack(
     """
     lookup(NORMS, norm, "norm")
     lookup(SPLITS, split, "split")
+    precision = cast(Any, lookup(SEARCH_PRECISIONS, search_precision, "search precision"))
     radii = radii_of(eps, norm)
     seconds = seconds_of(budget) if budget is not None else None
-    changes = _settings(settings or [])
+    changes = settings_of(settings or [])
     interface = interface_of(mean, std, input_range, layout, logits_output, channel_order)
     check_files([*model, *(surrogate or [])])
 
@@ -108,12 +124,15 @@ def attack(
     from evaluators.report.files import results, write
     from evaluators.report.matrix import write_matrix
     from evaluators.target.judge import check_images
+    from evaluators.target.precision import remarks
     from evaluators.verdict.clean_checks import may_want_others
 
-    names = expand(suite or ([] if attack else ["fast"]), attack or [])
-    _check_used(names, surrogate, changes)
+    names = expand(suite or ([] if attack or curve else ["fast"]), attack or [], curve=norm if curve else "")
+    check_used(names, surrogate, changes)
+    asked = [ATTACKS[name.removeprefix(TRANSFER)] for name in names]
     transfers = any(name.startswith(TRANSFER) for name in names)
     white = any(ATTACKS[name].needs_gradients for name in names if not name.startswith(TRANSFER))
+    bounded = any(spec.kind == "budget" and norm in spec.norms for spec in asked)
     flags, seed = ImageFlags(dataset, data_dir, image_size, resize, classes), seed or 0
     attacked: list[tuple[Results, Path]] = []
     plans: list[tuple[Path, Forecast, int]] = []
@@ -130,14 +149,21 @@ def attack(
             part = images.splits[split]
             part = part.subset(limit or max(1, len(part)))
             check_images(predictor, part)
-            epsilons = radii or [default_eps(predictor.artifact, images, norm)]
+            epsilons = radii or ([default_eps(predictor.artifact, images, norm)] if bounded else [])
             surrogates = surrogates_of(surrogate, images, quiet=quiet, trust=trust) if transfers else []
             used |= {each.name: each.predictor.sha256 for each in surrogates if each.predictor}
-            rows = plan(names, norm=cast(Any, norm), eps=epsilons, surrogates=surrogates, settings=changes)
+            rows = plan(
+                names,
+                norm=cast(Any, norm),
+                eps=epsilons,
+                surrogates=surrogates,
+                settings=changes,
+                search_precision=precision,
+            )
             size = batch_size or default_batch_size(predictor.input_shape)
             folder = _folder(output, predictor, len(model))
             if not quiet:
-                for note in predictor.notes:
+                for note in (*predictor.notes, *remarks(predictor, precision, [row.search_precision for row in rows])):
                     print(f"note: {path}: {note}", file=sys.stderr)
             question = {
                 "budget": seconds,
@@ -185,6 +211,7 @@ def attack(
                     dataset=images.name,
                     split=split,
                     resize=images.resize,
+                    curves=curve,
                 )
                 write(evaluation, answers, folder)
                 attacked.append((answers, folder))
@@ -213,32 +240,6 @@ def attack(
         if matrix is not None:
             matrix_table(matrix, where)
     _write_pages([folder for _, folder in attacked], base, as_json=as_json)
-
-
-def _settings(settings: list[str]) -> dict[str, dict[str, Any]]:
-    """`--set ATTACK.key=value` as what is set for each attack."""
-    from dgad_tk.config.settings import parse_setting
-
-    changes: dict[str, dict[str, Any]] = {}
-    for key, value in map(parse_setting, settings):
-        attack, dot, name = key.partition(".")
-        if not dot:
-            raise UserError(f"--set needs ATTACK.key=value, got '{key}'", hint="for example --set pgd.steps=50")
-        changes.setdefault(attack, {})[name] = value
-    return changes
-
-
-def _check_used(names: list[str], surrogate: list[Path] | None, changes: Mapping[str, object]) -> None:
-    """Refuse surrogates and settings that belong to no attack that runs."""
-    from evaluators.attacks import ATTACKS
-    from evaluators.plan.suites import TRANSFER
-
-    if surrogate and not any(name.startswith(TRANSFER) for name in names):
-        raise UserError("--surrogate is given, but no transfer attack", hint="--suite full or --attack transfer:pgd")
-    for name in changes:
-        lookup(ATTACKS, name, "attack")
-        if name not in {each.removeprefix(TRANSFER) for each in names}:
-            raise UserError(f"--set {name}.… is given, but '{name}' does not run", hint=f"--attack {name} adds it")
 
 
 def _make_folder(folder: Path) -> None:

@@ -1,10 +1,11 @@
-"""Models that transfer examples are made on."""
+"""Models that transfer examples are made on, and what is set for attacks; neither may be there for nothing."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cli.flags.models import check_classes
-from dgad_tk.common import UserError
+from dgad_tk.common import UserError, lookup
 from dgad_tk.strangers.names import same_names
 
 if TYPE_CHECKING:
@@ -50,3 +51,29 @@ def surrogates_of(files: list[Path] | None, images: "Dataset", *, quiet: bool, t
         name = path.stem if path.stem not in taken else f"{path.stem}-{predictor.sha256[:8]}"
         found.append(Surrogate(name, predictor))
     return found
+
+
+def settings_of(settings: list[str]) -> dict[str, dict[str, Any]]:
+    """`--set ATTACK.key=value` as what is set for each attack."""
+    from dgad_tk.config.settings import parse_setting
+
+    changes: dict[str, dict[str, Any]] = {}
+    for key, value in map(parse_setting, settings):
+        attack, dot, name = key.partition(".")
+        if not dot:
+            raise UserError(f"--set needs ATTACK.key=value, got '{key}'", hint="for example --set pgd.steps=50")
+        changes.setdefault(attack, {})[name] = value
+    return changes
+
+
+def check_used(names: list[str], surrogate: list[Path] | None, changes: Mapping[str, object]) -> None:
+    """Refuse surrogates and settings that belong to no attack that runs."""
+    from evaluators.attacks import ATTACKS
+    from evaluators.plan.suites import TRANSFER
+
+    if surrogate and not any(name.startswith(TRANSFER) for name in names):
+        raise UserError("--surrogate is given, but no transfer attack", hint="--suite full or --attack transfer:pgd")
+    for name in changes:
+        lookup(ATTACKS, name, "attack")
+        if name not in {each.removeprefix(TRANSFER) for each in names}:
+            raise UserError(f"--set {name}.… is given, but '{name}' does not run", hint=f"--attack {name} adds it")

@@ -11,13 +11,18 @@ from dgad_tk.common import UserError
 from dgad_tk.strangers import number_text
 from dgad_tk.strangers.number_text import parse_fraction
 
-NORMS = {"linf": "linf", "l2": "l2", "l1": "l1"}
+NORMS = {"linf": "linf", "l2": "l2", "l1": "l1", "l0": "l0"}
+SEARCH_PRECISIONS = {"fp32": "fp32", "bf16": "bf16"}
 SPLITS = {"train": "train", "val": "val", "test": "test"}
 
 Trust = Annotated[
     bool, typer.Option("--trust", help="Open .pt and .pt2 files, which can run any code of their author.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Curve = Annotated[
+    bool,
+    typer.Option("--curve", help="Draw robust accuracy against eps, from the distances that fmn finds in one run."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of text.")]
 
 

@@ -9,6 +9,7 @@ from cli.printing.terminal import Heading, plain_table, say
 from dgad_tk.strangers.number_text import format_fraction
 
 if TYPE_CHECKING:
+    from evaluators.curves import Curve
     from evaluators.results import ClassShare, Interval, Results
 
 
@@ -32,7 +33,33 @@ def results_table(attacked: "Sequence[tuple[Results, Path]]") -> None:
         say(f"{where}believable: {results.checks.verdict}")
         for about, text in doubts(results):
             say(f"  {about}: {text}", indent=4)
+        for curve in results.curves:
+            _curve_table(curve, where)
         say(f"{where}{folder}/results.json")
+
+
+def _curve_table(curve: "Curve", where: str) -> None:
+    """Robust accuracy at round radii, and at those where AutoAttack ran."""
+    from evaluators.report.evaluation.curves import round_radii
+
+    exact = {point.eps: point for point in curve.exact}
+    names: list[Heading] = [
+        f"{curve.norm.capitalize()} eps",
+        f"at most, by {curve.row}",
+        "exact",
+        "95 % interval",
+        "by",
+    ]
+    rows = []
+    for eps in sorted({*round_radii(curve, about=8), *exact}):
+        point = exact.get(eps)
+        at_most = share_text(curve.at(eps) / curve.n)
+        told = [share_text(point.robust_accuracy), interval_text(point.ci95), point.row] if point else ["", "", ""]
+        rows.append([format_fraction(eps), at_most, *told])
+
+    say(f"{where}robust accuracy against eps, an upper bound from one search on {curve.n:,} images:")
+    columns = len(names) if exact else 2
+    plain_table(names[:columns], [row[:columns] for row in rows])
 
 
 def print_json(documents: Sequence[dict[str, Any]]) -> None:

@@ -1,6 +1,6 @@
 """An opened model file: logits from the deployed runtime, and a torch module with gradients where there is one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -74,6 +74,7 @@ class Predictor:
         search: the same as `predict` up to rounding, for the many queries of a search, where `predict` is slow: the
             graph of a file of fixed batch size, with its batch freed. It gives no verdict. None where `predict` serves.
         names: of the classes in the order of the logits, as the metadata of a foreign file have them; else empty.
+        siblings: models of the same classes by name, such as the fp32 file of an INT8 one, which a search may climb on.
     """
 
     predict: Callable[[Images], Logits] = field(repr=False)
@@ -96,6 +97,7 @@ class Predictor:
     one_number: bool = False
     search: Callable[[Images], Logits] | None = field(default=None, repr=False)
     names: tuple[str, ...] = ()
+    siblings: Mapping[str, "Predictor"] = field(default_factory=dict, repr=False)
 
 
 def predictor_of_module(

@@ -4,7 +4,7 @@ import math
 from functools import partial
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from dgad_tk.config.parsing import TypedKeys
 from dgad_tk.strangers.number_text import parse_fraction
@@ -15,8 +15,10 @@ Radius = Annotated[float, BeforeValidator(partial(parse_fraction, upper=math.inf
 LARGEST_EPS = 1e7
 """Of an evaluation. Even in L1, two images of 3 x 1024 x 1024 are at most 3,145,728 apart."""
 
-Norm = Literal["linf", "l2", "l1"]
-"""Norm of a perturbation. `dgad_tk.ascent.balls` computes with it."""
+Norm = Literal["linf", "l2", "l1", "l0"]
+"""Norm of a perturbation. `dgad_tk.ascent.balls` computes with all but L0.
+
+L0 is the number of values that differ, of all channels: a coloured pixel has three."""
 
 
 class ThreatModel(TypedKeys):
@@ -29,6 +31,13 @@ class ThreatModel(TypedKeys):
     eps: Radius
     step_size: Radius
     steps: int = Field(10, ge=1)
+
+    @field_validator("norm")
+    @classmethod
+    def _trainable(cls, norm: Norm) -> Norm:
+        if norm == "l0":
+            raise ValueError("nothing is trained in l0: expected linf, l2 or l1")
+        return norm
 
     @model_validator(mode="after")
     def _within_the_pixels(self) -> Self:

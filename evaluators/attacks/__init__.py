@@ -11,10 +11,15 @@ from evaluators.attacks.autoattack.fab.fab import FAB
 from evaluators.attacks.autoattack.square.square import Square
 from evaluators.attacks.autoattack.stages import TARGETS
 from evaluators.attacks.cw2 import CarliniWagnerL2
+from evaluators.attacks.fast.ensemble import FastAutoAttack
 from evaluators.attacks.jsma import SaliencyMap
+from evaluators.attacks.nearest.ddn import DecoupledDirectionNorm
+from evaluators.attacks.nearest.fmn import FastMinimumNorm
+from evaluators.attacks.nearest.sigma_zero import SigmaZero
 from evaluators.attacks.pgd import LOSSES, ProjectedGradient
 from evaluators.attacks.result import SearchingAttack
 from evaluators.attacks.spec import AttackSpec, Budget, Build, Estimator
+from evaluators.attacks.strongest.maximum import AutoAttackMax
 
 
 def _own(cls: Callable[..., SearchingAttack], **fixed: Any) -> Build:
@@ -25,6 +30,18 @@ def _own(cls: Callable[..., SearchingAttack], **fixed: Any) -> Build:
 def _nearest(cls: Callable[..., SearchingAttack]) -> Build:
     """Build an attack that has no ball and draws nothing."""
     return lambda estimator, budget, params: cls(estimator, batch_size=budget.batch_size, **params)
+
+
+def _drawing(cls: Callable[..., SearchingAttack]) -> Build:
+    """Build an attack that has no ball, of a norm of its own, and draws where a gradient is 0."""
+    return lambda estimator, budget, params: cls(estimator, seed=budget.seed, batch_size=budget.batch_size, **params)
+
+
+def _in_norm(cls: Callable[..., SearchingAttack]) -> Build:
+    """Build an attack that has no ball, in the norm that it is asked for."""
+    return lambda estimator, budget, params: cls(
+        estimator, norm=budget.norm, seed=budget.seed, batch_size=budget.batch_size, **params
+    )
 
 
 def _descent(**fixed: Any) -> Build:
@@ -85,10 +102,40 @@ ATTACKS: dict[str, AttackSpec] = {
         },
         note="one fixed c and no eps-ball: where this search fails that is no robustness",
     ),
+    "fmn": AttackSpec(
+        kind="min-norm",
+        norms=("linf", "l2", "l1", "l0"),
+        build=_in_norm(FastMinimumNorm),
+        description="the nearest adversarial image in one run of 100 steps (Pintor et al., 2021)",
+        params={"steps": 100, "step_size": 1.0, "gamma": 0.05},
+    ),
+    "ddn": AttackSpec(
+        kind="min-norm",
+        norms=("l2",),
+        build=_drawing(DecoupledDirectionNorm),
+        description="decoupled direction and norm, 100 steps (Rony et al., 2019)",
+        params={"steps": 100, "gamma": 0.05, "first": 1.0},
+    ),
+    "sigma-zero": AttackSpec(
+        kind="min-norm",
+        norms=("l0",),
+        build=_drawing(SigmaZero),
+        description="fewest changed values by a smooth count, 1,000 steps (Cinà et al., 2025)",
+        params={"steps": 1000, "step_size": 1.0, "sigma": 0.001, "threshold": 0.3, "threshold_step": 0.01},
+    ),
     "autoattack": AttackSpec(
         build=_own(AutoAttack, version="standard"),
         description="the standard ensemble: APGD-CE, APGD-T, FAB-T, Square (Croce & Hein, 2020)",
         autoattack="whole",
+        scale_free=True,
+        asks=True,
+        alarms=("square",),
+    ),
+    "autoattack-fast": AttackSpec(
+        norms=("linf", "l2"),
+        build=_own(FastAutoAttack),
+        description="short ascents as long as they gain, then an alarm for masked gradients; a tenth of the passes",
+        autoattack="near",
         scale_free=True,
         asks=True,
         alarms=("square",),
@@ -106,6 +153,16 @@ ATTACKS: dict[str, AttackSpec] = {
         autoattack="whole",
         scale_free=True,
         averages=True,
+    ),
+    "autoattack-max": AttackSpec(
+        build=_own(AutoAttackMax),
+        description="AutoAttack, then straight-through gradients, siblings (--sibling) and MultiTargeted APGD",
+        params={"steps": 100, "restarts": 3, "queries": 5000},
+        autoattack="whole",
+        scale_free=True,
+        asks=True,
+        alarms=("square",),
+        siblings=True,
     ),
     "apgd-ce": AttackSpec(
         build=_own(APGD, loss="ce"),
@@ -148,7 +205,7 @@ ATTACKS: dict[str, AttackSpec] = {
     ),
     "jsma": AttackSpec(
         kind="min-norm",
-        norms=("l2",),
+        norms=("l2", "l0"),
         build=_nearest(SaliencyMap),
         description="pairs of pixels by saliency (Papernot et al., 2016) towards the runner-up class; few pixels",
         params={"theta": 1.0, "gamma": 0.1},

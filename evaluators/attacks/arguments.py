@@ -26,7 +26,7 @@ def check_ball(norm: Norm, eps: float) -> None:
         ValueError: an unknown norm; a radius that is negative, not finite, or in Linf above 1.
     """
     if norm not in get_args(Norm):
-        raise ValueError(f"expected norm linf, l2 or l1, got {norm!r}")
+        raise ValueError(f"expected norm linf, l2, l1 or l0, got {norm!r}")
     if not 0 <= eps < math.inf:
         raise ValueError(f"expected eps >= 0, got {eps}")
     if norm == "linf" and eps > 1:

@@ -1,5 +1,6 @@
 """What our own attacks share: ART's interface outside, torch inside, and random draws that belong to images."""
 
+import copy
 import ctypes
 import inspect
 import sys
@@ -19,13 +20,18 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dgad_tk.ascent.folded import folded
+from dgad_tk.ascent.folded import autocast, folded
+from dgad_tk.ascent.losses import margin
 from dgad_tk.config.threat import Norm
 from dgad_tk.draws import Draws
 from evaluators.attacks.arguments import at_least, check_ball
 from evaluators.attacks.array_file import ArrayFile
 from evaluators.attacks.result import SearchingAttack, SearchResult
 from evaluators.target.estimators import Counted, PredictorBlackBox, PredictorClassifier, searched_by
+from evaluators.target.precision import Precision
+
+NARROW = 2**-7
+"""In bf16 an image is asked about from this margin on, as a share of how far apart its logits are."""
 
 
 class Victim:
@@ -34,8 +40,13 @@ class Victim:
     A torch module is replaced by a frozen copy with BatchNorm folded and weights channels-last: the same function in
     less time. ART's preprocessing is applied to its input.
 
+    In bf16, `logits` multiplies numbers of bfloat16 and adds the products up in float32; images, logits and what is
+    made of them stay float32. Such logits lead a search and prove nothing, so the runtime is asked about each image
+    that they call wrong: `confirmed`.
+
     Args:
         estimator: any classifier of ART. `logits` needs one with a torch module.
+        precision: of `logits`; by default the estimator's `search_precision`, or fp32 where it has none.
 
     Attributes:
         by_module: torch is the deployed runtime, so `logits` gives the runtime's answers.
@@ -43,8 +54,10 @@ class Victim:
         search: gives what the runtime gives, up to rounding and faster; None where the runtime itself is asked.
     """
 
-    def __init__(self, estimator: ClassifierMixin) -> None:
+    def __init__(self, estimator: ClassifierMixin, precision: Precision | None = None) -> None:
         self.estimator = estimator
+        asked_for: Precision = getattr(estimator, "search_precision", "fp32")
+        self.precision: Precision = precision or asked_for
         self.device = getattr(estimator, "device", torch.device("cpu"))
         self.module: nn.Module | None = None
         self.by_module = self.quantised = False
@@ -67,7 +80,11 @@ class Victim:
         images = x
         if self._preprocessed:
             images, _ = self.estimator._apply_preprocessing(x, y=None, fit=False, no_grad=False)
-        logits: Tensor = self.module(images)
+        if self.precision == "fp32":
+            logits: Tensor = self.module(images)
+        else:
+            with autocast(self.precision, x.device):
+                logits = self.module(images).float()
         if x.requires_grad and not logits.requires_grad:  # such as after a comparison: the gradient is 0
             logits = logits + 0 * x.flatten(1).sum(dim=1, keepdim=True)
         return logits
@@ -80,21 +97,55 @@ class Victim:
         return torch.from_numpy(self.search(x.cpu().numpy())).to(x.device)
 
     @torch.no_grad()
+    def hints(self, x: Tensor) -> Tensor:
+        """Logits `(N, K)`, without a graph, that show a search the way: in bf16 `logits`, otherwise `answers`."""
+        return self.answers(x) if self.precision == "fp32" else self.logits(x)
+
+    @torch.no_grad()
     def verdicts(self, x: Tensor) -> Tensor:
         """The deployed runtime's own logits `(N, K)`, without a graph, on x's device."""
         if self.by_module:
-            return self.logits(x)
+            return self.exact.logits(x)
         return torch.from_numpy(np.asarray(self.estimator.predict(x.cpu().numpy()), dtype=np.float32)).to(x.device)
 
+    @property
+    def exact(self) -> "Victim":
+        """The same model, whose `logits` are float32."""
+        if self.precision == "fp32":
+            return self
+        other = copy.copy(self)
+        other.precision = "fp32"
+        return other
+
+    @property
+    def proves(self) -> bool:
+        """`answers` and `logits` are the runtime's, up to rounding: what they get wrong needs no confirmation.
+
+        A quantised layer rounds in steps, of which a last bit can make another one.
+        """
+        return self.search is None and self.precision == "fp32" and not self.quantised
+
+    def suspects(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Which images the runtime may get wrong, by their `logits` `(N, K)`, bool `(N,)`.
+
+        In bf16 these are more than the images that the logits get wrong: an image that bf16 misses narrowly may be one
+        that the runtime gets wrong.
+        """
+        missed = wrong(logits, y)
+        if self.precision == "fp32":
+            return missed
+        reach = NARROW * (logits.amax(dim=1) - logits.amin(dim=1))
+        return missed | (margin(logits, y) <= reach)
+
     def confirmed(self, missed: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Which of the images that `answers` gets wrong the runtime itself gets wrong, bool `(N,)`.
+        """Which of the images that `answers` or `logits` get wrong the runtime itself gets wrong, bool `(N,)`.
 
         Without this a search would leave an image alone that the deployed file still gets right.
 
         Args:
-            missed: images that `answers` gets wrong, bool `(N,)`. Only these are asked about.
+            missed: images to ask about, bool `(N,)`: those that are wrong, or in bf16 `suspects`.
         """
-        if self.search is None or not missed.any():
+        if self.proves or not missed.any():
             return missed
         at = missed.nonzero()[:, 0]
         return missed.index_put((at,), wrong(self.verdicts(x[at]), y[at]))
@@ -110,7 +161,7 @@ class NativeAttack(SearchingAttack):
 
     Args:
         estimator: with a torch module, unless predictions are enough for the attack.
-        norm: of the ball: "linf", "l2" or "l1".
+        norm: of the ball, or of the distance that is made small: "linf", "l2", "l1" or "l0".
         eps: radius of the ball, a fraction of 1.
         seed: of all draws. A draw depends on the seed, the image's index and the step, so batches do not change it.
         batch_size: images at a time.
@@ -143,7 +194,8 @@ class NativeAttack(SearchingAttack):
         at_least(1, batch_size=batch_size)
         self.draws = Draws(seed)
         self.warnings: list[str] = []
-        self.victim = Victim(estimator)
+        # Without a ball the answer is a distance, which the module's own logits decide.
+        self.victim = Victim(estimator, None if eps else "fp32")
 
     def searched(
         self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: ArrayFile

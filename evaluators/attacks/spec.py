@@ -49,7 +49,7 @@ class AttackSpec:
     Attributes:
         kind: `budget` answers inside an eps-ball. `min-norm` looks for the nearest adversarial image, and its results
             are success and distance.
-        norms: norms that the attack has; a min-norm attack minimises the first.
+        norms: norms that the attack has. A min-norm attack minimises the one asked for, or the first.
         build: makes the attack for an estimator, a budget and the row's parameters.
         description: one line for `dgad list attacks`.
         params: defaults that a user may change (`--set NAME.key=value`). They are written into the results.
@@ -70,6 +70,7 @@ class AttackSpec:
         averages: it averages over a model's random answers (expectation over transformation).
         foreign: another library's code. If it raises an error, its row fails and the others go on. Its draws depend on
             the images' places, not on their dataset indices.
+        siblings: it climbs on `Predictor.siblings` too.
         note: a caution printed with its row.
     """
 
@@ -90,7 +91,16 @@ class AttackSpec:
     alarms: tuple[str, ...] = ()
     averages: bool = False
     foreign: bool = False
+    siblings: bool = False
     note: str = ""
+
+    @property
+    def lowers(self) -> bool:
+        """Whether it can search in bf16: it is ours, follows gradients, and the runtime judges what it finds.
+
+        An attack without a ball reports a distance, which the module's own logits decide; it keeps to float32.
+        """
+        return self.kind == "budget" and self.needs_gradients and not self.foreign
 
     def settings(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The row's `params` and `samples`, with `changes`.

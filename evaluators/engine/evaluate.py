@@ -91,7 +91,7 @@ def evaluate(
     chunks = [slice(start, min(start + CHUNK, len(split))) for start in range(0, len(split), CHUNK)]
     clean, digest, hashes = _clean(predictor, split, chunks, batch_size)
     right = clean.right(split.labels)
-    norm: Norm = next((row.norm for row in rows if row.eps is not None), "linf")
+    norm: Norm = next((row.norm for row in sorted(rows, key=lambda row: row.eps is None)), "linf")
     eps = tuple(dict.fromkeys(row.eps for row in rows if row.eps is not None))
     twin = compare_twin(predictor, split, clean.finite, batch_size)
     probes = probe(predictor, split, right, norm=norm, eps=max(eps, default=0.0), batch_size=batch_size)

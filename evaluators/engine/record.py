@@ -50,7 +50,7 @@ def finished(row: Row, parts: Sequence[Unit], starts: Sequence[int]) -> Outcome:
     """
     arrays: dict[str, Any] = {
         name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("attacked", "broken", "adv_pred", "confidence", "l2", "linf", "gallery", "broken_by")
+        for name in ("attacked", "broken", "adv_pred", "confidence", "l2", "linf", "distance", "gallery", "broken_by")
     }
     sums: dict[str, Any] = {
         name: sum(getattr(part, name) for part in parts)
@@ -84,7 +84,7 @@ class Evaluation:
         twin: difference of module and runtime on clean images; None for a black box.
         probes: what the checks need to know about the model itself.
         images_sha256: of the images and labels that were evaluated.
-        norm, eps: of the budget rows.
+        norm, eps: of the budget rows; without any, the norm of the first row.
     """
 
     predictor: Predictor

@@ -18,9 +18,10 @@ from evaluators.attacks.result import SearchResult
 from evaluators.attacks.spec import Budget
 from evaluators.engine.units import Unit
 from evaluators.plan.rows import Row
-from evaluators.target.ball import into_ball, l2, linf
+from evaluators.target.ball import DISTANCES, into_ball, l2, linf
 from evaluators.target.estimators import Counted, to_estimator
 from evaluators.target.judge import judge
+from evaluators.target.precision import Precision
 
 GALLERY, GALLERY_VALUES = 24, 2**21
 """Adversarial images that a unit keeps, if it keeps any; of large images fewer, so that they hold no more numbers."""
@@ -83,7 +84,7 @@ def search(source: Predictor, row: Row, chunk: Chunk, *, seed: int, batch_size: 
     """
     if len(chunk.labels) == 0:
         return Candidates(chunk.images)
-    meter = _Meter(source, halfway)
+    meter = _Meter(source, halfway, row.search_precision)
     budget = Budget(row.norm, row.eps or 0.0, seed, batch_size)
     index = None if row.spec.foreign else chunk.index
     try:
@@ -135,6 +136,7 @@ def unit_of(target: Predictor, row: Row, chunk: Chunk, found: Candidates, *, bat
         confidence=spread("confidence", answers.confidence, np.nan),
         l2=spread("l2", distance, np.nan),
         linf=spread("linf", linf(x_adv, asked.images), np.nan),
+        distance=spread("distance", DISTANCES[row.norm](x_adv, asked.images), np.nan),
         seconds=found.seconds + time.perf_counter() - begun,
         forward_passes=found.forwards + len(broken),
         backward_passes=found.backwards,
@@ -179,19 +181,22 @@ class _Meter(ArrayFile):
     Args:
         source: the model that is searched on.
         halfway: where the attack stores what it has.
+        precision: in which the module is run.
 
     Attributes:
         estimator: of the source. Images that pass through it are counted.
     """
 
-    def __init__(self, source: Predictor, halfway: ArrayFile) -> None:
+    def __init__(self, source: Predictor, halfway: ArrayFile, precision: Precision) -> None:
         super().__init__(halfway.path)
         self._begun, self._asked = time.perf_counter(), 0
         self._before = (0, 0, 0.0)
         self._counted = Counted(source.module) if source.module is not None else None
         search = None if source.search is None else self._counting(source.search)
-        counting = replace(source, predict=self._counting(source.predict), search=search)
-        self.estimator = to_estimator(counting, module=self._counted)
+        self._siblings = {name: Counted(each.module) for name, each in source.siblings.items() if each.module}
+        siblings = {name: replace(source.siblings[name], module=module) for name, module in self._siblings.items()}
+        counting = replace(source, predict=self._counting(source.predict), search=search, siblings=siblings)
+        self.estimator = to_estimator(counting, module=self._counted, search_precision=precision)
 
     def _counting(self, ask: Callable[[Images], Logits]) -> Callable[[Images], Logits]:
         def counted(images: Images) -> Logits:
@@ -204,8 +209,8 @@ class _Meter(ArrayFile):
     def spent(self) -> tuple[int, int, float]:
         """Images that passed forward and backward, and seconds. What a killed process spent before is included."""
         forwards, backwards, seconds = self._before
-        if self._counted is not None:
-            forwards, backwards = forwards + self._counted.forwards, backwards + self._counted.backwards
+        for counted in [*([self._counted] if self._counted else []), *self._siblings.values()]:
+            forwards, backwards = forwards + counted.forwards, backwards + counted.backwards
         return forwards + self._asked, backwards, seconds + time.perf_counter() - self._begun
 
     def get(self) -> dict[str, Any] | None:

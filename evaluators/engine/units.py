@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dgad_tk.answers.doubts import NOT_ATTACKED, NOT_FINITE
 from evaluators.attacks.array_file import ArrayFile
 
-UNIT_FORMAT = 5
+UNIT_FORMAT = 6
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Unit:
         broken: bool `(N,)`, the deployed runtime gets the adversarial image wrong.
         adv_pred: int64 `(N,)`, its largest logit there; NOT_ATTACKED where not attacked.
         confidence: float32 `(N,)`, probability of that prediction; NaN where not attacked.
-        l2, linf: float64 `(N,)`, distances; NaN where not attacked.
+        l2, linf, distance: float64 `(N,)`, distances, the last in the row's own norm; NaN where not attacked.
         seconds: of the search and the judgement.
         forward_passes, backward_passes: images through the network, in search and judgement.
         gallery: adversarial images that broke and are worth looking at, float32 `(g, C, H, W)`.
@@ -41,6 +41,7 @@ class Unit:
     confidence: NDArray[np.float32]
     l2: NDArray[np.float64]
     linf: NDArray[np.float64]
+    distance: NDArray[np.float64]
     seconds: float
     forward_passes: int
     backward_passes: int

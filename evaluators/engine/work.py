@@ -88,7 +88,9 @@ class Work:
     def _question(self, row: Row, number: int) -> dict[str, Any]:
         """Everything that could change what a search finds."""
         surrogate = row.surrogate.predictor if row.surrogate else None
+        siblings = (surrogate or self.predictor).siblings if row.spec.siblings else {}
         return {
+            **({"siblings": [[name, each.sha256] for name, each in siblings.items()]} if siblings else {}),
             "attack": row.attack,
             "params": row.settings,
             "norm": row.norm,

@@ -11,6 +11,10 @@ from dgad_tk.strangers.number_text import format_fraction
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.spec import SAMPLES, AttackSpec
 from evaluators.plan.suites import TRANSFER
+from evaluators.target.precision import Precision
+
+SEARCH_PRECISION = "search_precision"
+"""The setting of a row that does not search in float32."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Row:
     Attributes:
         params: of the attack.
         limit: only so many of the first images are attacked; None for all.
+        search_precision: in which the attack runs the module that it searches on.
         smaller: ascending radii below `eps` at which the same attack runs. Images that break there are not attacked
             again, since those adversarial images are inside this ball too.
     """
@@ -47,6 +52,7 @@ class Row:
     surrogate: Surrogate | None = None
     smaller: tuple[float, ...] = ()
     limit: int | None = None
+    search_precision: Precision = "fp32"
 
     @property
     def source(self) -> Literal["white-box", "black-box", "transfer"]:
@@ -57,7 +63,8 @@ class Row:
     @property
     def settings(self) -> dict[str, Any]:
         """All settings that a user may change, as they are written into the results."""
-        return {**self.params, **({} if self.limit is None else {SAMPLES: self.limit})}
+        precision = {} if self.search_precision == "fp32" else {SEARCH_PRECISION: self.search_precision}
+        return {**self.params, **({} if self.limit is None else {SAMPLES: self.limit}), **precision}
 
     @property
     def family(self) -> tuple[str, str]:
@@ -72,8 +79,14 @@ def plan(
     eps: Sequence[float],
     surrogates: Sequence[Surrogate] = (),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    search_precision: Precision = "fp32",
 ) -> list[Row]:
     """Rows for attack names from `suites.expand`. A budget attack gets one row per eps.
+
+    A min-norm attack that does not have `norm` minimises the first that it has.
+
+    Args:
+        search_precision: of the rows whose attacks can search in it (`AttackSpec.lowers`). The others keep to float32.
 
     Raises:
         UserError: a setting or norm that an attack does not have, a radius that is no distance, or two rows with the
@@ -93,7 +106,7 @@ def plan(
         params = spec.settings(name, settings.get(name, {}))
         limit = params.pop(SAMPLES, None)
         radii = eps if spec.kind == "budget" else [None]
-        own_norm = norm if spec.kind == "budget" else spec.norms[0]
+        own_norm = norm if norm in spec.norms else spec.norms[0]
         sources: Sequence[Surrogate | None] = surrogates if full_name != name else [None]
         for surrogate in sources:
             for radius in radii:
@@ -102,7 +115,8 @@ def plan(
                     label += f"@{format_fraction(radius)}"
                 below = tuple(sorted(each for each in eps if radius is not None and each < radius))
                 smaller = below if spec.searches else ()
-                rows.append(Row(label, name, spec, params, own_norm, radius, surrogate, smaller, limit))
+                precision = search_precision if spec.lowers else "fp32"
+                rows.append(Row(label, name, spec, params, own_norm, radius, surrogate, smaller, limit, precision))
     labels = [row.id for row in rows]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise UserError(f"two rows would be called '{twice}'", hint="give each eps and each surrogate once")

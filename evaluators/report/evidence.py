@@ -30,7 +30,7 @@ class Samples:
         clean_confidence: probability of `clean_pred`, `(n,)`; None in files of older versions.
         rows: by id of a row that is done: its arrays by name, `(m,)` each: `robust`, `adv_pred` (a class, NOT_ATTACKED
             or NOT_FINITE), `l2`, `linf`, and
-            where known `confidence` and `broken_by`.
+            where known `confidence`, `broken_by` and `distance`, which is in the row's own norm.
     """
 
     label: NDArray[np.int64]
@@ -230,10 +230,11 @@ _ROW = {
     "adv_pred": _Values("iu", NOT_FINITE, 2**31),
     "l2": _DISTANCE,
     "linf": _DISTANCE,
+    "distance": _DISTANCE,
     "confidence": _PROBABILITY,
     "broken_by": _Values("iu", -1, 127),
 }
-_OPTIONAL = ("confidence", "broken_by")
+_OPTIONAL = ("confidence", "broken_by", "distance")
 
 
 def _labels(results: Results) -> _Values:

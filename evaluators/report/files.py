@@ -1,4 +1,4 @@
-"""The files of an evaluation: results.json, results.csv, samples.npz and gallery.npz, all derived from its record."""
+"""The files of an evaluation, all derived from its record: results.json, CSV, samples.npz and gallery.npz."""
 
 import hashlib
 import math
@@ -18,6 +18,7 @@ from dgad_tk.common import write_json, written_aside
 from dgad_tk.data import Split
 from evaluators.engine.record import Evaluation, Outcome
 from evaluators.engine.units import Unit
+from evaluators.report.curves import CURVES, curve_rows, curves_of, forget_curves
 from evaluators.report.evaluation.headline import strongest
 from evaluators.report.forms.csv_rows import csv_rows
 from evaluators.results import (
@@ -41,8 +42,14 @@ GALLERY_LIMIT, GALLERY_VALUES = 64, 2**22
 PIECE = 500
 
 
-def results(evaluation: Evaluation, *, command: str, dataset: str, split: str, resize: str = "") -> Results:
-    """The record in shares and counts of all n images."""
+def results(
+    evaluation: Evaluation, *, command: str, dataset: str, split: str, resize: str = "", curves: bool = False
+) -> Results:
+    """The record in shares and counts of all n images.
+
+    Args:
+        curves: with robust accuracy against eps, of each min-norm row.
+    """
     predictor, n = evaluation.predictor, len(evaluation.labels)
     correct = int(evaluation.clean_right.sum())
     return Results(
@@ -78,6 +85,7 @@ def results(evaluation: Evaluation, *, command: str, dataset: str, split: str, r
         ),
         attacks=[_attack(outcome, n) for outcome in evaluation.outcomes],
         worst_case=[_worst_case(evaluation, eps) for eps in evaluation.judged_eps],
+        curves=curves_of(evaluation) if curves else [],
         twin=asdict(evaluation.twin) if evaluation.twin else {},
         checks=check(evaluation),
         environment={
@@ -101,6 +109,7 @@ def _attack(outcome: Outcome, n: int) -> Attack:
             "success": broken / attacked if attacked else None,
             "failed": robust / attacked if attacked else None,
             "median_l2": float(np.median(unit.l2[unit.broken])) if broken else None,
+            "median_distance": float(np.median(unit.distance[unit.broken])) if broken else None,
             "reused": unit.reused,
             "stages": [
                 Stage(name=name, broken=int((unit.broken_by == number).sum()), seconds=round(seconds, 3))
@@ -165,13 +174,17 @@ def write(evaluation: Evaluation, found: Results, folder: Path) -> None:
             np.savez_compressed(aside, **arrays)
     with written_aside(folder / "results.csv") as aside:
         aside.write_text(csv_rows([found]), encoding="utf-8", newline="")
+    forget_curves(folder)
+    if found.curves:
+        with written_aside(folder / CURVES) as aside:
+            aside.write_text(curve_rows([found]), encoding="utf-8", newline="")
     write_json(folder / FILE, found.to_dict())
 
 
 def samples(evaluation: Evaluation) -> dict[str, Any]:
     """Per image `index`, `label`, `clean_pred`, its probability `clean_confidence`, and the fingerprint `image`; for
-    each row `robust/<id>`, `adv_pred/<id>`, `confidence/<id>`, `l2/<id>`, `linf/<id>`, and of an ensemble
-    `broken_by/<id>`.
+    each row `robust/<id>`, `adv_pred/<id>`, `confidence/<id>`, `l2/<id>`, `linf/<id>`, of a min-norm row
+    `distance/<id>` in its own norm, and of an ensemble `broken_by/<id>`.
 
     `clean_pred` is -1 where logits are not finite. `adv_pred` is -1 where an image was not attacked, since it was wrong
     already, and -2 where logits are not finite. Probabilities are NaN in all three cases.
@@ -186,7 +199,8 @@ def samples(evaluation: Evaluation) -> dict[str, Any]:
     for row, unit in evaluation.done:
         arrays[f"robust/{row.id}"] = unit.attacked & ~unit.broken
         arrays[f"adv_pred/{row.id}"] = unit.answers
-        for key in ("confidence", "l2", "linf", *(["broken_by"] if unit.stages else [])):
+        more = [*(["distance"] if row.eps is None else []), *(["broken_by"] if unit.stages else [])]
+        for key in ("confidence", "l2", "linf", *more):
             arrays[f"{key}/{row.id}"] = getattr(unit, key)
     return arrays
 

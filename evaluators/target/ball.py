@@ -1,6 +1,7 @@
 """The eps-ball to the last bit, and distances. NumPy only."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,9 @@ def into_ball(x_adv: Images, x: Images, norm: Norm, eps: float) -> Images:
     if norm == "linf":
         return np.clip(x_adv, *bounds(x, eps))
     x_adv = np.clip(x_adv, 0.0, 1.0)
-    distance = l2(x_adv, x) if norm == "l2" else l1(x_adv, x)
+    if norm == "l0":
+        return _few(x_adv, x, eps)
+    distance = DISTANCES[norm](x_adv, x)
     # Rounding to float32 moves each pixel by up to 2^-25, so points are scaled to a ball that is smaller by that.
     pixels = x[0].size if len(x) else 0
     inner = max(0.0, eps - 2.0**-25 * (math.sqrt(pixels) if norm == "l2" else pixels))
@@ -33,6 +36,11 @@ def into_ball(x_adv: Images, x: Images, norm: Norm, eps: float) -> Images:
     scale = np.where(outside, inner / np.maximum(distance, 1e-30), 1.0)[:, None, None, None]
     shrunk = x + (x_adv.astype(np.float64) - x) * scale
     return np.clip(np.where(outside[:, None, None, None], shrunk, x_adv), 0.0, 1.0).astype(np.float32)
+
+
+def l0(x_adv: Images, x: Images) -> NDArray[np.float64]:
+    """Number of values of each image that differ, of all channels, `(N,)`."""
+    return np.asarray((x_adv != x).sum(axis=(1, 2, 3)), dtype=np.float64)
 
 
 def l1(x_adv: Images, x: Images) -> NDArray[np.float64]:
@@ -50,3 +58,18 @@ def linf(x_adv: Images, x: Images) -> NDArray[np.float64]:
     """Largest pixel difference of each image, `(N,)`."""
     gap = np.abs(x_adv.astype(np.float64) - x)
     return np.asarray(gap.max(axis=(1, 2, 3), initial=0.0))
+
+
+DISTANCES: dict[Norm, Callable[[Images, Images], NDArray[np.float64]]] = {"linf": linf, "l2": l2, "l1": l1, "l0": l0}
+"""The distance of each image in each norm, exact up to the rounding of float64."""
+
+
+def _few(x_adv: Images, x: Images, eps: float) -> Images:
+    """`x_adv` with no more than `eps` values changed: those that changed most, of equal ones the first."""
+    change = np.abs(x_adv.astype(np.float64) - x).reshape(len(x), -1)
+    if eps >= change.shape[1]:
+        return x_adv
+    place = np.argsort(-change, axis=1, kind="stable")[:, int(eps) :]
+    found, clean = x_adv.reshape(change.shape).copy(), x.reshape(change.shape)
+    np.put_along_axis(found, place, np.take_along_axis(clean, place, axis=1), axis=1)
+    return found.reshape(x.shape)

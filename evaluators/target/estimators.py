@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.common import UserError
+from evaluators.target.precision import PRECISIONS, Precision
 
 
 class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]
@@ -27,12 +28,19 @@ class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]
     Args:
         predictor: with a module.
         module: used in place of the predictor's module, such as a wrapper that counts.
+        search_precision: in which our own attacks run the module (`evaluators.attacks.native.Victim`). ART's losses and
+            gradients are float32 always.
 
     Raises:
         UserError: the predictor has no gradients.
+        ValueError: an unknown precision.
     """
 
-    def __init__(self, predictor: Predictor, *, module: nn.Module | None = None) -> None:
+    def __init__(
+        self, predictor: Predictor, *, module: nn.Module | None = None, search_precision: Precision = "fp32"
+    ) -> None:
+        if search_precision not in PRECISIONS:
+            raise ValueError(f"expected a search precision of {', '.join(PRECISIONS)}, got {search_precision!r}")
         module = module or predictor.module
         if module is None:
             raise UserError(
@@ -48,7 +56,7 @@ class PredictorClassifier(PyTorchClassifier):  # type: ignore[misc]
             preprocessing=None,  # ART's default subtracts 0 and divides by 1, and copies for each
             device_type="gpu" if torch.cuda.is_available() else "cpu",
         )
-        self.predictor = predictor
+        self.predictor, self.search_precision = predictor, search_precision
 
     def predict(
         self, x: NDArray[Any], batch_size: int = 128, training_mode: bool = False, **kwargs: Any
@@ -129,12 +137,14 @@ class PredictorBlackBox(BlackBoxClassifierNeuralNetwork):  # type: ignore[misc]
         return np.asarray(super().predict(x, batch_size=batch_size), dtype=np.float32)
 
 
-def to_estimator(predictor: Predictor, *, module: nn.Module | None = None) -> PredictorClassifier | PredictorBlackBox:
+def to_estimator(
+    predictor: Predictor, *, module: nn.Module | None = None, search_precision: Precision = "fp32"
+) -> PredictorClassifier | PredictorBlackBox:
     """The ART estimator of a predictor of any format; a black box if there are no gradients."""
     if module is None and predictor.module is None:
         return PredictorBlackBox(predictor)
     cls = OnnxClassifier if predictor.network is None else PredictorClassifier
-    return cls(predictor, module=module)
+    return cls(predictor, module=module, search_precision=search_precision)
 
 
 def searched_by(estimator: ClassifierMixin) -> ClassifierMixin:

@@ -127,6 +127,11 @@ ADVICE: Mapping[str, Advice] = {
         "Run attacks with the model's own gradients and one without any: AutoAttack has both, and ends with Square.",
         "Attacks without gradients did better than those with, or one of the two kinds did not run.",
     ),
+    "search precision": Advice(
+        "float32 finds little that a search in bf16 had left",
+        "Attack again with --search-precision fp32: on this model bf16 hides adversarial images from gradients.",
+        "A last ascent in float32 broke images that the search in bf16 had left.",
+    ),
     "last stage": Advice(
         "Square, which needs no gradients, finds little that AutoAttack's gradients had left",
         "Give Square more queries, and take the figure for an upper bound: masked gradients hid images from the "

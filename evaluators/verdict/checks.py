@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from evaluators.attacks.autoattack.stages import CLOSING
 from evaluators.engine.probes import Answers, Ascent, Probes
 from evaluators.engine.record import IDLE, Evaluation
 from evaluators.engine.units import Unit
@@ -149,6 +150,11 @@ def _of_rows(evaluation: Evaluation) -> list[Item]:
                 items.append(Item("more steps", by_gap(_robust(many) - _robust(one), len(many.broken)), detail))
         items += _with_and_without(evaluation, rows)
         items += [_alarm(row, unit) for row, unit in rows if row.surrogate is None and _alarms(row, unit)]
+        for row, unit in rows:
+            if CLOSING in unit.stages:
+                share = float(np.mean(unit.broken & (unit.broken_by == unit.stages.index(CLOSING))))
+                detail = f"a last ascent in float32 broke {share:.1%} of all images, which {row.id} in bf16 had left"
+                items.append(Item("search precision", by_gap(share, len(unit.broken)), detail))
     for outcome in evaluation.outcomes:
         name = outcome.row.id
         if outcome.failed:

@@ -16,9 +16,9 @@ from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor
 
 from dgad_tk.artifacts.preprocessing import UNIT_RANGE, Interface
+from dgad_tk.ascent.rounding import rounded
 from dgad_tk.common import UserError
 from exporters.onnx_read.parts import MOVING, constants
-from exporters.onnx_twin.operators.quantised import rounded
 
 GREY_LEVELS = (0.0, 255.0)
 ENDS = {"uint8": (0, 255), "int8": (-128, 127)}

@@ -15,6 +15,7 @@ from shared import Run, refused
 
 from dgad_tk.artifacts.weights import load_model, save_weights
 from dgad_tk.common import sha256_file
+from evaluators.target import precision
 
 
 def _write_foreign(path: Path, *, mean: float = 0.0, std: float = 1.0) -> None:
@@ -183,6 +184,22 @@ def test_gates_and_a_baseline(dgad: Run, weights: Path) -> None:
     assert document["uncompared"] == ["pgd"]
     assert [each["passed"] for each in document["gates"] if each["name"] == "pgd"] == [False]
     assert '<failure message="pgd: ' in Path("ci/junit.xml").read_text()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_precision_of_a_search(dgad: Run, weights: Path, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: fast)
+    command = ["attack", "--model", weights, "--limit", "20", "--eps", "0.1", "--search-precision", "bf16", "--json"]
+    more = ["--attack", "pgd", "--attack", "square", "--set", "square.queries=5", "--output", "out"]
+    code, out, err = dgad(*command, *more)
+    assert code == 0, err
+    assert ("no units for bfloat16" in err) != fast
+    (document,) = json.loads(out)
+    asked = {row["id"]: row["params"].get("search_precision") for row in document["attacks"]}
+    assert asked == {"pgd": "bf16", "square": None}
+    code, out, err = dgad(*command, "--attack", "cw2", "--set", "cw2.max_iter=2", "--output", "other")
+    assert code == 0, err
+    assert "none of these attacks searches in bf16" in err
 
 
 @pytest.mark.parametrize("when", ["--dry-run", "--budget=1m", "--quiet"])

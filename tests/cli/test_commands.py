@@ -193,6 +193,7 @@ def test_export_without_a_run(dgad: Run) -> None:
         (["attack", "--model", "w.safetensors", "--eps", "0"], "--eps must be above 0"),
         (["attack", "--model", "w.safetensors", "--eps", ""], "eps must be a fraction of 1"),
         (["attack", "--model", "w.safetensors", "--norm", "l7"], "unknown norm 'l7'"),
+        (["attack", "--model", "w.safetensors", "--search-precision", "bf8"], "unknown search precision 'bf8'"),
         (["attack", "--model", "w.safetensors", "--split", "trian"], "unknown split 'trian'"),
         (["attack", "--model", "w.safetensors", "--limit", "0"], "--limit must be at least 1"),
         (["attack", "--model", "w.safetensors", "--batch-size", "0"], "batch-size"),

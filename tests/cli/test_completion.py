@@ -91,7 +91,7 @@ def test_each_row_belongs_to_a_flag() -> None:
         (["attack", "--attack", "=", "transfer", ":", "apgd-c"], ["apgd-ce"]),
         (["attack", "--suite", "="], ["fast", "quick", "paper", "full", "transfer", "blackbox"]),
         (["attack", "--suite", "f"], ["fast", "full"]),
-        (["attack", "--norm", ""], ["linf", "l2", "l1"]),
+        (["attack", "--norm", ""], ["linf", "l2", "l1", "l0"]),
         (["attack", "--split", ""], ["train", "val", "test"]),
         (["attack", "--layout", ""], ["nchw", "nhwc"]),
         (["train", "--resize", ""], ["squeeze", "crop", "pad"]),

@@ -79,9 +79,9 @@ def _inside(build: ArtBuild, *, norms: tuple[Norm, ...] = ("linf", "l2"), **more
     return AttackSpec(build=build, norms=norms, samples=samples, foreign=True, **more)
 
 
-def _nearest(build: ArtBuild, *, norms: tuple[Norm, ...] = ("l2", "linf"), **more: Any) -> AttackSpec:
-    """The row of an attack that minimises the first of `norms`."""
-    return _inside(build, norms=norms, kind="min-norm", **more)
+def _nearest(build: ArtBuild, *, norm: Norm = "l2", **more: Any) -> AttackSpec:
+    """The row of an attack that minimises the distance in `norm`."""
+    return _inside(build, norms=(norm,), kind="min-norm", **more)
 
 
 ART_ATTACKS: dict[str, AttackSpec] = {
@@ -153,7 +153,7 @@ ART_ATTACKS: dict[str, AttackSpec] = {
     ),
     "cw-linf": _nearest(
         ArtBuild("CarliniLInfMethod"),
-        norms=("linf", "l2"),
+        norm="linf",
         description="Carlini & Wagner (2017), Linf, one image at a time",
         params={
             "initial_const": 0.1,
@@ -195,7 +195,7 @@ ART_ATTACKS: dict[str, AttackSpec] = {
     ),
     "hopskipjump-linf": _nearest(
         ArtBuild("HopSkipJump", y="ignored"),
-        norms=("linf", "l2"),
+        norm="linf",
         description="along the boundary by predicted classes alone, Linf (Chen et al., 2020)",
         params=_BOUNDARY_WALK,
         needs_gradients=False,

@@ -14,7 +14,7 @@ from evaluators.attacks.array_file import NOWHERE, ArrayFile
 from evaluators.attacks.autoattack.apgd.apgd import APGD, Loss
 from evaluators.attacks.autoattack.fab.fab import FAB
 from evaluators.attacks.autoattack.square.square import Square
-from evaluators.attacks.autoattack.stages import ROBUST, VERSIONS, Stage, Version, ensemble
+from evaluators.attacks.autoattack.stages import CLOSING, ROBUST, VERSIONS, Stage, Version, closed, ensemble
 from evaluators.attacks.native import NativeAttack, kept
 from evaluators.attacks.result import SearchResult
 from evaluators.target.ball import into_ball
@@ -25,7 +25,8 @@ class AutoAttack(NativeAttack):
 
     Its numbers are those of RobustBench. ART's attack of this name is another ensemble (DeepFool for FAB-T, no targeted
     APGD, Square five times). An image is broken when `estimator.predict`, the deployed runtime, gets it wrong inside
-    the ball. Later stages do not see it.
+    the ball. Later stages do not see it. Of an estimator that searches in bf16, what the stages with gradients have
+    left gets one more, in float32 (`stages.closed`).
 
     Args:
         version: "standard", "plus" (more losses and restarts) or "rand" (for models with random answers).
@@ -57,6 +58,8 @@ class AutoAttack(NativeAttack):
         self.version, self.queries = version, queries
         side = min(estimator.input_shape[1:])
         self.stages, self._notes = ensemble(version, classes=estimator.nb_classes, norm=norm, side=side)
+        if self.victim.precision == "bf16":
+            self.stages = closed(self.stages, estimator.nb_classes)
 
     def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """The adversarial image that a stage found, or the best point of the last stage."""
@@ -102,13 +105,14 @@ class AutoAttack(NativeAttack):
     def _attack(self, stage: Stage) -> NativeAttack:
         common: dict[str, Any] = {name: getattr(self, name) for name in ("norm", "eps", "seed", "batch_size")}
         attack: NativeAttack
-        if stage.name.startswith("apgd"):
-            loss: Loss = "ce" if stage.name == "apgd-ce" else "dlr"
+        if stage.name.startswith("apgd") or stage.name == CLOSING:
+            loss: Loss = "dlr" if stage.name in ("apgd-dlr", "apgd-t") else "ce"
             several: dict[str, Any] = {"targets": stage.targets, "restarts": stage.restarts, "eot": stage.eot}
             attack = APGD(self.estimator, loss=loss, wide=self.version == "standard", **several, **common)
         elif stage.name.startswith("fab"):
             attack = FAB(self.estimator, targets=stage.targets, restarts=stage.restarts, **common)
         else:
             attack = Square(self.estimator, queries=self.queries, rescale=False, **common)
-        attack.draws, attack.victim = self.draws, self.victim
+        attack.draws = self.draws
+        attack.victim = self.victim.exact if stage.exact or stage.name == "square" else self.victim
         return attack

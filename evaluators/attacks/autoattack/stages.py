@@ -11,6 +11,8 @@ Version = Literal["standard", "plus", "rand"]
 VERSIONS: tuple[Version, ...] = get_args(Version)
 ROBUST = -1
 """The value of `broken_by` for an image that no stage broke."""
+CLOSING = "closing-fp32"
+"""Name of the stage that closes a search in bf16."""
 TARGETS = 9
 """Target classes of the targeted stages, or fewer where the model has fewer other classes."""
 
@@ -24,12 +26,26 @@ class Stage:
         restarts: of each target.
         targets: number of classes that are tried in turn; 0 for an untargeted attack.
         eot: passes that a gradient is averaged over, for models with random answers.
+        exact: gradients in float32, whatever the search precision.
     """
 
     name: str
     restarts: int = 1
     targets: int = 0
     eot: int = 1
+    exact: bool = False
+
+
+def closed(stages: list[Stage], classes: int) -> list[Stage]:
+    """`stages` of a search in bf16, with one in float32 on what they left, after the last that follows gradients.
+
+    It is APGD-T towards the likeliest other class, or APGD-CE where the targeted loss is not defined: the ascent that
+    breaks most, for a twentieth of the passes of the standard ensemble's gradients. It has its place in the results, so
+    that they tell how much bf16 has missed.
+    """
+    targets, eot = int(classes >= TARGETED_DLR_CLASSES), max(stage.eot for stage in stages)
+    place = max(number for number, stage in enumerate(stages, start=1) if stage.name != "square")
+    return [*stages[:place], Stage(CLOSING, targets=targets, eot=eot, exact=True), *stages[place:]]
 
 
 def ensemble(version: Version, *, classes: int, norm: Norm, side: int) -> tuple[list[Stage], list[str]]:

@@ -124,12 +124,14 @@ def distances(evidence: Evidence) -> list[Distances]:
     for row in evidence.done:
         if samples is None or row.eps is not None or row.id not in samples.rows or len(found) == 3:
             continue
-        values = samples.rows[row.id]["l2"][broken(samples, row.id)].astype(np.float64)
+        kept = samples.rows[row.id]
+        norm = row.norm.capitalize() if "distance" in kept else "L2"
+        values = kept.get("distance", kept["l2"])[broken(samples, row.id)].astype(np.float64)
         if len(values) < 2:
             continue
         middle, high = float(np.median(values)), float(values.max())
         ticks = round_numbers(0.0, high)
-        axis = Axis("L2 distance to the adversarial image", 0.0, max(high, ticks[-1]) or 1.0)
+        axis = Axis(f"{name(norm)} distance to the adversarial image", 0.0, max(high, ticks[-1]) or 1.0)
         said = f"Half of the {count(len(values), 'image')} that {row.id} broke are no further than {middle:.3g} away."
         chart = histogram([values.tolist()], axis, bins=24, alt=said, guides=[(middle, f"median {middle:.3g}")])
         found.append(Distances(row.id, chart, said))

@@ -5,6 +5,7 @@ from typing import Any
 
 from evaluators.report.evaluation import attacks, images, measured
 from evaluators.report.evaluation.classes import Classes, Taken, by_class, taken_for
+from evaluators.report.evaluation.curves import Curved, curves
 from evaluators.report.evaluation.headline import Checked, Headline, checked, headline
 from evaluators.report.evaluation.trained import Trained, trained
 from evaluators.report.evidence import Evidence
@@ -33,6 +34,7 @@ class View:
     missing: list[Attack]
     stages: list[attacks.Stages]
     curve: Chart | None
+    curves: list[Curved]
     classes: Classes | None
     taken: Taken | None
     gallery: list[images.Group]
@@ -55,7 +57,7 @@ class View:
             ("gates", "Gates", self.gates),
             ("attacks", "Under attack", self.radii or self.unlimited or self.missing),
             ("stages", "Stage by stage", self.stages),
-            ("eps", "Against eps", self.curve),
+            ("eps", "Against eps", self.curve or self.curves),
             ("paper", "Beside the paper", self.printed),
             ("classes", "Class by class", self.classes),
             ("images", "How little it takes", self.gallery),
@@ -84,6 +86,7 @@ def view(evidence: Evidence, *, prefix: str = "", title: str = "") -> View:
         missing=attacks.without_result(results)[: attacks.MOST_ROWS],
         stages=attacks.stages(results),
         curve=attacks.against_eps(results),
+        curves=curves(results),
         classes=by_class(results),
         taken=taken_for(evidence),
         gallery=images.gallery(evidence, prefix),

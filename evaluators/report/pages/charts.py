@@ -31,6 +31,7 @@ class Line:
         ends: lower and upper end of an interval at each point; empty for none.
         texts: what each point says; empty for x and y.
         values: a text beside each point, where there are few of them.
+        joined: the points are joined by a line.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Line:
     ends: Sequence[Point] = ()
     texts: Sequence[str] = ()
     values: Sequence[str] = ()
+    joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,11 @@ class Drawn:
     ends: Sequence[Ends] = ()
     dots: Sequence[Dot] = ()
 
+    @property
+    def joined(self) -> bool:
+        """Whether there is a line."""
+        return bool(self.path) or not self.dots
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -160,7 +167,8 @@ def line_chart(lines: Sequence[Line], x: Axis, y: Axis, *, alt: str, guides: Seq
             Ends(places[number][0], _clipped(y, low, bottom, top), _clipped(y, high, bottom, top))
             for number, (low, high) in enumerate(line.ends)
         ]
-        drawn.append(Drawn(line.name, style % 5, _path(places), ends, _dots(line, places, [each.low for each in ends])))
+        path = _path(places) if line.joined else ""
+        drawn.append(Drawn(line.name, style % 5, path, ends, _dots(line, places, [each.low for each in ends])))
     marks = [Tick(x.place(at, left, right), text, _anchor(x.place(at, left, right))) for at, text in guides]
     return Chart(alt, x.title, y.title, *_ticks(x, y), lines=drawn, guides=marks)
 

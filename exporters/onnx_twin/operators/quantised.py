@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgad_tk.ascent.rounding import rounded
 from exporters.onnx_twin.node import NodeView
 from exporters.onnx_twin.operators.products import conv
 from exporters.onnx_twin.operators.row import Operator
@@ -54,24 +55,6 @@ def between_integers(operator: Callable[..., Tensor]) -> Operator:
         return operator(node, *numbers, Scale(*inputs[end:]))
 
     return run
-
-
-class _Round(torch.autograd.Function):
-    """Half to even, and the identity backwards."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.round()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0]
-
-
-def rounded(x: Tensor) -> Tensor:
-    """`x` as whole numbers; its gradient passes straight through."""
-    whole: Tensor = _Round.apply(x)
-    return whole
 
 
 @deferred

@@ -29,6 +29,7 @@ from evaluators.engine.record import Evaluation
 from evaluators.plan.rows import Surrogate, plan
 from evaluators.report.files import results, samples
 from evaluators.report.matrix import matrix
+from evaluators.target.precision import PRECISIONS
 
 engine: Any = importlib.import_module("evaluators.engine.evaluate")
 
@@ -211,25 +212,29 @@ def assert_same_folder(first: Path, second: Path) -> None:
     assert ours[1] == theirs[1]
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_record(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_killed_at_any_moment_it_ends_with_the_same_record(precision: str, trained: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert Child(_attack, command(trained, whole, "--limit", "120"), 40).result() == 0
+    more = "--limit", "120", "--search-precision", precision
+    assert Child(_attack, command(trained, whole, *more), 40).result() == 0
     kills = 0
     for delay in (0.3, 0.9, 1.5, 2.4, 3.5):
-        child = Child(_attack, command(trained, cut, "--limit", "120"), 40)
+        child = Child(_attack, command(trained, cut, *more), 40)
         if child.ends_within(delay):
             break
         child.kill()
         kills += child.outcome()[0] == "killed"
     assert kills > 0
-    assert Child(_attack, command(trained, cut, "--limit", "120"), 40).result() == 0
+    assert Child(_attack, command(trained, cut, *more), 40).result() == 0
     assert_same_folder(whole, cut)
 
 
-def test_two_processes_write_the_record_of_one(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_two_processes_write_the_record_of_one(precision: str, trained: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    assert Child(_attack, command(trained, one, "--limit", "120"), 40).result() == 0
-    assert [child.result() for child in together(2, _attack, command(trained, two, "--limit", "120"), 40)] == [0, 0]
+    more = "--limit", "120", "--search-precision", precision
+    assert Child(_attack, command(trained, one, *more), 40).result() == 0
+    assert [child.result() for child in together(2, _attack, command(trained, two, *more), 40)] == [0, 0]
     assert_same_folder(one, two)
 
 

@@ -56,13 +56,23 @@ def test_results_follow_the_schema(predictor: Predictor, tmp_path: Path) -> None
     assert read["schema"] == "dgad/results/1"
     assert set(read) == {
         *("schema", "created", "command", "model", "dataset", "threat", "seed", "clean"),
-        *("attacks", "worst_case", "twin", "checks", "environment", "gates", "uncompared"),
+        *("attacks", "worst_case", "curves", "twin", "checks", "environment", "gates", "uncompared"),
     }
     assert [row["id"] for row in read["attacks"]] == ["fgsm@0.02", "fgsm@0.05", "pgd@0.02", "pgd@0.05", "cw2"]
     for row in read["attacks"]:
         assert set(row) == {
             *("id", "name", "kind", "source", "surrogate", "norm", "eps", "params", "robust_accuracy", "robust", "n"),
-            *("ci95", "success", "failed", "median_l2", "seconds", "forward_passes", "backward_passes", "status"),
+            *(
+                "ci95",
+                "success",
+                "failed",
+                "median_l2",
+                "median_distance",
+                "seconds",
+                "forward_passes",
+                "backward_passes",
+                "status",
+            ),
             *("reason", "flags", "accuracy", "reused", "stages", "description"),
         }
         assert row["forward_passes"] > 0

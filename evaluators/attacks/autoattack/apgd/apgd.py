@@ -21,7 +21,7 @@ from evaluators.attacks.autoattack.apgd.l1 import L1Ascents, falling_radii
 from evaluators.attacks.autoattack.apgd.state import Ascents, L2Ascents, LinfAscents
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, TARGETED_DLR_CLASSES, dlr, targeted_dlr
 from evaluators.attacks.autoattack.seats import Rows, Seats
-from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows, wrong
+from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows
 
 Loss = Literal["ce", "dlr"]
 _FEW = 16
@@ -98,6 +98,14 @@ class APGD(NativeAttack):
             return targeted_dlr(logits, y, target)
         return dlr(logits, y) if self.loss == "dlr" else cross_entropy(logits, y)
 
+    def target_classes(self, x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+        """The classes that images `(N, C, H, W)` are moved to, in their order, int64 `(N, targets)`."""
+        return logits.scatter(1, y[:, None], -torch.inf).topk(self.targets, dim=1).indices
+
+    def broken(self, x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+        """Which of the points `x` `(N, C, H, W)` the search has reached its end at, bool `(N,)`."""
+        return self.victim.suspects(logits, y)
+
     @property
     def schedule(self) -> list[tuple[float, int]]:
         """Radii, as multiples of eps, that an ascent goes through, and its steps in each."""
@@ -147,10 +155,16 @@ class _Search:
     @torch.no_grad()
     def _targets(self) -> tuple[NDArray[np.bool_], Tensor]:
         """Images that are right as they are, bool `(N,)`; the most likely classes but the label, `(N, targets)`."""
-        parts = torch.split(self.x, self.attack.batch_size)
-        logits = torch.cat([self.attack.victim.logits(images_of_rows(part, self.shape)) for part in parts])
-        others = logits.scatter(1, self.y[:, None], -torch.inf)
-        return ~wrong(logits, self.y).cpu().numpy(), others.topk(self.attack.targets, dim=1).indices
+        found, victim = [], self.attack.victim
+        for part, y in zip(*(torch.split(each, self.attack.batch_size) for each in (self.x, self.y)), strict=True):
+            images = images_of_rows(part, self.shape)
+            logits = victim.exact.logits(images)
+            missed = self.attack.broken(images, logits, y)
+            if victim.precision != "fp32":  # an image that the search only suspects would have no job
+                missed = victim.confirmed(missed, images, y)
+            found.append((missed, self.attack.target_classes(images, logits, y)))
+        missed, classes = (torch.cat(each) for each in zip(*found, strict=True))
+        return ~missed.cpu().numpy(), classes
 
     def _begin(self, image: NDArray[np.int64], job: NDArray[np.int64]) -> Ascents:
         """The `job`-th ascent of each `image`."""
@@ -187,7 +201,7 @@ class _Search:
         back = state.check(self._move(window)) if window.any() else torch.zeros_like(improved)
         # The host needs these three; one transfer brings them.
         told = torch.stack([broken, improved, back]).cpu().numpy()
-        if (hit := np.flatnonzero(told[0] & seats.judged)).size:
+        if (hit := self._confirmed(state, np.flatnonzero(told[0] & seats.judged))).size:
             image, first = np.unique(seats.image[hit], return_index=True)
             self.found.index_copy_(0, self._move(image), state.point.index_select(0, self._move(hit[first])))
             seats.dismiss(image)
@@ -198,8 +212,18 @@ class _Search:
         if (rows := np.flatnonzero(seats.leaving & (seats.job == seats.jobs - 1))).size:
             self.found.index_copy_(0, self._move(seats.image[rows]), state.best.index_select(0, self._move(rows)))
 
+    def _confirmed(self, state: Ascents, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of `rows` whose points are broken; in bf16 the runtime says so."""
+        victim = self.attack.victim
+        if victim.precision == "fp32" or not rows.size:
+            return rows
+        at = self._move(rows)
+        points = images_of_rows(state.point[at], self.shape)
+        broken = victim.confirmed(torch.ones_like(at, dtype=torch.bool), points, state.y[at])
+        return np.asarray(rows[broken.cpu().numpy()])
+
     def _ask_all(self, state: Ascents, ending: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses `(N,)`, which points break the model, bool `(N,)`, and gradients, zero for ascents that end."""
+        """Losses `(N,)`, which points may break the model, bool `(N,)`, and gradients, zero for ascents that end."""
         if not ending.any():
             return self._ask(state.point, state.y, state.target, gradient=True)
         loss = torch.zeros_like(state.best_loss)
@@ -224,7 +248,7 @@ class _Search:
                 total = each if self.attack.eot == 1 else total + each / self.attack.eot
         # A step overwrites the gradient, which may be an expanded tensor.
         mean = torch.zeros_like(point) if isinstance(total, float) else finite(pixel_rows(total)).contiguous()
-        return loss.detach(), wrong(logits.detach(), y), mean
+        return loss.detach(), self.attack.broken(images.detach(), logits.detach(), y), mean
 
     def _move(self, array: NDArray[np.int64] | NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(array).to(self.device)

@@ -157,9 +157,10 @@ class FAB(NativeAttack):
         blocks = zip(*(torch.split(each, size) for each in (point, origin, gap, normal)), strict=True)
         distance = torch.cat([self._move(*block) for block in blocks])
         images = images_of_rows(point, shape)
-        missed = wrong(self.victim.answers(images), labels)
-        # A point outside the ball, which no verdict is about, only shows the way.
-        telling = missed if self.minimal else missed & (distance <= self.eps)
+        logits = self.victim.hints(images)
+        missed, telling = wrong(logits, labels), self.victim.suspects(logits, labels)
+        if not self.minimal:  # a point outside the ball, which no verdict is about, only shows the way
+            telling &= distance <= self.eps
         return missed & ~telling | self.victim.confirmed(telling, images, labels), distance
 
     def _boundary(self, images: Tensor, target: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

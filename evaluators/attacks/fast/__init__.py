@@ -1,0 +1,1 @@
+"""AutoAttack's answer for a tenth of its passes."""

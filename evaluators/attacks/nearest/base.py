@@ -1,0 +1,132 @@
+"""What the minimum-norm attacks share: even batches, the nearest image so far, and the judgement of the runtime."""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from art.estimators.classification.classifier import ClassifierMixin
+from torch import Tensor
+
+from dgad_tk.ascent.directions import finite, unit
+from dgad_tk.config.threat import Norm
+from evaluators.attacks.arguments import at_least
+from evaluators.attacks.autoattack.seats import even
+from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows, wrong
+from evaluators.attacks.nearest.lengths import length
+
+FURTHER = (1.002, 1.005, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5)
+"""Where the runtime still gets an image right that the module gets wrong, the perturbation is lengthened so many times,
+in this order, until the runtime gets it wrong too."""
+
+
+@dataclass
+class Search:
+    """The searches of a batch of B images. Pixels are flat, `(B, D)`, channels last.
+
+    Attributes:
+        x: the images; `y` their labels and `index` their places in the dataset, `(B,)`.
+        point: where each search is.
+        best: the nearest adversarial image so far; the image itself before there is one.
+        nearest: its distance, infinite before there is one, `(B,)`.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    shape: tuple[int, ...]
+    norm: Norm
+    point: Tensor = field(init=False)
+    best: Tensor = field(init=False)
+    nearest: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.point, self.best = self.x.clone(), self.x.clone()
+        self.nearest = self.x.new_full((len(self.x),), torch.inf)
+
+    @property
+    def widest(self) -> Tensor:
+        """Distance of the farthest corner of [0, 1]^D, `(B,)`."""
+        return length(torch.maximum(self.x, 1 - self.x), self.norm)
+
+    def offer(self, distance: Tensor, missed: Tensor) -> None:
+        """Keep `point` where the model gets it wrong (`missed`) and it is nearer than the nearest so far."""
+        nearer = missed & (distance < self.nearest)
+        self.nearest = torch.where(nearer, distance, self.nearest)
+        torch.where(nearer[:, None], self.point, self.best, out=self.best)
+
+
+class NearestAttack(NativeAttack):
+    """An attack that makes the distance small in `steps` passes of each image. A subclass writes `descend`.
+
+    The module that gives gradients leads the search. What it found is judged by the deployed runtime; where that still
+    gets an image right, as rounding can make it, the perturbation is lengthened (`FURTHER`). An image whose search
+    fails comes back as it was.
+
+    Args:
+        norm: in which the distance is made small.
+        steps: forward passes with their backward passes, of each image.
+
+    Other arguments are those of `NativeAttack`.
+    """
+
+    def __init__(
+        self, estimator: ClassifierMixin, *, norm: Norm, steps: int, seed: int = 0, batch_size: int = 250
+    ) -> None:
+        super().__init__(estimator, norm=norm, eps=0.0, seed=seed, batch_size=batch_size)
+        at_least(1, steps=steps)
+        self.steps = steps
+
+    @torch.no_grad()
+    def search(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        shape, size = tuple(x.shape[1:]), even(len(x), self.batch_size)
+        batches = zip(*(torch.split(each, size) for each in (pixel_rows(x), y, index)), strict=True)
+        found = [self._judged(images, labels, places, shape) for images, labels, places in batches]
+        return images_of_rows(torch.cat(found), shape)
+
+    def _judged(self, x: Tensor, y: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+        run = Search(x, y, index, shape, self.norm)
+        self.descend(run)
+        if self.victim.by_module:
+            return run.best
+        held = run.nearest.isfinite()
+        held[held.clone()] = ~wrong(self.victim.verdicts(images_of_rows(run.best[held], shape)), y[held])
+        for factor in FURTHER:
+            left = held.nonzero()[:, 0]
+            if not len(left):
+                break
+            further = torch.lerp(x[left], run.best[left], factor).clamp_(0, 1)
+            broken = wrong(self.victim.verdicts(images_of_rows(further, shape)), y[left])
+            run.best[left[broken]] = further[broken]
+            held[left[broken]] = False
+        return torch.where(held[:, None], x, run.best)
+
+    @abstractmethod
+    def descend(self, run: Search) -> None:
+        """Move `run.point` for `steps` steps, and offer each point to `run` with the model's answer to it."""
+
+    def looked(self, run: Search) -> tuple[Tensor, Tensor]:
+        """The logits at `run.point`, with a graph `(B, K)`, and the leaf they depend on, `(B, D)`."""
+        leaf = run.point.detach().requires_grad_()
+        with torch.enable_grad():
+            return self.victim.logits(images_of_rows(leaf, run.shape)), leaf
+
+    def direction(self, gradient: Tensor, run: Search, step: int) -> Tensor:
+        """The gradient `(B, D)` with L2 norm 1. Where it is 0, a direction drawn for the image and the step."""
+        found = unit(gradient)
+        flat = (found == 0).all(dim=1).nonzero()[:, 0]
+        if len(flat):
+            purpose = f"{type(self).__name__} direction"
+            found[flat] = unit(self.draws.normal(purpose, found.shape[1:], index=run.index[flat], step=step).to(found))
+        return found
+
+
+def gradient_of(values: Tensor, leaf: Tensor) -> Tensor:
+    """The gradient of each image's value `(B,)` with respect to its row of `leaf`, finite, `(B, D)`."""
+    # An image's logits depend on that image alone, so the gradient of the sum holds each image's gradient.
+    return finite(torch.autograd.grad(values, leaf, torch.ones_like(values))[0])
+
+
+def annealed(first: float, last: float, share: float) -> float:
+    """From `first` to `last` along half a cosine; `share` of the way is behind."""
+    return last + (first - last) * (1 + math.cos(math.pi * share)) / 2

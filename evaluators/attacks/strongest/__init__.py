@@ -1,0 +1,1 @@
+"""The strongest ensemble: straight-through gradients, siblings and plateaus beside standard AutoAttack."""
