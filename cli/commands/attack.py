@@ -179,7 +179,10 @@ def attack(
                 n = by_leader(partial(remembered, folder, question)) if seconds else len(part)
             if n is None:
                 with AttackProgress(quiet=quiet) as progress:
-                    forecast = pilot(predictor, part, rows, batch_size=size, seed=seed, on_progress=progress)
+                    threat = (cast(Any, norm), epsilons) if dry_run and epsilons else None
+                    forecast = pilot(
+                        predictor, part, rows, batch_size=size, seed=seed, on_progress=progress, threat=threat
+                    )
                 n = by_leader(partial(forecast.affordable, seconds, len(part))) if seconds else len(part)
                 if dry_run:
                     plans.append((path, forecast, n))
@@ -223,9 +226,9 @@ def attack(
     if dry_run:
         if as_json:
             named = {"schema": "dgad/forecast/1"}
-            print_json([{**named, "model": str(path), **forecast.to_dict(n)} for path, forecast, n in plans])
+            print_json([{**named, "model": str(path), **forecast.to_dict(n, seconds)} for path, forecast, n in plans])
         else:
-            plan_table(plans)
+            plan_table(plans, budget=seconds)
         return
     if examples is not None:
         shutil.rmtree(examples, ignore_errors=True)  # every target has had them

@@ -16,6 +16,25 @@ class RowForecast(Part):
     """What that would take on all processes together."""
     note: str
     """Why there is no forecast; empty where there is one."""
+    rough: bool
+    """Priced by the passes that it takes, since running it on a few images would have been dear."""
+
+
+class ChoiceForecast(Part):
+    """What else could be asked, and what it would cost."""
+
+    name: str
+    """`quick`, `standard` or `max`."""
+    ask: str
+    """The flags that ask it."""
+    passes: Count
+    """Passes through the network of an image that nothing breaks; a gradient is two."""
+    seconds: float
+    """What it would take for `n` images, by its passes."""
+    says: str
+    """What its answer supports."""
+    blind: str
+    """What it does not see."""
 
 
 class Forecast(Part):
@@ -39,3 +58,7 @@ class Forecast(Part):
     """All attacks and the clean pass together."""
     rows: list[RowForecast]
     """Attack by attack."""
+    choices: list[ChoiceForecast]
+    """From the cheapest to the strongest; empty for a file without gradients."""
+    recommended: str | None
+    """The choice to take within `--budget`; null without one, or where none fits."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from evaluators.attacks import passes
 from evaluators.attacks.art.table import ART_ATTACKS
 from evaluators.attacks.autoattack.apgd.apgd import APGD
 from evaluators.attacks.autoattack.dlr import DLR_CLASSES, TARGETED_DLR_CLASSES
@@ -87,6 +88,7 @@ ATTACKS: dict[str, AttackSpec] = {
             "learning_rate": 0.01,
             "confidence": 0.0,
         },
+        passes=passes.searches,
     ),
     "cw2-paper": AttackSpec(
         kind="min-norm",
@@ -101,6 +103,7 @@ ATTACKS: dict[str, AttackSpec] = {
             "confidence": 0.01,
         },
         note="one fixed c and no eps-ball: where this search fails that is no robustness",
+        passes=passes.searches,
     ),
     "fmn": AttackSpec(
         kind="min-norm",
@@ -130,6 +133,7 @@ ATTACKS: dict[str, AttackSpec] = {
         scale_free=True,
         asks=True,
         alarms=("square",),
+        passes=passes.stages("standard"),
     ),
     "autoattack-fast": AttackSpec(
         norms=("linf", "l2"),
@@ -139,6 +143,7 @@ ATTACKS: dict[str, AttackSpec] = {
         scale_free=True,
         asks=True,
         alarms=("square",),
+        passes=passes.fast,
     ),
     "autoattack-max": AttackSpec(
         build=_own(AutoAttackMax),
@@ -149,6 +154,7 @@ ATTACKS: dict[str, AttackSpec] = {
         scale_free=True,
         asks=True,
         alarms=("square",),
+        passes=passes.largest,
     ),
     "autoattack-plus": AttackSpec(
         build=_own(AutoAttack, version="plus"),
@@ -156,6 +162,7 @@ ATTACKS: dict[str, AttackSpec] = {
         autoattack="whole",
         scale_free=True,
         asks=True,  # its Square comes before its strongest gradients, and so is no alarm
+        passes=passes.stages("plus"),
     ),
     "autoattack-rand": AttackSpec(
         build=_own(AutoAttack, version="rand"),
@@ -163,11 +170,13 @@ ATTACKS: dict[str, AttackSpec] = {
         autoattack="whole",
         scale_free=True,
         averages=True,
+        passes=passes.stages("rand"),
     ),
     "apgd-ce": AttackSpec(
         build=_own(APGD, loss="ce"),
         description="PGD that sets its own step size, on the cross-entropy (Croce & Hein, 2020)",
         params={"steps": 100, "restarts": 1},
+        passes=passes.targeted(0),
     ),
     "apgd-dlr": AttackSpec(
         build=_own(APGD, loss="dlr"),
@@ -175,6 +184,7 @@ ATTACKS: dict[str, AttackSpec] = {
         description="the same on the difference of logits ratio",
         scale_free=True,
         params={"steps": 100, "restarts": 1},
+        passes=passes.targeted(0),
     ),
     "apgd-t": AttackSpec(
         build=_own(APGD, targets=TARGETS),
@@ -182,6 +192,7 @@ ATTACKS: dict[str, AttackSpec] = {
         fewest_classes=TARGETED_DLR_CLASSES,
         description="the same towards each of the nine likeliest other classes",
         params={"steps": 100, "restarts": 1},
+        passes=passes.targeted(TARGETS),
     ),
     "fab": AttackSpec(
         build=_own(FAB),
@@ -196,6 +207,7 @@ ATTACKS: dict[str, AttackSpec] = {
         scale_free=True,
         description="the same towards each of the nine likeliest other classes",
         params={"steps": 100, "restarts": 1},
+        passes=passes.targeted(TARGETS, checked=True),
     ),
     "square": AttackSpec(
         build=_own(Square),
@@ -204,6 +216,7 @@ ATTACKS: dict[str, AttackSpec] = {
         scale_free=True,
         asks=True,
         needs_gradients=False,
+        passes=passes.queries,
     ),
     "jsma": AttackSpec(
         kind="min-norm",

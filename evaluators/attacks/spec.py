@@ -9,6 +9,7 @@ from dgad_tk.common import UserError, nearest
 from dgad_tk.config.threat import Norm
 from dgad_tk.strangers import number_text
 from evaluators.attacks.arguments import check_ball
+from evaluators.attacks.passes import Count
 from evaluators.attacks.result import SearchingAttack
 from evaluators.target.estimators import PredictorBlackBox, PredictorClassifier
 
@@ -67,6 +68,7 @@ class AttackSpec:
         asks: it also searches by the runtime's own answers, which rounding cannot hide from it as it hides gradients.
         alarms: stages that search by answers alone, after gradients have been tried. What they break says that
             gradients were masked.
+        passes: how many passes an image takes that it does not break; None where only a run can tell.
         averages: it averages over a model's random answers (expectation over transformation).
         foreign: another library's code. If it raises an error, its row fails and the others go on. Its draws depend on
             the images' places, not on their dataset indices.
@@ -90,6 +92,7 @@ class AttackSpec:
     scale_free: bool = False
     asks: bool = False
     alarms: tuple[str, ...] = ()
+    passes: Count | None = None
     averages: bool = False
     foreign: bool = False
     siblings: bool = False

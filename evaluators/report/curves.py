@@ -12,8 +12,6 @@ from evaluators.results import Results
 
 CURVES = "curve.csv"
 _HEAD = ("model", "row", "norm", "bound", "eps", "robust", "n", "robust_accuracy", "ci95_low", "ci95_high")
-EXACT = "autoattack"
-"""Rows whose names begin so give the points on the curve."""
 
 
 def curves_of(evaluation: Evaluation) -> list[Curve]:
@@ -39,7 +37,7 @@ def _exact(evaluation: Evaluation, norm: str, n: int) -> Iterator[ExactPoint]:
     """What AutoAttack left right on the same images, at each of its radii in this norm."""
     for row, unit in evaluation.done:
         same = row.norm == norm and row.surrogate is None and len(unit.attacked) == n
-        if row.eps is not None and row.attack.startswith(EXACT) and same:
+        if row.eps is not None and row.spec.autoattack == "whole" and same:
             robust = int((unit.attacked & ~unit.broken).sum())
             yield ExactPoint(row=row.id, eps=row.eps, robust_accuracy=robust / n, robust=robust, ci95=wilson(robust, n))
 
