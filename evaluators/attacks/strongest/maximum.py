@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from art.estimators.classification.classifier import ClassifierMixin
 from torch import nn
 
@@ -89,6 +90,8 @@ class AutoAttackMax(AutoAttack):
         assert own is not None
         seen = own.module if isinstance(own, Counted) else own
         names = hidden(seen, tuple(self.estimator.input_shape), self.victim.device)
+        if any(isinstance(module, torch.jit.ScriptModule) for module in seen.modules()):
+            self._notes.append("a TorchScript program is not seen into: no gradient passes straight through it")
         found = {"straight": Climb(Straight(own), judged=False)} if names else {}
         if self.victim.quantised or rounds(names):
             found["smooth"] = Climb(Straight(own, smooth=True), judged=True)

@@ -136,8 +136,8 @@ def notes(results: Sequence[Compared], n: int, surrogates: Sequence[str], quanti
         names, it = ", ".join(each.name for each in quantised), "it" if one else "they"
         found.append(
             f"INT8 hides gradients and small gains, so {names} {'looks' if one else 'look'} a little more robust than "
-            f"{it} {'is' if one else 'are'}: attack {'it' if one else 'them'} by way of the float "
-            f"file too: dgad attack --model {shown(quote(quantised[0].path))} --attack autoattack-max --sibling FLOAT.onnx"
+            f"{it} {'is' if one else 'are'}: attack {'it' if one else 'them'} by way of the float file "
+            f"too: dgad attack --model {shown(quote(quantised[0].path))} --attack autoattack-max --sibling FLOAT.onnx"
         )
     for number, each in enumerate(results):
         if twin := next((other for other in results[:number] if other.sha256 == each.sha256), None):

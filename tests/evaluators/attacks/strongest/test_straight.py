@@ -1,15 +1,18 @@
 """Gradients through functions that have none: values stay, gradients are those of the function that is put in place."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from victims import as_onnx
 
 from dgad_tk.ascent.rounding import rounded, without_rounding
+from evaluators.attacks.strongest.maximum import AutoAttackMax
 from evaluators.attacks.strongest.straight import Straight, hidden, rounds
 
 SHAPE = (1, 4, 4)
@@ -116,13 +119,13 @@ def test_an_onnx_file_with_a_threshold_and_a_rounding_is_seen_into(tmp_path: Pat
             self.linear = nn.Linear(16, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            x = torch.round(x * 8) / 8
+            x = (torch.round(x * 64).to(torch.int32) + 1).to(torch.float32) / 64
             return self.linear(torch.where((x - 0.5).abs() > 0.2, x, 0.5).flatten(1))
 
     predictor = as_onnx(Net().eval(), tmp_path, SHAPE)
     assert predictor.module is not None
     names = hidden(predictor.module, SHAPE, CPU)
-    assert {"round", "where"} <= names
+    assert {"round", "to", "add", "where"} <= names
     x = _images()
     assert torch.equal(Straight(predictor.module)(x), predictor.module(x))
     assert _slope(Straight(predictor.module), x).abs().min() > 0
@@ -133,3 +136,17 @@ def test_roundings_are_left_out_only_while_that_is_open() -> None:
     with without_rounding():
         assert torch.equal(rounded(x), x)
     assert torch.equal(rounded(x), torch.tensor([0.0, 2.0]))
+
+
+def test_a_torchscript_program_is_not_seen_into_and_that_is_said() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 4)).eval().requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls TorchScript deprecated
+        script = torch.jit.script(net)
+    for module, told in ((net, []), (script, ["a TorchScript program is not seen into"])):
+        estimator = PyTorchClassifier(module, nn.CrossEntropyLoss(), SHAPE, 4, clip_values=(0.0, 1.0))
+        attack = AutoAttackMax(estimator, eps=0.01, queries=1, steps=1, restarts=1)
+        found = attack.run(torch.rand(1, *SHAPE).numpy(), [0]).warnings
+        assert [text for text in found if text.startswith("a Torch")] == [
+            f"{each}: no gradient passes straight through it" for each in told
+        ]
