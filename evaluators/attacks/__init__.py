@@ -149,11 +149,11 @@ ATTACKS: dict[str, AttackSpec] = {
         build=_own(AutoAttackMax),
         description="AutoAttack, then straight-through gradients, siblings (--sibling) and MultiTargeted APGD",
         params={"steps": 100, "restarts": 3, "queries": 5000},
-        siblings=True,
         autoattack="whole",
         scale_free=True,
         asks=True,
         alarms=("square",),
+        siblings=True,
         passes=passes.largest,
     ),
     "autoattack-plus": AttackSpec(
