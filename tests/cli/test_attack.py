@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shared import Run, refused
+from shared import Run, Victim, artifact, refused
 
 from dgad_tk.artifacts.weights import load_model, save_weights
 from dgad_tk.common import sha256_file
@@ -203,18 +203,26 @@ def test_the_precision_of_a_search(dgad: Run, weights: Path, monkeypatch: pytest
     assert "none of these attacks searches in bf16" in err
 
 
-def test_a_curve_from_one_run(dgad: Run, weights: Path) -> None:
+@pytest.fixture
+def trained(victim: Victim, tmp_path: Path) -> Path:
+    path = tmp_path / "victim.safetensors"
+    save_weights(path, victim[0], artifact())
+    return path
+
+
+def test_a_curve_from_one_run(dgad: Run, trained: Path) -> None:
     """In the table, the results, a CSV of its own and the page; points of AutoAttack lie on or below it."""
-    command = ["attack", "--model", weights, "--limit", "40", "--quiet", "--output", "c"]
+    command = ["attack", "--model", trained, "--limit", "20", "--quiet", "--output", "c"]
     autoattack = ["--attack", "apgd-ce", "--attack", "autoattack", "--eps", "0.02,0.05"]
     code, out, err = dgad(*command, *autoattack, "--curve", "--set", "fmn.steps=20")
     assert code == 0, err
-    assert "robust accuracy against eps, an upper bound from one search on 40 images:" in out
+    assert "robust accuracy against eps, an upper bound from one search on 20 images:" in out
     assert re.search(r"Linf eps +at most, by fmn +exact +95 % interval +by\n0 ", out)
     assert re.search(r"\n0\.05 .*autoattack@0\.05\n", out)
     document = json.loads(Path("c/results.json").read_text())
     (curve,) = document["curves"]
-    assert (curve["row"], curve["norm"], curve["n"], curve["bound"]) == ("fmn", "linf", 40, "upper")
+    assert (curve["row"], curve["norm"], curve["n"], curve["bound"]) == ("fmn", "linf", 20, "upper")
+    assert curve["steps"][-1]["robust"] == 0
     assert curve["steps"][0] == {"eps": 0, "robust": document["clean"]["correct"]}
     with np.load("c/samples.npz") as samples:
         distance = samples["distance/fmn"][~samples["robust/fmn"] & (samples["clean_pred"] == samples["label"])]
@@ -247,18 +255,18 @@ def test_a_curve_from_one_run(dgad: Run, weights: Path) -> None:
         (["--curve", "--attack", "ddn"], ["ddn", "fmn"]),  # whose norm is another
     ],
 )
-def test_who_draws_the_curve(dgad: Run, weights: Path, flags: list[str], rows: list[str]) -> None:
-    code, out, err = dgad("attack", "--model", weights, "--limit", "10", "--quiet", "--json", *flags)
+def test_who_draws_the_curve(dgad: Run, trained: Path, flags: list[str], rows: list[str]) -> None:
+    code, out, err = dgad("attack", "--model", trained, "--limit", "10", "--quiet", "--json", *flags)
     assert code == 0, err
     document = json.loads(out)
     assert [row["id"] for row in document["attacks"]] == rows
     assert [curve["row"] for curve in document["curves"]] == rows
 
 
-def test_in_l0_few_values_change(dgad: Run, weights: Path) -> None:
+def test_in_l0_few_values_change(dgad: Run, trained: Path) -> None:
     """All channels count; no radius is needed, and what has no L0 says so."""
     attacks = ["--attack", "fmn", "--attack", "sigma-zero", "--attack", "jsma", "--set", "sigma-zero.steps=50"]
-    command = ["attack", "--model", weights, "--limit", "20", "--quiet", "--norm", "l0"]
+    command = ["attack", "--model", trained, "--limit", "20", "--quiet", "--norm", "l0"]
     code, out, err = dgad(*command, *attacks, "--json")
     assert code == 0, err
     document = json.loads(out)
