@@ -23,8 +23,6 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[1]
-STEP_SECONDS = 4.0
-"""Over which a step is timed."""
 
 
 def main() -> None:
@@ -35,6 +33,7 @@ def main() -> None:
     parser.add_argument("--network", type=Path, help="that AutoAttack is timed on [the digits' student]")
     parser.add_argument("--images", type=int, default=128, help="on which it is timed")
     parser.add_argument("--package", action="store_true", help="time pyautoattack on the same images")
+    parser.add_argument("--step-seconds", type=float, default=4.0, help="over which a step or a pass is timed")
     parser.add_argument("--cpu", action="store_true", help="try the script without a card")
     parser.add_argument("--part", help=argparse.SUPPRESS)  # set for the processes that this one starts
     options = parser.parse_args()
@@ -255,7 +254,7 @@ def timed(call: Callable[[], None], options: argparse.Namespace) -> float:
             torch.cuda.synchronize()
         found.append(time.perf_counter() - begun)
         if len(found) == 3 and until is None:
-            until = time.perf_counter() + (0.0 if options.cpu else STEP_SECONDS)
+            until = time.perf_counter() + (0.0 if options.cpu else options.step_seconds)
     return median(found[3:])
 
 

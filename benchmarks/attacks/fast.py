@@ -41,7 +41,7 @@ from dgad_tk.artifacts.preprocessing import Interface
 from dgad_tk.common import UserError, write_json
 from dgad_tk.data import Split
 from evaluators.attacks.array_file import NOWHERE
-from evaluators.engine.evaluate import default_batch_size, evaluate
+from evaluators.engine.evaluate import CHUNK, default_batch_size, evaluate
 from evaluators.engine.search import Chunk, search
 from evaluators.plan.rows import Row, plan
 from evaluators.target.judge import images_of
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--reference", default="autoattack", help="the row that the others are compared with")
     parser.add_argument("--only", help="names of networks, comma between")
     parser.add_argument("--limit", type=int, default=500, help="test images a network")
-    parser.add_argument("--piece", type=int, default=500, help="images between two savings")
+    parser.add_argument("--piece", type=int, default=CHUNK, help="images of the reference between two savings")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--jobs", type=int, default=1, help="networks at once: their seconds are no timing")
@@ -151,11 +151,12 @@ def attacked(network: Network, options: argparse.Namespace, until: float) -> boo
     well = True
     for label in options.rows.split(","):
         row = row_of(label, network)
-        for start in range(0, len(network.split), options.piece):
+        size = piece_size(options, label)
+        for start in range(0, len(network.split), size):
             place = outcome_file(options, network.name, label, start)
             if place.is_file() or time.monotonic() > until:
                 continue
-            piece = slice(start, min(start + options.piece, len(network.split)))
+            piece = slice(start, min(start + size, len(network.split)))
             split = replace(network.split, index=network.split.index[piece], labels=network.split.labels[piece])
             begun = time.perf_counter()
             found = evaluate(
@@ -194,15 +195,22 @@ def attacked(network: Network, options: argparse.Namespace, until: float) -> boo
     return well
 
 
+def piece_size(options: argparse.Namespace, label: str) -> int:
+    """Images between two savings. Other rows than the reference get whole units, as in `dgad attack`: an alarm of
+    autoattack-fast looks at all images of a unit."""
+    return int(options.piece) if label == options.reference else CHUNK
+
+
 def outcome_file(options: argparse.Namespace, name: str, label: str, start: int) -> Path:
     where: Path = options.out / "outcomes" / name
-    return where / f"{label.replace(':', '+')}-{start}-{min(start + options.piece, options.limit)}.json"
+    end = min(start + piece_size(options, label), options.limit)
+    return where / f"{label.replace(':', '+')}-{start}-{end}.json"
 
 
 def outcomes(options: argparse.Namespace, name: str, label: str) -> dict[str, Any] | None:
     """What a row has done on a network so far, its pieces joined; None if nothing is there."""
     joined: dict[str, Any] | None = None
-    for start in range(0, options.limit, options.piece):
+    for start in range(0, options.limit, piece_size(options, label)):
         place = outcome_file(options, name, label, start)
         if not place.is_file():
             break
