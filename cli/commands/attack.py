@@ -14,7 +14,7 @@ from cli.flags.classes import ClassNames
 from cli.flags.images import DataDir, DatasetName, ImageFlags, ImageSize, Resize
 from cli.flags.models import check_files, default_eps, open_model
 from cli.flags.preprocessing import ChannelOrder, InputRange, Layout, LogitsOutput, Mean, Std, interface_of
-from cli.flags.surrogates import check_used, settings_of, surrogates_of, with_siblings
+from cli.flags.surrogates import SiblingFiles, SurrogateFiles, check_used, settings_of, surrogates_of, with_siblings
 from cli.flags.values import (
     NORMS,
     SEARCH_PRECISIONS,
@@ -61,18 +61,8 @@ def attack(
         str | None, typer.Option(help="Radius, or several: 2/255,4/255,8/255. [what the model was trained for]")
     ] = None,
     curve: Curve = False,
-    surrogate: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="Model to make transfer examples on. Repeatable. [two that are trained on the spot]"
-        ),
-    ] = None,
-    sibling: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="Model that autoattack-max searches on too. Repeatable. [an INT8 file's fp32 file]"
-        ),
-    ] = None,
+    surrogate: SurrogateFiles = None,
+    sibling: SiblingFiles = None,
     dataset: DatasetName = None,
     data_dir: DataDir = None,
     image_size: ImageSize = None,

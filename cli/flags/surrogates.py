@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from cli.flags.models import check_classes
 from dgad_tk.common import UserError, lookup
@@ -13,6 +15,19 @@ if TYPE_CHECKING:
     from dgad_tk.artifacts.predictor import Predictor
     from dgad_tk.data import Dataset
     from evaluators.plan.rows import Surrogate
+
+SurrogateFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE", help="Model to make transfer examples on. Repeatable. [two that are trained on the spot]"
+    ),
+]
+SiblingFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE", help="Model that autoattack-max searches on too. Repeatable. [an INT8 file's fp32 file]"
+    ),
+]
 
 
 def check_used(
