@@ -35,5 +35,7 @@ def remarks(predictor: Predictor, precision: Precision, used: Collection[Precisi
     if not multiplies_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
         found.append("no units for bfloat16 here: --search-precision bf16 takes 2 to 30 times as long as fp32")
     if predictor.precision == "int8":
-        found.append("in bf16 the sums of a quantised graph are rounded, so that its gradients come from elsewhere")
+        found.append(
+            "bf16 rounds the sums of an INT8 graph once more: short searches such as pgd may break fewer images"
+        )
     return found

@@ -195,8 +195,7 @@ def test_the_precision_of_a_search(dgad: Run, weights: Path, monkeypatch: pytest
     code, out, err = dgad(*command, *more)
     assert code == 0, err
     assert ("no units for bfloat16" in err) != fast
-    (document,) = json.loads(out)
-    asked = {row["id"]: row["params"].get("search_precision") for row in document["attacks"]}
+    asked = {row["id"]: row["params"].get("search_precision") for row in json.loads(out)["attacks"]}
     assert asked == {"pgd": "bf16", "square": None}
     code, out, err = dgad(*command, "--attack", "cw2", "--set", "cw2.max_iter=2", "--output", "other")
     assert code == 0, err
