@@ -25,7 +25,7 @@ _WEIGHT = "_dgad_soft"
 """The attribute of a mask, or of whole numbers, that holds the differentiable tensor that they stand for."""
 _ROUNDINGS = {"round", "floor", "ceil", "trunc", "fix"}
 _GREATER, _LESS = {"gt", "ge", "greater", "greater_equal"}, {"lt", "le", "less", "less_equal"}
-_CASTS = {"to", "float", "double", "half", "type", "type_as", "int", "long", "_to_copy"}
+_CASTS = {"to", "float", "double", "half", "type", "type_as", "int", "long", "to_copy"}
 _LIKE = {"add", "sub", "mul", "div", "neg", "reshape", "view", "flatten", "unsqueeze", "squeeze", "expand", "transpose"}
 _LIKE |= {"permute", "expand_as", "true_divide", "contiguous", "clone"}
 """Functions that mean for a differentiable tensor what they mean for the mask or the whole numbers in its place."""
@@ -66,9 +66,11 @@ class StraightThrough(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "").partition(".")[0].strip("_").removesuffix("_")
+        written = getattr(func, "__name__", "").partition(".")[0]
+        in_place = written.endswith("_") and not written.endswith("__")  # what its input was is gone
+        name = written.strip("_")
         found = func(*args, **kwargs)
-        rule = _RULES.get(name)
+        rule = None if in_place else _RULES.get(name)
         if rule is None or not isinstance(found, Tensor) or not torch.is_grad_enabled():
             return found
         soft = rule(name, found, args, kwargs)
