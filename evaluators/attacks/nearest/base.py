@@ -13,7 +13,7 @@ from dgad_tk.config.threat import Norm
 from evaluators.attacks.arguments import at_least
 from evaluators.attacks.autoattack.seats import even
 from evaluators.attacks.native import NativeAttack, images_of_rows, pixel_rows, wrong
-from evaluators.attacks.nearest.lengths import length
+from evaluators.attacks.nearest.lengths import length, shortened
 
 FURTHER = (1.002, 1.005, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5)
 """Where the runtime still gets an image right that the module gets wrong, the perturbation is lengthened so many times,
@@ -60,8 +60,9 @@ class NearestAttack(NativeAttack):
     """An attack that makes the distance small in `steps` passes of each image. A subclass writes `descend`.
 
     The module that gives gradients leads the search. What it found is judged by the deployed runtime; where that still
-    gets an image right, as rounding can make it, the perturbation is lengthened (`FURTHER`). An image whose search
-    fails comes back as it was.
+    gets an image right, as rounding can make it, the perturbation is lengthened (`FURTHER`). In L0, changed values that
+    are not needed are taken back at the end, by some ten forward passes. An image whose search fails comes back as it
+    was.
 
     Args:
         norm: in which the distance is made small.
@@ -87,6 +88,8 @@ class NearestAttack(NativeAttack):
     def _judged(self, x: Tensor, y: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
         run = Search(x, y, index, shape, self.norm)
         self.descend(run)
+        if self.norm == "l0":
+            self._fewer(run)
         if self.victim.by_module:
             return run.best
         held = run.nearest.isfinite()
@@ -100,6 +103,21 @@ class NearestAttack(NativeAttack):
             run.best[left[broken]] = further[broken]
             held[left[broken]] = False
         return torch.where(held[:, None], x, run.best)
+
+    def _fewer(self, run: Search) -> None:
+        """Keep as few of the changed values as the deployed runtime still gets wrong: the largest, found by bisection.
+
+        That takes as many forward passes as the number of changed values has binary digits.
+        """
+        change, least = run.best - run.x, torch.zeros_like(run.nearest)
+        most = length(change, "l0")
+        for _ in range(int(most.max()).bit_length()):
+            middle = ((least + most) / 2).floor()
+            kept = shortened(change, run.x, middle, "l0") != 0
+            points = torch.where(kept, run.best, run.x)
+            missed = wrong(self.victim.verdicts(images_of_rows(points, run.shape)), run.y) & (middle < most)
+            least, most = torch.where(missed, least, middle), torch.where(missed, middle, most)
+            run.best = torch.where(missed[:, None], points, run.best)
 
     @abstractmethod
     def descend(self, run: Search) -> None:

@@ -26,8 +26,9 @@ class SigmaZero(NearestAttack):
     falls by as much where it was not. The step size falls to a tenth along half a cosine. The result is the image with
     the fewest changed values that the network gets wrong, just as it saw it.
 
-    A value is one channel of a pixel. As in the authors' code and in adversarial-library, the step size used in a step
-    is that of the step before. An image with logits that are not finite is adversarial.
+    At the end, changed values that are not needed are taken back (`NearestAttack`), which the authors do not do. A
+    value is one channel of a pixel. As in the authors' code and in adversarial-library, the step size used in a step is
+    that of the step before. An image with logits that are not finite is adversarial.
 
     Args:
         steps: of each image.

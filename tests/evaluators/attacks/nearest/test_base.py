@@ -8,7 +8,7 @@ import pytest
 import torch
 from victims import SHAPE, TwoClassLinear, as_torch, linear_split
 
-from evaluators.attacks.nearest.base import FURTHER, annealed
+from evaluators.attacks.nearest.base import FURTHER, Search, annealed
 from evaluators.attacks.nearest.fmn import FastMinimumNorm
 from evaluators.target.ball import linf
 from evaluators.target.estimators import to_estimator
@@ -69,3 +69,27 @@ def test_annealing_is_half_a_cosine() -> None:
     assert annealed(1.0, 0.01, 0.0) == 1.0
     assert annealed(1.0, 0.01, 0.5) == pytest.approx(0.505)
     assert annealed(1.0, 0.01, 1.0) == pytest.approx(0.01)
+
+
+def test_in_l0_values_that_are_not_needed_are_taken_back() -> None:
+    """Against the fewest that a linear model needs when the largest gain is taken first."""
+    net, split = TwoClassLinear().requires_grad_(False), linear_split(N)
+    x = split.take(slice(None)) / np.float32(255)
+    attack = FastMinimumNorm(to_estimator(as_torch(net, SHAPE)), norm="l0", steps=1)
+
+    def all_the_way(run: Search) -> None:
+        weight = net.w * (1 - 2 * run.y.float())[:, None]  # down from the label; one channel, so the order is the same
+        run.point = torch.where(weight > 0, 0.0, 1.0)
+        run.point = run.x + (run.point - run.x) * weight.abs() / weight.abs().amax()  # the largest gains move most
+        run.offer((run.point != run.x).sum(dim=1).float(), torch.ones_like(run.y, dtype=torch.bool))
+
+    attack.descend = all_the_way  # type: ignore[method-assign]
+    found = attack.generate(x, split.labels)
+    changed = (found != x).sum(axis=(1, 2, 3))
+    with torch.no_grad():
+        assert (net(torch.from_numpy(found)).argmax(1).numpy() != split.labels).all()
+    assert changed.max() < 36 / 2
+    for image, clean, label in zip(found, x, split.labels, strict=True):  # without the smallest change it holds
+        gap = np.abs(image - clean)
+        smallest = gap == gap[gap > 0].min()
+        assert net(torch.from_numpy(np.where(smallest, clean, image))[None]).argmax() == label

@@ -50,6 +50,7 @@ def test_the_line_falls_where_images_do(tmp_path: Path) -> None:
 def test_the_page_says_that_it_is_an_upper_bound(tmp_path: Path) -> None:
     page = page_of(tmp_path, curve_of((0.08, 3)), curve_of(norm="l2", name="ddn"))
     assert page.count("An upper bound at every eps") == 2
+    assert page.count("The points are from attacks inside the ball") == 1  # the other has none
     assert "Linf, from one run of <bdi>fmn" in page or "Linf, from one run of fmn" in page
     assert "AutoAttack at this radius, with 95 % interval" in page
 
