@@ -1,11 +1,11 @@
-"""Trains the networks that `benchmarks/attacks/fast.py` compares attacks on, all beside each other, in the minutes given.
+"""Trains the networks that `benchmarks/attacks/fast.py` compares attacks on, all beside each other.
 
     python benchmarks/attacks/networks.py --data-dir DIR --out FOLDER --minutes 60
 
-DIR holds CIFAR-10 as class folders, `train/CLASS/*` and `test/CLASS/*`. FOLDER gets `acceptance/NAME` and `tuning/NAME`,
-two sets with no network in common: what an attack's constants are tuned on is no evidence for it. Each is a run folder
-of `dgad train`, whose `config.yaml` trains the same network again (`dgad train --config FILE`), and a README of their
-accuracies.
+DIR holds CIFAR-10 as class folders, `train/CLASS/*` and `test/CLASS/*`. FOLDER gets `acceptance/NAME` and
+`tuning/NAME`, two sets with no network in common: what an attack's constants are tuned on is no evidence for it. Each
+is a run folder of `dgad train`, whose `config.yaml` trains the same network again (`dgad train --config FILE`), and
+there is a README of their accuracies.
 
 Every network is one process. All of them train for some seconds first; from its speed beside the others each takes
 the number of epochs that fits into the minutes, so that the cyclic learning rate ends at 0. More minutes train more
@@ -17,7 +17,6 @@ numbers, so that every machine finds the same. They are written beside the netwo
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -40,7 +39,6 @@ NETWORKS: dict[str, tuple[str, str, str, str, float]] = {
     "acceptance/wrn-16-4-pgd-at-linf-100": ("wrn-16-4", "pgd-at", "linf", "classes-100", 1.0),
     "acceptance/wrn-16-2-trades-linf": ("wrn-16-2", "trades", "linf", "classes-10", 0.8),
     "acceptance/resnet20-pgd-at-linf": ("resnet20", "pgd-at", "linf", "classes-10", 0.6),
-    "tuning/mobilenetv2-pgd-at-linf": ("mobilenetv2", "pgd-at", "linf", "classes-10", 0.8),
     "tuning/resnet20-trades-l2": ("resnet20", "trades", "l2", "classes-10", 0.6),
     "tuning/wrn-10-2-mart-linf": ("wrn-10-2", "mart", "linf", "classes-10", 0.6),
 }
@@ -87,7 +85,10 @@ def main() -> None:
     for name in names:
         log = (arguments.out / f"{name.replace('/', '-')}.log").open("w")
         running[name] = subprocess.Popen([*command, name], stdout=log, stderr=subprocess.STDOUT)
-    prepare(arguments)
+    if not prepare(arguments):
+        for process in running.values():
+            process.terminate()
+        sys.exit("the images could not be decoded")
     failed = [name for name, process in running.items() if not ended_well(process, deadline + 2 * SPARE)]
     summary = readme(arguments.out)
     (arguments.out / "README.md").write_text(summary)
@@ -108,15 +109,17 @@ def ended_well(process: "subprocess.Popen[bytes]", until: float) -> bool:
         return False
 
 
-def prepare(arguments: argparse.Namespace) -> None:
-    """Decode the images of both sets into the cache, from which the processes map them."""
+def prepare(arguments: argparse.Namespace) -> bool:
+    """Decode the images of both sets into the cache, from which the processes map them; whether that went well."""
     started = time.perf_counter()
-    both = [Process(target=decode, args=(arguments, name)) for name in ("classes-10", "classes-100")]
+    wanted = {NETWORKS[name][3] for name in (arguments.names.split(",") if arguments.names else NETWORKS)}
+    both = [Process(target=decode, args=(arguments, name)) for name in sorted(wanted)]
     for each in both:
         each.start()
     for each in both:
         each.join()
     print(f"images: {time.perf_counter() - started:.1f} s", flush=True)
+    return all(each.exitcode == 0 for each in both)
 
 
 def decode(arguments: argparse.Namespace, name: str) -> None:
@@ -262,8 +265,9 @@ def cut_into_hundred(data_dir: Path, out: Path) -> Path:
                 (out / part / f"{name}-{group}").mkdir(parents=True, exist_ok=True)
             for file, group in zip(files, nearest(found, centres), strict=True):
                 place = out / part / f"{name}-{group}" / file.name
-                if not place.exists():
-                    os.link(file, place) if file.stat().st_dev == out.stat().st_dev else place.symlink_to(file)
+                # Not a hard link, which would change the file's status while another process reads it.
+                if not place.is_symlink():
+                    place.symlink_to(file.resolve())
     mark(out / "done", "")
     return out
 

@@ -1,24 +1,26 @@
 """A search in bf16 beside one in float32: what a gradient costs, and what each attack breaks, image by image.
 
     python benchmarks/attacks/precision.py --passes resnet8 wrn-16-2 resnet18 mobilenetv2 vgg16
-    python benchmarks/attacks/precision.py student.onnx --data-dir cifar10 --images 300 --stages apgd-ce apgd-t fab-t
+    python benchmarks/attacks/precision.py student.onnx --data-dir cifar10 --images 300 --attacks apgd-ce apgd-t
 
 `--passes` times a forward pass with its backward pass on untrained networks: precisions in turns, medians. With a file,
 each attack runs by itself on the first images that the file gets right, in both precisions; the file's own runtime
-judges, and McNemar's p says whether the difference is more than chance. `shown` are the images that the runtime was
-asked about. At the end what all of them have left in bf16 gets the ascent in float32 that closes AutoAttack's search.
-ONEDNN_MAX_CPU_ISA=AVX2 shows a processor without units for bfloat16.
+judges, and McNemar's p says whether the difference is more than chance. At the end what all of them have left in bf16
+gets the ascent in float32 that closes AutoAttack's search. ONEDNN_MAX_CPU_ISA=AVX2 shows a processor without units for
+bfloat16.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cli.flags.images import ImageFlags
 from cli.flags.models import open_model
@@ -27,23 +29,16 @@ from dgad_tk.artifacts.predictor import Predictor, predictor_of_module
 from dgad_tk.ascent.losses import cross_entropy
 from dgad_tk.models import build_model
 from dgad_tk.strangers.number_text import parse_fraction
+from evaluators.attacks import ATTACKS
 from evaluators.attacks.autoattack.apgd.apgd import APGD
-from evaluators.attacks.autoattack.fab.fab import FAB
-from evaluators.attacks.autoattack.stages import TARGETS
-from evaluators.attacks.native import NativeAttack, Victim, kept
-from evaluators.attacks.pgd import ProjectedGradient
-from evaluators.attacks.result import SearchResult
-from evaluators.target.estimators import Counted, to_estimator
+from evaluators.attacks.native import Victim, kept
+from evaluators.attacks.result import SearchingAttack
+from evaluators.attacks.spec import Budget, Estimator
+from evaluators.target.ball import into_ball
+from evaluators.target.estimators import to_estimator
 from evaluators.target.judge import images_of, judge
 from evaluators.target.precision import PRECISIONS, Precision, multiplies_bf16
 from evaluators.verdict.paired import paired
-
-STAGES: dict[str, Callable[..., NativeAttack]] = {
-    "pgd": lambda net, eps, **common: ProjectedGradient(net, eps=eps, step_size=eps / 4, **common),
-    "apgd-ce": APGD,
-    "apgd-t": lambda net, **common: APGD(net, targets=TARGETS, **common),
-    "fab-t": lambda net, **common: FAB(net, targets=TARGETS, **common),
-}
 
 
 def main() -> None:
@@ -94,64 +89,61 @@ def outcomes(options: argparse.Namespace) -> None:
     right = judge(predictor, x, options.batch_size).right(labels)
     x, labels, index = x[right], labels[right], part.index[right]
     print(f"\n{options.model}: {len(x)} of {len(right)} images are right; {options.norm} {options.eps:g}\n")
-    print("| attack | broken fp32 | bf16 | only fp32 | only bf16 | p | shown | s fp32 | s bf16 | ratio |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| attack | broken fp32 | bf16 | only fp32 | only bf16 | p | s fp32 | s bf16 | ratio |")
+    print("|---|---|---|---|---|---|---|---|---|")
     left: dict[Precision, Any] = {each: np.ones(len(x), dtype=bool) for each in PRECISIONS}
     total = dict.fromkeys(PRECISIONS, 0.0)
-    shown = dict.fromkeys(PRECISIONS, 0)
-    for name in options.stages:
+    for name in options.attacks:
         held, seconds = {}, {}
         for each in PRECISIONS:
-            found, seconds[each], shown[each] = run(predictor, STAGES[name], each, x, labels, index, options)
-            held[each] = judge(predictor, found.adversarials, options.batch_size).right(labels)
+            held[each], seconds[each] = run(predictor, partial(_row, name), each, x, labels, index, options)
             left[each] &= held[each]
             total[each] += seconds[each]
-        _line(name, held, seconds, shown["bf16"])
-    _line("all of them", left, total, 0)
+        _line(name, held, seconds)
+    _line("all of them", left, total)
     rest = left["bf16"].copy()
-    found, seconds["bf16"], _ = run(predictor, _closing, "fp32", x[rest], labels[rest], index[rest], options)
-    left["bf16"][rest] = judge(predictor, found.adversarials, options.batch_size).right(labels[rest])
-    total["bf16"] += seconds["bf16"]
-    _line("and closed in fp32", left, total, 0)
+    left["bf16"][rest], more = run(predictor, _closing, "fp32", x[rest], labels[rest], index[rest], options)
+    total["bf16"] += more
+    _line("and closed in fp32", left, total)
 
 
-def _closing(net: Any, **common: Any) -> NativeAttack:
-    return APGD(net, targets=1, **common)
+def _row(name: str, estimator: Estimator, options: argparse.Namespace) -> SearchingAttack:
+    spec, budget = ATTACKS[name], Budget(options.norm, options.eps, options.seed, options.batch_size)
+    return spec.ready(name, estimator, budget, spec.params)
 
 
-def _line(name: str, held: Mapping[Precision, Any], seconds: Mapping[Precision, float], shown: int) -> None:
+def _closing(estimator: Estimator, options: argparse.Namespace) -> SearchingAttack:
+    common = {"norm": options.norm, "eps": options.eps, "seed": options.seed, "batch_size": options.batch_size}
+    return APGD(estimator, targets=1, **common)
+
+
+def _line(name: str, held: Mapping[Precision, Any], seconds: Mapping[Precision, float]) -> None:
     test = paired(held["fp32"], held["bf16"])
     broken = {each: int((~where).sum()) for each, where in held.items()}
     print(
         f"| {name} | {broken['fp32']} | {broken['bf16']} | {test.only_second} | {test.only_first} | {test.p:.2g} | "
-        f"{shown} | {seconds['fp32']:.1f} | {seconds['bf16']:.1f} | {seconds['fp32'] / seconds['bf16']:.2f} |",
+        f"{seconds['fp32']:.1f} | {seconds['bf16']:.1f} | {seconds['fp32'] / seconds['bf16']:.2f} |",
         flush=True,
     )
 
 
 def run(
     predictor: Predictor,
-    build: Callable[..., NativeAttack],
+    build: Callable[[Estimator, argparse.Namespace], SearchingAttack],
     precision: Precision,
     x: np.ndarray,
     labels: np.ndarray,
     index: np.ndarray,
     options: argparse.Namespace,
-) -> tuple[SearchResult, float, int]:
-    """What an attack finds, its seconds, and how many images it has shown to the runtime."""
-    shown = [0]
-
-    def predict(images: np.ndarray) -> np.ndarray:
-        shown[0] += len(images)
-        return predictor.predict(images)
-
-    spied = Predictor(**{**vars(predictor), "predict": predict})
-    assert predictor.module is not None
-    estimator = to_estimator(spied, module=Counted(predictor.module), search_precision=precision)
-    attack = build(estimator, norm=options.norm, eps=options.eps, batch_size=options.batch_size, seed=options.seed)
+) -> tuple[NDArray[np.bool_], float]:
+    """Where the images hold, bool `(N,)`, and the seconds of the search."""
+    estimator = to_estimator(predictor, search_precision=precision)
+    attack = build(estimator, options)
     begun = time.perf_counter()
     found = attack.run(x, labels, index=index)
-    return found, time.perf_counter() - begun, shown[0]
+    seconds = time.perf_counter() - begun
+    x_adv = into_ball(found.adversarials, x, options.norm, options.eps)
+    return judge(predictor, x_adv, options.batch_size).right(labels), seconds
 
 
 def _options() -> argparse.Namespace:
@@ -162,7 +154,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--mean")
     parser.add_argument("--std")
     parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--stages", nargs="+", default=["apgd-ce", "apgd-t", "fab-t"], choices=list(STAGES))
+    parser.add_argument("--attacks", nargs="+", default=["apgd-ce", "apgd-t"], help="rows that search in bf16")
     parser.add_argument("--norm", default="linf")
     parser.add_argument("--eps", type=parse_fraction, default=8 / 255)
     parser.add_argument("--batch-size", type=int, default=250)

@@ -14,7 +14,7 @@ from cli.flags.classes import ClassNames
 from cli.flags.images import DataDir, DatasetName, ImageFlags, ImageSize, Resize
 from cli.flags.models import check_files, default_eps, open_model
 from cli.flags.preprocessing import ChannelOrder, InputRange, Layout, LogitsOutput, Mean, Std, interface_of
-from cli.flags.surrogates import check_used, settings_of, surrogates_of
+from cli.flags.surrogates import SiblingFiles, SurrogateFiles, check_used, settings_of, surrogates_of, with_siblings
 from cli.flags.values import (
     NORMS,
     SEARCH_PRECISIONS,
@@ -61,12 +61,8 @@ def attack(
         str | None, typer.Option(help="Radius, or several: 2/255,4/255,8/255. [what the model was trained for]")
     ] = None,
     curve: Curve = False,
-    surrogate: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="Model to make transfer examples on. Repeatable. [two that are trained on the spot]"
-        ),
-    ] = None,
+    surrogate: SurrogateFiles = None,
+    sibling: SiblingFiles = None,
     dataset: DatasetName = None,
     data_dir: DataDir = None,
     image_size: ImageSize = None,
@@ -111,7 +107,7 @@ def attack(
     seconds = seconds_of(budget) if budget is not None else None
     changes = settings_of(settings or [])
     interface = interface_of(mean, std, input_range, layout, logits_output, channel_order)
-    check_files([*model, *(surrogate or [])])
+    check_files([*model, *(surrogate or []), *(sibling or [])])
 
     from datetime import timedelta
 
@@ -128,7 +124,7 @@ def attack(
     from evaluators.verdict.clean_checks import may_want_others
 
     names = expand(suite or ([] if attack or curve else ["fast"]), attack or [], curve=norm if curve else "")
-    check_used(names, surrogate, changes)
+    check_used(names, surrogate, sibling, changes)
     asked = [ATTACKS[name.removeprefix(TRANSFER)] for name in names]
     transfers = any(name.startswith(TRANSFER) for name in names)
     white = any(ATTACKS[name].needs_gradients for name in names if not name.startswith(TRANSFER))
@@ -149,6 +145,8 @@ def attack(
             part = images.splits[split]
             part = part.subset(limit or max(1, len(part)))
             check_images(predictor, part)
+            if any(ATTACKS[name].siblings for name in names if not name.startswith(TRANSFER)):
+                predictor = with_siblings(predictor, sibling, images, trust=trust)
             epsilons = radii or ([default_eps(predictor.artifact, images, norm)] if bounded else [])
             surrogates = surrogates_of(surrogate, images, quiet=quiet, trust=trust) if transfers else []
             used |= {each.name: each.predictor.sha256 for each in surrogates if each.predictor}
@@ -169,6 +167,7 @@ def attack(
                 "budget": seconds,
                 "model": predictor.sha256,
                 "surrogates": {each.name: each.predictor and each.predictor.sha256 for each in surrogates},
+                "siblings": sorted(each.sha256 for each in predictor.siblings.values()),
                 "rows": [[row.id, row.settings, row.eps] for row in rows],
                 "most": len(part),
                 "batch_size": size,

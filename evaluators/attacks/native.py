@@ -40,9 +40,8 @@ class Victim:
     A torch module is replaced by a frozen copy with BatchNorm folded and weights channels-last: the same function in
     less time. ART's preprocessing is applied to its input.
 
-    In bf16, `logits` multiplies numbers of bfloat16 and adds the products up in float32; images, logits and what is
-    made of them stay float32. Such logits lead a search and prove nothing, so the runtime is asked about each image
-    that they call wrong: `confirmed`.
+    In bf16 the module runs under autocast to bfloat16. Images, and what is made of logits, stay float32. Such logits
+    lead a search and prove nothing, so the runtime is asked about each image that they call wrong: `confirmed`.
 
     Args:
         estimator: any classifier of ART. `logits` needs one with a torch module.
@@ -95,11 +94,6 @@ class Victim:
         if self.search is None:
             return self.verdicts(x)
         return torch.from_numpy(self.search(x.cpu().numpy())).to(x.device)
-
-    @torch.no_grad()
-    def hints(self, x: Tensor) -> Tensor:
-        """Logits `(N, K)`, without a graph, that show a search the way: in bf16 `logits`, otherwise `answers`."""
-        return self.answers(x) if self.precision == "fp32" else self.logits(x)
 
     @torch.no_grad()
     def verdicts(self, x: Tensor) -> Tensor:
@@ -171,6 +165,8 @@ class NativeAttack(SearchingAttack):
         warnings: sentences for the reader of the last search.
     """
 
+    lowers: ClassVar[bool] = True
+    """Whether it searches in bf16 where the estimator says so, or in float32 always."""
     _estimator_requirements: ClassVar[tuple[type, ...]] = (PyTorchClassifier,)
 
     def __init_subclass__(cls) -> None:
@@ -195,7 +191,7 @@ class NativeAttack(SearchingAttack):
         self.draws = Draws(seed)
         self.warnings: list[str] = []
         # Without a ball the answer is a distance, which the module's own logits decide.
-        self.victim = Victim(estimator, None if eps else "fp32")
+        self.victim = Victim(estimator, None if eps and self.lowers else "fp32")
 
     def searched(
         self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: ArrayFile

@@ -73,6 +73,7 @@ class AttackSpec:
         foreign: another library's code. If it raises an error, its row fails and the others go on. Its draws depend on
             the images' places, not on their dataset indices.
         siblings: it climbs on `Predictor.siblings` too.
+        exact: it follows gradients in float32 alone, whatever the precision of the search.
         note: a caution printed with its row.
     """
 
@@ -95,6 +96,7 @@ class AttackSpec:
     averages: bool = False
     foreign: bool = False
     siblings: bool = False
+    exact: bool = False
     note: str = ""
 
     @property
@@ -103,7 +105,7 @@ class AttackSpec:
 
         An attack without a ball reports a distance, which the module's own logits decide; it keeps to float32.
         """
-        return self.kind == "budget" and self.needs_gradients and not self.foreign
+        return self.kind == "budget" and self.needs_gradients and not self.foreign and not self.exact
 
     def settings(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The row's `params` and `samples`, with `changes`.

@@ -219,12 +219,12 @@ def pilot(
         part, run = split.subset(images), [row for row in rows if row.id not in dear]
         done = evaluate(predictor, part, run, seed=seed, batch_size=batch_size, on_progress=on_progress)
         # Seconds of a row are of one process, and the processes work at the same time.
-        left = (time.perf_counter() - start) * world().size
+        beside = (time.perf_counter() - start) * world().size
         for outcome in done.outcomes:
             if outcome.unit is not None:
                 runs[outcome.row.id].append((len(outcome.unit.broken), outcome.unit.seconds))
-                left -= outcome.unit.seconds
-        runs[BEFORE].append((images, max(0.0, left)))
+                beside -= outcome.unit.seconds
+        runs[BEFORE].append((images, max(0.0, beside)))
     # The checks look at a fixed number of images. From two small runs that would look like a price per image.
     once, image = _line(runs[BEFORE]) if images == MOST else (runs[BEFORE][-1][1], 0.0)
     forecasts = [RowForecast(BEFORE, once=once, image=image)]

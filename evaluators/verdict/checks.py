@@ -16,6 +16,7 @@ from evaluators.engine.units import Unit
 from evaluators.plan.rows import Row
 from evaluators.results import Checks, Item, Verdict
 from evaluators.verdict.clean_checks import of_clean
+from evaluators.verdict.ensemble_checks import of_quantised, of_stages
 from evaluators.verdict.verdicts import at_most, by_gap, by_share, by_size, worst_of
 
 FEW = 0.02
@@ -155,6 +156,8 @@ def _of_rows(evaluation: Evaluation) -> list[Item]:
                 share = float(np.mean(unit.broken & (unit.broken_by == unit.stages.index(CLOSING))))
                 detail = f"a last ascent in float32 broke {share:.1%} of all images, which {row.id} in bf16 had left"
                 items.append(Item("search precision", by_gap(share, len(unit.broken)), detail))
+        items += of_quantised(evaluation, rows)
+        items += [item for row, unit in rows if row.surrogate is None for item in of_stages(row, unit)]
     for outcome in evaluation.outcomes:
         name = outcome.row.id
         if outcome.failed:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 import warnings
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shared import Run, refused
+from shared import Run, Victim, artifact, refused
 
 from dgad_tk.artifacts.weights import load_model, save_weights
 from dgad_tk.common import sha256_file
@@ -200,6 +201,82 @@ def test_the_precision_of_a_search(dgad: Run, weights: Path, monkeypatch: pytest
     code, out, err = dgad(*command, "--attack", "cw2", "--set", "cw2.max_iter=2", "--output", "other")
     assert code == 0, err
     assert "none of these attacks searches in bf16" in err
+
+
+@pytest.fixture
+def trained(victim: Victim, tmp_path: Path) -> Path:
+    path = tmp_path / "victim.safetensors"
+    save_weights(path, victim[0], artifact())
+    return path
+
+
+def test_a_curve_from_one_run(dgad: Run, trained: Path) -> None:
+    """In the table, the results, a CSV of its own and the page; points of AutoAttack lie on or below it."""
+    command = ["attack", "--model", trained, "--limit", "20", "--quiet", "--output", "c"]
+    autoattack = ["--attack", "apgd-ce", "--attack", "autoattack", "--eps", "0.02,0.05"]
+    code, out, err = dgad(*command, *autoattack, "--curve", "--set", "fmn.steps=20")
+    assert code == 0, err
+    assert "robust accuracy against eps, an upper bound from one search on 20 images:" in out
+    assert re.search(r"Linf eps +at most, by fmn +exact +95 % interval +by\n0 ", out)
+    assert re.search(r"\n0\.05 .*autoattack@0\.05\n", out)
+    document = json.loads(Path("c/results.json").read_text())
+    (curve,) = document["curves"]
+    assert (curve["row"], curve["norm"], curve["n"], curve["bound"]) == ("fmn", "linf", 20, "upper")
+    assert curve["steps"][-1]["robust"] == 0
+    assert curve["steps"][0] == {"eps": 0, "robust": document["clean"]["correct"]}
+    with np.load("c/samples.npz") as samples:
+        distance = samples["distance/fmn"][~samples["robust/fmn"] & (samples["clean_pred"] == samples["label"])]
+    assert [each["eps"] for each in curve["steps"][1:]] == np.unique(distance).tolist()
+    assert [each["row"] for each in curve["exact"]] == ["autoattack@0.02", "autoattack@0.05"]
+    for point in curve["exact"]:
+        bound = [each["robust"] for each in curve["steps"] if each["eps"] <= point["eps"]][-1]
+        assert point["robust"] <= bound
+    with Path("c/curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["bound"] for row in rows] == ["upper"] * len(curve["steps"]) + ["exact"] * 2
+    assert [float(row["eps"]) for row in rows[:-2]] == [each["eps"] for each in curve["steps"]]
+    assert "An upper bound at every eps" in Path("c/report.html").read_text()
+    Path("c/report.html").unlink()
+    assert dgad("report", "c")[0] == 0
+    assert "An upper bound at every eps" in Path("c/report.html").read_text()
+
+    code, out, err = dgad(*command, *autoattack[:2], "--eps", "0.05")
+    assert code == 0, err
+    assert not Path("c/curve.csv").exists()  # of the evaluation before
+    assert "upper bound" not in out + Path("c/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "rows"),
+    [
+        (["--curve"], ["fmn"]),
+        (["--curve", "--norm", "l0"], ["fmn"]),
+        (["--curve", "--norm", "l2", "--attack", "ddn"], ["ddn"]),
+        (["--curve", "--attack", "ddn"], ["ddn", "fmn"]),  # whose norm is another
+    ],
+)
+def test_who_draws_the_curve(dgad: Run, trained: Path, flags: list[str], rows: list[str]) -> None:
+    code, out, err = dgad("attack", "--model", trained, "--limit", "10", "--quiet", "--json", *flags)
+    assert code == 0, err
+    document = json.loads(out)
+    assert [row["id"] for row in document["attacks"]] == rows
+    assert [curve["row"] for curve in document["curves"]] == rows
+
+
+def test_in_l0_few_values_change(dgad: Run, trained: Path) -> None:
+    """All channels count; no radius is needed, and what has no L0 says so."""
+    attacks = ["--attack", "fmn", "--attack", "sigma-zero", "--attack", "jsma", "--set", "sigma-zero.steps=50"]
+    command = ["attack", "--model", trained, "--limit", "20", "--quiet", "--norm", "l0"]
+    code, out, err = dgad(*command, *attacks, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["threat"] == {"norm": "l0", "eps": []}
+    for row in document["attacks"]:
+        assert row["norm"] == "l0"
+        assert row["median_distance"] is None or row["median_distance"] == int(row["median_distance"]) <= 64
+    assert [row["success"] for row in document["attacks"][:2]] == [1, 1]
+    refused(dgad(*command, "--attack", "autoattack"), "attack 'autoattack' has no norm 'l0'")
+    refused(dgad("train", "--set", "threat.norm=l0"), "threat.norm: nothing is trained in l0: expected linf, l2 or l1")
 
 
 @pytest.mark.parametrize("when", ["--dry-run", "--budget=1m", "--quiet"])

@@ -1,11 +1,15 @@
 """A small smooth network in float64 that remembers what it was asked, and points that others' attacks ask it about."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
+
+from evaluators.target.estimators import Counted
 
 DATA = Path(__file__).parents[1] / "data" / "nearest.npz"
 IMAGE = (3, 4, 4)
@@ -48,3 +52,15 @@ def images(edges: bool, n: int = 4) -> tuple[Tensor, Tensor]:
 def asked(net: Remembering, kept: int = KEPT) -> np.ndarray[Any, Any]:
     """The first points that the network was asked about, float64 `(kept, N, C, H, W)`."""
     return torch.stack(net.asked[:kept]).numpy()
+
+
+def recorded(build: Callable[[Any], Any], x: Tensor, y: Tensor) -> np.ndarray[Any, Any]:
+    """The first points of an attack of ours, which `build` makes for an estimator of the network."""
+    net = Remembering()
+    build(watched(net)).search(x, y, torch.arange(len(x)))
+    return asked(net)
+
+
+def watched(net: nn.Module) -> PyTorchClassifier:
+    """An estimator that asks this network itself, not a folded copy."""
+    return PyTorchClassifier(Counted(net), loss=nn.CrossEntropyLoss(), input_shape=IMAGE, nb_classes=CLASSES)

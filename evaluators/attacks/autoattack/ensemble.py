@@ -114,5 +114,5 @@ class AutoAttack(NativeAttack):
         else:
             attack = Square(self.estimator, queries=self.queries, rescale=False, **common)
         attack.draws = self.draws
-        attack.victim = self.victim.exact if stage.exact or stage.name == "square" else self.victim
+        attack.victim = self.victim if attack.lowers and not stage.exact else self.victim.exact
         return attack

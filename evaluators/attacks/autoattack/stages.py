@@ -37,14 +37,14 @@ class Stage:
 
 
 def closed(stages: list[Stage], classes: int) -> list[Stage]:
-    """`stages` of a search in bf16, with one in float32 on what they left, after the last that follows gradients.
+    """`stages` of a search in bf16, with one in float32 on what APGD in bf16 left, after its last.
 
     It is APGD-T towards the likeliest other class, or APGD-CE where the targeted loss is not defined: the ascent that
     breaks most, for a twentieth of the passes of the standard ensemble's gradients. It has its place in the results, so
     that they tell how much bf16 has missed.
     """
     targets, eot = int(classes >= TARGETED_DLR_CLASSES), max(stage.eot for stage in stages)
-    place = max(number for number, stage in enumerate(stages, start=1) if stage.name != "square")
+    place = max(number for number, stage in enumerate(stages, start=1) if stage.name.startswith("apgd"))
     return [*stages[:place], Stage(CLOSING, targets=targets, eot=eot, exact=True), *stages[place:]]
 
 

@@ -91,7 +91,7 @@ def ascend(victim: Victim, ascents: Ascents, *, norm: Norm, eps: float, steps: i
         if step == steps:
             break
         (gradient,) = torch.autograd.grad(-_gap(logits, now).sum(), images)
-        after = _step(ball, here, before, now.x, finite(gradient), eps * _size(step, steps), first=step == 0)
+        after = _step(ball, here, before, now.x, finite(gradient), eps * size(step, steps), first=step == 0)
         before, here = here, after
         if bool(broken.any()):
             left = ~torch.isin(now.image, now.image[broken])
@@ -126,5 +126,6 @@ def _step(ball: Ball, here: Tensor, before: Tensor, x: Tensor, gradient: Tensor,
     return ball.project(moved, x)
 
 
-def _size(step: int, steps: int) -> float:
+def size(step: int, steps: int) -> float:
+    """The size of a step, as a multiple of eps."""
     return SMALLEST + (LARGEST - SMALLEST) * (1 + math.cos(math.pi * step / steps)) / 2

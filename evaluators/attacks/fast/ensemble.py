@@ -14,7 +14,7 @@ from dgad_tk.config.threat import Norm
 from evaluators.attacks.arguments import at_least
 from evaluators.attacks.array_file import NOWHERE, ArrayFile
 from evaluators.attacks.autoattack.square.moves import TILES
-from evaluators.attacks.autoattack.stages import ROBUST
+from evaluators.attacks.autoattack.stages import CLOSING, ROBUST
 from evaluators.attacks.fast.search import Search
 from evaluators.attacks.native import NativeAttack, kept
 from evaluators.attacks.result import SearchResult
@@ -23,12 +23,14 @@ from evaluators.attacks.result import SearchResult
 class FastAutoAttack(NativeAttack):
     """The fast ensemble: per image about a tenth of the passes of the standard AutoAttack.
 
-    Four stages; an image leaves at the first point that the deployed runtime gets wrong.
+    Its stages; an image leaves at the first point that the deployed runtime gets wrong.
 
     - `untargeted`: one ascent of 10 steps from the image on the margin max_{j != y} z_j - z_y.
-    - `targeted`: 15 steps from the image towards each of nine classes, in the order of MALT.
-    - `restarts`: 20 steps from other points towards the three classes that came nearest. An image is given up as robust
-      when the lead that the label still has is more than PATIENCE times what the last two rounds took off it.
+    - `targeted`: 15 or 10 steps from the image towards each of nine classes, the most promising first (`target_order`).
+    - `restarts`: 20 steps from other points towards the three classes that came nearest. They are repeated up to twenty
+      times, until the lead that the label still has is out of proportion to what the last rounds took off it
+      (PATIENCE in `progress.py`). The image is then given up as robust.
+    - `closing-fp32`, after a search in bf16: 20 steps in float32 from the best point towards two classes.
     - `square`: the alarm. Random search (1,000 queries of Square) tries a tenth of the images left. If it breaks one,
       or comes nearer to it on more than a tenth of them, gradients hide weakness: the verdict says so, and all images
       left get Square's 5,000 queries.
@@ -68,7 +70,8 @@ class FastAutoAttack(NativeAttack):
             raise ValueError(f"expected norm {' or '.join(self._NORMS)}, got {norm!r}: AutoAttack has the others")
         at_least(1, queries=queries, alarm=alarm)
         self.queries, self.alarm = queries, alarm
-        self.stages = ["untargeted", "targeted", "restarts", "square"]
+        closing = [] if self.victim.precision == "fp32" else [CLOSING]
+        self.stages = ["untargeted", "targeted", "restarts", *closing, "square"]
         self._notes: list[str] = []
         if norm != "linf" and (side := min(estimator.input_shape[1:])) < TILES:
             self.stages.remove("square")

@@ -10,11 +10,9 @@ from torch import Tensor
 
 from evaluators.attacks.fast.ascents import UNTARGETED, Ends
 
-PATIENCE = 8.0
-"""A search stops where what is left of the lead is more than so many times what the last two rounds of restarts took
-off it."""
-QUIET = 2
-"""Rounds of restarts that this has to hold for."""
+PATIENCE = (30.0, 8.0)
+"""A search stops where the lead that is left is more than so many times what the last round of restarts took off it,
+or the last two together."""
 
 
 @dataclass
@@ -29,7 +27,7 @@ class Progress:
         lead: the lowest lead, `(N,)`.
         targets: classes in the order in which they are tried, int64 `(N, T)`.
         gaps: the lowest lead over each of them in ascents towards it, `(N, T)`.
-        gains: what the last `QUIET` rounds of restarts took off the lead, `(N, QUIET)`, the last one first.
+        gains: what the last two rounds of restarts took off the lead, `(N, 2)`, the last one first.
     """
 
     point: Tensor
@@ -52,7 +50,7 @@ class Progress:
             lead=clean.clone(),
             targets=targets,
             gaps=torch.full(targets.shape, math.inf, dtype=clean.dtype, device=clean.device),
-            gains=torch.full((len(clean), QUIET), math.inf, dtype=clean.dtype, device=clean.device),
+            gains=torch.full((len(clean), len(PATIENCE)), math.inf, dtype=clean.dtype, device=clean.device),
         )
 
     @property
@@ -91,7 +89,8 @@ class Progress:
         """
         gain = (before - self.lead).clamp(min=0)
         self.gains = torch.cat([gain[:, None], self.gains[:, :-1]], dim=1)
-        self.settled |= ~self.broken & (self.lead > PATIENCE * self.gains.sum(dim=1))
+        hopeless = self.lead[:, None] > self.lead.new_tensor(PATIENCE) * self.gains.cumsum(dim=1)
+        self.settled |= ~self.broken & hopeless.any(dim=1)
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         return {each.name: getattr(self, each.name).cpu().numpy() for each in fields(self)}

@@ -6,7 +6,7 @@ The numbers were chosen on small networks trained on digits and CIFAR-10, and ar
 from dataclasses import dataclass
 from typing import Literal
 
-Start = Literal["clean", "uniform", "spread"]
+Start = Literal["clean", "uniform", "spread", "best"]
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,11 @@ class Round:
         name: of its draws.
         ranks: places of the target classes, in the order of promise; empty for one untargeted ascent.
         start: `clean`, the image itself; `uniform`, a random point of the ball; `spread`, a point that random weights
-            of the logits lead to.
+            of the logits lead to; `best`, the point of the lowest lead so far.
         steps: of each ascent.
         restart: promise is what earlier ascents came to, no longer what the clean image says.
+        settles: the search of an image may stop after it.
+        exact: in float32, whatever the precision of the search; images whose search has stopped have it too.
     """
 
     name: str
@@ -27,13 +29,17 @@ class Round:
     start: Start
     steps: int
     restart: bool = False
+    settles: bool = False
+    exact: bool = False
 
 
 TARGETS = 9
 """Classes that are tried, as in AutoAttack, or fewer where the model has fewer others."""
 FIRST = (Round("untargeted", (), "clean", 10),)
-TARGETED = (Round("near targets", (0, 1, 2), "clean", 15), Round("far targets", tuple(range(3, TARGETS)), "clean", 15))
+TARGETED = (Round("near targets", (0, 1, 2), "clean", 15), Round("far targets", tuple(range(3, TARGETS)), "clean", 10))
 RESTARTS = tuple(
-    Round(f"restart {number}", (0, 1, 2), "spread" if number % 2 else "uniform", 20, restart=True)
+    Round(f"restart {number}", (0, 1, 2), "spread" if number % 2 else "uniform", 20, restart=True, settles=True)
     for number in range(20)
 )
+CLOSING = (Round("closing", (0, 1), "best", 20, restart=True, exact=True),)
+"""After a search in bf16, whose gradients lose small differences."""

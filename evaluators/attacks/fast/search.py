@@ -11,13 +11,16 @@ from dgad_tk.ascent.losses import margin
 from evaluators.attacks.autoattack.malt import target_order
 from evaluators.attacks.autoattack.seats import even
 from evaluators.attacks.autoattack.square.square import Square
+from evaluators.attacks.autoattack.stages import CLOSING as LAST
 from evaluators.attacks.fast.alarm import FIRED, goes_off, tried
 from evaluators.attacks.fast.ascents import UNTARGETED, Ascents, ascend
 from evaluators.attacks.fast.progress import Progress
-from evaluators.attacks.fast.rounds import FIRST, RESTARTS, TARGETED, TARGETS, Round
+from evaluators.attacks.fast.rounds import CLOSING, FIRST, RESTARTS, TARGETED, TARGETS, Round
 from evaluators.attacks.fast.starts import start_points
 from evaluators.attacks.native import NativeAttack, wrong
 from evaluators.target.ball import into_ball
+
+ROUNDS = {"untargeted": FIRST, "targeted": TARGETED, "restarts": RESTARTS, LAST: CLOSING}
 
 
 class Search:
@@ -47,13 +50,18 @@ class Search:
         """Images that were right and still are, bool `(N,)`."""
         return np.asarray(self._right & ~self.progress.broken.cpu().numpy())
 
+    @property
+    def _left(self) -> Tensor:
+        """Numbers of the images that `held` names, int64."""
+        return torch.from_numpy(np.flatnonzero(self.held)).to(self.x.device)
+
     def run(self, stage: str) -> list[str]:
         """Run a stage, and return sentences about it for the reader."""
         if stage == "square":
             return self._square()
-        for each in {"untargeted": FIRST, "targeted": TARGETED, "restarts": RESTARTS}[stage]:
-            if len(self.progress.left):
-                self._round(each)
+        for each in ROUNDS[stage]:
+            if len(left := self._left if each.exact else self.progress.left):
+                self._round(each, left)
         return []
 
     def points(self) -> NDArray[np.float32]:
@@ -77,8 +85,8 @@ class Search:
             parts = zip(*(torch.split(each, self.attack.batch_size) for each in (self.x, self.y)), strict=True)
             return torch.cat([margin(self.victim.logits(x), y) for x, y in parts])
 
-    def _round(self, now: Round) -> None:
-        progress, left = self.progress, self.progress.left
+    def _round(self, now: Round, left: Tensor) -> None:
+        progress = self.progress
         before = progress.lead.clone()
         if now is TARGETED[0]:
             settings = self.attack.norm, progress.targets.shape[1]
@@ -96,7 +104,7 @@ class Search:
             if len(rows):
                 self._ascend(now, image[rows], target[rows], rank[rows])
         progress.judge(left, ~self._held(self._points(left), left))
-        if now.restart:
+        if now.settles:
             progress.settle(before)
 
     def _target(self, now: Round, image: Tensor, rank: int) -> Tensor:
@@ -107,14 +115,17 @@ class Search:
     def _ascend(self, now: Round, image: Tensor, target: Tensor, rank: Tensor) -> None:
         attack, x, y = self.attack, self.x[image], self.y[image]
         ball = attack.norm, attack.eps
-        start = start_points(self.victim, attack.draws, now, x, y, self.index[image], rank, *ball)
-        ascents = Ascents(image, x, y, target, start)
-        ends = ascend(self.victim, ascents, norm=attack.norm, eps=attack.eps, steps=now.steps)
+        victim = self.victim.exact if now.exact else self.victim
+        if now.start == "best":
+            start = self.progress.point[image]
+        else:
+            start = start_points(victim, attack.draws, now, x, y, self.index[image], rank, *ball)
+        ends = ascend(victim, Ascents(image, x, y, target, start), norm=attack.norm, eps=attack.eps, steps=now.steps)
         self.progress.record(image, target, ends)
 
     def _square(self) -> list[str]:
         """Let random search try some of the images left, and all of them if the alarm goes off."""
-        left = torch.from_numpy(np.flatnonzero(self.held)).to(self.x.device)
+        left = self._left
         some = left[tried(self.attack.draws, self.index[left])]
         found = self._random(some, self._queries[0])
         reached = self._lead(found, some), self._lead(self._points(some), some)

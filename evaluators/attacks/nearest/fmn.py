@@ -12,6 +12,8 @@ from evaluators.attacks.nearest.lengths import DUALS, length, shortened
 
 LAST_STEP, LAST_GAMMA = 0.01, 0.001
 """The last step size, as a share of the first, and the last gamma (section 3.1 of the paper and the authors' code)."""
+LATE, HASTE = 0.5, 1.1
+"""From this share of the steps on, the radius of an image without any success grows by at least this factor a step."""
 
 
 class FastMinimumNorm(NearestAttack):
@@ -28,10 +30,12 @@ class FastMinimumNorm(NearestAttack):
     In L0, e is a whole number and moves by at least 1. Alpha and gamma fall along half a cosine, alpha to a hundredth
     and gamma to 0.001. The result is d*, just as the network saw it.
 
-    Where it departs from others, all of which leave their points a little longer: foolbox's L2 attack does not cut
-    (its factor is 1), and its L0 attack keeps one value more than e; adversarial-library lengthens an L2 perturbation
-    that is shorter than e. In L1 the cut regards the edges of [0, 1] (`shortened`). An image with logits that are not
-    finite is adversarial. Where the gradient is 0, a direction is drawn. No search starts from an adversarial image.
+    Of other libraries, foolbox's L2 attack never cuts (its factor is 1) and its L0 attack keeps one value more than e;
+    adversarial-library lengthens an L2 perturbation that is shorter than e. This one departs from the paper where a
+    search would fail: the boundary of a bent function can be approached for ever and not crossed, so from half of the
+    steps on, the radius of an image without success grows by at least a tenth a step. In L1 the cut regards the edges
+    of [0, 1] (`shortened`). Where the gradient is 0, a direction is drawn. An image with logits that are not finite is
+    adversarial. No search starts from an adversarial image.
 
     Args:
         norm: "linf", "l2", "l1" or "l0".
@@ -72,11 +76,16 @@ class FastMinimumNorm(NearestAttack):
             distance = length(delta, self.norm)
             run.offer(distance, missed)
             share = step / self.steps
-            radius = self._radius(radius, run, distance, missed, annealed(self.gamma, LAST_GAMMA, share))
+            before, radius = (
+                radius,
+                self._radius(radius, run, distance, missed, annealed(self.gamma, LAST_GAMMA, share)),
+            )
             if self.norm != "l0":
                 slope = length(gradient, DUALS[self.norm])
                 boundary = distance + ahead.detach().abs() / slope.clamp(min=torch.finfo(slope.dtype).tiny)
                 radius = torch.where(run.nearest.isinf(), boundary, radius)
+            if share >= LATE:
+                radius = torch.where(run.nearest.isinf(), torch.maximum(radius, HASTE * before), radius)
             radius = torch.minimum(radius, widest)
             size = annealed(self.step_size, LAST_STEP * self.step_size, share)
             delta.sub_(self.direction(gradient, run, step), alpha=size)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from art.estimators.classification.classifier import ClassifierMixin
 from torch import nn
 
@@ -89,6 +90,8 @@ class AutoAttackMax(AutoAttack):
         assert own is not None
         seen = own.module if isinstance(own, Counted) else own
         names = hidden(seen, tuple(self.estimator.input_shape), self.victim.device)
+        if any(isinstance(module, torch.jit.ScriptModule) for module in seen.modules()):
+            self._notes.append("a TorchScript program is not seen into: no gradient passes straight through it")
         found = {"straight": Climb(Straight(own), judged=False)} if names else {}
         if self.victim.quantised or rounds(names):
             found["smooth"] = Climb(Straight(own, smooth=True), judged=True)
@@ -103,7 +106,7 @@ class AutoAttackMax(AutoAttack):
         found += [Stage(f"apgd-t {words}", targets=TARGETS) for words in self.climbs]
         if self.victim.quantised and any(stage.name == "square" for stage in self.stages):
             guide = next((words for words in self.climbs if words.startswith("on ")), "smooth")
-            found.append(Stage(f"square {guide.replace('on ', 'with ')}"))
+            found.append(Stage(f"square with {guide.removeprefix('on ')}"))
         return [*found, Stage("multi-targeted", targets=TARGETS, restarts=self.restarts)]
 
     def _attack(self, stage: Stage) -> NativeAttack:
@@ -114,7 +117,8 @@ class AutoAttackMax(AutoAttack):
         kind, _, words = stage.name.partition(" ")
         attack: NativeAttack
         if kind == "square":
-            climb = self.climbs[words.replace("with ", "on ")]
+            guide = words.removeprefix("with ")
+            climb = self.climbs.get(f"on {guide}") or self.climbs[guide]
             attack = PlateauSquare(
                 self.estimator, guide=self._climbed(climb), queries=self.queries, rescale=False, **common
             )
@@ -138,7 +142,7 @@ class AutoAttackMax(AutoAttack):
         return self.victim.module
 
     def _climbed(self, climb: Climb) -> Victim:
-        victim = copy.copy(self.victim)
+        victim = copy.copy(self.victim.exact)  # these stages are the last, and search in float32
         victim.module = climb.module
         return victim
 

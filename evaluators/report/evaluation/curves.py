@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from dgad_tk.strangers.number_text import format_fraction
-from evaluators.curves import Curve
+from evaluators.curves import MOST_STEPS, Curve
 from evaluators.report.pages.charts import PERCENT, Axis, Chart, Line, line_chart, round_numbers
-from evaluators.report.pages.words import brief, count, listed, percent
+from evaluators.report.pages.words import brief, count, listed, name, percent
 from evaluators.results import Results
 
-MOST_CURVES = 4
+MOST_CURVES, MOST_EXACT = 4, 40
 GREY_LEVELS = 0.2
 """Up to this radius in Linf, round radii are whole multiples of 1/255."""
 
@@ -46,39 +46,36 @@ def _reach(curve: Curve) -> float:
 
 def _curved(curve: Curve) -> Curved:
     reach, norm = _reach(curve), curve.norm.capitalize()
+    stride = -(-len(curve.steps) // MOST_STEPS)  # a stranger's file may have any number
     stairs = [(0.0, curve.steps[0].robust / curve.n)]
-    for before, after in pairwise(curve.steps):
+    for before, after in pairwise(curve.steps[::stride]):
         stairs += [(min(after.eps, reach), before.robust / curve.n), (min(after.eps, reach), after.robust / curve.n)]
         if after.eps >= reach:
             break
     else:
-        stairs.append((reach, curve.steps[-1].robust / curve.n))
+        stairs.append((reach, stairs[-1][1]))
     lines = [Line(f"{brief(curve.row, 40)}: at most so many are still right", stairs)]
     told = f"{percent(stairs[0][1])} of {count(curve.n, 'image')} are right when clean"
-    if curve.exact:
-        points = [(point.eps, point.robust_accuracy) for point in curve.exact]
+    half = next((each.eps for each in curve.steps if 2 * each.robust <= curve.steps[0].robust), None)
+    if half is not None:
+        told += f"; half of those have fallen by {half:.3g}"
+    if exact := curve.exact[:MOST_EXACT]:
+        points = [(point.eps, point.robust_accuracy) for point in exact]
         lines.append(
             Line(
                 "AutoAttack at this radius, with 95 % interval",
                 points,
-                ends=[point.ci95 for point in curve.exact],
-                texts=[f"{point.row}: {percent(point.robust_accuracy)}" for point in curve.exact],
-                values=[f"{100 * point.robust_accuracy:.0f}" for point in curve.exact],
+                ends=[point.ci95 for point in exact],
+                texts=[f"{name(point.row)}: {percent(point.robust_accuracy)}" for point in exact],
+                values=[f"{100 * point.robust_accuracy:.0f}" for point in exact],
                 joined=False,
             )
         )
         found = [f"{percent(share)} at {format_fraction(eps)}" for eps, share in points]
         told += f"; AutoAttack leaves {listed(found, most=4)}"
-    half = next((each.eps for each in curve.steps if 2 * each.robust <= curve.steps[0].robust), None)
-    if half is not None:
-        told += f"; half of those have fallen at {_short(half)}"
     ticks = [(each, format_fraction(each) if each else "0") for each in round_radii(curve, about=5)]
-    unit = "values that may change, of all channels" if curve.norm == "l0" else f"eps, {norm}"
+    unit = "values that may change, of all channels" if curve.norm == "l0" else f"eps, {name(norm)}"
     x = Axis(unit, 0.0, reach, ticks)
     y = Axis("still right", PERCENT.low, PERCENT.high, PERCENT.ticks)
     chart = line_chart(lines, x, y, alt=f"Upper bound of robust accuracy against eps in {norm}: {told}.")
     return Curved(f"{norm}, from one run of {brief(curve.row, 40)}", chart, f"{told[:1].upper()}{told[1:]}.")
-
-
-def _short(eps: float) -> str:
-    return f"{eps:.3g}"

@@ -123,7 +123,7 @@ def notes(results: Sequence[Compared], n: int, surrogates: Sequence[str], quanti
     """What to know before figures of `n` images are read.
 
     Args:
-        quantised: those that are INT8.
+        quantised: those that are INT8, and that no attack saw past the rounding of.
         surrogates: names of those that transfer rows were made on.
     """
     found = []
@@ -136,8 +136,8 @@ def notes(results: Sequence[Compared], n: int, surrogates: Sequence[str], quanti
         names, it = ", ".join(each.name for each in quantised), "it" if one else "they"
         found.append(
             f"INT8 hides gradients and small gains, so {names} {'looks' if one else 'look'} a little more robust than "
-            f"{it} {'is' if one else 'are'}: attack {'it' if one else 'them'} also with examples made on the float "
-            f"file: dgad attack --model {shown(quote(quantised[0].path))} --suite transfer --surrogate FLOAT.onnx"
+            f"{it} {'is' if one else 'are'}: attack {'it' if one else 'them'} by way of the float file "
+            f"too: dgad attack --model {shown(quote(quantised[0].path))} --attack autoattack-max --sibling FLOAT.onnx"
         )
     for number, each in enumerate(results):
         if twin := next((other for other in results[:number] if other.sha256 == each.sha256), None):

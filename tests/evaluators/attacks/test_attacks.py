@@ -60,6 +60,9 @@ REACH: dict[tuple[str, Norm], float] = {
     ("art:virtual-adversarial", "l2"): np.inf,
 }
 """Budget attacks break what is nearer than eps divided by this; 1 where nothing is said."""
+BF16_REACH = 1.2
+"""The same in bf16, whose 8 bits of pixels and logits hide which of two points is better by a part in 256. In L1, where
+a step moves few pixels, that ends a search the earliest."""
 
 NEAREST: dict[str, float] = {
     "cw2": 1.02,
@@ -231,7 +234,8 @@ def test_invariants_of_every_attack(
     assert (distance >= least[unit.gallery_at] * (1 - BAND)).all()
     if spec.kind == "budget":
         assert (distance <= eps).all()
-        near = unit.attacked & (most < eps * (1 - BAND) / REACH.get((name, norm), 1.0))
+        reach = REACH.get((name, norm), 1.0) * (BF16_REACH if precision == "bf16" else 1.0)
+        near = unit.attacked & (most < eps * (1 - BAND) / reach)
         assert near.any() or (name, norm) == ("art:virtual-adversarial", "l2")
         assert unit.broken[near].all()
     else:

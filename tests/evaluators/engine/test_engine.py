@@ -187,6 +187,7 @@ def _short(attack: Square) -> Square:
 
 def command(model: Path, out: Path, *more: str) -> list[str]:
     flags = ["--attack", "pgd", "--attack", "apgd-ce", "--attack", "square", "--set", "square.queries=60"]
+    flags += ["--curve", "--attack", "ddn", "--attack", "sigma-zero", "--set", "sigma-zero.steps=20"]
     return ["attack", "--model", str(model), "--output", str(out), "--eps", "0.02,0.05", "--quiet", *flags, *more]
 
 
@@ -210,6 +211,8 @@ def assert_same_folder(first: Path, second: Path) -> None:
     for name, values in ours[0].items():
         assert np.array_equal(values, theirs[0][name], equal_nan=values.dtype.kind == "f"), name
     assert ours[1] == theirs[1]
+    assert (first / "curve.csv").read_text().replace(str(first), "") == (second / "curve.csv").read_text()
+    assert [each["row"] for each in ours[1]["curves"]] == ["ddn", "sigma-zero", "fmn"]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

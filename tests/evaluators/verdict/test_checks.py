@@ -347,8 +347,8 @@ def test_what_was_not_tried(robust: Small) -> None:
     predictor = as_torch(robust, DIGIT)
     quantised, box = replace(predictor, precision="int8"), replace(predictor, module=None)
     assert doubts(run(predictor, ("square",), n=20)) == {"white-box": "warn"}
-    assert doubts(run(quantised, ("pgd",), n=20)) == {"white-box": "warn"}
-    assert doubts(run(quantised, ("pgd", "square"), n=20)) == {}
+    assert doubts(run(quantised, ("pgd",), n=20)) == {"white-box": "warn", "quantised": "warn"}
+    assert doubts(run(quantised, ("pgd", "square"), n=20)) == {"quantised": "warn"}
     assert doubts(run(box, ("pgd",), n=20)) == {"gradients": "warn", "white-box": "warn"}
     found = probe(box, load_dataset("digits").test, np.ones(20, np.bool_), norm="linf", eps=EPS, batch_size=20)
     assert found.answers is not None

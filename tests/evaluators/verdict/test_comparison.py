@@ -15,6 +15,7 @@ from dgad_tk.common import UserError
 from evaluators.engine.evaluate import evaluate
 from evaluators.plan.rows import plan
 from evaluators.report.files import results, write
+from evaluators.results import Item
 from evaluators.verdict.comparison.compare import comparison
 from evaluators.verdict.comparison.document import Comparison, Pair, PairedTest
 from evaluators.verdict.comparison.findings import LONGEST, decimal, p_text, short_names
@@ -318,9 +319,13 @@ def test_int8_looks_more_robust_than_it_is() -> None:
     int8 = replace(other, results=other.results.model_copy(update={"model": model}))
     assert compared(whole, other).notes == []
     assert compared(whole, int8).notes == [
-        "INT8 hides gradients and small gains, so s 8.onnx looks a little more robust than it is: attack it also with "
-        "examples made on the float file: dgad attack --model 's 8.onnx' --suite transfer --surrogate FLOAT.onnx"
+        "INT8 hides gradients and small gains, so s 8.onnx looks a little more robust than it is: attack it by way of "
+        "the float file too: dgad attack --model 's 8.onnx' --attack autoattack-max --sibling FLOAT.onnx"
     ]
+    item = Item("quantised", "high", "a sibling was searched on")
+    checks = other.results.checks.model_copy(update={"items": [item]})
+    seen = replace(int8, results=int8.results.model_copy(update={"checks": checks}))
+    assert compared(whole, seen).notes == []
     assert "so s 8.onnx [1], s 8.onnx [2] look a little" in " ".join(compared(int8, int8).notes)
 
 

@@ -60,7 +60,8 @@ class FAB(NativeAttack):
     target class, which takes one gradient per step in place of K - 1. As in the authors' code there is no final search
     on the line between image and point.
 
-    A job is an image with a target and a restart. Jobs share full batches: see `Seats`.
+    A job is an image with a target and a restart. Jobs share full batches: see `Seats`. Gradients are float32 always: a
+    search goes to the boundary of what it is given and no farther, and bf16 has another one than the runtime.
 
     Args:
         norm: of the projections, and of the distance that is made small.
@@ -76,6 +77,8 @@ class FAB(NativeAttack):
     Raises:
         ValueError: a parameter out of range.
     """
+
+    lowers = False
 
     def __init__(
         self,
@@ -157,10 +160,9 @@ class FAB(NativeAttack):
         blocks = zip(*(torch.split(each, size) for each in (point, origin, gap, normal)), strict=True)
         distance = torch.cat([self._move(*block) for block in blocks])
         images = images_of_rows(point, shape)
-        logits = self.victim.hints(images)
-        missed, telling = wrong(logits, labels), self.victim.suspects(logits, labels)
-        if not self.minimal:  # a point outside the ball, which no verdict is about, only shows the way
-            telling &= distance <= self.eps
+        missed = wrong(self.victim.answers(images), labels)
+        # A point outside the ball, which no verdict is about, only shows the way.
+        telling = missed if self.minimal else missed & (distance <= self.eps)
         return missed & ~telling | self.victim.confirmed(telling, images, labels), distance
 
     def _boundary(self, images: Tensor, target: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

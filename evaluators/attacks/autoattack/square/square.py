@@ -57,6 +57,7 @@ class Square(NativeAttack):
         UserError: images with a side of less than 5 pixels in L2 or L1.
     """
 
+    lowers = False
     _estimator_requirements: ClassVar[tuple[type, ...]] = (BaseEstimator, ClassifierMixin)
 
     def __init__(
