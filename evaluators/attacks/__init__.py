@@ -88,6 +88,7 @@ ATTACKS: dict[str, AttackSpec] = {
             "learning_rate": 0.01,
             "confidence": 0.0,
         },
+        samples=100,  # 1,800 gradients for each, whether it breaks or not
         passes=passes.searches,
     ),
     "cw2-paper": AttackSpec(

@@ -207,9 +207,9 @@ def pilot(
     dear = {name for name, passes in priced.items() if price and passes and leaders(price.pilot(passes) > DEAR)}
     radii = [row.eps for row in rows if row.id in dear and row.eps is not None] + list(threat[1] if threat else ())
     norm: Norm = threat[0] if threat else next((row.norm for row in rows if row.eps is not None), "linf")
-    left: dict[float, float] = {}
+    held: dict[float, float] = {}
     if price and radii:
-        left = shares_left(predictor, split, norm, sorted(set(radii)), price, batch_size=batch_size, seed=seed)
+        held = shares_left(predictor, split, norm, sorted(set(radii)), price, batch_size=batch_size, seed=seed)
     begun, images = time.perf_counter(), 0
     while images < min(MOST, len(split)):
         # A line takes two runs.
@@ -231,7 +231,7 @@ def pilot(
     outcomes = {outcome.row.id: outcome for outcome in done.outcomes}
     for row in rows:
         if row.id in dear and price and (passes := priced[row.id]):
-            share = done.clean_accuracy if row.eps is None else left[row.eps]
+            share = done.clean_accuracy if row.eps is None else held[row.eps]
             image = share * price.seconds(passes)
             forecasts.append(RowForecast(row.id, image=image, limit=row.limit, rough=True))
         elif (outcome := outcomes[row.id]).unit is None:
@@ -239,16 +239,16 @@ def pilot(
         else:
             chunk, image = _line(runs[row.id])
             forecasts.append(RowForecast(row.id, chunk=chunk, image=image, limit=row.limit))
-    robust = [done.worst_case(eps) for eps in done.judged_eps] + [left[eps] for eps in left]
+    robust = [done.worst_case(eps) for eps in done.judged_eps] + list(held.values())
     step = min(predictor.classes, LARGEST_STEP)
-    offers = _offers(predictor, threat, price, left) if threat and price else ()
+    offers = _offers(predictor, threat, price, held) if threat and price else ()
     return Forecast(
         tuple(forecasts), (done.clean_accuracy, *robust), images, step, batch_size, world().size, offers, len(split)
     )
 
 
 def _offers(
-    predictor: Predictor, threat: tuple[Norm, Sequence[float]], price: Price, left: Mapping[float, float]
+    predictor: Predictor, threat: tuple[Norm, Sequence[float]], price: Price, held: Mapping[float, float]
 ) -> tuple[Offer, ...]:
     """The choices that this model and norm have, priced; none without gradients, which all of them need."""
     norm, radii = threat
@@ -257,7 +257,7 @@ def _offers(
         rows = [ATTACKS[each] for each in choice.attacks]
         parts = [passes_of(spec, spec.params, norm, predictor) or Passes(0, 0) for spec in rows]
         whole = sum(parts, Passes(0, 0))
-        found.append(Offer(name, choice, whole.all, price.seconds(whole) * sum(left[eps] for eps in radii)))
+        found.append(Offer(name, choice, whole.all, price.seconds(whole) * sum(held[eps] for eps in radii)))
     return tuple(found)
 
 

@@ -204,7 +204,8 @@ def _alarms(row: Row, unit: Unit) -> list[int]:
 def _alarm(row: Row, unit: Unit) -> Item:
     """How much the stages found that search by answers alone, which the gradients before them had left."""
     share = float(np.mean(unit.broken & np.isin(unit.broken_by, _alarms(row, unit))))
-    detail = f"Square broke {share:.1%} of all images, which the gradients of {row.id} had left"
+    some = "; it tried a tenth of these, and all if that found something" if row.spec.autoattack == "near" else ""
+    detail = f"Square broke {share:.1%} of all images, which the gradients of {row.id} had left{some}"
     return Item("last stage", by_gap(share, len(unit.broken)), detail)
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from sample_results import row as attacked_row
+from sample_results import sample
 from shared import Run, runner
 from victims import TwoClassLinear, as_torch, linear_split
 
@@ -617,3 +619,13 @@ def test_junit_follows_the_schema(tmp_path: Path) -> None:
     believable = second.find("testcase[@name='believable']/failure")
     assert believable is not None
     assert believable.text == "logits: <odd>"
+
+
+def test_only_autoattack_is_autoattack() -> None:
+    """A gate on AutoAttack is not passed by what stands in for it, nor by what contains it."""
+    for name, standing in (("autoattack-fast", "near"), ("autoattack-max", "whole")):
+        found = sample(attacks=[attacked_row("pgd", 400), attacked_row(name, 384, autoattack=standing)])
+        with pytest.raises(UserError, match="no row of .* is called 'autoattack'"):
+            thresholds({"autoattack": Fraction(1, 100)}, found)
+        (gate,) = thresholds({name: Fraction(384, 1000)}, found)
+        assert gate.passed

@@ -47,6 +47,7 @@ def test_train_export_and_attack(dgad: Run, tmp_path: Path) -> None:
     forecast = printed(dgad(*question, "--dry-run"), "dgad/forecast/1")
     assert forecast["model"] == "student.onnx"
     assert [row["id"] for row in forecast["rows"]] == ["clean, checks", "pgd"]
+    assert [each["name"] for each in forecast["choices"]] == ["quick", "standard", "max"]
 
     results = printed(dgad(*question), "dgad/results/1")
     (file,) = Path("attacks").glob("*/results.json")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import Slow, Watch
 from shared import Victim
-from torch import Tensor, nn
-from victims import TwoClassLinear, as_torch, linear_split
+from victims import as_torch, linear_split
 
 from cli.flags.budget import FILE, remember, remembered, seconds_of
 from cli.printing.plan import plan_table, summary
@@ -20,29 +20,6 @@ from evaluators.engine.pilot import BEFORE, FEWEST, GROWTH, MOST, Forecast, RowF
 from evaluators.plan.rows import Surrogate, plan
 
 module: Any = pilot_module
-
-
-class Watch:
-    """A clock that only goes on when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Slow(nn.Module):
-    """A linear model whose passes take 0.5 s a batch and 0.25 s an image, on the watch."""
-
-    def __init__(self, watch: Watch) -> None:
-        super().__init__()
-        self.net, self.watch = TwoClassLinear(), watch
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.watch.now += 0.5 + 0.25 * len(x)
-        logits: Tensor = self.net(x)
-        return logits
 
 
 @pytest.fixture
