@@ -28,8 +28,6 @@ _PIXELS = 2**21
 """Numbers in the squares that are prepared at once."""
 _CPU_BATCH = 128
 """Larger batches cost more per image on a CPU, since their feature maps do not fit into the cache."""
-_NEAR = 1e-3
-"""Largest difference of two leads by the runtime and by the module, relative to how far apart an image's logits are."""
 _VALUES = 2**24
 """Numbers in the images that walk at once: a whole chunk of small images, or a part of one."""
 
@@ -98,7 +96,8 @@ class Square(NativeAttack):
         layout = Layout((x.shape[1], x.shape[2], x.shape[3]), channels_last=last)
         walk = WALKS[self.norm](x, self.eps, layout)
         walk.start(self.draws.uniform("square start", walk.start_shape, index=index))
-        loss, held = self._ask(layout.images(walk.points), y)
+        images = layout.images(walk.points)
+        loss, held = self._read(self._answers(images), images, y)
         points = walk.points.clone()
         who = torch.arange(len(x), device=x.device)
 
@@ -114,7 +113,7 @@ class Square(NativeAttack):
             walk.prepare(numbers[:, at : at + steps], sides[query])
             if local is not None and known != (len(who), sides[query]):
                 known = len(who), sides[query]
-                self._begin(local, walk, known[1], y[who], loss)
+                local.begin(layout.images(walk.points), sides[query])
             for step in range(steps):
                 self._step(walk, step, y[who], loss, held, local)
             query += steps
@@ -124,17 +123,6 @@ class Square(NativeAttack):
                 who, numbers, loss, held = who[held], numbers[held], loss[held], held[held]
         return self._inside(layout.images(points), x)
 
-    def _begin(self, local: Local, walk: Walk, side: int, y: Tensor, loss: Tensor) -> None:
-        """Let `local` know the points, if it gives the logits that the runtime gives. Updates `loss` `(N,)`."""
-        logits = local.begin(walk.layout.images(walk.points), side)
-        if logits is None:
-            return
-        margins, spread = margin(logits, y), logits.amax(dim=1) - logits.amin(dim=1)
-        if bool(((margins - loss).abs() <= _NEAR * spread).all()):
-            loss.copy_(margins)
-        else:
-            local.end()
-
     def _step(self, walk: Walk, step: int, y: Tensor, loss: Tensor, held: Tensor, local: Local | None) -> None:
         """One proposal for every point that is `held`. Updates `loss` and `held`, both `(N,)`, in place."""
         proposals, moved = walk.propose(step)
@@ -143,12 +131,8 @@ class Square(NativeAttack):
         if len(asked):
             chosen = proposals if len(asked) == len(y) else proposals.index_select(0, asked)
             images = walk.layout.images(chosen)
-            if local is None or not local.ready or walk.corners is None:
-                margins, right = self._ask(images, y[asked])
-            else:
-                corners = walk.corners[step].index_select(0, asked)
-                logits = local.ask(proposals, corners, None if len(asked) == len(y) else asked)
-                margins, right = self._read(logits, images, y[asked], certain=False)
+            logits, certain = self._logits(local, walk, step, asked, images)
+            margins, right = self._read(logits, images, y[asked], certain=certain)
             before = loss[asked]
             better = (margins <= before if self.accept_equal else margins < before) | ~right
             accepted[asked], held[asked] = better, right
@@ -157,14 +141,29 @@ class Square(NativeAttack):
                 local.accept(better)
         walk.settle(accepted)
 
-    def _ask(self, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The label's lead in logits, `(N,)`, which is to fall, and where the prediction is right, bool `(N,)`."""
+    def _logits(self, local: Local | None, walk: Walk, step: int, asked: Tensor, images: Tensor) -> tuple[Tensor, bool]:
+        """Logits `(n, K)` of the proposals that are `asked` about, and whether `answers` gave them."""
+        if local is None or not local.ready or walk.corners is None:
+            return self._answers(images), True
+        corners = walk.corners[step].index_select(0, asked)
+        logits = local.ask(walk.points, corners, None if len(asked) == len(walk.points) else asked)
+        if local.tried:
+            return logits, False
+        # The first proposals of each size of squares are asked about both ways.
+        answers = self._answers(images)
+        local.compare(logits, answers)
+        return answers, True
+
+    def _answers(self, images: Tensor) -> Tensor:
         size = min(self.batch_size, _CPU_BATCH) if images.device.type == "cpu" else self.batch_size
-        logits = torch.cat([self.victim.answers(part) for part in torch.split(images, size)])
-        return self._read(logits, images, y)
+        return torch.cat([self.victim.answers(part) for part in torch.split(images, size)])
 
     def _read(self, logits: Tensor, images: Tensor, y: Tensor, *, certain: bool = True) -> tuple[Tensor, Tensor]:
-        """The same from the logits; `certain` if they are what `answers` gives."""
+        """The label's lead in logits, `(N,)`, which is to fall, and where the prediction is right, bool `(N,)`.
+
+        Args:
+            certain: the logits are what `answers` gives.
+        """
         margins = margin(logits, y)
         held = margins > 0
         if not held.all():

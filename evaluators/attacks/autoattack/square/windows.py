@@ -67,6 +67,12 @@ class Window:
     def pixels(self) -> int:
         return self.rows.size * self.columns.size
 
+    @property
+    def whole(self) -> "Window":
+        """The map that it is a part of."""
+        spans = (Span(torch.zeros_like(span.start), span.extent, span.extent) for span in (self.rows, self.columns))
+        return Window(*spans)
+
     def same(self, other: "Window") -> bool:
         return self.rows.same(other.rows) and self.columns.same(other.columns)
 
@@ -89,6 +95,12 @@ def positions(part: Window, changed: Window) -> Tensor:
     new = height * width + new_row[:, None, :, None] * changed.columns.size + new_column[None, :, None, :]
     found = torch.where(is_new, new, torch.where(inside, old, height * width + changed.pixels))
     return found.flatten(2).flatten(0, 1)
+
+
+def as_stored(window: Window) -> Tensor:
+    """Positions of a window in a map by itself, int64 `(places, pixels)`."""
+    unchanged = (Span(torch.zeros_like(span.start), 0, span.extent) for span in (window.rows, window.columns))
+    return positions(window, Window(*unchanged))
 
 
 def _along(part: Span, changed: Span) -> tuple[Tensor, Tensor, Tensor, Tensor]:
