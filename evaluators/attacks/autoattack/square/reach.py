@@ -96,7 +96,9 @@ def plan(net: fx.GraphModule, maps: dict[fx.Node, Any], side: int) -> Plan:
             if len(part.rows.start) * len(part.columns.start) * part.pixels > _TABLE:
                 return Plan()
             found.parts[before, reader], found.tables[before, reader] = part, positions(part, changed)
-    kept = dict.fromkeys([next(iter(found.windows)), *found.read]) if found.windows else {}
+    if not found.windows:
+        return found
+    kept = dict.fromkeys([next(iter(found.windows)), *found.read])
     found.stored = {node: as_stored(found.windows[node]) for node in kept}
     found.numbers = sum(maps[node][0].numel() for node in found.read)
     found.share, found.rest = left / in_all if in_all else 1.0, _rest(net, found)
@@ -158,6 +160,7 @@ def overwrites(net: fx.GraphModule) -> bool:
             writes = bool(getattr(net.get_submodule(str(node.target)), "inplace", False))
         else:
             writes = name.endswith("_") or name == "setitem" or (name.startswith("i") and hasattr(operator, name))
-        if (writes or node.kwargs.get("inplace")) and any(len(each.users) > 1 for each in node.all_input_nodes):
+        written = node.args[0] if node.args else None
+        if (writes or node.kwargs.get("inplace")) and isinstance(written, fx.Node) and len(written.users) > 1:
             return True
     return False
