@@ -9,6 +9,7 @@ import operator
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Barrier
 from typing import Any, Self
 
 import torch
@@ -247,8 +248,7 @@ class Local:
         if len(jobs) == 1:
             return jobs[0][0].ask(*jobs[0][1:])
         if self.pool is None:
-            self.pool = ThreadPoolExecutor(self.threads, "square", torch.set_num_threads, (1,))
-            list(self.pool.map(lambda half: half, self.halves))
+            self.pool = _pool(self.threads)
         return torch.cat(list(self.pool.map(lambda job: _asked(*job), jobs)))
 
     def accept(self, accepted: Tensor) -> None:
@@ -256,6 +256,14 @@ class Local:
         for half in self.halves:
             first, last = half.asked_about
             half.accept(accepted[first:last])
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads whose operators are not divided among others."""
+    pool, all_there = ThreadPoolExecutor(threads, "square", torch.set_num_threads, (1,)), Barrier(threads)
+    list(pool.map(lambda _: all_there.wait(), range(threads)))
+    torch.set_num_threads(threads)  # what each has set for itself holds for threads to come, too
+    return pool
 
 
 @torch.no_grad()
