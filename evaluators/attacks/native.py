@@ -131,15 +131,16 @@ class Victim:
         reach = NARROW * (logits.amax(dim=1) - logits.amin(dim=1))
         return missed | (margin(logits, y) <= reach)
 
-    def confirmed(self, missed: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def confirmed(self, missed: Tensor, x: Tensor, y: Tensor, *, certain: bool = True) -> Tensor:
         """Which of the images that `answers` or `logits` get wrong the runtime itself gets wrong, bool `(N,)`.
 
         Without this a search would leave an image alone that the deployed file still gets right.
 
         Args:
             missed: images to ask about, bool `(N,)`: those that are wrong, or in bf16 `suspects`.
+            certain: `answers` or `logits` have been asked. False where something else has given logits.
         """
-        if self.proves or not missed.any():
+        if (certain and self.proves) or not missed.any():
             return missed
         at = missed.nonzero()[:, 0]
         return missed.index_put((at,), wrong(self.verdicts(x[at]), y[at]))
