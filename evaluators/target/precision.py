@@ -35,7 +35,5 @@ def remarks(predictor: Predictor, precision: Precision, used: Collection[Precisi
     if not multiplies_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
         found.append("no units for bfloat16 here: --search-precision bf16 takes 2 to 30 times as long as fp32")
     if predictor.precision == "int8":
-        found.append(
-            "bf16 rounds the sums of an INT8 graph again: short searches such as pgd may break fewer images"
-        )
+        found.append("bf16 rounds the sums of an INT8 graph again: short searches such as pgd may break fewer images")
     return found
