@@ -87,6 +87,8 @@ class Search:
 
     def _round(self, now: Round, left: Tensor) -> None:
         progress = self.progress
+        if now.exact:  # the leads so far are those of bf16
+            progress.lead[left] = self._lead(self._points(left), left)
         before = progress.lead.clone()
         if now is TARGETED[0]:
             settings = self.attack.norm, progress.targets.shape[1]
