@@ -25,6 +25,11 @@ from evaluators.target.estimators import Counted, PredictorClassifier
 
 PAYS = 0.7
 """Share of the multiplications that windows may leave."""
+LEAST = 3e7
+"""Multiplications of an image that windows have to save where the whole network is asked by another runtime than torch.
+ONNX Runtime is a quarter faster than torch on small networks, which is as much as windows save there."""
+TOGETHER = 2e8
+"""The same for all images together: cutting out and putting in takes a millisecond or two, however few they are."""
 MOST = 2**26
 """Numbers in all maps that are kept."""
 NEAR = 1e-3
@@ -171,10 +176,11 @@ class Local:
     Args:
         net: its graph.
         count: is told how many images pass.
+        least: multiplications of an image that windows have to save.
     """
 
-    def __init__(self, net: fx.GraphModule, count: Callable[[int], None]) -> None:
-        self.net, self.count = net, count
+    def __init__(self, net: fx.GraphModule, count: Callable[[int], None], least: float = 0.0) -> None:
+        self.net, self.count, self.least = net, count, least
         self.plans: dict[int, Plan] = {}
         self.over = self.tried = False
         self.halves: list[_Half] = []
@@ -192,7 +198,9 @@ class Local:
         predictor = victim.estimator.predictor if isinstance(victim.estimator, PredictorClassifier) else None
         if predictor is None or predictor.precision != "fp32" or predictor.finish or victim.device.type != "cpu":
             return None
-        return cls(net, count) if isinstance(net, fx.GraphModule) and not overwrites(net) else None
+        if not isinstance(net, fx.GraphModule) or overwrites(net):
+            return None
+        return cls(net, count, 0.0 if victim.by_module else LEAST)
 
     @property
     def ready(self) -> bool:
@@ -212,14 +220,17 @@ class Local:
         It is `ready` afterwards, if computing in windows pays.
         """
         self.halves, self.tried = [], False
-        if self.over or (side in self.plans and self.plans[side].share > PAYS):
+        if self.over:
             return
         if side not in self.plans:
             maps: _Env = {}
             _Recording(self.net, maps).run(images[:1])
             self.plans[side] = plan(self.net, maps, side)
             self.count(1)
-        if self.plans[side].share > PAYS or len(images) * self.plans[side].numbers > MOST:
+        made = self.plans[side]
+        if made.share > PAYS or made.saved < self.least or made.saved * len(images) < TOGETHER:
+            return
+        if len(images) * made.numbers > MOST:
             return
         parts = torch.chunk(images, self.threads)
         self.ends = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()

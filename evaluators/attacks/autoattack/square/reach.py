@@ -34,6 +34,7 @@ class Plan:
         tables: where that lies in a store, per place of the square.
         stored: where the windows lie in a map, per place of the square.
         share: of the network's multiplications that is left; 1 where windows cannot be had.
+        saved: multiplications of an image that windows save.
         numbers: in the maps of an image that windows are read of.
         rest: the layers that are computed whole, of the maps that `given` names.
     """
@@ -43,6 +44,7 @@ class Plan:
     tables: dict[Edge, Tensor] = field(default_factory=dict)
     stored: dict[fx.Node, Tensor] = field(default_factory=dict)
     share: float = 1.0
+    saved: float = 0.0
     numbers: int = 0
     rest: nn.Module = field(default_factory=nn.Identity)
 
@@ -101,7 +103,8 @@ def plan(net: fx.GraphModule, maps: dict[fx.Node, Any], side: int) -> Plan:
     kept = dict.fromkeys([next(iter(found.windows)), *found.read])
     found.stored = {node: as_stored(found.windows[node]) for node in kept}
     found.numbers = sum(maps[node][0].numel() for node in found.read)
-    found.share, found.rest = left / in_all if in_all else 1.0, _rest(net, found)
+    found.share, found.saved = left / in_all if in_all else 1.0, in_all - left
+    found.rest = _rest(net, found)
     return found
 
 

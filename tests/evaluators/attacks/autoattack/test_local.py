@@ -64,6 +64,7 @@ def test_logits_are_those_of_the_whole_network(monkeypatch: pytest.MonkeyPatch, 
     """At every place of the square, over several steps of which some are accepted; in float64, so that only errors
     of the windows could be seen."""
     monkeypatch.setattr(module_of_local, "PAYS", 1.0)
+    monkeypatch.setattr(module_of_local, "TOGETHER", 0.0)
     net = Folded(nets()[number].eval().double())
     assert isinstance(net.net, fx.GraphModule)
     places = [(row, column) for row in range(SIDE - side + 1) for column in range(SIDE - side + 1)]
@@ -141,6 +142,7 @@ def test_square_finds_the_same_and_leaves_a_wrong_copy_alone(monkeypatch: pytest
         return logits + broken * torch.rand(logits.shape)
 
     monkeypatch.setattr(Local, "ask", ask)
+    monkeypatch.setattr(module_of_local, "TOGETHER", 0.0)
     found = Square(to_estimator(predictor), eps=0.002, queries=560, rescale=False).run(x, y).adversarials
     assert len(asked) == 1 if broken else len(asked) > 40
     monkeypatch.setattr(Local, "of", lambda victim: None)
