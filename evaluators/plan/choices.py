@@ -28,8 +28,8 @@ CHOICES: dict[str, Choice] = {
     "quick": Choice(
         ask=("--suite", "quick"),
         attacks=SUITES["quick"],
-        says="an upper bound close to AutoAttack's (docs/measurements.md has by how much, network by network): for "
-        "choosing among models, for CI, for a first look. It is not AutoAttack's figure and may not be called so",
+        says="an upper bound close to AutoAttack's (the same images broke on all networks that docs/measurements.md "
+        "compares): for choosing among models, for CI, for a first look. It is not AutoAttack's figure",
         blind="masked gradients are looked for on a tenth of the images left: an alarm, no search, unless it goes off",
     ),
     "standard": Choice(
