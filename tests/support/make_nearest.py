@@ -1,4 +1,4 @@
-"""Make `tests/data/nearest.npz` once more: the first points of adversarial-library's minimum-norm attacks.
+"""Make `tests/data/attacks/nearest.npz` once more: the first points of adversarial-library's minimum-norm attacks.
 
     python tests/support/make_nearest.py FOLDER
 

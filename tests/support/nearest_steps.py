@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from evaluators.target.estimators import Counted
 
-DATA = Path(__file__).parents[1] / "data" / "nearest.npz"
+DATA = Path(__file__).parents[1] / "data" / "attacks" / "nearest.npz"
 IMAGE = (3, 4, 4)
 CLASSES, STEPS, KEPT = 5, 40, 16
 """Attacks are run for STEPS steps, of which the first KEPT are stored."""
