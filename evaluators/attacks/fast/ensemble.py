@@ -86,12 +86,11 @@ class FastAutoAttack(NativeAttack):
         self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: ArrayFile
     ) -> SearchResult:
         tensors = (torch.from_numpy(each).to(self.victim.device) for each in (x, y, index))
-        self.warnings, seconds = list(self._notes), []
-        work = Search(self, *tensors, alarm=self.alarm, queries=self.queries)
-        broken_by = np.full(len(x), ROBUST, dtype=np.int8)
+        broken_by, seconds, warnings = np.full(len(x), ROBUST, dtype=np.int8), [], list(self._notes)
         if (before := halfway.get()) is not None:
-            broken_by, seconds, self.warnings = (before.pop(key) for key in ("broken_by", "seconds", "warnings"))
-            work.restore(before)
+            broken_by, seconds, warnings = (before.pop(key) for key in ("broken_by", "seconds", "warnings"))
+        self.warnings = warnings
+        work = Search(self, *tensors, alarm=self.alarm, queries=self.queries, before=before)
         for number, name in list(enumerate(self.stages))[len(seconds) :]:
             begun, held = time.perf_counter(), work.held
             if not held.any():
