@@ -80,6 +80,13 @@ def test_a_dear_row_is_priced_and_not_run(watch: Watch) -> None:
     assert seen.to_dict(40)["choices"][0]["ask"] == "--suite quick"
 
 
+def test_a_norm_that_no_choice_has_is_forecast_without_offers() -> None:
+    rows = plan(["fmn"], norm="l0", eps=[5.0], settings={"fmn": {"steps": 3}})
+    seen = pilot(as_torch(TwoClassLinear()), linear_split(8), rows, batch_size=8, threat=("l0", [5.0]))
+    assert [row.id for row in seen.rows][1:] == ["fmn"]
+    assert seen.offers == ()
+
+
 def test_choices_get_dearer_and_say_what_they_are(victim: Victim) -> None:
     """Each is there in the norms of its attacks; L1 has no fast one."""
     predictor = as_torch(victim[0], (1, 8, 8))
