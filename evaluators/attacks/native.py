@@ -112,6 +112,11 @@ class Victim:
         return other
 
     @property
+    def logits_prove(self) -> bool:
+        """`logits` are the runtime's own: what they get wrong needs no confirmation. A twin's are not."""
+        return self.by_module and self.precision == "fp32"
+
+    @property
     def proves(self) -> bool:
         """`answers` and `logits` are the runtime's, up to rounding: what they get wrong needs no confirmation.
 
