@@ -52,7 +52,7 @@ class FastAutoAttack(NativeAttack):
         stages: names, in the order in which they run.
     """
 
-    _NORMS: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def __init__(
         self,
@@ -66,8 +66,6 @@ class FastAutoAttack(NativeAttack):
         batch_size: int = 250,
     ) -> None:
         super().__init__(estimator, norm=norm, eps=eps, seed=seed, batch_size=batch_size)
-        if norm not in self._NORMS:
-            raise ValueError(f"expected norm {' or '.join(self._NORMS)}, got {norm!r}: AutoAttack has the others")
         at_least(1, queries=queries, alarm=alarm)
         self.queries, self.alarm = queries, alarm
         closing = [] if self.victim.precision == "fp32" else [CLOSING]

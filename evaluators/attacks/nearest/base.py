@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from art.estimators.classification.classifier import ClassifierMixin
@@ -73,6 +74,8 @@ class NearestAttack(NativeAttack):
 
     Other arguments are those of `NativeAttack`.
     """
+
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1", "l0")
 
     def __init__(
         self, estimator: ClassifierMixin, *, norm: Norm, steps: int, seed: int = 0, batch_size: int = 250
