@@ -112,6 +112,11 @@ class Victim:
         return other
 
     @property
+    def logits_prove(self) -> bool:
+        """`logits` are the runtime's own: what they get wrong needs no confirmation. A twin's are not."""
+        return self.by_module and self.precision == "fp32"
+
+    @property
     def proves(self) -> bool:
         """`answers` and `logits` are the runtime's, up to rounding: what they get wrong needs no confirmation.
 
@@ -161,6 +166,9 @@ class NativeAttack(SearchingAttack):
         seed: of all draws. A draw depends on the seed, the image's index and the step, so batches do not change it.
         batch_size: images at a time.
 
+    Raises:
+        ValueError: a norm that it does not have, a radius that is none, or a batch size below 1.
+
     Attributes:
         draws: the source of random numbers.
         warnings: sentences for the reader of the last search.
@@ -168,6 +176,8 @@ class NativeAttack(SearchingAttack):
 
     lowers: ClassVar[bool] = True
     """Whether it searches in bf16 where the estimator says so, or in float32 always."""
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
+    """That it has."""
     _estimator_requirements: ClassVar[tuple[type, ...]] = (PyTorchClassifier,)
 
     def __init_subclass__(cls) -> None:
@@ -187,6 +197,9 @@ class NativeAttack(SearchingAttack):
     ) -> None:
         super().__init__(estimator=estimator)
         self.norm, self.eps, self.seed, self.batch_size = norm, eps, seed, batch_size
+        if norm not in self.norms:
+            *others, last = self.norms
+            raise ValueError(f"expected norm {', '.join(others)}{' or ' if others else ''}{last}, got {norm!r}")
         check_ball(norm, eps)
         at_least(1, batch_size=batch_size)
         self.draws = Draws(seed)

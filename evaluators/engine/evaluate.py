@@ -82,9 +82,10 @@ def evaluate(
 
     Raises:
         UserError: images of another shape, labels out of range, or a twin that differs from the runtime.
-        ValueError: a store for a predictor without a hash: its units could be taken for another model's.
+        ValueError: a store for a predictor, or one with a sibling, without a hash: its units could be taken for another
+            model's.
     """
-    if store is not None and not predictor.sha256:
+    if store is not None and not all(each.sha256 for each in (predictor, *predictor.siblings.values())):
         raise ValueError("expected a predictor with a sha256, which its stored units are kept under")
     check_images(predictor, split)
     batch_size = batch_size or default_batch_size(predictor.input_shape)

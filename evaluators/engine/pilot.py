@@ -192,14 +192,16 @@ def pilot(
 ) -> Forecast:
     """Run `rows` on the first images of `split`, whose order is stratified, then on more as long as that is quick.
 
+    Under torchrun, all processes run it together. Each returns a forecast from its own times.
+
     Args:
         threat: norm and radii of what else could be asked, `Forecast.offers`; None for no offers.
-
-    Under torchrun, all processes run it together. Each returns a forecast from its own times.
 
     Raises:
         UserError: what `evaluate` raises.
     """
+    if threat and not choices_in(threat[0], predictor.classes):  # as in L0
+        threat = None
     evaluate(predictor, split.subset(FEWEST), [], batch_size=batch_size)  # warms up
     runs: dict[str, list[tuple[int, float]]] = {name: [] for name in (BEFORE, *(row.id for row in rows))}
     priced = {row.id: passes_of(row.spec, row.params, row.norm, predictor) for row in rows if row.surrogate is None}

@@ -12,6 +12,7 @@ from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.ascent.losses import margin
 from dgad_tk.config.threat import Norm
 from dgad_tk.data import Split
+from dgad_tk.distributed import leaders
 from evaluators.attacks.native import Victim
 from evaluators.attacks.passes import Case, Passes
 from evaluators.attacks.spec import AttackSpec
@@ -82,7 +83,8 @@ def shares_left(
 
     All clean images where there are no gradients.
     """
-    count = int(LEFT_SECONDS / max(PGD_PASSES * price.gradient * len(radii), 1e-9))
+    # Each process has times of its own, but all have to evaluate the same images.
+    count = leaders(int(LEFT_SECONDS / max(PGD_PASSES * price.gradient * len(radii), 1e-9)))
     part = split.subset(max(8, min(MOST, count, len(split))))
     names = ["pgd"] if predictor.module is not None else []
     done = evaluate(predictor, part, plan(names, norm=norm, eps=list(radii)), seed=seed, batch_size=batch_size)

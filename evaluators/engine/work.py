@@ -13,6 +13,7 @@ from dgad_tk.artifacts.record import tool_versions
 from dgad_tk.data import Split
 from evaluators.engine.search import Candidates, Chunk, search, unit_of
 from evaluators.engine.units import Unit, UnitStore
+from evaluators.plan.reordered import Reordered
 from evaluators.plan.rows import Row
 from evaluators.target.judge import images_of
 
@@ -90,7 +91,7 @@ class Work:
         surrogate = row.surrogate.predictor if row.surrogate else None
         siblings = (surrogate or self.predictor).siblings if row.spec.siblings else {}
         return {
-            **({"siblings": [[name, each.sha256] for name, each in siblings.items()]} if siblings else {}),
+            **({"siblings": [_identity(name, each) for name, each in siblings.items()]} if siblings else {}),
             "attack": row.attack,
             "params": row.settings,
             "norm": row.norm,
@@ -103,3 +104,9 @@ class Work:
             "versions": tool_versions(),
             "gpu": torch.cuda.is_available(),
         }
+
+
+def _identity(name: str, sibling: Predictor) -> list[Any]:
+    """What a sibling's logits depend on: its file, how images are changed for it, and the order of its classes."""
+    order = sibling.module.columns.tolist() if isinstance(sibling.module, Reordered) else None
+    return [name, sibling.sha256, sibling.interface.to_dict(), order]

@@ -31,7 +31,8 @@ def of_quantised(evaluation: Evaluation, rows: Sequence[tuple[Row, Unit]]) -> li
     """
     if evaluation.predictor.precision != "int8" or not rows:
         return []
-    siblings = [name for name, each in evaluation.predictor.siblings.items() if each.precision != "int8"]
+    beside = evaluation.predictor.siblings.items()
+    siblings = [name for name, each in beside if each.module is not None and each.precision != "int8"]
     strongest = [row.id for row, _ in rows if row.surrogate is None and row.spec.siblings]
     if siblings and strongest:
         detail = f"{strongest[0]} also searched on {siblings[0]}, which does not round: rounding hid nothing from it"

@@ -52,7 +52,7 @@ class FastAutoAttack(NativeAttack):
         stages: names, in the order in which they run.
     """
 
-    _NORMS: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
 
     def __init__(
         self,
@@ -66,8 +66,6 @@ class FastAutoAttack(NativeAttack):
         batch_size: int = 250,
     ) -> None:
         super().__init__(estimator, norm=norm, eps=eps, seed=seed, batch_size=batch_size)
-        if norm not in self._NORMS:
-            raise ValueError(f"expected norm {' or '.join(self._NORMS)}, got {norm!r}: AutoAttack has the others")
         at_least(1, queries=queries, alarm=alarm)
         self.queries, self.alarm = queries, alarm
         closing = [] if self.victim.precision == "fp32" else [CLOSING]
@@ -86,12 +84,11 @@ class FastAutoAttack(NativeAttack):
         self, x: NDArray[np.float32], y: NDArray[np.int64], index: NDArray[np.int64], halfway: ArrayFile
     ) -> SearchResult:
         tensors = (torch.from_numpy(each).to(self.victim.device) for each in (x, y, index))
-        self.warnings, seconds = list(self._notes), []
-        work = Search(self, *tensors, alarm=self.alarm, queries=self.queries)
-        broken_by = np.full(len(x), ROBUST, dtype=np.int8)
+        broken_by, seconds, warnings = np.full(len(x), ROBUST, dtype=np.int8), [], list(self._notes)
         if (before := halfway.get()) is not None:
-            broken_by, seconds, self.warnings = (before.pop(key) for key in ("broken_by", "seconds", "warnings"))
-            work.restore(before)
+            broken_by, seconds, warnings = (before.pop(key) for key in ("broken_by", "seconds", "warnings"))
+        self.warnings = warnings
+        work = Search(self, *tensors, alarm=self.alarm, queries=self.queries, before=before)
         for number, name in list(enumerate(self.stages))[len(seconds) :]:
             begun, held = time.perf_counter(), work.held
             if not held.any():

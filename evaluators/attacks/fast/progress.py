@@ -23,8 +23,7 @@ class Progress:
         point: the point of the lowest lead, or the one that breaks the model, `(N, C, H, W)`.
         broken: the deployed runtime gets `point` wrong, bool `(N,)`.
         settled: the search has stopped without success, bool `(N,)`.
-        clean: the label's lead over all other classes at the clean image, `(N,)`.
-        lead: the lowest lead, `(N,)`.
+        lead: the lowest lead of the label over all other classes, `(N,)`.
         targets: classes in the order in which they are tried, int64 `(N, T)`.
         gaps: the lowest lead over each of them in ascents towards it, `(N, T)`.
         gains: what the last two rounds of restarts took off the lead, `(N, 2)`, the last one first.
@@ -33,7 +32,6 @@ class Progress:
     point: Tensor
     broken: Tensor
     settled: Tensor
-    clean: Tensor
     lead: Tensor
     targets: Tensor
     gaps: Tensor
@@ -41,12 +39,18 @@ class Progress:
 
     @classmethod
     def begin(cls, x: Tensor, clean: Tensor, targets: Tensor) -> "Progress":
+        """Before the first round.
+
+        Args:
+            x: clean images, `(N, C, H, W)`.
+            clean: the label's lead there, `(N,)`.
+            targets: int64 `(N, T)`.
+        """
         no = torch.zeros_like(clean, dtype=torch.bool)
         return cls(
             point=x.clone(),
             broken=no,
             settled=no.clone(),
-            clean=clean,
             lead=clean.clone(),
             targets=targets,
             gaps=torch.full(targets.shape, math.inf, dtype=clean.dtype, device=clean.device),
@@ -58,11 +62,17 @@ class Progress:
         """Numbers of the images that are searched on, int64."""
         return (~self.broken & ~self.settled).nonzero()[:, 0]
 
-    def judge(self, image: Tensor, broken: Tensor) -> None:
-        """Take the deployed runtime's word for the points of the images `image`, int64 `(n,)`, bool `(n,)`."""
+    def judge(self, image: Tensor, broken: Tensor, lead: Tensor) -> None:
+        """Take the deployed runtime's word for the points of the images `image`, int64 `(n,)`.
+
+        Args:
+            broken: it gets them wrong, bool `(n,)`.
+            lead: the label's lead there by the runtime, `(n,)`.
+        """
         self.broken[image] = broken
-        # What gradients call broken and the runtime does not: the search goes on without that point's lead.
-        self.lead[image] = torch.where(~broken & (self.lead[image] == -math.inf), self.clean[image], self.lead[image])
+        # What the search called broken and the runtime does not, as in L2, where the point was brought into the ball.
+        refused = ~broken & (self.lead[image] == -math.inf)
+        self.lead[image] = torch.where(refused, lead, self.lead[image])
 
     def nearest(self, image: Tensor, rank: int) -> Tensor:
         """The class that came `rank`-th nearest to the label in the ascents so far, int64 `(n,)`."""

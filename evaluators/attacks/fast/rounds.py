@@ -6,6 +6,8 @@ The numbers were chosen on small networks trained on digits and CIFAR-10, and ar
 from dataclasses import dataclass
 from typing import Literal
 
+from evaluators.attacks.autoattack.stages import TARGETS
+
 Start = Literal["clean", "uniform", "spread", "best"]
 
 
@@ -33,8 +35,6 @@ class Round:
     exact: bool = False
 
 
-TARGETS = 9
-"""Classes that are tried, as in AutoAttack, or fewer where the model has fewer others."""
 FIRST = (Round("untargeted", (), "clean", 10),)
 TARGETED = (Round("near targets", (0, 1, 2), "clean", 15), Round("far targets", tuple(range(3, TARGETS)), "clean", 10))
 RESTARTS = tuple(

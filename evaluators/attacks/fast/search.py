@@ -12,10 +12,11 @@ from evaluators.attacks.autoattack.malt import target_order
 from evaluators.attacks.autoattack.seats import even
 from evaluators.attacks.autoattack.square.square import Square
 from evaluators.attacks.autoattack.stages import CLOSING as LAST
+from evaluators.attacks.autoattack.stages import TARGETS
 from evaluators.attacks.fast.alarm import FIRED, goes_off, tried
 from evaluators.attacks.fast.ascents import UNTARGETED, Ascents, ascend
 from evaluators.attacks.fast.progress import Progress
-from evaluators.attacks.fast.rounds import CLOSING, FIRST, RESTARTS, TARGETED, TARGETS, Round
+from evaluators.attacks.fast.rounds import CLOSING, FIRST, RESTARTS, TARGETED, Round
 from evaluators.attacks.fast.starts import start_points
 from evaluators.attacks.native import NativeAttack, wrong
 from evaluators.target.ball import into_ball
@@ -33,17 +34,35 @@ class Search:
         index: dataset indices, int64 `(N,)`.
         alarm: queries per image of random search, where it tries some images.
         queries: where it attacks all.
+        before: what `stored` gave, to go on from.
     """
 
-    def __init__(self, attack: NativeAttack, x: Tensor, y: Tensor, index: Tensor, *, alarm: int, queries: int) -> None:
+    _right: NDArray[np.bool_]
+
+    def __init__(
+        self,
+        attack: NativeAttack,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor,
+        *,
+        alarm: int,
+        queries: int,
+        before: dict[str, Any] | None = None,
+    ) -> None:
         self.attack, self.victim, self._queries = attack, attack.victim, (alarm, queries)
         self.x, self.y, self.index = x, y, index
         self.images = x.cpu().numpy()
-        self._right: NDArray[np.bool_] = self._held(self.images, torch.arange(len(x), device=x.device)).cpu().numpy()
-        targets = torch.zeros(len(x), min(TARGETS, attack.estimator.nb_classes - 1), dtype=torch.int64, device=x.device)
-        self.progress = Progress.begin(x, self._clean(), targets)
-        # An image that is wrong as it is needs no search.
-        self.progress.settled |= ~torch.from_numpy(self._right).to(x.device)
+        if before is None:
+            self._right = self._held(self.images, torch.arange(len(x), device=x.device)).cpu().numpy()
+            shape = len(x), min(TARGETS, attack.estimator.nb_classes - 1)
+            targets = torch.zeros(shape, dtype=torch.int64, device=x.device)
+            self.progress = Progress.begin(x, self._clean(), targets)
+            # An image that is wrong as it is needs no search.
+            self.progress.settled |= ~torch.from_numpy(self._right).to(x.device)
+        else:
+            self._right = before.pop("right")
+            self.progress = Progress.from_arrays(before, x.device)
 
     @property
     def held(self) -> NDArray[np.bool_]:
@@ -69,21 +88,19 @@ class Search:
         return self._points(torch.arange(len(self.x), device=self.x.device))
 
     def stored(self) -> dict[str, NDArray[Any]]:
-        """What `restore` needs to go on."""
-        return self.progress.to_arrays()
-
-    def restore(self, arrays: dict[str, Any]) -> None:
-        self.progress = Progress.from_arrays(arrays, self.x.device)
+        """What another search needs to go on: `before`."""
+        return {"right": self._right, **self.progress.to_arrays()}
 
     def _points(self, rows: Tensor) -> NDArray[np.float32]:
         points, clean = self.progress.point[rows].cpu().numpy(), self.images[rows.cpu().numpy()]
         return into_ball(points, clean, self.attack.norm, self.attack.eps)
 
     def _clean(self) -> Tensor:
-        """The label's lead at the clean images by the module, `(N,)`."""
+        """The label's lead at the clean images by the module, `(N,)`; infinite where that gives no numbers."""
         with torch.no_grad():
             parts = zip(*(torch.split(each, self.attack.batch_size) for each in (self.x, self.y)), strict=True)
-            return torch.cat([margin(self.victim.logits(x), y) for x, y in parts])
+            lead = torch.cat([margin(self.victim.logits(x), y) for x, y in parts])
+        return torch.where(lead.isnan(), torch.inf, lead)  # below NaN there is nothing, so no point would be kept
 
     def _round(self, now: Round, left: Tensor) -> None:
         progress = self.progress
@@ -105,7 +122,8 @@ class Search:
             rows = rows[~progress.broken[image[rows]]]
             if len(rows):
                 self._ascend(now, image[rows], target[rows], rank[rows])
-        progress.judge(left, ~self._held(self._points(left), left))
+        logits = self._runtime(self._points(left))
+        progress.judge(left, wrong(logits, self.y[left]), margin(logits, self.y[left]))
         if now.settles:
             progress.settle(before)
 

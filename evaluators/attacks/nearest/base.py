@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from art.estimators.classification.classifier import ClassifierMixin
@@ -29,6 +30,7 @@ class Search:
         point: where each search is.
         best: the nearest adversarial image so far; the image itself before there is one.
         nearest: its distance, infinite before there is one, `(B,)`.
+        judged: the deployed runtime is asked about each point that the module gets wrong.
     """
 
     x: Tensor
@@ -36,6 +38,7 @@ class Search:
     index: Tensor
     shape: tuple[int, ...]
     norm: Norm
+    judged: bool = False
     point: Tensor = field(init=False)
     best: Tensor = field(init=False)
     nearest: Tensor = field(init=False)
@@ -60,9 +63,10 @@ class NearestAttack(NativeAttack):
     """An attack that makes the distance small in `steps` passes of each image. A subclass writes `descend`.
 
     The module that gives gradients leads the search. What it found is judged by the deployed runtime; where that still
-    gets an image right, as rounding can make it, the perturbation is lengthened (`FURTHER`). In L0, changed values that
-    are not needed are taken back at the end, by some ten forward passes. An image whose search fails comes back as it
-    was.
+    gets an image right, as rounding can make it, the perturbation is lengthened (`FURTHER`). If that does not help,
+    such as where the module gets the image itself wrong, the image is searched again, and the runtime is asked at each
+    step. In L0, changed values that are not needed are taken back at the end, by some ten forward passes. An image
+    whose search fails comes back as it was.
 
     Args:
         norm: in which the distance is made small.
@@ -70,6 +74,8 @@ class NearestAttack(NativeAttack):
 
     Other arguments are those of `NativeAttack`.
     """
+
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1", "l0")
 
     def __init__(
         self, estimator: ClassifierMixin, *, norm: Norm, steps: int, seed: int = 0, batch_size: int = 250
@@ -86,23 +92,35 @@ class NearestAttack(NativeAttack):
         return images_of_rows(torch.cat(found), shape)
 
     def _judged(self, x: Tensor, y: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
-        run = Search(x, y, index, shape, self.norm)
+        run = self._ran(Search(x, y, index, shape, self.norm))
+        if self.victim.by_module:
+            return run.best
+        held = self._lengthened(run)
+        if len(left := held.nonzero()[:, 0]):
+            again = self._ran(Search(x[left], y[left], index[left], shape, self.norm, judged=True))
+            run.best[left] = again.best
+        return run.best
+
+    def _ran(self, run: Search) -> Search:
         self.descend(run)
         if self.norm == "l0":
             self._fewer(run)
-        if self.victim.by_module:
-            return run.best
+        return run
+
+    def _lengthened(self, run: Search) -> Tensor:
+        """Lengthen what the runtime still gets right; the images that it gets right all the same, bool `(B,)`."""
         held = run.nearest.isfinite()
-        held[held.clone()] = ~wrong(self.victim.verdicts(images_of_rows(run.best[held], shape)), y[held])
+        found = images_of_rows(run.best[held], run.shape)
+        held[held.clone()] = ~wrong(self.victim.verdicts(found), run.y[held])
         for factor in FURTHER:
             left = held.nonzero()[:, 0]
             if not len(left):
                 break
-            further = torch.lerp(x[left], run.best[left], factor).clamp_(0, 1)
-            broken = wrong(self.victim.verdicts(images_of_rows(further, shape)), y[left])
+            further = torch.lerp(run.x[left], run.best[left], factor).clamp_(0, 1)
+            broken = wrong(self.victim.verdicts(images_of_rows(further, run.shape)), run.y[left])
             run.best[left[broken]] = further[broken]
             held[left[broken]] = False
-        return torch.where(held[:, None], x, run.best)
+        return held
 
     def _fewer(self, run: Search) -> None:
         """Keep as few of the changed values as the deployed runtime still gets wrong: the largest, found by bisection.
@@ -128,6 +146,13 @@ class NearestAttack(NativeAttack):
         leaf = run.point.detach().requires_grad_()
         with torch.enable_grad():
             return self.victim.logits(images_of_rows(leaf, run.shape)), leaf
+
+    def missed(self, logits: Tensor, run: Search) -> Tensor:
+        """Which of the points `run.point` are adversarial, by their `logits`, bool `(B,)`."""
+        missed = wrong(logits.detach(), run.y)
+        if not run.judged:
+            return missed
+        return self.victim.confirmed(missed, images_of_rows(run.point, run.shape), run.y, certain=False)
 
     def direction(self, gradient: Tensor, run: Search, step: int) -> Tensor:
         """The gradient `(B, D)` with L2 norm 1. Where it is 0, a direction drawn for the image and the step."""

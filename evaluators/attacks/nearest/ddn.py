@@ -4,7 +4,6 @@ import torch
 from art.estimators.classification.classifier import ClassifierMixin
 
 from dgad_tk.ascent.losses import cross_entropy
-from evaluators.attacks.native import wrong
 from evaluators.attacks.nearest.base import NearestAttack, Search, annealed, gradient_of
 from evaluators.attacks.nearest.lengths import length
 
@@ -55,7 +54,7 @@ class DecoupledDirectionNorm(NearestAttack):
             logits, leaf = self.looked(run)
             with torch.enable_grad():
                 loss = cross_entropy(logits, run.y)
-            gradient, missed = gradient_of(loss, leaf), wrong(logits.detach(), run.y)
+            gradient, missed = gradient_of(loss, leaf), self.missed(logits, run)
             delta = run.point - run.x
             run.offer(length(delta, "l2"), missed)
             delta.add_(self.direction(gradient, run, step), alpha=annealed(1.0, LAST_STEP, step / self.steps))

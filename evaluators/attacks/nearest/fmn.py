@@ -6,7 +6,6 @@ from torch import Tensor
 
 from dgad_tk.ascent.losses import margin
 from dgad_tk.config.threat import Norm
-from evaluators.attacks.native import wrong
 from evaluators.attacks.nearest.base import NearestAttack, Search, annealed, gradient_of
 from evaluators.attacks.nearest.lengths import DUALS, length, shortened
 
@@ -71,7 +70,7 @@ class FastMinimumNorm(NearestAttack):
             logits, leaf = self.looked(run)
             with torch.enable_grad():
                 ahead = margin(logits, run.y)
-            gradient, missed = gradient_of(ahead, leaf), wrong(logits.detach(), run.y)
+            gradient, missed = gradient_of(ahead, leaf), self.missed(logits, run)
             delta = run.point - run.x
             distance = length(delta, self.norm)
             run.offer(distance, missed)

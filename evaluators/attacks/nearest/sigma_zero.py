@@ -5,7 +5,6 @@ from art.estimators.classification.classifier import ClassifierMixin
 from torch import Tensor
 
 from dgad_tk.ascent.losses import margin
-from evaluators.attacks.native import wrong
 from evaluators.attacks.nearest.base import NearestAttack, Search, annealed, gradient_of
 from evaluators.attacks.nearest.lengths import length
 
@@ -70,7 +69,7 @@ class SigmaZero(NearestAttack):
             logits, leaf = self.looked(run)
             with torch.enable_grad():
                 ahead = margin(logits, run.y)
-            gradient, missed = gradient_of(ahead, leaf), wrong(logits.detach(), run.y)
+            gradient, missed = gradient_of(ahead, leaf), self.missed(logits, run)
             delta = run.point - run.x
             run.offer(length(delta, "l0"), missed)
             gradient *= (ahead.detach() > 0)[:, None]

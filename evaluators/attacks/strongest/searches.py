@@ -95,10 +95,7 @@ class PlateauSquare(Square):
         super().__init__(estimator, **settings)
         self.guide = guide
 
-    def _ask(self, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        margins, held = super()._ask(images, y)
-        guides = torch.cat([margin(self.guide.logits(part), labels) for part, labels in self._parts(images, y)])
-        return margins + guides, held
-
-    def _parts(self, images: Tensor, y: Tensor) -> Any:
-        return zip(torch.split(images, self.batch_size), torch.split(y, self.batch_size), strict=True)
+    def _read(self, logits: Tensor, images: Tensor, y: Tensor, *, certain: bool = True) -> tuple[Tensor, Tensor]:
+        margins, held = super()._read(logits, images, y, certain=certain)
+        parts = zip(torch.split(images, self.batch_size), torch.split(y, self.batch_size), strict=True)
+        return margins + torch.cat([margin(self.guide.logits(part), labels) for part, labels in parts]), held

@@ -16,9 +16,10 @@ import torch
 from memory import NEEDS_ACCOUNT, WATCH
 from processes import Child, together
 from shared import Run, Victim, artifact, runner
-from victims import as_torch
+from victims import TwoClassLinear, as_torch, linear_split
 
 from dgad_tk.artifacts.predictor import Predictor
+from dgad_tk.artifacts.preprocessing import Interface
 from dgad_tk.artifacts.weights import save_weights
 from dgad_tk.data import load_dataset
 from evaluators.attacks import ATTACKS
@@ -26,6 +27,7 @@ from evaluators.attacks.autoattack.square.square import Square
 from evaluators.engine import work
 from evaluators.engine.evaluate import evaluate
 from evaluators.engine.record import Evaluation
+from evaluators.plan.reordered import Reordered
 from evaluators.plan.rows import Surrogate, plan
 from evaluators.report.files import results, samples
 from evaluators.report.matrix import matrix
@@ -328,3 +330,26 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     growth = json.loads(done.stdout)
     # 9,000 images more have 111 MB as float32. What a batch takes is the allocator's, and the same in both.
     assert growth["10000"] - growth["1000"] < 111 / 2, growth
+
+
+def test_a_unit_is_kept_under_all_that_its_siblings_depend_on(tmp_path: Path) -> None:
+    """The same file read otherwise, or with its classes in another order, is another sibling."""
+    target, other = (replace(as_torch(TwoClassLinear()), sha256=each * 64) for each in "12")
+    assert other.module is not None
+    siblings = [
+        other,
+        replace(other, sha256="3" * 64),
+        replace(other, interface=Interface(mean=(0.5,), std=(0.5,))),
+        replace(other, module=Reordered(other.module, [1, 0])),
+    ]
+    rows = plan(
+        ["autoattack-max"],
+        norm="linf",
+        eps=[0.001],
+        settings={"autoattack-max": {"steps": 1, "restarts": 1, "queries": 1}},
+    )
+    for number, sibling in enumerate([*siblings, other], start=1):
+        evaluate(replace(target, siblings={"it": sibling}), linear_split(2), rows, store=tmp_path)
+        assert len(list(tmp_path.iterdir())) == min(number, len(siblings))
+    with pytest.raises(ValueError, match="expected a predictor with a sha256"):
+        evaluate(replace(target, siblings={"it": replace(other, sha256="")}), linear_split(2), rows, store=tmp_path)

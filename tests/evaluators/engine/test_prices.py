@@ -6,14 +6,16 @@ from typing import Any
 import pytest
 from clocks import Slow, Watch
 from shared import Victim
-from victims import as_torch, linear_split
+from victims import TwoClassLinear, as_torch, linear_split
 
+from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.config.threat import Norm
-from dgad_tk.data import load_dataset
+from dgad_tk.data import Split, load_dataset
 from evaluators.attacks import ATTACKS
+from evaluators.engine import prices
 from evaluators.engine.evaluate import evaluate
 from evaluators.engine.pilot import FEWEST, Forecast, Offer, RowForecast, pilot
-from evaluators.engine.prices import passes_of, price_of
+from evaluators.engine.prices import Price, passes_of, price_of
 from evaluators.plan.choices import CHOICES, WIDE, choices_in, recommended
 from evaluators.plan.rows import plan
 
@@ -78,6 +80,13 @@ def test_a_dear_row_is_priced_and_not_run(watch: Watch) -> None:
     assert seen.to_dict(40)["choices"][0]["ask"] == "--suite quick"
 
 
+def test_a_norm_that_no_choice_has_is_forecast_without_offers() -> None:
+    rows = plan(["fmn"], norm="l0", eps=[5.0], settings={"fmn": {"steps": 3}})
+    seen = pilot(as_torch(TwoClassLinear()), linear_split(8), rows, batch_size=8, threat=("l0", [5.0]))
+    assert [row.id for row in seen.rows][1:] == ["fmn"]
+    assert seen.offers == ()
+
+
 def test_choices_get_dearer_and_say_what_they_are(victim: Victim) -> None:
     """Each is there in the norms of its attacks; L1 has no fast one."""
     predictor = as_torch(victim[0], (1, 8, 8))
@@ -114,3 +123,18 @@ def test_the_time_buys_images_of_an_offer() -> None:
     assert there.to_dict(10, 102.0)["recommended"] == "quick"
     assert there.recommended(1.0) is None
     assert there.to_dict(10)["recommended"] is None
+
+
+def test_all_processes_look_at_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader's time decides how many, or processes would wait for each other's images in vain."""
+    monkeypatch.setattr(prices, "leaders", lambda count: 11)
+    seen: list[int] = []
+
+    def looks(predictor: Predictor, part: Split, *more: Any, **named: Any) -> Any:
+        seen.append(len(part))
+        return evaluate(predictor, part, *more, **named)
+
+    monkeypatch.setattr(prices, "evaluate", looks)
+    price = Price(1e-6, 1e-6, (1e-6, 1e-6))
+    prices.shares_left(as_torch(TwoClassLinear()), linear_split(40), "linf", [0.01], price, batch_size=16, seed=0)
+    assert seen == [11]

@@ -59,10 +59,12 @@ def test_an_int8_file_is_believed_only_if_a_float32_sibling_was_searched_on(
     alone = replace(predictor, precision="int8")
     beside = replace(alone, siblings={"fp32": predictor})
     rounded = replace(alone, siblings={"int8": alone})
+    closed = replace(alone, siblings={"fp32": replace(predictor, module=None)})  # it has no gradients to search on
     for target, attack, expected in (
         (beside, MAX, "high"),
         (alone, MAX, "warn"),
         (rounded, MAX, "warn"),
+        (closed, MAX, "warn"),
         (beside, "autoattack", "warn"),
     ):
         assert _verdicts(evaluation, attack, stages, [0], predictor=target)["quantised"] == expected

@@ -160,8 +160,8 @@ class _Search:
             images = images_of_rows(part, self.shape)
             logits = victim.exact.logits(images)
             missed = self.attack.broken(images, logits, y)
-            if victim.precision != "fp32":  # an image that the search only suspects would have no job
-                missed = victim.confirmed(missed, images, y)
+            # An image that only the search gets wrong would have no job.
+            missed = victim.confirmed(missed, images, y, certain=victim.logits_prove)
             found.append((missed, self.attack.target_classes(images, logits, y)))
         missed, classes = (torch.cat(each) for each in zip(*found, strict=True))
         return ~missed.cpu().numpy(), classes
@@ -213,13 +213,13 @@ class _Search:
             self.found.index_copy_(0, self._move(seats.image[rows]), state.best.index_select(0, self._move(rows)))
 
     def _confirmed(self, state: Ascents, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those of `rows` whose points are broken; in bf16 the runtime says so."""
+        """Those of `rows` whose points are broken: the runtime says so, which a twin may differ from."""
         victim = self.attack.victim
-        if victim.precision == "fp32" or not rows.size:
+        if victim.logits_prove or not rows.size:
             return rows
         at = self._move(rows)
         points = images_of_rows(state.point[at], self.shape)
-        broken = victim.confirmed(torch.ones_like(at, dtype=torch.bool), points, state.y[at])
+        broken = victim.confirmed(torch.ones_like(at, dtype=torch.bool), points, state.y[at], certain=False)
         return np.asarray(rows[broken.cpu().numpy()])
 
     def _ask_all(self, state: Ascents, ending: Rows) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -358,3 +358,17 @@ def test_last_batch_is_not_a_tiny_one() -> None:
     y = net(x).argmax(1)
     APGD(art(Watched()), eps=0.0, steps=3, batch_size=6).generate(x.numpy(), y.numpy())
     assert sizes == [4] * 3 + [3] * 3
+
+
+@pytest.mark.parametrize("shift", [0.02, -0.02])
+def test_an_ascent_goes_on_until_the_runtime_is_wrong(shift: float) -> None:
+    """A twin may differ from the runtime. All images are nearer to the runtime's boundary than eps, by a closed form."""
+    net, other = TwoClassLinear().requires_grad_(False), TwoClassLinear().requires_grad_(False)
+    other.b += shift * other.w.abs().sum()  # moves the twin's boundary by 0.02 in Linf
+    runtime, x = as_torch(net), linear_split(20).take(slice(None)) / np.float32(255)
+    x = x[net.margins(x, "linf") < 0.029]
+    y = runtime.predict(x).argmax(axis=1)
+    assert (as_torch(other).predict(x).argmax(axis=1) != y).any()  # at the clean image
+    predictor = replace(as_torch(other), predict=runtime.predict, network=None)
+    found = APGD(to_estimator(predictor), eps=0.03).generate(x, y)
+    assert (runtime.predict(found).argmax(axis=1) != y).all()

@@ -11,7 +11,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from pyautoattack import AutoAttack as Package
 from torch import Tensor, nn
-from victims import as_onnx, as_torch, one_convolution
+from victims import TwoClassLinear, as_onnx, as_torch, linear_split, one_convolution
 
 from dgad_tk.config.threat import Norm
 from dgad_tk.data import Split, load_dataset
@@ -143,6 +143,43 @@ def test_the_runtime_judges(small: Small, tmp_path: Path) -> None:
     assert (fooled == ROBUST).all()
 
 
+class Blind(nn.Module):
+    """A network that gives no numbers for images of one colour."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = (x.flatten(1).amax(dim=1) == x.flatten(1).amin(dim=1))[:, None]
+        return torch.where(plain, torch.nan, self.net(x))
+
+
+@pytest.mark.parametrize(("module", "stage"), [("wrong", "untargeted"), ("not a number", "restarts")])
+def test_a_module_that_is_wrong_where_the_runtime_is_right_hides_no_image(module: str, stage: str) -> None:
+    """The module gets clean images wrong, as a twin may that rounds otherwise. The runtime can be broken all the same:
+    all images are nearer to its boundary than eps, by a closed form."""
+    net = TwoClassLinear().requires_grad_(False)
+    if module == "wrong":
+        x = linear_split(20).take(slice(None)) / np.float32(255)
+        other = TwoClassLinear().requires_grad_(False)
+        other.b += 0.015 * other.w.abs().sum()  # moves its boundary by 0.015 in Linf
+    else:
+        x, other = np.full((2, 1, 6, 6), 0.5, dtype=np.float32) + np.float32([0, 0.01]).reshape(2, 1, 1, 1), Blind(net)
+    runtime = as_torch(net, (1, 6, 6))
+    y = runtime.predict(x).argmax(axis=1)
+    margins = net.margins(x, "linf")
+    near = (margins > 1e-4) & (margins < 0.05 / 1.02)
+    x, y = x[near], y[near]
+    shown = as_torch(other, (1, 6, 6)).predict(x)
+    assert (~np.isfinite(shown).all(axis=1) | (shown.argmax(axis=1) != y)).any()
+    predictor = replace(as_torch(other, (1, 6, 6)), predict=runtime.predict, network=None)
+    found = FastAutoAttack(to_estimator(predictor), eps=0.05, queries=1, alarm=1).run(x, y)
+    assert found.broken_by is not None
+    assert (found.broken_by >= 0).all()
+    assert found.stages[found.broken_by.max()] == stage
+
+
 class KilledError(Exception):
     pass
 
@@ -150,8 +187,10 @@ class KilledError(Exception):
 @pytest.mark.parametrize("stage", ["targeted", "restarts", "square"])
 def test_a_killed_search_goes_on(small: Small, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     net, x, y = small
-    attack = partial(FastAutoAttack, plain(Rounded(net)), eps=EPS["linf"], queries=QUERIES, alarm=50)
+    counted = Counted(Rounded(net))
+    attack = partial(FastAutoAttack, plain(counted), eps=EPS["linf"], queries=QUERIES, alarm=50)
     whole, halfway = attack().run(x, y), ArrayFile(tmp_path / "kept.npz")
+    asked, counted.forwards = counted.forwards, 0
     run = search_module.Search.run
 
     def dies(self: Any, name: str) -> list[str]:
@@ -167,6 +206,7 @@ def test_a_killed_search_goes_on(small: Small, tmp_path: Path, stage: str, monke
     monkeypatch.setattr(search_module.Search, "run", lambda self, name: (begun.append(name), run(self, name))[1])
     again = attack().run(x, y, halfway=halfway)
     assert begun[0] == stage
+    assert counted.forwards == asked  # nothing twice, so that the record tells the same number of passes
     np.testing.assert_array_equal(again.adversarials, whole.adversarials)
     np.testing.assert_array_equal(again.broken_by, whole.broken_by)
     assert again.warnings == whole.warnings
@@ -206,7 +246,7 @@ def test_small_images_have_no_alarm_in_l2() -> None:
 
 
 def test_bad_settings(small: Small) -> None:
-    with pytest.raises(ValueError, match="expected norm linf or l2, got 'l1': AutoAttack has the others"):
+    with pytest.raises(ValueError, match="expected norm linf or l2, got 'l1'"):
         FastAutoAttack(plain(small[0]), norm="l1")
     with pytest.raises(ValueError, match="expected alarm >= 1, got 0"):
         FastAutoAttack(plain(small[0]), alarm=0)

@@ -54,13 +54,16 @@ def test_a_search_stops_where_its_lead_has_stopped_moving() -> None:
 
 
 def test_the_runtime_has_the_last_word() -> None:
+    """What it refuses has the lead that the runtime gives, from which the next rounds go on: no image is given up."""
     state = progress([2.0, 3.0])
     state.record(torch.tensor([0, 1]), torch.tensor([1, 1]), ends(-math.inf, -math.inf, broken=(True, True)))
     assert state.left.tolist() == []
-    state.judge(torch.tensor([0, 1]), torch.tensor([True, False]))
+    state.judge(torch.tensor([0, 1]), torch.tensor([True, False]), torch.tensor([-0.1, 1e-6]))
     assert state.broken.tolist() == [True, False]
     assert state.left.tolist() == [1]
-    assert state.lead.tolist() == [-math.inf, 3.0]
+    assert state.lead.tolist() == [-math.inf, pytest.approx(1e-6)]
+    state.settle(torch.tensor([2.0, 3.0]))
+    assert state.left.tolist() == [1]
 
 
 def test_steps_shrink_along_a_cosine() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from victims import SHAPE, TwoClassLinear, as_torch, linear_split
 
+from dgad_tk.config.threat import Norm
 from evaluators.attacks.nearest.base import FURTHER, Search, annealed
 from evaluators.attacks.nearest.fmn import FastMinimumNorm
 from evaluators.target.ball import linf
@@ -40,18 +41,36 @@ def test_where_the_runtime_holds_the_perturbation_is_lengthened() -> None:
     attack = runtime_of(0.05)
     found = attack.generate(x, split.labels)
     answers = attack.estimator.predict(found).argmax(axis=1)
-    broken = answers != split.labels
-    assert broken.mean() > 0.7
-    assert np.array_equal(found[~broken], x[~broken])  # in vain, so it comes back as it was
+    assert (answers != split.labels).all()
     true = margins + 0.025 / np.abs(net.w.detach().double().numpy()).sum()  # to where the runtime turns
-    assert (linf(found, x)[broken] > true[broken] * (1 - 1e-5)).all()
-    assert (linf(found, x)[broken] <= margins[broken] * FURTHER[-1] * 1.02).all()
+    assert (linf(found, x) > true * (1 - 1e-5)).all()
+    # Where the longest is too short, the runtime leads a second search, which ends the nearer.
+    most = np.where(true < margins * FURTHER[-1], margins * FURTHER[-1], true)
+    assert (most != margins * FURTHER[-1]).any()
+    assert (linf(found, x) <= most * 1.05).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
+def test_where_the_module_gets_an_image_wrong_the_runtime_leads(norm: Norm) -> None:
+    """As the twin of an INT8 file may. Its nearest adversarial image would be the image itself, which holds."""
+    x, net = linear_split(N).take(slice(None)) / np.float32(255), TwoClassLinear().requires_grad_(False)
+    other, runtime = TwoClassLinear().requires_grad_(False), as_torch(net, SHAPE)
+    other.b += 0.02 * other.w.abs().sum()  # moves its boundary by 0.02 in Linf
+    y = runtime.predict(x).argmax(axis=1)
+    assert 2 < (as_torch(other, SHAPE).predict(x).argmax(axis=1) != y).sum() < N
+    predictor = replace(as_torch(other, SHAPE), predict=runtime.predict, network=None)
+    found = FastMinimumNorm(to_estimator(predictor), norm=norm, steps=100).generate(x, y)
+    assert (runtime.predict(found).argmax(axis=1) != y).all()
+    if norm == "linf":
+        assert (linf(found, x) < 1.1 * net.margins(x, "linf") + 0.06).all()
 
 
 def test_a_runtime_that_nothing_fools_gets_the_images_back() -> None:
     split = linear_split(N)
-    x = split.take(slice(None)) / np.float32(255)
-    assert np.array_equal(runtime_of(1e6).generate(x, split.labels), x)
+    x = (split.take(slice(None)) / np.float32(255))[split.labels == 0]
+    predictor = replace(as_torch(TwoClassLinear(), SHAPE), predict=lambda x: np.eye(2)[[0] * len(x)], network=None)
+    attack = FastMinimumNorm(to_estimator(predictor), norm="linf", steps=60)
+    assert np.array_equal(attack.generate(x, np.zeros(len(x), dtype=np.int64)), x)
 
 
 @pytest.mark.parametrize(("images", "most", "sizes"), [(10, 250, {10: 1}), (10, 4, {4: 2, 2: 1}), (9, 4, {3: 3})])

@@ -5,6 +5,7 @@ All are linear in the end. So the best move of every pixel is known, and what it
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,16 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from victims import as_onnx
 
-from dgad_tk.artifacts.predictor import Predictor
+from dgad_tk.artifacts.predictor import Predictor, predictor_of_module
 from dgad_tk.artifacts.record import Artifact
 from dgad_tk.data import Split
 from evaluators.attacks import ATTACKS
 from evaluators.attacks.autoattack.ensemble import AutoAttack
+from evaluators.attacks.autoattack.square.square import Square
+from evaluators.attacks.native import Victim
 from evaluators.attacks.result import SearchResult
 from evaluators.attacks.strongest.maximum import AutoAttackMax
+from evaluators.attacks.strongest.searches import PlateauSquare
 from evaluators.engine.evaluate import evaluate
 from evaluators.engine.record import Evaluation
 from evaluators.plan.rows import plan
@@ -192,3 +196,26 @@ def test_what_autoattack_misses_on_an_int8_file_whose_float32_file_is_at_hand(tm
     assert not standard.broken.any()
     assert found.broken.all()
     assert {found.stages[number] for number in found.broken_by} <= {"apgd-ce on fp32", "apgd-t on fp32"}
+
+
+def test_square_crosses_plateaus_by_the_guide() -> None:
+    """A runtime whose logits come in steps that no single square reaches: by its answers alone nothing is found, though
+    the best move takes five times what is needed."""
+    net = Head(0.2 * Head.reach(EPS))
+    images = torch.full((N, *SHAPE), 0.5).numpy()
+    exact, step = net(torch.from_numpy(images[:1])), 2 * Head.reach(EPS)
+
+    def coarse(asked: np.ndarray) -> np.ndarray:
+        logits = net(torch.from_numpy(asked))
+        lead = logits[:, :1] - logits[:, 1:].amax(dim=1, keepdim=True)
+        return torch.where(lead > 0, exact, exact.flip(1) * step).numpy()
+
+    predictor = replace(predictor_of_module(net, SHAPE, format="onnx"), predict=coarse, network=None, precision="int8")
+    estimator, labels = to_estimator(predictor), np.zeros(N, dtype=np.int64)
+    guide = Victim(to_estimator(predictor_of_module(net, SHAPE, format="safetensors")))
+    settings: dict[str, Any] = {"eps": EPS, "queries": 400, "rescale": True, "seed": 0}
+    alone = Square(estimator, **settings).run(images, labels).adversarials
+    found = PlateauSquare(estimator, guide=guide, **settings).run(images, labels).adversarials
+    assert (coarse(alone).argmax(axis=1) == 0).all()
+    assert (coarse(found).argmax(axis=1) != 0).all()
+    assert (np.abs(found - images) <= EPS + 1e-7).all()
