@@ -12,7 +12,8 @@ from dgad_tk.config.threat import Norm
 from dgad_tk.data import load_dataset
 from evaluators.attacks import ATTACKS
 from evaluators.engine.evaluate import evaluate
-from evaluators.engine.pilot import FEWEST, Forecast, Offer, RowForecast, pilot
+from evaluators.engine.forecast import Forecast, Offer, RowForecast
+from evaluators.engine.pilot import FEWEST, pilot
 from evaluators.engine.prices import passes_of, price_of
 from evaluators.plan.choices import CHOICES, WIDE, choices_in, recommended
 from evaluators.plan.rows import plan
