@@ -58,13 +58,11 @@ def _curve_table(curve: "Curve", where: str) -> None:
         told = [share_text(point.robust_accuracy), interval_text(point.ci95), point.row] if point else ["", "", ""]
         rows.append([format_fraction(eps), at_most, *told])
 
-    low, high = max((wilson(step.robust, curve.n) for step in curve.steps), key=lambda ends: ends[1] - ends[0])
-    say(
-        f"{where}robust accuracy against eps, an upper bound from one search on {curve.n:,} images, each share to "
-        f"±{100 * (high - low) / 2:.1f} points or less (95 % interval):"
-    )
+    say(f"{where}robust accuracy against eps, an upper bound from one search on {curve.n:,} images:")
     columns = len(names) if exact else 2
     plain_table(names[:columns], [row[:columns] for row in rows])
+    low, high = max((wilson(step.robust, curve.n) for step in curve.steps), key=lambda ends: ends[1] - ends[0])
+    say(f"at most ±{100 * (high - low) / 2:.1f} points of each share are chance (95 % interval of {curve.n:,} images)")
 
 
 def print_json(documents: Sequence[dict[str, Any]]) -> None:

@@ -82,7 +82,7 @@ def _one_cell(line: Line | None) -> str:
 
 def distance_lines(results: Results) -> list[str]:
     """How far the nearest images are, where the table does not say it."""
-    return [f"- Median distance of {code(name)}: {distance}" for name, distance in distances(results)]
+    return [f"- Median distance of {code(name)}: {prose(distance)}" for name, distance in distances(results)]
 
 
 def weakest_lines(results: Results) -> list[str]:
