@@ -38,7 +38,7 @@ from dgad_tk.common import lookup
 
 if TYPE_CHECKING:
     from dgad_tk.artifacts.predictor import Predictor
-    from evaluators.engine.pilot import Forecast
+    from evaluators.engine.forecast import Forecast
     from evaluators.results import Results
 
 

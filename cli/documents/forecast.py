@@ -29,8 +29,14 @@ class ChoiceForecast(Part):
     """The flags that ask it."""
     passes: Count
     """Passes through the network of an image that nothing breaks; a gradient is two."""
-    seconds: float
-    """What it would take for `n` images, by its passes."""
+    images: Count
+    """As many as fit into `--budget`, `n` without one; 0 where none fits."""
+    half_width: float | None
+    """Half of the 95 % Wilson interval of a share of `images`; null where none fits."""
+    seconds: float | None
+    """What it would take for `images`; null where none fits."""
+    rough: bool
+    """`seconds` is that of its passes, in part at least: not all of it was run on a few images."""
     says: str
     """What its answer supports."""
     blind: str

@@ -8,7 +8,7 @@ from cli.printing.progress import duration
 from cli.printing.terminal import Heading, plain_table, say
 
 if TYPE_CHECKING:
-    from evaluators.engine.pilot import Forecast
+    from evaluators.engine.forecast import Forecast
 
 
 def plan_table(plans: "Sequence[tuple[Path, Forecast, int]]", *, budget: float | None = None) -> None:
@@ -42,7 +42,7 @@ def _choices(path: Path, forecast: "Forecast", n: int, budget: float | None) -> 
     counts = [n if budget is None else forecast.within(offer, budget) for offer in forecast.offers]
     lines = []
     for offer, count in zip(forecast.offers, counts, strict=True):
-        time = _time(forecast.offered(offer, count), rough=True) if count else "more than that"
+        time = _time(forecast.offered(offer, count), rough=offer.rough) if count else "more than that"
         width = f"±{100 * forecast.half_width(count):.1f}" if count else ""
         lines.append([offer.name, " ".join(offer.choice.ask), f"{count:,}", time, width, f"{offer.passes:,}"])
     names: list[Heading] = ["choice", "flags", "images", "time", "points", ("passes an image", "passes")]
@@ -65,8 +65,13 @@ def _choices(path: Path, forecast: "Forecast", n: int, budget: float | None) -> 
 def summary(forecast: "Forecast", n: int) -> str:
     """How many images, how long, and how sure the result will be."""
     seconds = forecast.seconds(n)
+    priced = any(row.rough for row in forecast.rows)
+    ran = any(not row.rough and not row.note for row in forecast.rows[1:])
+    how = f"extrapolated from {forecast.images:,}"
+    if priced:
+        how = f"{how}, or by passes (~)" if ran else "by passes"
     return (
-        f"{n:,} images in {'about ' if seconds >= 1 else ''}{_time(seconds)}, extrapolated from {forecast.images:,}: "
+        f"{n:,} images in {'about ' if seconds >= 1 else ''}{_time(seconds)}, {how}: "
         f"shares to ±{forecast.half_width(n) * 100:.1f} points (95 % Wilson interval)"
     )
 

@@ -40,13 +40,14 @@ def results_table(attacked: "Sequence[tuple[Results, Path]]") -> None:
 
 def _curve_table(curve: "Curve", where: str) -> None:
     """Robust accuracy at round radii, and at those where AutoAttack ran."""
+    from dgad_tk.answers.doubts import wilson
     from evaluators.report.evaluation.curves import round_radii
 
     exact = {point.eps: point for point in curve.exact}
     names: list[Heading] = [
         f"{curve.norm.capitalize()} eps",
         f"at most, by {curve.row}",
-        "exact",
+        "AutoAttack",
         "95 % interval",
         "by",
     ]
@@ -60,6 +61,8 @@ def _curve_table(curve: "Curve", where: str) -> None:
     say(f"{where}robust accuracy against eps, an upper bound from one search on {curve.n:,} images:")
     columns = len(names) if exact else 2
     plain_table(names[:columns], [row[:columns] for row in rows])
+    low, high = max((wilson(step.robust, curve.n) for step in curve.steps), key=lambda ends: ends[1] - ends[0])
+    say(f"at most ±{100 * (high - low) / 2:.1f} points of each share are chance (95 % interval of {curve.n:,} images)")
 
 
 def print_json(documents: Sequence[dict[str, Any]]) -> None:
@@ -74,9 +77,11 @@ def eps_text(eps: float | None) -> str:
 def _more(results: "Results") -> list[str]:
     """What has no column: the worst classes, stages of ensembles, and accuracies that papers print without a ball."""
     from evaluators.plan.suites import SUITES
+    from evaluators.report.forms.facts import distances
 
     lines = [_worst_class("clean", results.clean.classes)]
     lines += [_worst_class(f"under attack at {format_fraction(each.eps)}", each.classes) for each in results.worst_case]
+    lines += [f"{name}: the median distance is {distance}" for name, distance in distances(results)]
     for row in results.attacks:
         if row.stages:
             stages = ", ".join(f"{stage.name} {stage.broken:,}" for stage in row.stages)

@@ -120,7 +120,10 @@ class AttackSpec:
         found = {**self.params, **({} if self.samples is None else {SAMPLES: self.samples})}
         for key, value in changes.items():
             if key not in found:
-                raise UserError(f"attack '{name}' has no parameter '{key}'", hint=nearest(key, found))
+                raise UserError(
+                    f"attack '{name}' has no parameter '{key}'",
+                    hint=nearest(key, found) if found else "it has nothing to set",
+                )
             default = found[key]
             read: int | float | str | None
             if isinstance(default, str):

@@ -37,8 +37,6 @@ def of_quantised(evaluation: Evaluation, rows: Sequence[tuple[Row, Unit]]) -> li
     if siblings and strongest:
         detail = f"{strongest[0]} also searched on {siblings[0]}, which does not round: rounding hid nothing from it"
         return [Item("quantised", "high", detail)]
-    what = "no float32 sibling" if strongest else "no autoattack-max with a float32 sibling"
-    detail = (
-        f"rounding hides from attacks what an INT8 file has in common with its float32 file; {what} was searched on"
-    )
+    what = "no float32 sibling was searched on" if strongest else "autoattack-max with a float32 sibling did not run"
+    detail = f"rounding hides from attacks what an INT8 file has in common with its float32 file; {what}"
     return [Item("quantised", "warn", detail)]

@@ -13,6 +13,8 @@ from dgad_tk.strangers.arrays import read_arrays
 from dgad_tk.strangers.number_text import format_fraction
 from evaluators.results import AGAIN, HINT, Attack, Results, read_results
 
+PRECISION = "search_precision"
+"""What rows whose search is not in float32 say among their settings; it comes from a flag of its own."""
 LARGEST = 2**30
 """Bytes of the arrays that are read of a file."""
 Right = NDArray[np.bool_]
@@ -116,10 +118,15 @@ def same_questions(one: Record, other: Record, called: tuple[str, str]) -> list[
         before, now = other.rows[question].params, one.rows[question].params
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
+                if key == PRECISION:
+                    before, now = {key: "fp32", **before}, {key: "fp32", **now}
+                    ask = f"--search-precision {before[key]} asks the same"
+                else:
+                    ask = f"--set {question[0]}.{key}={before[key]} asks the same" if key in before else "make it again"
                 raise UserError(
                     f"{called[1]} ran {one.rows[question].id} with {key} {before.get(key)}, {called[0]} with "
                     f"{now.get(key)}",
-                    hint=f"--set {question[0]}.{key}={before[key]} asks the same" if key in before else "make it again",
+                    hint=ask,
                 )
     return common
 

@@ -216,8 +216,10 @@ def test_a_curve_from_one_run(dgad: Run, trained: Path) -> None:
     code, out, err = dgad(*command, *autoattack, "--curve", "--set", "fmn.steps=20")
     assert code == 0, err
     assert "robust accuracy against eps, an upper bound from one search on 20 images:" in out
-    assert re.search(r"Linf eps +at most, by fmn +exact +95 % interval +by\n0 ", out)
+    assert re.search(r"Linf eps +at most, by fmn +AutoAttack +95 % interval +by\n0 ", out)
     assert re.search(r"\n0\.05 .*autoattack@0\.05\n", out)
+    assert re.search(r"\nat most ±\d+\.\d points of each share are chance .95 % interval of 20 images.\n", out)
+    assert re.search(r"\nfmn: the median distance is 0\.\d+ in Linf\n", out)
     document = json.loads(Path("c/results.json").read_text())
     (curve,) = document["curves"]
     assert (curve["row"], curve["norm"], curve["n"], curve["bound"]) == ("fmn", "linf", 20, "upper")

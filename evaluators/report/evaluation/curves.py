@@ -33,7 +33,8 @@ def round_radii(curve: Curve, about: int) -> list[float]:
     reach = _reach(curve)
     levels = curve.norm == "linf" and reach <= GREY_LEVELS and all(map(_is_level, curve.exact_radii))
     unit = 255 if levels else 1
-    return [each / unit for each in round_numbers(0.0, reach * unit, about)]
+    found = [each / unit for each in round_numbers(0.0, reach * unit, about)]
+    return [each for each in found if each.is_integer()] if curve.norm == "l0" else found
 
 
 def _is_level(eps: float) -> bool:

@@ -117,6 +117,18 @@ def _line(row: Attack, n: int) -> Line:
     return Line(row.id, row.norm, eps, row.robust_accuracy, row.ci95, row.success, row.median_l2, note)
 
 
+def distances(results: Results) -> list[tuple[str, str]]:
+    """The median distances of searches for the nearest image in another norm than L2, which the tables have.
+
+    Id of the row, and such as `4 in L0`.
+    """
+    return [
+        (row.id, f"{row.median_distance:.3g} in {row.norm.capitalize()}")
+        for row in results.attacks
+        if row.status == "done" and row.eps is None and row.norm != "l2" and row.median_distance is not None
+    ]
+
+
 def side_by_side(results: Sequence[Results]) -> list[tuple[str, str, list[Line | None]]]:
     """Name, radius, and the line of each of several results; None where one has no such line.
 
@@ -224,7 +236,8 @@ def measured(results: Results) -> list[tuple[str, str]]:
         "SHA-256 of the model": model.sha256,
         "Images": f"{dataset.name} {dataset.split}, {count(dataset.n, 'image')}",
         "SHA-256 of the images": dataset.sha256,
-        "Threat": ", ".join(ball(results.threat.norm, eps) for eps in results.threat.eps) or results.threat.norm,
+        "Threat": ", ".join(ball(results.threat.norm, eps) for eps in results.threat.eps)
+        or results.threat.norm.capitalize(),
         "Seed": str(results.seed),
         "Cost": f"{sum(row.seconds for row in results.attacks):.1f} s of attacks, {passes[0]:,} forward and "
         f"{passes[1]:,} backward passes",

@@ -7,6 +7,7 @@ from evaluators.report.forms.facts import (
     TERMS,
     Line,
     advised,
+    distances,
     headline,
     lines,
     measured,
@@ -32,7 +33,7 @@ def markdown(results: Sequence[Results]) -> str:
         found += [f"{'###' if len(results) > 1 else '##'} Robustness of {code(each.model.path)}", ""]
         found += [f"**{prose(headline(each))}**", "", *verdict(each), ""]
         found += [*rows(each), ""] if len(results) == 1 else []
-        found += [*weakest_lines(each), "", *_gates(each)]
+        found += [*distance_lines(each), *weakest_lines(each), "", *_gates(each)]
         found += ["<details><summary>How it was measured, and what it does not say</summary>", ""]
         found += [*(f"- {word}: {text}." for word, text in TERMS), *how(each), *(f"- {limit}" for limit in LIMITS)]
         found += ["", "</details>", ""]
@@ -77,6 +78,11 @@ def _one_cell(line: Line | None) -> str:
         return line.note or (f"success {percent(line.success)}" if line.success is not None else "")
     text = percent(line.share) + (f" ({interval(line.ci95)})" if line.ci95 else "")
     return f"{text}, {line.note}" if line.note else text
+
+
+def distance_lines(results: Results) -> list[str]:
+    """How far the nearest images are, where the table does not say it."""
+    return [f"- Median distance of {code(name)}: {prose(distance)}" for name, distance in distances(results)]
 
 
 def weakest_lines(results: Results) -> list[str]:

@@ -14,7 +14,7 @@ from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import UserError
 from dgad_tk.strangers.number_text import format_fraction
 from evaluators.report.forms.facts import LIMITS, ball, headline
-from evaluators.report.forms.markdown import how, rows, verdict, weakest_lines
+from evaluators.report.forms.markdown import distance_lines, how, rows, verdict, weakest_lines
 from evaluators.report.forms.markup import code, prose
 from evaluators.report.pages.words import count, plain
 from evaluators.results import Interval, Results
@@ -51,7 +51,7 @@ def model_card(results: Sequence[Results]) -> str:
     body += ["## Intended use", "", *_use(first, record), "", "## How it was trained", "", *_training(record), ""]
     body += ["## How it was evaluated", ""]
     for each in results:
-        body += [*rows(each), "", *weakest_lines(each), *how(each), ""]
+        body += [*rows(each), "", *distance_lines(each), *weakest_lines(each), *how(each), ""]
     body += ["## Limits", "", *(f"- {limit}" for limit in LIMITS), ""]
     return "\n".join(["---", MARK, text + "---", "", *body])
 

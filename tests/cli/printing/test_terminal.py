@@ -12,7 +12,7 @@ from cli.printing.matrix import matrix_table
 from cli.printing.plan import plan_table
 from cli.printing.results_table import results_table
 from cli.printing.terminal import columns, plain_table, say
-from evaluators.engine.pilot import Forecast, RowForecast
+from evaluators.engine.forecast import Forecast, RowForecast
 from evaluators.report.matrix import MadeOn, Matrix, Table, Target
 from evaluators.results import Attack, Checks, Clean, CleanClass, Dataset, Item, Model, Results, Threat, WorstCase
 

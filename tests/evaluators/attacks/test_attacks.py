@@ -308,6 +308,7 @@ def test_square_says_that_images_are_too_small_for_its_grid(norm: Norm) -> None:
 def test_bad_parameters() -> None:
     for setting, message in [
         ({"pgd": {"step": 5}}, "attack 'pgd' has no parameter 'step' .did you mean 'steps'"),
+        ({"fgsm": {"alarm": 0}}, "attack 'fgsm' has no parameter 'alarm' .it has nothing to set"),
         ({"pgd": {"steps": 0}}, "pgd.steps must be a whole number of at least 1, got 0"),
         ({"pgd": {"steps": "ten"}}, "pgd.steps must be a whole number of at least 1, got 'ten'"),
         ({"pgd": {"relative_step": -0.1}}, "pgd.relative_step must be a number of at least 0, got -0.1"),
@@ -315,6 +316,6 @@ def test_bad_parameters() -> None:
         ({"pgd": {"loss": "hinge"}}, "pgd.loss must be one of ce, dlr, cw, kl, got 'hinge'"),
     ]:
         with pytest.raises(UserError, match=message):
-            plan(["pgd"], norm="linf", eps=[0.1], settings=setting)
+            plan(["fgsm", "pgd"], norm="linf", eps=[0.1], settings=setting)
     with pytest.raises(UserError, match="attack 'fgsm' has no norm 'l1'"):
         plan(["fgsm"], norm="l1", eps=[0.1])

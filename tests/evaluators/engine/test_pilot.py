@@ -16,7 +16,8 @@ from dgad_tk.common import UserError
 from dgad_tk.data import load_dataset
 from evaluators.engine import pilot as pilot_module
 from evaluators.engine.evaluate import evaluate
-from evaluators.engine.pilot import BEFORE, FEWEST, GROWTH, MOST, Forecast, RowForecast, pilot
+from evaluators.engine.forecast import Forecast, RowForecast
+from evaluators.engine.pilot import BEFORE, FEWEST, GROWTH, MOST, pilot
 from evaluators.plan.rows import Surrogate, plan
 
 module: Any = pilot_module

@@ -14,7 +14,8 @@ from dgad_tk.data import Split, load_dataset
 from evaluators.attacks import ATTACKS
 from evaluators.engine import prices
 from evaluators.engine.evaluate import evaluate
-from evaluators.engine.pilot import FEWEST, Forecast, Offer, RowForecast, pilot
+from evaluators.engine.forecast import Forecast, Offer, RowForecast
+from evaluators.engine.pilot import FEWEST, pilot
 from evaluators.engine.prices import Price, passes_of, price_of
 from evaluators.plan.choices import CHOICES, WIDE, choices_in, recommended
 from evaluators.plan.rows import plan
@@ -87,6 +88,20 @@ def test_a_norm_that_no_choice_has_is_forecast_without_offers() -> None:
     assert seen.offers == ()
 
 
+def test_a_choice_that_was_asked_for_costs_what_it_was_found_to_cost(watch: Watch) -> None:
+    """At every radius that would be asked, and with the settings that the choice has."""
+    predictor, split = as_torch(Slow(watch)), linear_split(40)
+    for radii, names, priced in [([0.001], ["autoattack"], False), ([0.001, 0.002], ["fgsm", "apgd-ce"], True)]:
+        asked = plan(names, norm="linf", eps=radii)
+        seen = pilot(predictor, split, asked, batch_size=16, threat=("linf", radii))
+        standard = next(offer for offer in seen.offers if offer.name == "standard")
+        assert (standard.image > 0) == priced
+        assert (seen.offered(standard, 40) == seen.seconds(40)) == (not priced)
+        assert standard.rough
+        quick = next(offer for offer in seen.offers if offer.name == "quick")
+        assert len(quick.rows) == (len(radii) if "fgsm" in names else 0)
+
+
 def test_choices_get_dearer_and_say_what_they_are(victim: Victim) -> None:
     """Each is there in the norms of its attacks; L1 has no fast one."""
     predictor = as_torch(victim[0], (1, 8, 8))
@@ -120,7 +135,15 @@ def test_the_time_buys_images_of_an_offer() -> None:
     advice = there.recommended(102.0)
     assert advice is not None
     assert (advice[0].name, advice[1]) == ("quick", 1000)
-    assert there.to_dict(10, 102.0)["recommended"] == "quick"
+    told = there.to_dict(10, 102.0)
+    assert told["recommended"] == "quick"
+    assert [each["images"] for each in told["choices"]] == [1000, 100, 20]
+    assert [each["seconds"] for each in told["choices"]] == pytest.approx([102.0, 102.0, 102.0])
+    assert [each["half_width"] for each in told["choices"]] == [there.half_width(n) for n in (1000, 100, 20)]
+    assert [each["images"] for each in there.to_dict(10)["choices"]] == [10, 10, 10]
+    assert there.to_dict(10, 1.0)["choices"][0]["seconds"] is None
+    asked = replace(offers[0], image=0.0, rows=(RowForecast("pgd", image=0.2), RowForecast("square", chunk=3.0)))
+    assert (there.offered(asked, 500), asked.rough, offers[0].rough) == (2.0 + 100.0 + 3.0, False, True)
     assert there.recommended(1.0) is None
     assert there.to_dict(10)["recommended"] is None
 

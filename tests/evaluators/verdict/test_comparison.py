@@ -279,6 +279,10 @@ def test_what_is_refused() -> None:
     other = "other.onnx"
     moved = replace(base, image=base.image + np.array([0, 1, 1], dtype=np.uint64))
     steps = [answered([0], [0], {"pgd": [0]}, [row(params={"steps": number})], model=other) for number in (10, 50)]
+    lower = [
+        answered([0], [0], {"pgd": [0]}, [row(params=params)], model=other)
+        for params in ({}, {"search_precision": "bf16"})
+    ]
     for records, message in [
         ((base, answered([0], [0], {"pgd": [0]}, dataset="birds")), "'1.json' is of pets test, '2.json' of birds test"),
         (
@@ -287,6 +291,7 @@ def test_what_is_refused() -> None:
         ),
         ((base, answered([0], [0], {"pgd": [0]}, [row(eps=0.2)])), "has pgd linf 0.1, '2.json' pgd linf 0.2: no row"),
         ((steps[0], steps[1]), "'1.json' ran pgd with steps 10, '2.json' with 50"),
+        ((lower[0], lower[1]), "'1.json' ran pgd with search_precision fp32, '2.json' with bf16"),
         ((base, moved), "'1.json' saw other images or labels than '2.json' under 2 of 3 shared places of pets test"),
         ((base, answered([0, 1, 2], [0, 1, 2], {"pgd": [0, 1, 2]}, index=[7, 8, 9])), "saw none of these images"),
         (
@@ -298,6 +303,7 @@ def test_what_is_refused() -> None:
         with pytest.raises(UserError, match=re.escape(message)) as caught:
             compared(*records)
         assert caught.value.hint
+        assert ("--search-precision fp32" in caught.value.hint) == (records[0] is lower[0])
         assert "\n" not in str(caught.value)
 
 

@@ -83,6 +83,7 @@ def test_a_strangers_curve_of_any_length_stays_small(tmp_path: Path) -> None:
         (curve_of((8 / 255, 3)), [0, 20 / 255, 40 / 255]),
         (curve_of((0.05, 3)), [0, 0.05, 0.1, 0.15]),  # whose radius is no grey level
         (curve_of(norm="l2"), [0, 0.05, 0.1, 0.15]),
+        (Curve(row="jsma", norm="l0", n=3, steps=steps_of(3, [])), [0, 1]),  # no part of a value can change
     ],
 )
 def test_round_radii(curve: Curve, expected: list[float]) -> None:

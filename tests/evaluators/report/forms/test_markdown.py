@@ -223,3 +223,11 @@ def test_norms_and_images_are_not_mixed_up() -> None:
     assert "do not compare" not in text
     other = l2.model_copy(update={"dataset": l2.dataset.model_copy(update={"sha256": "0" * 64})})
     assert "results on different images: they do not compare" in markdown([linf, other])
+
+
+def test_a_distance_in_another_norm_than_the_tables() -> None:
+    """The table has L2 alone, and a search in L0 was asked how many values change."""
+    far = row("sigma-zero", None) | {"kind": "min-norm", "norm": "l0", "eps": None, "success": 1.0, "failed": 0.0}
+    text = markdown([sample(attacks=[far | {"median_distance": 4.0}])])
+    assert "- Median distance of `sigma-zero`: 4 in L0\n" in text
+    assert "Median distance" not in markdown([sample()])
