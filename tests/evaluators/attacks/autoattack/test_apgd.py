@@ -362,7 +362,7 @@ def test_last_batch_is_not_a_tiny_one() -> None:
 
 @pytest.mark.parametrize("shift", [0.02, -0.02])
 def test_an_ascent_goes_on_until_the_runtime_is_wrong(shift: float) -> None:
-    """A twin may differ from the runtime. All images are nearer to the runtime's boundary than eps."""
+    """A twin may differ from the runtime. By a closed form all images can be broken."""
     net, other = TwoClassLinear().requires_grad_(False), TwoClassLinear().requires_grad_(False)
     other.b += shift * other.w.abs().sum()  # moves the twin's boundary by 0.02 in Linf
     runtime, x = as_torch(net), linear_split(20).take(slice(None)) / np.float32(255)
