@@ -124,7 +124,9 @@ def export(
     if not as_json:
         first = output or Path(next(iter(chosen.values())).filename)
         trust = " --trust" if first.suffix in PROGRAMS else ""
-        print(f"next: dgad attack --model {first} --suite full{trust}", file=sys.stderr)
+        rounds = "int8" in next(iter(chosen.values())).options
+        ask = "--attack autoattack-max" if rounds else "--suite full"  # other attacks flatter an INT8 file
+        print(f"next: dgad attack --model {first} {ask}{trust}", file=sys.stderr)
 
 
 def _dataset(artifact: "Artifact") -> "Dataset | UserError":

@@ -62,7 +62,7 @@ def _curve_table(curve: "Curve", where: str) -> None:
     columns = len(names) if exact else 2
     plain_table(names[:columns], [row[:columns] for row in rows])
     low, high = max((wilson(step.robust, curve.n) for step in curve.steps), key=lambda ends: ends[1] - ends[0])
-    say(f"at most ±{100 * (high - low) / 2:.1f} points of each share are chance (95 % interval of {curve.n:,} images)")
+    say(f"95 % intervals of these shares: ±{100 * (high - low) / 2:.1f} points or less")
 
 
 def print_json(documents: Sequence[dict[str, Any]]) -> None:

@@ -30,7 +30,7 @@ CHOICES: dict[str, Choice] = {
         attacks=SUITES["quick"],
         says="an upper bound close to AutoAttack's (the same images broke on all networks that docs/measurements.md "
         "compares): for choosing among models, for CI, for a first look. It is not AutoAttack's figure",
-        blind="weakness behind masked gradients, unless its alarm goes off: Square on a tenth of the images left",
+        blind="weakness behind masked gradients, unless its alarm (Square on a tenth of the images left) goes off",
     ),
     "standard": Choice(
         ask=("--attack", "autoattack"),

@@ -47,8 +47,12 @@ def _rows_of(key: str, results: Results) -> list[Attack]:
     if not found:
         names = {name for row in rows for name in (row.id, *row.names) if row.eps is not None}
         worst = {WORST_CASE} if _radii(results) else set()
+        near = nearest(key, {CLEAN, *worst, *names})
+        # `autoattack-fast` has nearly its name, and is another attack.
+        other = key == "autoattack" and key not in names
         raise UserError(
-            f"--min: no row of {results.model.path} is called '{key}'", hint=nearest(key, {CLEAN, *worst, *names})
+            f"--min: no row of {results.model.path} is called '{key}'",
+            hint="it did not run: dgad attack --attack autoattack" if other else near,
         )
     if unbounded := next((row for row in found if row.eps is None), None):
         raise UserError(

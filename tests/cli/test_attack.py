@@ -218,7 +218,7 @@ def test_a_curve_from_one_run(dgad: Run, trained: Path) -> None:
     assert "robust accuracy against eps, an upper bound from one search on 20 images:" in out
     assert re.search(r"Linf eps +at most, by fmn +AutoAttack +95 % interval +by\n0 ", out)
     assert re.search(r"\n0\.05 .*autoattack@0\.05\n", out)
-    assert re.search(r"\nat most ±\d+\.\d points of each share are chance .95 % interval of 20 images.\n", out)
+    assert re.search(r"\n95 % intervals of these shares: ±\d+\.\d points or less\n", out)
     assert re.search(r"\nfmn: the median distance is 0\.\d+ in Linf\n", out)
     document = json.loads(Path("c/results.json").read_text())
     (curve,) = document["curves"]

@@ -69,6 +69,12 @@ def test_what_it_prints(dgad: Run) -> None:
     assert "next: dgad attack --model student.pt --suite full --trust\n" in err
 
 
+def test_an_int8_file_is_to_be_attacked_by_what_sees_past_its_rounding(dgad: Run) -> None:
+    code, _, err = dgad("export", "w.safetensors", "--format", "onnx-int8", "--calibration-samples", "64")
+    assert code == 0, err
+    assert err.endswith("next: dgad attack --model student.int8.onnx --attack autoattack-max\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [

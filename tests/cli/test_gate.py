@@ -625,7 +625,9 @@ def test_only_autoattack_is_autoattack() -> None:
     """A gate on AutoAttack is not passed by what stands in for it, nor by what contains it."""
     for name, standing in (("autoattack-fast", "near"), ("autoattack-max", "whole")):
         found = sample(attacks=[attacked_row("pgd", 400), attacked_row(name, 384, autoattack=standing)])
-        with pytest.raises(UserError, match="no row of .* is called 'autoattack'"):
+        with pytest.raises(
+            UserError, match="no row of .* is called 'autoattack' .it did not run: dgad attack --attack"
+        ):
             thresholds({"autoattack": Fraction(1, 100)}, found)
         (gate,) = thresholds({name: Fraction(384, 1000)}, found)
         assert gate.passed
