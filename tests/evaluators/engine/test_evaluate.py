@@ -61,7 +61,20 @@ def test_results_follow_the_schema(predictor: Predictor, tmp_path: Path) -> None
     assert [row["id"] for row in read["attacks"]] == ["fgsm@0.02", "fgsm@0.05", "pgd@0.02", "pgd@0.05", "cw2"]
     for row in read["attacks"]:
         assert set(row) == {
-            *("id", "name", "kind", "source", "surrogate", "norm", "eps", "params", "robust_accuracy", "robust", "n"),
+            *(
+                "id",
+                "name",
+                "kind",
+                "source",
+                "autoattack",
+                "surrogate",
+                "norm",
+                "eps",
+                "params",
+                "robust_accuracy",
+                "robust",
+                "n",
+            ),
             *(
                 "ci95",
                 "success",
