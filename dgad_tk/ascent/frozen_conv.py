@@ -7,7 +7,6 @@ What makes it fast (benchmarks/train_step.py):
   round. torch's own gradient of MobileNetV2 takes a tenth more time in float32, and twice the time in bfloat16.
 - On a CPU images are laid out channels-last, except float32 maps of 512 channels that are at most 4 pixels wide, for
   which channels-last takes 1.6 times as long.
-- On a CPU 3x3 kernels of 128 to 512 channels are applied by fewer multiplications in float32 (`winograd`).
 - A ReLU behind a convolution overwrites the convolution's result, which saves a tenth of a forward pass of MobileNetV2.
 """
 
@@ -17,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
-
-from dgad_tk.ascent import winograd
 
 NARROW, HEAVY = 4, 2**20
 """Maps at most this wide are not laid out channels-last if the kernel has at least this number of weights."""
@@ -40,9 +37,6 @@ class FrozenConv2d(nn.Module):
         self.weight, self.bias, self.groups = conv.weight, conv.bias, conv.groups
         self.stride, self.padding, self.dilation = _pair(conv.stride), _pair(conv.padding), _pair(conv.dilation)
         self.turns = self._turns()
-        plain = self.stride == self.padding == self.dilation == (1, 1) and self.groups == 1
-        self.minimal = plain and winograd.pays(self.weight)
-        self._transformed: list[Tensor] = []
         self._kernels: dict[tuple[torch.dtype, torch.device, bool], _Kernel] = {}
 
     def _turns(self) -> bool:
@@ -60,31 +54,18 @@ class FrozenConv2d(nn.Module):
     def refreshed(self) -> None:
         """Drop the cached kernels after the weights have changed."""
         self._kernels.clear()
-        self._transformed.clear()
 
     def forward(self, x: Tensor) -> Tensor:
         low = not x.is_meta and torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if low else x.dtype
-        if self.minimal and dtype == torch.float32 and x.device.type == "cpu" and winograd.fits(x):
-            y: Tensor = Minimal.apply(x, self.bias, self)
-            return y
         narrow = self.weight.numel() >= HEAVY and x.shape[3] <= NARROW
         if narrow := narrow and dtype == torch.float32 and x.device.type == "cpu":
             x = x.contiguous()
         weight, bias, turned = self._kernel(dtype, x.device, narrow)
         if turned is None:
             return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        y = TurnedRound.apply(x.to(dtype), weight, bias, turned, self.stride, self.padding, self.groups)
+        y: Tensor = TurnedRound.apply(x.to(dtype), weight, bias, turned, self.stride, self.padding, self.groups)
         return y
-
-    def transformed(self, *, turned: bool) -> Tensor:
-        """The weights as `winograd` takes them, or those of the gradient to the input; cached until `refreshed`."""
-        while len(self._transformed) <= turned:  # the second one only if there is a backward pass
-            weight = self.weight.detach()
-            self._transformed.append(
-                winograd.transformed(turned_round(weight, 1) if self._transformed else weight).contiguous()
-            )
-        return self._transformed[turned]
 
     def _kernel(self, dtype: torch.dtype, device: torch.device, narrow: bool) -> _Kernel:
         """The weights, cast and laid out; cached until `refreshed`."""
@@ -128,20 +109,6 @@ class TurnedRound(torch.autograd.Function):
             around = [size - 1 - edge for size, edge in zip(sizes, padding, strict=True)]
             found = F.conv2d(_set_apart(gradients[0], stride, dense), turned, padding=around, groups=groups)
         return found, *[None] * 6
-
-
-class Minimal(torch.autograd.Function):
-    """conv2d by `winograd`, forward and backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, conv: FrozenConv2d) -> Tensor:
-        ctx.conv = conv
-        return winograd.convolved(x, conv.transformed(turned=False), bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return winograd.convolved(gradients[0], ctx.conv.transformed(turned=True), None), None, None
 
 
 def turned_round(weight: Tensor, groups: int) -> Tensor:

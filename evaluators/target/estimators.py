@@ -171,12 +171,8 @@ class Counted(nn.Module):
         self.forwards = 0
         self.backwards = 0
 
-    def count(self, images: int) -> None:
-        """So many images have passed forward some other way."""
-        self.forwards += images
-
     def forward(self, x: Tensor) -> Tensor:
-        self.count(len(x))
+        self.forwards += len(x)
         logits: Tensor = self.module(x)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]

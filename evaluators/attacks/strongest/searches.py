@@ -95,7 +95,7 @@ class PlateauSquare(Square):
         super().__init__(estimator, **settings)
         self.guide = guide
 
-    def _read(self, logits: Tensor, images: Tensor, y: Tensor, *, certain: bool = True) -> tuple[Tensor, Tensor]:
-        margins, held = super()._read(logits, images, y, certain=certain)
+    def _read(self, logits: Tensor, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        margins, held = super()._read(logits, images, y)
         parts = zip(torch.split(images, self.batch_size), torch.split(y, self.batch_size), strict=True)
         return margins + torch.cat([margin(self.guide.logits(part), labels) for part, labels in parts]), held

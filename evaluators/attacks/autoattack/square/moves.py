@@ -40,7 +40,6 @@ class Walk(ABC):
         copies: squares that a step touches.
         min_side: the smallest square of the search.
         odd: squares have an odd side.
-        corners: where the square of each prepared step is, int64 `(B, N, 2)`; None for walks that change other pixels.
     """
 
     copies: ClassVar[int] = 1
@@ -49,7 +48,6 @@ class Walk(ABC):
     start_shape: tuple[int, ...]
     numbers: int
     points: Tensor
-    corners: Tensor | None = None
 
     def __init__(self, x: Tensor, eps: float, layout: Layout) -> None:
         self.eps, self.layout = eps, layout
@@ -95,8 +93,7 @@ class LinfWalk(Walk):
 
     def prepare(self, u: Tensor, side: int) -> None:
         u = u.transpose(0, 1)
-        self.corners = self.layout.corners(u[..., :2], side)
-        where = self.layout.squares(self.corners, side)
+        where = self.layout.squares(self.layout.corners(u[..., :2], side), side)
         end = where + (u[..., 2:, None] >= 0.5) * self.clean.shape[1]
         self.where = where.flatten(2)
         self.fill = self.ends.expand(len(end), -1, -1).gather(2, end.flatten(2))

@@ -14,7 +14,6 @@ from dgad_tk.common import UserError
 from dgad_tk.config.threat import Norm
 from evaluators.attacks.arguments import at_least
 from evaluators.attacks.autoattack.square.layout import Layout
-from evaluators.attacks.autoattack.square.local import Local
 from evaluators.attacks.autoattack.square.moves import TILES, WALKS, Walk
 from evaluators.attacks.native import NativeAttack, wrong
 
@@ -91,9 +90,7 @@ class Square(NativeAttack):
 
     def _walk(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """The last points `(N, C, H, W)`."""
-        local = Local.of(self.victim) if self.norm == "linf" and not self.accept_equal else None
-        last = self.victim.by_module or local is not None
-        layout = Layout((x.shape[1], x.shape[2], x.shape[3]), channels_last=last)
+        layout = Layout((x.shape[1], x.shape[2], x.shape[3]), channels_last=self.victim.by_module)
         walk = WALKS[self.norm](x, self.eps, layout)
         walk.start(self.draws.uniform("square start", walk.start_shape, index=index))
         images = layout.images(walk.points)
@@ -103,7 +100,7 @@ class Square(NativeAttack):
 
         sides = [self._side(query, walk) for query in range(self.queries)]
         numbers = x.new_empty(0)
-        query, known = 0, (0, 0)
+        query = 0
         while len(who) and query < self.queries:
             at = query % _BLOCK
             if at == 0:
@@ -111,11 +108,8 @@ class Square(NativeAttack):
                 numbers = self.draws.uniform("square", shape, index=index[who], step=query // _BLOCK)
             steps = _run(sides[query : query + _BLOCK - at], _PIXELS // (walk.copies * len(who) * x.shape[1]))
             walk.prepare(numbers[:, at : at + steps], sides[query])
-            if local is not None and known != (len(who), sides[query]):
-                known = len(who), sides[query]
-                local.begin(layout.images(walk.points), sides[query])
             for step in range(steps):
-                self._step(walk, step, y[who], loss, held, local)
+                self._step(walk, step, y[who], loss, held)
             query += steps
             if query == self.queries or not held.all():
                 points[who] = walk.points
@@ -123,7 +117,7 @@ class Square(NativeAttack):
                 who, numbers, loss, held = who[held], numbers[held], loss[held], held[held]
         return self._inside(layout.images(points), x)
 
-    def _step(self, walk: Walk, step: int, y: Tensor, loss: Tensor, held: Tensor, local: Local | None) -> None:
+    def _step(self, walk: Walk, step: int, y: Tensor, loss: Tensor, held: Tensor) -> None:
         """One proposal for every point that is `held`. Updates `loss` and `held`, both `(N,)`, in place."""
         proposals, moved = walk.propose(step)
         asked = (held if moved is None else held & moved).nonzero()[:, 0]
@@ -131,44 +125,24 @@ class Square(NativeAttack):
         if len(asked):
             chosen = proposals if len(asked) == len(y) else proposals.index_select(0, asked)
             images = walk.layout.images(chosen)
-            logits, certain = self._logits(local, walk, step, asked, images)
-            margins, right = self._read(logits, images, y[asked], certain=certain)
+            margins, right = self._read(self._answers(images), images, y[asked])
             before = loss[asked]
             better = (margins <= before if self.accept_equal else margins < before) | ~right
             accepted[asked], held[asked] = better, right
             loss[asked] = torch.where(better, margins, before)
-            if local is not None and local.ready:
-                local.accept(better)
         walk.settle(accepted)
-
-    def _logits(self, local: Local | None, walk: Walk, step: int, asked: Tensor, images: Tensor) -> tuple[Tensor, bool]:
-        """Logits `(n, K)` of the proposals that are `asked` about, and whether `answers` gave them."""
-        if local is None or not local.ready or walk.corners is None:
-            return self._answers(images), True
-        corners = walk.corners[step].index_select(0, asked)
-        logits = local.ask(walk.points, corners, None if len(asked) == len(walk.points) else asked)
-        if local.tried:
-            return logits, False
-        # The first proposals of each size of squares are asked about both ways.
-        answers = self._answers(images)
-        local.compare(logits, answers)
-        return answers, True
 
     def _answers(self, images: Tensor) -> Tensor:
         size = min(self.batch_size, _CPU_BATCH) if images.device.type == "cpu" else self.batch_size
         return torch.cat([self.victim.answers(part) for part in torch.split(images, size)])
 
-    def _read(self, logits: Tensor, images: Tensor, y: Tensor, *, certain: bool = True) -> tuple[Tensor, Tensor]:
-        """The label's lead in logits, `(N,)`, which is to fall, and where the prediction is right, bool `(N,)`.
-
-        Args:
-            certain: the logits are what `answers` gives.
-        """
+    def _read(self, logits: Tensor, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The label's lead in logits, `(N,)`, which is to fall, and where the prediction is right, bool `(N,)`."""
         margins = margin(logits, y)
         held = margins > 0
         if not held.all():
             # In a tie the first index counts; an answer that is not finite is wrong.
-            held = ~self.victim.confirmed(wrong(logits, y), images, y, certain=certain)
+            held = ~self.victim.confirmed(wrong(logits, y), images, y)
         return margins, held
 
     def _side(self, query: int, walk: Walk) -> int:
