@@ -189,9 +189,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=250)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="which runs, where some take too long")
     parser.add_argument("--art", action="store_true", help="time ART's own once, which is other and more work")
     options = parser.parse_args()
-    kinds = [kind for kind in KINDS if options.model or "file" not in kind] + (["art"] if options.art else [])
+    kinds = [kind for kind in options.kinds if options.model or "file" not in kind] + (["art"] if options.art else [])
     spawn = get_context("spawn")
     pools = {kind: ProcessPoolExecutor(1, spawn, _begin, (kind, options)) for kind in kinds}
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}

@@ -15,7 +15,8 @@ the same command goes on, prints the table of what is there, and writes `table.m
 
 `--cost N` attacks N images again that every row has left robust: on these an attack spends all it has, so its passes
 per robust image are exact there, and rows that take turns (`--repeats`) give ratios of time. `--package` adds the
-authors' package to that, which is given the same differentiable module in float32 and judges by it.
+authors' package to that, which is given the same differentiable module in float32 and judges by it. `--few N` gives
+the reference and the package only N of these images, since they may take half a minute each.
 """
 
 import argparse
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="networks at once: their seconds are no timing")
     parser.add_argument("--minutes", type=float, help="begin nothing new after this time")
     parser.add_argument("--cost", type=int, default=0, help="robust images on which rows are timed in turns")
+    parser.add_argument("--few", type=int, help="of them for the reference and the package [all]")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--package", action="store_true", help="time pyautoattack too")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -235,8 +237,9 @@ def timed(network: Network, options: argparse.Namespace) -> None:
     at = np.flatnonzero(held)[: options.cost]
     if len(at) == 0:
         return
-    split = replace(network.split, index=network.split.index[at], labels=network.split.labels[at])
-    chunk = Chunk(images_of(split, slice(None)), split.labels, split.index, np.ones(len(at), dtype=bool), None)
+    few = at[: options.few]
+    chunks = {len(each): chunk_of(network, each) for each in (at, few)}
+    images = {label: len(few) if label in (options.reference, PACKAGE) else len(at) for label in (*labels, PACKAGE)}
     runs: dict[str, list[dict[str, float]]] = {}
     for _ in range(options.repeats):
         for label in labels:
@@ -244,17 +247,24 @@ def timed(network: Network, options: argparse.Namespace) -> None:
                 made = search(
                     network.predictor,
                     row_of(label, network),
-                    chunk,
+                    chunks[images[label]],
                     seed=options.seed,
                     batch_size=network.batch_size,
                     halfway=NOWHERE,
                 )
             spent = {"seconds": made.seconds, "forward": made.forwards, "backward": made.backwards}
+            spent = {key: value / images[label] for key, value in spent.items()}
             runs.setdefault(label, []).append(spent)
         if options.package:
-            runs.setdefault(PACKAGE, []).append({"seconds": by_package(network, chunk, options.seed)})
+            seconds = by_package(network, chunks[images[PACKAGE]], options.seed)
+            runs.setdefault(PACKAGE, []).append({"seconds": seconds / images[PACKAGE]})
     place.parent.mkdir(parents=True, exist_ok=True)
-    write_json(place, {"network": network.name, "images": len(at), "runs": runs})
+    write_json(place, {"network": network.name, "images": images, "per_image": runs})
+
+
+def chunk_of(network: Network, at: np.ndarray) -> Chunk:
+    split = replace(network.split, index=network.split.index[at], labels=network.split.labels[at])
+    return Chunk(images_of(split, slice(None)), split.labels, split.index, np.ones(len(at), dtype=bool), None)
 
 
 def by_package(network: Network, chunk: Chunk, seed: int) -> float:
@@ -343,12 +353,12 @@ def cost_table(costs: list[dict[str, Any]], reference: str) -> str:
     lines = ["| network | robust images | row | forward | backward | seconds an image | reference over it, time |"]
     lines.append("|---|---|---|---|---|---|---|")
     for each in costs:
-        for label, runs in each["runs"].items():
-            n, first = each["images"], runs[0]
-            passes = [f"{first[key] / n:,.0f}" if key in first else "" for key in ("forward", "backward")]
-            ratios = [a["seconds"] / b["seconds"] for a, b in zip(each["runs"][reference], runs, strict=True)]
-            cells = [each["network"], str(n), label, *passes, f"{median(r['seconds'] for r in runs) / n:.3f}"]
-            lines.append("| " + " | ".join([*cells, f"{median(ratios):.2f}"]) + " |")
+        for label, runs in each["per_image"].items():
+            passes = [f"{runs[0][key]:,.0f}" if key in runs[0] else "" for key in ("forward", "backward")]
+            ratios = [a["seconds"] / b["seconds"] for a, b in zip(each["per_image"][reference], runs, strict=True)]
+            cells = [each["network"], str(each["images"][label]), label, *passes]
+            lines.append("| " + " | ".join([*cells, f"{median(r['seconds'] for r in runs):.3f}"]))
+            lines[-1] += f" | {median(ratios):.2f} |"
     return "\n".join(lines) + "\n"
 
 
