@@ -117,7 +117,7 @@ def _values(name: str, method: Method, options: Iterable[str]) -> dict[str, Any]
 def _owners(name: str, options: Iterable[str]) -> dict[str, tuple[str, str]]:
     """By key: the method or add-on that the option belongs to, and the option's own name."""
     base, _, addon = name.partition("+")
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for key in options:
         owner, _, option = key.rpartition(".")
         if owner in ADDONS and owner != addon:
