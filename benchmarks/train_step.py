@@ -44,13 +44,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--objective-images", type=int, default=1000, help="0 leaves that comparison out")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
+    parser.add_argument("--teacher-in-attack", default="", help="beside exact: linear, none or both")
+    parser.add_argument("--precisions", default="fp32,bf16", help="of those: fp32, bf16, bf16+outer")
+    parser.add_argument("--short", action="store_true", help="nothing but --teacher-in-attack, against exact")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     peaks = {dtype: matrix_peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
     print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}")
     print("matrix product peak: " + ", ".join(f"{dtype} {peak / 1e9:.0f} GFLOP/s" for dtype, peak in peaks.items()))
     for pair in arguments.pairs.split(","):
-        compare(*pair.split(":"), arguments, peaks)
+        if not arguments.short:
+            compare(*pair.split(":"), arguments, peaks)
+        if arguments.teacher_in_attack:
+            cheaper(*pair.split(":"), arguments, peaks)
 
 
 def matrix_peak(dtype: torch.dtype, n: int = 2048) -> float:
@@ -163,6 +169,38 @@ def compare(
         objectives(student, teacher, arguments.objective_images, n, shape)
 
 
+def cheaper(
+    student_name: str, teacher_name: str, arguments: argparse.Namespace, peaks: dict[torch.dtype, float]
+) -> None:
+    """Images/s of DGAD by how its attack asks the teacher, in each precision; ratios are of the exact attack."""
+    torch.manual_seed(0)
+    student, teacher = networks(student_name, teacher_name, arguments.size)
+    n, shape = arguments.batch_size, (3, arguments.size, arguments.size)
+    x, noise, y = torch.rand(n, *shape), torch.randn(n, *shape), torch.arange(n) % 10
+    kinds = ["exact", *arguments.teacher_in_attack.split(",")]
+    print(f"\n{student_name} from {teacher_name}, batch {n}, the teacher in the attack, {arguments.repeats} rounds")
+    print(f"{'':<24}{'images/s':>10}{'ratio':>8}{'min':>7}{'max':>7}{'GFLOP':>9}{'of peak':>9}")
+    for precision in arguments.precisions.split(","):
+        kind_of_inner, outer = precision.removesuffix("+outer"), "bf16" if precision.endswith("+outer") else "fp32"
+        inner = Inner(kind_of_inner)  # type: ignore[arg-type]
+        contenders = {kind: ours(student, teacher, inner, outer, teacher_in_attack=kind) for kind in kinds}
+        for contender in contenders.values():
+            contender.seconds(x, y, noise)
+        rounds = [
+            {kind: each.seconds(x, y, noise) for kind, each in contenders.items()} for _ in range(arguments.repeats)
+        ]
+        peak = peaks[torch.bfloat16 if "bf16" in precision else torch.float32]
+        for kind in kinds:
+            ratios = [each["exact"] / each[kind] for each in rounds]
+            seconds = statistics.median(each[kind] for each in rounds)
+            work = operations(student_name, teacher_name, n, arguments.size, kind)
+            print(
+                f"{precision + ' ' + kind:<24}{n / seconds:>10.1f}{statistics.median(ratios):>8.2f}{min(ratios):>7.2f}"
+                f"{max(ratios):>7.2f}{work / 1e9:>9.0f}{work / seconds / peak:>9.0%}",
+                flush=True,
+            )
+
+
 def networks(student_name: str, teacher_name: str, size: int) -> tuple[nn.Module, nn.Module]:
     """Student and teacher with BatchNorm statistics of their own, and a teacher that is right now and then."""
     student = build_model(student_name, in_channels=3, classes=10)
@@ -182,10 +220,12 @@ def plain(student: nn.Module, teacher: nn.Module) -> Contender:
     return Contender(net, sgd(net), loss)
 
 
-def ours(student: nn.Module, teacher: nn.Module, inner: Inner, outer: str = "fp32") -> Contender:
+def ours(
+    student: nn.Module, teacher: nn.Module, inner: Inner, outer: str = "fp32", teacher_in_attack: str = "exact"
+) -> Contender:
     net = shared(copy.deepcopy(student).train())
     guide = inner.view(copy.deepcopy(teacher))
-    method = build_method("dgad", {"pcr_weight": PCR_WEIGHT})
+    method = build_method("dgad", {"pcr_weight": PCR_WEIGHT, "teacher_in_attack": teacher_in_attack})
 
     def loss(x: Tensor, y: Tensor, noise: Tensor, x_adv: Tensor | None) -> Tensor:
         with autocast(outer, x.device):
@@ -200,7 +240,7 @@ def sgd(net: nn.Module) -> torch.optim.SGD:
     return torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
 
 
-def operations(student_name: str, teacher_name: str, n: int, size: int) -> float:
+def operations(student_name: str, teacher_name: str, n: int, size: int, teacher_in_attack: str = "exact") -> float:
     """Floating-point operations of a step: what its convolutions and products need, counted, not measured."""
     costs = {}
     for name in (student_name, teacher_name):
@@ -209,7 +249,8 @@ def operations(student_name: str, teacher_name: str, n: int, size: int) -> float
         costs[name] = counter.get_total_flops()
     student, teacher = costs[student_name], costs[teacher_name]
     # A gradient to the images, or to the weights, costs as much as a forward pass.
-    return THREAT.steps * 2 * (student + teacher) + 2 * 3 * student + 2 * teacher
+    asked = {"exact": THREAT.steps * 2, "linear": 1, "none": 0}[teacher_in_attack]
+    return THREAT.steps * 2 * student + asked * teacher + 2 * 3 * student + 2 * teacher
 
 
 def levers(student: nn.Module, teacher: nn.Module, x: Tensor, noise: Tensor, repeats: int) -> None:

@@ -93,6 +93,12 @@ def _key(name: str) -> Names:
     return values
 
 
+def _in_attack(_: str) -> list[str]:
+    from dgad_tk.config.threat import TeacherInAttack
+
+    return list(typing.get_args(TeacherInAttack))
+
+
 def _files(_: str) -> list[str]:
     """Nothing, so that the shell offers files."""
     return []
@@ -117,6 +123,7 @@ VALUES: dict[str, Names] = {
     "train.method": _methods,
     "train.precision": _key("precision"),
     "train.student": table("dgad_tk.models", "MODELS"),
+    "train.teacher_in_attack": _in_attack,
     "train.teacher_method": _methods,
     "train.teacher_model": table("dgad_tk.models", "MODELS"),
     "dataset": table("dgad_tk.data", "DATASETS"),

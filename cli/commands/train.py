@@ -59,6 +59,13 @@ def train(
     teacher_epochs: Annotated[
         int | None, whole("--teacher-epochs", "Epochs of an auto teacher. [as --epochs, or 20 on digits]")
     ] = None,
+    teacher_in_attack: Annotated[
+        str | None,
+        typer.Option(
+            help="How an attack that asks the teacher does so: exact in every step, linear by one slope of it, none by "
+            "its answer to the clean image. [exact]"
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any key of config.yaml, or METHOD.option. Repeatable."),
@@ -98,7 +105,7 @@ def train(
     for name in ("teacher_mean", "teacher_std"):
         if name in flags:
             flags[name] = numbers(flags[name], f"--{name.replace('_', '-')}")
-    run_config, out = _configured(flags, config, settings or [], out, resume)
+    run_config, out = _configured(flags, config, settings or [], out, resume, teacher_in_attack)
     if run_config.dataset in ALIKE_DATASETS:
         compute_alike()
 
@@ -181,9 +188,15 @@ def _how_to_go_on(taken: "list[RunFolder]", processes: int, *, trust: bool) -> s
 
 
 def _configured(
-    given: dict[str, Any], config: str | None, settings: list[str], out: Path | None, resume: bool
+    given: dict[str, Any],
+    config: str | None,
+    settings: list[str],
+    out: Path | None,
+    resume: bool,
+    teacher_in_attack: str | None = None,
 ) -> tuple["TrainConfig", Path | None]:
     """The config and the run folder: defaults, then the config file or the run to resume, then `DGAD_*`, then flags."""
+    from cli.flags.teacher import with_option
     from dgad_tk.artifacts.runs import RunFolder, newest_run
     from dgad_tk.config.parsing import validated
     from dgad_tk.config.recipe import load_recipe, over
@@ -202,6 +215,8 @@ def _configured(
         values |= recipe.values | ({"paper": recipe.paper} if recipe.paper else {})
     values |= from_environment(os.environ)
     values |= given
+    if teacher_in_attack is not None:
+        values["method_options"] = with_option(values.get("method_options"), "teacher_in_attack", teacher_in_attack)
     values = over(values, parse_settings(settings))
     found = validated(TrainConfig, values, "config").resolved()
     instruction = found.paper.get("teacher_file")

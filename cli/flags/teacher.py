@@ -1,11 +1,11 @@
-"""Teachers that are model files: ONNX, TorchScript and whatever else `exporters` opens."""
+"""Teachers that are model files: ONNX, TorchScript and whatever else `exporters` opens; and how they are asked."""
 
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dgad_tk.common import UserError
 
@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
     from dgad_tk.config.training import TrainConfig
     from dgad_tk.data import Dataset
+
+
+def with_option(options: object, name: str, value: str) -> dict[str, Any]:
+    """`method_options` of a config with one option set, however it was called before: `name` or `METHOD.name`."""
+    held = options if isinstance(options, dict) else {}
+    return {key: each for key, each in held.items() if key.rpartition(".")[2] != name} | {name: value}
 
 
 def model_file_teacher(config: "TrainConfig", *, trust: bool) -> "Callable[[Dataset], tuple[nn.Module, str]] | None":

@@ -20,6 +20,9 @@ Norm = Literal["linf", "l2", "l1", "l0"]
 
 L0 is the number of values that differ, of all channels: a coloured pixel has three."""
 
+TeacherInAttack = Literal["exact", "linear", "none"]
+"""How a training attack asks the teacher (`dgad_tk.methods.guided`)."""
+
 
 class ThreatModel(TypedKeys):
     """The perturbations allowed, and the steps of the inner maximisation.

@@ -117,20 +117,29 @@ def _values(name: str, method: Method, options: Iterable[str]) -> dict[str, Any]
 def _owners(name: str, options: Iterable[str]) -> dict[str, tuple[str, str]]:
     """By key: the method or add-on that the option belongs to, and the option's own name."""
     base, _, addon = name.partition("+")
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for key in options:
         owner, _, option = key.rpartition(".")
         if owner in ADDONS and owner != addon:
             raise UserError(f"option '{key}' needs --method {name}+{owner}", hint=f"'{owner}' is an add-on")
-        found[key] = (owner, option) if owner and owner in (base, addon) else (base, key)
+        place = (owner, option) if owner and owner in (base, addon) else (base, key)
+        if place in found.values():
+            raise UserError(f"option '{place[1]}' of '{place[0]}' is given twice", hint=f"once as '{key}': drop one")
+        found[key] = place
     return found
+
+
+def _where_else(option: str, known: list[str]) -> str:
+    """Which methods have an option that this one has not; else the nearest of those `known`."""
+    others = [name for name, each in (METHODS | ADDONS).items() if option in (field.name for field in fields(each))]
+    return f"it is an option of {', '.join(others)}" if others else nearest(option, known)
 
 
 def _validated(cls: type[Method], name: str, options: Mapping[str, Any]) -> Method:
     known = [field.name for field in fields(cls)]
     for option in options:
         if option not in known:
-            raise UserError(f"method '{name}' has no option '{option}'", hint=nearest(option, known))
+            raise UserError(f"method '{name}' has no option '{option}'", hint=_where_else(option, known))
     read = {option: fitted(hints_of(cls)[option], value, f"{name}.{option}") for option, value in options.items()}
     try:
         return TypeAdapter(cls).validate_python(read)

@@ -8,20 +8,22 @@ from torch import nn
 from dgad_tk.ascent.losses import cross_entropy
 from dgad_tk.config.threat import ThreatModel
 from dgad_tk.config.training import When, epoch_of
-from dgad_tk.methods.base import Batch, Distillation, Step, discrepancy, require
+from dgad_tk.methods.base import Batch, Step, require
+from dgad_tk.methods.guided import Guided, discrepancy
 from dgad_tk.methods.iad import reliability
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaAd(Distillation):
+class AdaAd(Guided):
     """AdaAD. Huang et al., CVPR 2023, eq. 8, "Boosting accuracy and robustness of student models via adaptive
     adversarial distillation", https://openaccess.thecvf.com/CVPR2023.
 
         L = alpha KL(T(x')‖S(x')) + (1 - alpha) KL(T(x)‖S(x))
 
-    x' maximises KL(T(x')‖S(x')), with the gradient through both networks. The released code averages the divergence
-    over classes on CIFAR-10 (`kl_reduction="elementmean"`) and not on CIFAR-100. As released, the clean forward runs at
-    alpha 1 too, so that the running statistics are of both kinds of images. DGAD's Figure 2 sweeps alpha.
+    x' maximises KL(T(x')‖S(x')), with the gradient through both networks; `teacher_in_attack` has cheaper ways. The
+    released code averages the divergence over classes on CIFAR-10 (`kl_reduction="elementmean"`) and not on CIFAR-100.
+    As released, the clean forward runs at alpha 1 too, so that the running statistics are of both kinds of images.
+    DGAD's Figure 2 sweeps alpha.
 
     Attributes:
         alpha: weight of the adversarial term.
@@ -31,7 +33,8 @@ class AdaAd(Distillation):
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         teacher = require(teacher)
-        x_adv = self.attack(student, batch, threat, discrepancy(teacher))
+        guide = self.guide(teacher, batch)
+        x_adv = self.attack(student, batch, threat, discrepancy(guide))
         with torch.set_grad_enabled(self.alpha < 1):
             logits_clean = student(batch.x)
         logits_adv = student(x_adv)
@@ -40,15 +43,13 @@ class AdaAd(Distillation):
         terms = {"kl_adv": batch.mean(self.kl(target_adv, logits_adv))}
         loss = self.alpha * terms["kl_adv"]
         if self.alpha < 1:
-            with torch.no_grad():
-                target_clean = teacher(batch.x)
-            terms["kl_clean"] = batch.mean(self.kl(target_clean, logits_clean))
+            terms["kl_clean"] = batch.mean(self.kl(guide.on_clean(), logits_clean))
             loss = loss + (1 - self.alpha) * terms["kl_clean"]
         return Step(loss, terms, x_adv, logits_adv, logits_clean)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaIad(Distillation):
+class AdaIad(Guided):
     """AdaIAD: AdaAD's attack with IAD's introspection. Huang et al., CVPR 2023, section 3.4,
     https://openaccess.thecvf.com/CVPR2023.
 
@@ -71,7 +72,7 @@ class AdaIad(Distillation):
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         teacher = require(teacher)
-        x_adv = self.attack(student, batch, threat, discrepancy(teacher))
+        x_adv = self.attack(student, batch, threat, discrepancy(self.guide(teacher, batch)))
         with torch.no_grad():
             student(batch.x)
             target = teacher(x_adv)

@@ -148,11 +148,6 @@ def label_loss(y: Tensor) -> ObjectiveOn:
     return lambda net: lambda images: cross_entropy(net(images), y)
 
 
-def discrepancy(teacher: nn.Module) -> ObjectiveOn:
-    """KL(T(x')‖S(x')), with a gradient through both networks (AdaAD, CVPR 2023, eq. 5)."""
-    return lambda net: lambda images: kl(teacher(images), net(images))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Distillation(AdversarialMethod):
     """A method with a teacher.

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from dgad_tk.ascent.losses import margin, predicted_wrong, soft_label, squared_gap, swap_label
 from dgad_tk.config.threat import ThreatModel
-from dgad_tk.methods.base import Batch, Distillation, Step, discrepancy, require
+from dgad_tk.methods.base import Batch, Step, require
+from dgad_tk.methods.guided import Guide, Guided, discrepancy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dgad(Distillation):
+class Dgad(Guided):
     """DGAD. Park & Min, ECCV 2024, https://arxiv.org/abs/2409.01627.
 
     MAP (section 4.1) sends the samples whose clean image the teacher gets wrong, m_i = 1, to standard training ST, the
@@ -23,7 +24,8 @@ class Dgad(Distillation):
         L_AT = 1/(n - n_m) sum_i (1 - m_i) KL(T^(x'_i)‖S(x'_i))
         L    = n_m/n L_ST + (n - n_m)/n L_AT + beta mean_{i,c} (S_c(x'_i) - S_c(x_i))^2
 
-    x' maximises KL(T(x')‖S(x')), with the gradient through both networks (as in AdaAD).
+    x' maximises KL(T(x')‖S(x')), with the gradient through both networks (as in AdaAD); `teacher_in_attack` has
+    cheaper ways.
 
     Where the paper and the released code disagree, the default is as follows, and the other reading is a switch:
 
@@ -83,13 +85,13 @@ class Dgad(Distillation):
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         teacher = require(teacher)
         x, y = batch.x, batch.y
-        with torch.no_grad():
-            target_clean = teacher(x)
+        guide = self.guide(teacher, batch)
+        target_clean = guide.on_clean()
         wrong = predicted_wrong(target_clean, y)
         if not self.map:
             wrong = torch.zeros_like(wrong)
 
-        x_adv = self._attack(student, teacher, batch, threat, wrong)
+        x_adv = self._attack(student, guide, batch, threat, wrong)
         logits_clean = student(x)
         logits_adv = student(x_adv)
         with torch.no_grad():
@@ -120,15 +122,13 @@ class Dgad(Distillation):
             instead = soft_label(torch.zeros_like(target), y, of_logits=self.smoothing)
         return torch.where(where[:, None], instead, target)
 
-    def _attack(
-        self, student: nn.Module, teacher: nn.Module, batch: Batch, threat: ThreatModel, wrong: Tensor
-    ) -> Tensor:
-        objective_on = discrepancy(teacher)
+    def _attack(self, student: nn.Module, guide: Guide, batch: Batch, threat: ThreatModel, wrong: Tensor) -> Tensor:
         if self.attack_subset == "all" or batch.x_adv is not None:
-            return self.attack(student, batch, threat, objective_on)
+            return self.attack(student, batch, threat, discrepancy(guide))
         rest = ~wrong
         part = replace(batch, x=batch.x[rest], y=batch.y[rest], noise=lambda kind: batch.noise(kind)[rest])
-        return batch.x.masked_scatter(rest[:, None, None, None], self.attack(student, part, threat, objective_on))
+        found = self.attack(student, part, threat, discrepancy(guide.of(rest)))
+        return batch.x.masked_scatter(rest[:, None, None, None], found)
 
     def _combine(self, l_st: Tensor, l_at: Tensor, n_m: Tensor, batch: Batch) -> Tensor:
         share = n_m / (batch.n if self.divisor == "n" else batch.nominal_size)

@@ -104,6 +104,7 @@ def test_each_row_belongs_to_a_flag() -> None:
         (["list", "schema", "dgad/", "b"], []),
         (["train", "--method", "adaa"], ["adaad"]),
         (["train", "--method", "adaad+"], ["adaad+igdm"]),
+        (["train", "--teacher-in-attack", ""], ["exact", "linear", "none"]),
         (["train", "--teacher-method", "tra"], ["trades"]),
         (["train", "--student", "resnet1"], ["resnet18"]),
         (["train", "--teacher-model", "wrn-34-1"], ["wrn-34-10"]),

@@ -107,6 +107,49 @@ def test_flags_reach_the_config() -> None:
     assert config.checkpoint_minutes == 1.5
 
 
+def test_the_teacher_in_the_attack_by_flag_and_by_key(dgad: Run, tmp_path: Path) -> None:
+    """The flag is an option of whichever method is trained, and goes before a file's."""
+    from cli.commands.train import _configured
+
+    def options(*, flag: str | None = None, settings: list[str] | None = None) -> dict[str, Any]:
+        config, _ = _configured({}, "c.yaml", settings or [], None, resume=False, teacher_in_attack=flag)
+        return config.method_options
+
+    Path("c.yaml").write_text("method_options: {dgad.teacher_in_attack: none, pcr_weight: 1}\n")
+    assert options() == {"dgad.teacher_in_attack": "none", "pcr_weight": 1}
+    assert options(flag="linear") == {"pcr_weight": 1, "teacher_in_attack": "linear"}
+    assert options(settings=["dgad.teacher_in_attack=linear"])["dgad.teacher_in_attack"] == "linear"
+    code, _, err = dgad("train", *BRIEF, "--teacher-in-attack", "linear", "--out", "run")
+    assert code == 0, err
+    _, record = load_model(Path("run/best.safetensors"))
+    assert record.training["method_options"]["teacher_in_attack"] == "linear"
+    again = ["train", "--out", "run", "--resume", "--teacher-in-attack"]
+    assert dgad(*again, "linear")[0] == 0
+    refused(dgad(*again, "none"), "{'teacher_in_attack': 'none'}, not {'teacher_in_attack': 'linear'}")
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (["--teacher-in-attack", "half"], "dgad.teacher_in_attack: Input should be 'exact', 'linear' or 'none'", ""),
+        (
+            ["--method", "trades", "--teacher-in-attack", "linear"],
+            "method 'trades' has no option 'teacher_in_attack'",
+            "it is an option of adaad, adaiad, dgad",
+        ),
+        (
+            ["--teacher-in-attack", "linear", "--set", "dgad.teacher_in_attack=none"],
+            "option 'teacher_in_attack' of 'dgad' is given twice",
+            "drop one",
+        ),
+    ],
+)
+def test_a_teacher_that_is_not_asked_so(dgad: Run, words: list[str], message: str, hint: str) -> None:
+    result = dgad("train", *words)
+    refused(result, message)
+    assert hint in result[2]
+
+
 def test_seed_0_overrides_and_an_absent_switch_does_not(dgad: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[TrainConfig] = []
 

@@ -73,6 +73,13 @@ EQUAL: dict[str, dict[str, Any]] = {
     "dgad equal": PLAIN | {"method": "dgad", "method_options": {"subset_weights": "equal", "pcr": "l2norm"}},
     "dgad released": PLAIN | {"method": "dgad", "method_options": {"mobilenet_loss": "released"}},
     "dgad used": PLAIN | {"method": "dgad", "method_options": {"attack_subset": "used", "pcr_weight": 0.0}},
+    "dgad linear": PLAIN | {"method": "dgad", "method_options": {"teacher_in_attack": "linear"}},
+    "dgad used, linear": PLAIN
+    | {
+        "method": "dgad",
+        "method_options": {"attack_subset": "used", "pcr_weight": 0.0, "teacher_in_attack": "linear"},
+    },
+    "adaad none": PLAIN | {"method": "adaad", "method_options": {"alpha": 0.5, "teacher_in_attack": "none"}},
     "trades": PLAIN | {"method": "trades"},
     "score": PLAIN | {"method": "score"},
     "adaiad+igdm": PLAIN | {"method": "adaiad+igdm", "method_options": {"alpha": 0.5, "temperature": 2.0}},

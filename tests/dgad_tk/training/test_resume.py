@@ -60,7 +60,10 @@ def run_until(values: dict[str, Any], out: Path, resume: bool, moment: int | Non
     return count
 
 
-@pytest.mark.parametrize("more", [{}, {"averaging": "ema", "awp_gamma": 0.005}], ids=["plain", "ema"])
+LINEAR = {"method_options": {"teacher_in_attack": "linear"}, "awp_gamma": 0.005}
+
+
+@pytest.mark.parametrize("more", [{}, {"averaging": "ema", "awp_gamma": 0.005}, LINEAR], ids=["plain", "ema", "linear"])
 def test_twenty_kills_leave_no_trace(tmp_path: Path, more: dict[str, Any]) -> None:
     """SIGKILL at random moments, of starting, of the teacher's training, of the student's, of selecting, of saving.
 
