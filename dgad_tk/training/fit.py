@@ -160,6 +160,7 @@ class _Run:
                 config.attack,
                 self.loop.draws,
                 device=self.job.device,
+                batch_size=self.loop.at_once * self.here.size,
                 inner=self.loop.inner,
                 between=self._heed,
             )
