@@ -242,8 +242,13 @@ class TrainConfig(TypedKeys):
     def to_yaml(self) -> str:
         values = self.model_dump(mode="json")
         # Left out where nobody set them, so that runs of older versions keep their text, which names cached surrogates.
-        default = {key for key in LATER if getattr(self, key) == type(self).model_fields[key].default}
-        return written_yaml({key: value for key, value in values.items() if key not in default})
+        later = self.changed(*LATER)
+        return written_yaml({key: value for key, value in values.items() if key in later or key not in LATER})
+
+    def changed(self, *keys: str) -> dict[str, Any]:
+        """Those of the keys that are not at their defaults, with their values, in plain types."""
+        own = {key for key in keys if getattr(self, key) != type(self).model_fields[key].default}
+        return self.model_dump(mode="json", include=own)
 
     def save(self, path: Path) -> None:
         with written_aside(path) as aside:

@@ -17,7 +17,7 @@ from dgad_tk.artifacts.examples import MOST, Examples
 from dgad_tk.ascent.folded import Inner, autocast
 from dgad_tk.ascent.inner_max import draw_noise
 from dgad_tk.config.training import epoch_of
-from dgad_tk.data.augment import augment
+from dgad_tk.data.augment import augment, augment_by, chosen_augments
 from dgad_tk.data.batches import batch_positions, on_device
 from dgad_tk.distributed import across, world
 from dgad_tk.draws import Draws
@@ -71,6 +71,7 @@ class Loop:
         self.job, self.config, self.learner, self.here = job, job.config, learner, world()
         self.split, self.draws = training_split(job.config, job.dataset), Draws(job.config.seed)
         self.inner = Inner(job.config.precision, job.config.compile)
+        self.chosen = chosen_augments(job.config.augment)
         self.at_once = images_at_once(job.config)
         self.teacher: nn.Module | None = None
         if job.teacher is not None:
@@ -119,7 +120,7 @@ class Loop:
         config = self.config
         own = np.array_split(positions, self.here.size)[self.here.rank]
         images, labels, index = on_device(self.split, own, self.job.device)
-        x = augment(images, augmentation=self.job.dataset.spec.augmentation, draws=self.draws, index=index, epoch=epoch)
+        x = self._augmented(images, index, epoch)
         batch = Batch(
             x,
             labels,
@@ -145,6 +146,13 @@ class Loop:
         if keep and self.here.leads:
             self.examples = _examples(batch, step, index)
         return found
+
+    def _augmented(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """Images as the config says, or else as is usual for the dataset; float32 in [0, 1]."""
+        if self.chosen is not None:
+            return augment_by(self.chosen, images, draws=self.draws, index=index, epoch=epoch)
+        usual = self.job.dataset.spec.augmentation
+        return augment(images, augmentation=usual, draws=self.draws, index=index, epoch=epoch)
 
     @contextmanager
     def _seeded(self, epoch: int, number: int) -> Iterator[None]:

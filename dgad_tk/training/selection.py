@@ -17,9 +17,6 @@ from dgad_tk.data.batches import on_device
 from dgad_tk.distributed import across, world
 from dgad_tk.draws import Draws
 
-MOST_IMAGES, MOST_PIXELS = 256, 256 * 64 * 64
-"""Of a batch. Larger images come in smaller batches, so that they need no more memory."""
-
 
 def accuracies(
     model: nn.Module,
@@ -38,12 +35,12 @@ def accuracies(
     Each of several processes takes its share of the images, and all return the accuracy on all images.
 
     Args:
-        batch_size: of all processes together; 0 for as many images as MOST_IMAGES and MOST_PIXELS allow.
+        batch_size: of all processes together; 0 for 256, or fewer images that are large.
         inner: how the model is run inside the attack; it is always judged in float32.
         between: called after each batch; what it raises ends the attack.
     """
     inner, here = inner or Inner(), world()
-    batch_size = batch_size or max(1, min(MOST_IMAGES, MOST_PIXELS // (split.base.shape[2] * split.base.shape[3])))
+    batch_size = batch_size or split.at_once(256)
     attacked, judge = inner.view(model), folded(model)
     threat = ThreatModel.of(threat.norm, threat.eps, threat.steps)
     counts = torch.zeros(2, device=device, dtype=torch.float64)
