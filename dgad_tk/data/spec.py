@@ -94,7 +94,8 @@ class Split:
 
     def at_once(self, most: int) -> int:
         """`most` images, or where they are larger than 64x64 as many, from 1, as have no more pixels than these."""
-        return max(1, min(most, most * USUAL_PIXELS // (self.base.shape[2] * self.base.shape[3])))
+        pixels = int(self.base.shape[2] * self.base.shape[3])
+        return max(1, min(most, most * USUAL_PIXELS // pixels))
 
     def subset(self, n: int) -> "Split":
         """The first `n` >= 1 images, nearly class-proportional; all of them where there are fewer."""

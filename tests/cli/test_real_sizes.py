@@ -1,4 +1,4 @@
-"""The whole road on images that are large or not square: a folder, training with every option of a step, files, attacks."""
+"""The whole road on images that are large or not square: a folder, training with all options of a step, attacks."""
 
 import importlib.util
 import json
@@ -52,7 +52,7 @@ def test_photographs_are_cut_alike_each_time_and_apart(tmp_path: Path) -> None:
 
 
 def test_the_whole_road_on_images_that_are_not_square(dgad: Run) -> None:
-    photographs().cut(Path("photos"), 8, 3)
+    photographs().cut(Path("photos"), 20, 4)
     images = ["--dataset", "imagefolder", "--data-dir", "photos", "--image-size", "48x80", "--resize", "crop"]
     batch = ["--epochs", "1", "--batch-size", "8", "--teacher-model", "resnet8"]
     code, out, err = dgad("train", *images, *batch, *OPTIONS, *STEPS, "--out", "run", "--json")
@@ -66,20 +66,8 @@ def test_the_whole_road_on_images_that_are_not_square(dgad: Run) -> None:
     for form in ("onnx", "onnx-int8", "torchscript"):
         code, _, err = dgad("export", "run", "--format", form)
         assert code == 0, err
-    code, out, err = dgad(
-        *(
-            "attack",
-            "--model",
-            "student.onnx",
-            "--model",
-            "student.int8.onnx",
-            "--suite",
-            "fast",
-            "--limit",
-            "4",
-            "--json",
-        )
-    )
+    files = ["--model", "student.onnx", "--model", "student.int8.onnx"]
+    code, _, err = dgad("attack", *files, "--suite", "fast", "--limit", "4", "--json")
     assert code == 0, err
 
 
@@ -144,5 +132,5 @@ def test_the_whole_road_on_photographs_of_224_pixels(dgad: Run) -> None:
     assert code == 0, err
     code, _, err = dgad("export", "run", "--format", "onnx")
     assert code == 0, err
-    code, out, err = dgad("attack", "--model", "student.onnx", "--attack", "pgd", "--limit", "8", "--json")
+    code, _, err = dgad("attack", "--model", "student.onnx", "--attack", "pgd", "--limit", "8", "--json")
     assert code == 0, err

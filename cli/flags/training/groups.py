@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from typer import Context
 from typer.core import TyperCommand
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -24,7 +23,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 class Grouped(TyperCommand):
     """A command whose `--help` shows its options under the headings of GROUPS."""
 
-    def format_options(self, ctx: Context, formatter: Any) -> None:
+    def format_options(self, ctx: Any, formatter: Any) -> None:
         records = {str(each.name): found for each in self.get_params(ctx) if (found := each.get_help_record(ctx))}
         for title, names in GROUPS.items():
             if rows := [records.pop(name) for name in names if name in records]:

@@ -1,6 +1,7 @@
 """What computes new pixels, by torchvision's functions, image by image."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,19 +22,18 @@ def random_resized_crop(images: Tensor, amount: float, uniforms: Uniforms) -> Te
     """
     from torchvision.transforms.v2.functional import resized_crop
 
-    size = list(images.shape[2:])
+    height, width = images.shape[2:]
     drawn = uniforms("part", 4 * ATTEMPTS).reshape(-1, ATTEMPTS, 4).tolist()  # one wait for the device
     found = []
     for image, attempts in zip(images, drawn, strict=True):
-        part = next(filter(None, (_part(*size, amount, *attempt) for attempt in attempts)), None)
-        found.append(image if part is None else resized_crop(image, *part, size=size, antialias=True))
+        part = next(filter(None, (_part(height, width, amount, attempt) for attempt in attempts)), None)
+        found.append(image if part is None else resized_crop(image, *part, size=[height, width], antialias=True))
     return torch.stack(found).clamp_(0, 1)
 
 
-def _part(
-    height: int, width: int, least: float, area: float, ratio: float, down: float, right: float
-) -> list[int] | None:
+def _part(height: int, width: int, least: float, drawn: Sequence[float]) -> list[int] | None:
     """Top, left, height and width of the part for four numbers on [0, 1); None if it does not fit into the image."""
+    area, ratio, down, right = drawn
     share = least + area * (1 - least)
     stretch = math.exp((2 * ratio - 1) * math.log(RATIO))
     h, w = round(height * math.sqrt(share / stretch)), round(width * math.sqrt(share * stretch))

@@ -190,7 +190,7 @@ def test_parts_are_those_that_torchvision_cuts() -> None:
 
 def test_parts_keep_the_shape_of_the_image() -> None:
     """Of a long image too: a part that is 4/3 times as wide, or as high, for its area, and no more."""
-    parts = [_part(20, 200, 0.3, *numbers) for numbers in torch.rand(400, 4).tolist()]
+    parts = [_part(20, 200, 0.3, numbers) for numbers in torch.rand(400, 4).tolist()]
     fitting = [part for part in parts if part]
     assert len(fitting) > 300
     ratios = torch.tensor([(w / 200) / (h / 20) for _, _, h, w in fitting])

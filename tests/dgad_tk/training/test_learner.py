@@ -111,7 +111,7 @@ def test_every_optimizer_learns_and_resumes(tmp_path: Path, name: str) -> None:
     with pytest.raises(Crash):
         train(config.model_copy(update={"checkpoint_minutes": 1e-9}), out=tmp_path / "cut", on_progress=stop)
     other = next(each for each in OPTIMIZERS if each != name)
-    with pytest.raises(UserError, match=f"another config: optimizer: {other}, not {name}"):
+    with pytest.raises(UserError, match=f"another config: .*optimizer: {other}, not {name}"):
         train(config.model_copy(update={"optimizer": other}), out=tmp_path / "cut", resume=True)
     assert_same_run(whole, train(config, out=tmp_path / "cut", resume=True))
 
