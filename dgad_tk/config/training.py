@@ -187,8 +187,6 @@ class TrainConfig(TypedKeys):
             raise ValueError(f"nesterov is of sgd, and the optimizer is {self.optimizer}")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ValueError(f"adam_betas must be from 0 to below 1, got {list(self.adam_betas)}")
-        if self.batch_size < 2 * self.accumulate:
-            raise ValueError(f"accumulate {self.accumulate} leaves less than 2 of {self.batch_size} images to a part")
         if self.accumulate > 1 and self.sync_bn:
             raise ValueError("sync_bn takes its statistics over whole batches, and accumulate cuts them into parts")
         return self

@@ -196,11 +196,11 @@ def _check_places(config: TrainConfig, out: Path, *, needs_teacher: bool) -> Non
 
 def _check_processes(config: TrainConfig, dataset: Dataset, device: torch.device, processes: int) -> None:
     """See that each process gets two images of a batch (BatchNorm has no variance of one), and a GPU for sync_bn."""
-    if config.batch_size < 2 * processes * config.accumulate:
+    if config.accumulate > 1 and config.batch_size < 2 * processes * config.accumulate:
+        shared = f", which {processes} processes share" if processes > 1 else ""
         raise UserError(
-            f"{processes} processes and accumulate {config.accumulate} leave less than 2 images of "
-            f"{config.batch_size} to a part",
-            hint="a larger --batch-size, or a smaller --accumulate",
+            f"accumulate {config.accumulate} leaves less than 2 images to a part of {config.batch_size}{shared}",
+            hint="a smaller --accumulate, or a larger --batch-size",
         )
     images = min(config.batch_size, config.limit_train or len(dataset.train), len(dataset.train))
     if images < 2 * processes:

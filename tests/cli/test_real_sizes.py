@@ -76,7 +76,7 @@ def test_the_whole_road_on_images_that_are_not_square(dgad: Run) -> None:
     [
         (["--accumulate", "0"], "accumulate: Input should be greater than or equal to 1"),
         (["--accumulate", "many"], "--accumulate must be a whole number"),
-        (["--accumulate", "33"], "accumulate 33 leaves less than 2 of 64 images to a part"),
+        (["--accumulate", "33"], "accumulate 33 leaves less than 2 images to a part of 64"),
         (["--optimizer", "adam"], "unknown optimizer 'adam'"),
         (["--augment", "flip,rotate"], "unknown augmentation 'rotate'"),
         (["--augment", "crop:2"], "augment 'crop' takes 0 to 1, got 2"),
