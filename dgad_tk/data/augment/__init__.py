@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dgad_tk.common import UserError, lookup
+from dgad_tk.data.augment.numbers import Uniforms, to_float
 from dgad_tk.data.augment.pictures import colour_jitter, random_resized_crop
-from dgad_tk.data.augment.pixels import to_float
 from dgad_tk.data.augment.shifts import augment, crop, flip
-from dgad_tk.data.augment.uniforms import Uniforms
 from dgad_tk.draws import Draws
 from dgad_tk.strangers.number_text import NotANumberError, real
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dgad_tk.data.augment.uniforms import Uniforms
+from dgad_tk.data.augment.numbers import Uniforms
 
 ATTEMPTS = 10
 RATIO = 4 / 3

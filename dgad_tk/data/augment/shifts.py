@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dgad_tk.data.augment.pixels import to_float
-from dgad_tk.data.augment.uniforms import Uniforms
+from dgad_tk.data.augment.numbers import Uniforms, to_float
 from dgad_tk.data.spec import Augmentation
 from dgad_tk.draws import Draws
 
