@@ -15,6 +15,7 @@ import typer
 
 from cli.commands import attack, bench, compare, export, gate, inspect, list, report, train
 from cli.completion import ASKED, answer_bash, complete_values
+from cli.flags.training.groups import Grouped
 from cli.flags.values import AsJson
 from cli.printing.terminal import is_plain
 from dgad_tk import __version__
@@ -104,7 +105,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in COMMANDS.items():
     complete_values(_name, _command)
-    app.command(_name)(_command)
+    app.command(_name, cls=Grouped if _name == "train" else None)(_command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -61,6 +61,7 @@ _WHITE_BOX = table("evaluators.attacks", "ATTACKS")
 _ART = table("evaluators.attacks.art.table", "ART_ATTACKS", "art:")
 _METHODS = table("dgad_tk.methods", "METHODS")
 _ADDONS = table("dgad_tk.methods", "ADDONS", "+")
+_AUGMENTS = table("dgad_tk.data.augment", "AUGMENTS")
 _TRANSFER = "transfer:"
 
 
@@ -74,6 +75,13 @@ def _attacks(typed: str) -> list[str]:
 def _methods(typed: str) -> list[str]:
     base = typed.partition("+")[0]
     return _METHODS(typed) + ([f"{base}{addon}" for addon in _ADDONS(typed)] if base in _METHODS(typed) else [])
+
+
+def _augments(typed: str) -> list[str]:
+    """Of a list with commas, what may follow the last of them."""
+    begun = typed.rpartition(",")[0]
+    taken = {each.partition(":")[0] for each in begun.split(",")}
+    return [f"{begun}{begun and ','}{name}" for name in _AUGMENTS(typed) if name not in taken]
 
 
 def _recipes(_: str) -> list[str]:
@@ -118,9 +126,11 @@ VALUES: dict[str, Names] = {
     "list.what": lambda _: [*TABLES, SCHEMA],
     "list.name": table("cli.documents.table", "DOCUMENTS"),
     "report.form": table("evaluators.report.forms.table", "FORMS"),
+    "train.augment": _augments,
     "train.config": _recipes,
     "train.device": _key("device"),
     "train.method": _methods,
+    "train.optimizer": table("dgad_tk.config.optimizers", "OPTIMIZERS"),
     "train.precision": _key("precision"),
     "train.student": table("dgad_tk.models", "MODELS"),
     "train.teacher_in_attack": _in_attack,

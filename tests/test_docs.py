@@ -30,8 +30,10 @@ from victims import as_onnx
 from cli import app
 from dgad_tk import __version__
 from dgad_tk.artifacts.weights import save_weights
+from dgad_tk.config.optimizers import OPTIMIZERS
 from dgad_tk.config.recipe import recipe_names
 from dgad_tk.data import DATASETS
+from dgad_tk.data.augment import AUGMENTS
 from dgad_tk.methods import ADDONS, METHODS
 from dgad_tk.models import MODELS, build_model
 from evaluators.attacks import ATTACKS
@@ -279,6 +281,8 @@ def test_what_is_for_later_is_not_there_yet() -> None:
         ("methods", METHODS),
         ("add-ons", ADDONS),
         ("students, teachers", MODELS),
+        ("optimizers", OPTIMIZERS),
+        ("augmentation", AUGMENTS),
         ("datasets", DATASETS),
         ("formats", EXPORTERS),
         ("attacks", ATTACKS),
@@ -300,6 +304,7 @@ def first_column(page: str, header: str) -> list[str]:
 
 def test_other_tables_are_the_codes() -> None:
     assert first_column("docs/export.md", "format") == list(EXPORTERS)
+    assert first_column("docs/training.md", "name") == list(AUGMENTS)
     named = [name.removeprefix("dgad ") for name in first_column("docs/tables.md", "command") if name not in LATER]
     assert sorted(named) == sorted(app.COMMANDS)
     checks = chain(

@@ -37,7 +37,7 @@ def export(
     ] = None,
     opset: Annotated[int | None, whole("--opset", "ONNX opset, 18 to 23. [20]")] = None,
     calibration_samples: Annotated[
-        int | None, whole("--calibration-samples", "INT8: training images to calibrate on. [512]")
+        int | None, whole("--calibration-samples", "INT8: training images to calibrate on. [512, or half of fewer]")
     ] = None,
     calibration_method: Annotated[
         str | None, typer.Option(help="INT8: how ranges are found: minmax, percentile or entropy. [minmax]")
@@ -72,7 +72,7 @@ def export(
     from exporters.export import export as run_export
     from exporters.formats import EXPORTERS
     from exporters.onnx_write.float32 import check_opset
-    from exporters.onnx_write.int8 import JUDGED, Int8
+    from exporters.onnx_write.int8 import JUDGED, USUAL_SAMPLES, Int8
     from exporters.torch_files.archive import PROGRAMS
 
     chosen = dict(EXPORTERS) if format == "all" else {format: lookup(EXPORTERS, format, "format")}
@@ -105,7 +105,7 @@ def export(
             print(f"{target}: {name}, being written and compared", file=sys.stderr)
         try:
             if "images" in row.options:
-                wanted["images"] = _to_calibrate(dataset, int8.calibration_samples + JUDGED)
+                wanted["images"] = _to_calibrate(dataset, (int8.calibration_samples or USUAL_SAMPLES) + JUDGED)
             written = run_export(opened, name, target, overwrite=overwrite, **wanted)
         except (ParityError, UserError) as error:
             if len(chosen) == 1:

@@ -29,6 +29,12 @@ class Row:
 Rows = list[Row]
 
 
+def _augments() -> Rows:
+    from dgad_tk.data.augment import AUGMENTS
+
+    return [Row(name, f"{row.description} [{row.amount}]") for name, row in AUGMENTS.items()]
+
+
 def _datasets() -> Rows:
     from dgad_tk.data import DATASETS
 
@@ -98,6 +104,18 @@ def _preprocessings() -> Rows:
     ]
 
 
+def _optimizers() -> Rows:
+    from dgad_tk.config.optimizers import OPTIMIZERS
+    from dgad_tk.config.training import TrainConfig
+
+    rows = []
+    for name, row in OPTIMIZERS.items():
+        keys = ["lr", "weight_decay", *row.takes.values()]
+        usual = {key: TrainConfig.model_fields[key].default for key in keys}
+        rows.append(Row(name, row.description, usual | dict(row.defaults)))
+    return rows
+
+
 def _recipes() -> Rows:
     from dgad_tk.config.recipe import load_recipe, recipe_names
 
@@ -112,11 +130,13 @@ def _schemas() -> Rows:
 
 TABLES: dict[str, Callable[[], Rows]] = {
     "attacks": _attacks,
+    "augments": _augments,
     "datasets": _datasets,
     "formats": _formats,
     "forms": _forms,
     "methods": _methods,
     "models": _models,
+    "optimizers": _optimizers,
     "preprocessings": _preprocessings,
     "recipes": _recipes,
     "schemas": _schemas,
@@ -130,8 +150,8 @@ def list_table(
     what: Annotated[
         str,
         typer.Argument(
-            help="attacks, datasets, formats, forms (of a report), methods, models, preprocessings, recipes, suites or "
-            "schemas; schema for one of these."
+            help="attacks, augments, datasets, formats, forms (of a report), methods, models, optimizers, "
+            "preprocessings, recipes, suites or schemas; schema for one of these."
         ),
     ],
     name: Annotated[str | None, typer.Argument(help="With schema: which, such as export. [results]")] = None,

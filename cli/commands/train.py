@@ -12,6 +12,7 @@ import typer
 from cli.commands.alike import ALIKE_DATASETS, compute_alike
 from cli.flags.images import RESIZE_HELP
 from cli.flags.images import image_size as image_size_option
+from cli.flags.training.steps import Accumulate, Augment, DecayWeightsOnly, FreezeBn, Optimizer
 from cli.flags.values import AsJson, Quiet, Seed, Trust, numbers, real, whole
 from cli.printing.terminal import say
 from dgad_tk.common import UserError
@@ -74,6 +75,11 @@ def train(
         int | None, whole("--epochs", "Epochs of training. [25 on digits, 40 on fashion-mnist, else 200]")
     ] = None,
     batch_size: Annotated[int | None, whole("--batch-size", "Images per step. [64 on digits, else 128]")] = None,
+    accumulate: Accumulate = None,
+    optimizer: Optimizer = None,
+    decay_weights_only: DecayWeightsOnly = False,
+    freeze_bn: FreezeBn = False,
+    augment: Augment = None,
     seed: Seed = None,
     precision: Annotated[
         str | None, typer.Option(help="Precision of the inner maximisation: fp32 or bf16. [fp32]")

@@ -28,6 +28,16 @@ class Trained(Part):
     """Options of the method that are not its defaults."""
     averaging: Literal["none", "ema", "swa"]
     """Which average of the weights was kept: exponential over the steps, the mean of the late epochs, or none."""
+    optimizer: str = "sgd"
+    """What moved the weights, where it was not sgd."""
+    accumulate: Count = 1
+    """Number of parts that a batch went through the networks in."""
+    freeze_bn: bool = False
+    """Whether BatchNorm kept and used the statistics that it began with."""
+    decay_weights_only: bool = False
+    """Whether norms and biases had no weight decay."""
+    augment: list[str] = Field(default=[])
+    """What happened to training images, in order; empty for the dataset's own crop and flip."""
     processes: Count
     """Processes that trained together."""
     selected_on: str

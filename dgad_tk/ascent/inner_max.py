@@ -9,12 +9,11 @@ The ball of the threat model gives the step and the projection Pi (`dgad_tk.asce
 that are not finite are replaced first (`dgad_tk.ascent.directions`).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dgad_tk.ascent.balls import Noise, ball_of
 from dgad_tk.ascent.directions import finite
@@ -64,17 +63,6 @@ def inner_max(objective: Objective, x: Tensor, start: Tensor, threat: ThreatMode
             gradient = gathered
         x_adv = ball.project(ball.step(x_adv, gradient, threat.step_size), x)
     return x_adv
-
-
-@contextmanager
-def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Put all buffers, such as BatchNorm's running statistics, back to what they were."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)
 
 
 def draw_noise(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dgad_tk.common import lookup, written_aside
+from dgad_tk.config.optimizers import OPTIMIZERS, checked_optimizer
 from dgad_tk.config.parsing import TypedKeys, written_yaml
 from dgad_tk.config.threat import ThreatModel
 from dgad_tk.strangers.number_text import parse_fraction
@@ -27,7 +28,10 @@ FREE = {"checkpoint_minutes", "paper"}
 PLACES = {"data_dir", "teacher", "device"}
 """Keys that say where something is. A resumed run may change them, since it compares SHA-256 sums of the content."""
 
-LATER = {"resize", "channels"}
+LATER = {
+    *("resize", "channels"),
+    *("accumulate", "freeze_bn", "optimizer", "adam_betas", "adam_eps", "decay_weights_only", "augment"),
+}
 """Keys that older versions did not write."""
 
 
@@ -68,6 +72,8 @@ class TrainConfig(TypedKeys):
     """1 reads an image folder as grey, 3 as RGB. The default is what a teacher from a file takes, else RGB."""
     limit_train: int | None = Field(None, ge=2)
     """The first N of the training split's fixed stratified order."""
+    augment: tuple[str, ...] = ()
+    """Rows of AUGMENTS in their order, `NAME` or `NAME:AMOUNT`. Empty is the dataset's own crop and flip."""
 
     method: str = "dgad"
     method_options: dict[str, Any] = Field({})
@@ -93,9 +99,22 @@ class TrainConfig(TypedKeys):
 
     epochs: int = Field(200, ge=1)
     batch_size: int = Field(128, ge=2)
+    accumulate: int = Field(1, ge=1)
+    """Number of parts that a batch goes through the networks in. The loss is that of the whole batch."""
+    freeze_bn: bool = False
+    """BatchNorm in the student normalises with its running statistics, which stay; its affine weights are trained."""
+    optimizer: Annotated[str, AfterValidator(checked_optimizer)] = "sgd"
+    """Row of OPTIMIZERS."""
     lr: float = Field(0.1, gt=0)
+    """1e-3 for adamw."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Of sgd, as `nesterov`."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(5e-4, ge=0)
+    """1e-2 for adamw, whose decay is multiplied by the learning rate alone."""
+    decay_weights_only: bool = False
+    """No weight decay on norms and biases."""
     nesterov: bool = False
     schedule: Literal["piecewise", "cosine", "cyclic", "constant"] = "piecewise"
     """`cyclic` rises linearly from 0 to `lr` over two fifths of the run, and falls linearly back to 0."""
@@ -164,6 +183,12 @@ class TrainConfig(TypedKeys):
             raise ValueError("teacher_mean and teacher_std are of a teacher from a file, and teacher is auto")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
+        if self.nesterov and self.optimizer != "sgd":
+            raise ValueError(f"nesterov is of sgd, and the optimizer is {self.optimizer}")
+        if not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ValueError(f"adam_betas must be from 0 to below 1, got {list(self.adam_betas)}")
+        if self.accumulate > 1 and self.sync_bn:
+            raise ValueError("sync_bn takes its statistics over whole batches, and accumulate cuts them into parts")
         return self
 
     @property
@@ -181,6 +206,9 @@ class TrainConfig(TypedKeys):
         own: dict[str, Any] = {key: value for key, value in spec.training.items() if key not in self.model_fields_set}
         if self.teacher_method != type(self).model_fields["teacher_method"].default:
             own.pop("teacher_options", None)  # the dataset's options belong to another method
+        if defaults := OPTIMIZERS[self.optimizer].defaults:
+            own.pop("teacher_lr", None)  # the dataset's rates belong to another optimizer
+            own |= {key: value for key, value in defaults.items() if key not in self.model_fields_set}
         # By default an auto teacher has the student's epochs and learning rate.
         for key in ("epochs", "lr"):
             same = own.get(key, getattr(self, key))
@@ -202,6 +230,7 @@ class TrainConfig(TypedKeys):
                 "teacher": AUTO,
                 "teacher_mean": (),
                 "teacher_std": (),
+                "freeze_bn": False,
                 "epochs": self.teacher_epochs,
                 "lr": self.teacher_lr,
                 "paper": {},
@@ -211,7 +240,13 @@ class TrainConfig(TypedKeys):
     def to_yaml(self) -> str:
         values = self.model_dump(mode="json")
         # Left out where nobody set them, so that runs of older versions keep their text, which names cached surrogates.
-        return written_yaml({key: value for key, value in values.items() if value is not None or key not in LATER})
+        later = self.changed(*LATER)
+        return written_yaml({key: value for key, value in values.items() if key in later or key not in LATER})
+
+    def changed(self, *keys: str) -> dict[str, Any]:
+        """Those of the keys that are not at their defaults, with their values, in plain types."""
+        own = {key for key in keys if getattr(self, key) != type(self).model_fields[key].default}
+        return self.model_dump(mode="json", include=own)
 
     def save(self, path: Path) -> None:
         with written_aside(path) as aside:

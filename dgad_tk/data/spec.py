@@ -17,6 +17,9 @@ Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Shape = tuple[int, int, int]
 
+USUAL_PIXELS = 64 * 64
+"""Of an image for whose size numbers of images in a batch are made."""
+
 GREY_LEVEL = 1 / 255
 """One step of an 8-bit image, in units of [0, 1]."""
 
@@ -88,6 +91,11 @@ class Split:
     def take(self, positions: NDArray[np.int64] | Sequence[int] | slice) -> Pixels:
         """A copy of the images at these positions, uint8 `(n, C, H, W)`, contiguous."""
         return np.ascontiguousarray(self.base[self.index[positions]])
+
+    def at_once(self, most: int) -> int:
+        """`most` images, or where they are larger than 64x64 as many, from 1, as have no more pixels than these."""
+        pixels = int(self.base.shape[2] * self.base.shape[3])
+        return max(1, min(most, most * USUAL_PIXELS // pixels))
 
     def subset(self, n: int) -> "Split":
         """The first `n` >= 1 images, nearly class-proportional; all of them where there are fewer."""
@@ -193,8 +201,9 @@ class Dataset:
     def _spread(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         total = np.zeros(self.shape[0])
         squares = np.zeros(self.shape[0])
-        for start in range(0, len(self.train), 1024):  # in pieces: the pixels stay memory-mapped
-            block = self.train.take(slice(start, start + 1024)) / 255.0
+        size = self.train.at_once(1024)
+        for start in range(0, len(self.train), size):  # in pieces: the pixels stay memory-mapped
+            block = self.train.take(slice(start, start + size)) / 255.0
             total += block.sum(axis=(0, 2, 3))
             squares += np.square(block).sum(axis=(0, 2, 3))
         count = len(self.train) * self.shape[1] * self.shape[2]

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from dgad_tk.ascent.balls import Noise
 from dgad_tk.ascent.folded import Inner
-from dgad_tk.ascent.inner_max import Init, Objective, inner_max, kept_statistics, start_point
+from dgad_tk.ascent.inner_max import Init, Objective, inner_max, start_point
 from dgad_tk.ascent.losses import cross_entropy, kl
 from dgad_tk.config.threat import ThreatModel
-from dgad_tk.models.trained import Trained, bare
+from dgad_tk.models.trained import Trained, bare, kept_statistics, parts_of
 
 BatchNormMode = Literal["eval", "train", "batch"]
 """What BatchNorm normalises with. `eval`: the running statistics. `train`: those of the batch, which also update the
@@ -23,8 +23,10 @@ running ones. `batch`: those of the batch, and the running ones stay."""
 KlReduction = Literal["batchmean", "elementmean"]
 """`batchmean` sums over classes and averages over the batch; `elementmean` averages over both, which is 1/K of it."""
 
-ObjectiveOn = Callable[[nn.Module], Objective]
-"""From the student under attack to what the attack maximises."""
+ObjectiveOn = Callable[[nn.Module, slice], Objective]
+"""From the student under attack, and the rows of the batch that are attacked now, to what the attack maximises.
+
+The objective is given the images of these rows; what it knows of each image beside that has to be of these rows too."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Batch:
         n: number of images of the whole batch.
         across: sums a tensor over the processes, differentiably.
         inner: how the networks are run inside the attack.
+        most: number of images that are attacked at once; 0 for all.
     """
 
     x: Tensor
@@ -57,6 +60,7 @@ class Batch:
     n: int = 0
     across: Callable[[Tensor], Tensor] = field(default=lambda value: value, repr=False)
     inner: Inner = field(default_factory=Inner)
+    most: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", self.n or len(self.x))
@@ -136,16 +140,19 @@ class AdversarialMethod(Method):
             return batch.x_adv
         start = start_point(batch.x, threat, self.init, batch.noise, clip=self.clip_start)
         student = bare(student)
-        with batch.inner.context(batch.x.device):
-            if self.bn_in_attack == "eval":
-                return inner_max(objective_on(batch.inner.view(student)), batch.x, start, threat)
-            with kept_statistics(student) if self.bn_in_attack == "batch" else nullcontext():
-                return inner_max(objective_on(Trained(student)), batch.x, start, threat)
+        kept = kept_statistics(student) if self.bn_in_attack == "batch" else nullcontext()
+        with batch.inner.context(batch.x.device), kept:
+            net = batch.inner.view(student) if self.bn_in_attack == "eval" else Trained(student)
+            found = [
+                inner_max(objective_on(net, rows), batch.x[rows], start[rows], threat)
+                for rows in parts_of(len(batch.x), batch.most)
+            ]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def label_loss(y: Tensor) -> ObjectiveOn:
     """CE(s(x'), y) for labels `(N,)` (Madry et al., ICLR 2018, eq. 2.1)."""
-    return lambda net: lambda images: cross_entropy(net(images), y)
+    return lambda net, rows: lambda images: cross_entropy(net(images), y[rows])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """What an attack asks of the teacher: its answer to every x', to x with its slope, or to x alone."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgad_tk.ascent.directions import finite
+from dgad_tk.ascent.inner_max import Objective
 from dgad_tk.ascent.losses import kl
 from dgad_tk.config.threat import TeacherInAttack
 from dgad_tk.methods.base import Batch, Distillation, ObjectiveOn
@@ -49,15 +49,20 @@ class Guide:
             logits: Tensor = self.teacher(self.x)
         return logits
 
-    def of(self, where: Tensor) -> "Guide":
-        """The same for the chosen images, bool `(N,)`."""
+    def of(self, where: Tensor | slice) -> "Guide":
+        """The same for the chosen images: bool `(N,)`, or their rows."""
         clean, slope = (None if value is None else value[where] for value in (self.clean, self.slope))
         return replace(self, x=self.x[where], y=self.y[where], clean=clean, slope=slope)
 
 
-def discrepancy(guide: Callable[[Tensor], Tensor]) -> ObjectiveOn:
+def discrepancy(guide: Guide) -> ObjectiveOn:
     """KL(T(x')‖S(x')), with a gradient through both networks (AdaAD, CVPR 2023, eq. 5)."""
-    return lambda net: lambda images: kl(guide(images), net(images))
+
+    def objective_on(net: nn.Module, rows: slice) -> Objective:
+        part = guide.of(rows)
+        return lambda images: kl(part(images), net(images))
+
+    return objective_on
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,8 @@ class Rslad(Distillation):
         with torch.no_grad():
             target = require(teacher)(batch.x)
 
-        def objective_on(net: nn.Module) -> Objective:
-            return lambda images: kl(target, net(images))
+        def objective_on(net: nn.Module, rows: slice) -> Objective:
+            return lambda images: kl(target[rows], net(images))
 
         x_adv = self.attack(student, batch, threat, objective_on)
         logits_adv = student(x_adv)

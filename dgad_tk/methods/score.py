@@ -42,9 +42,9 @@ class Score(AdversarialMethod):
             raise ValueError(f"clip must not be negative, got {self.clip}")
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
-        def objective_on(net: nn.Module) -> Objective:
+        def objective_on(net: nn.Module, rows: slice) -> Objective:
             with torch.no_grad():
-                target = net(batch.x)
+                target = net(batch.x[rows])
             return lambda images: squared_gap(net(images), target)
 
         x_adv = self.attack(student, batch, threat, objective_on)

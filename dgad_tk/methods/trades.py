@@ -28,9 +28,9 @@ class Trades(AdversarialMethod):
     beta: float = 6.0
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
-        def objective_on(net: nn.Module) -> Objective:
+        def objective_on(net: nn.Module, rows: slice) -> Objective:
             with torch.no_grad():  # the released attack computes it in every step, to the same value
-                target = net(batch.x)
+                target = net(batch.x[rows])
             return lambda images: kl(target, net(images))
 
         x_adv = self.attack(student, batch, threat, objective_on)

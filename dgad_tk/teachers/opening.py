@@ -159,7 +159,7 @@ def check_teacher(
     other = teacher.get_submodule("net") if inside else nn.Sequential(Normalize(mean, std), teacher).to(device)
     answers = np.full((2, len(split)), NONE)
     with torch.no_grad():
-        for positions in np.array_split(np.arange(len(split)), math.ceil(len(split) / BATCH_SIZE)):
+        for positions in np.array_split(np.arange(len(split)), math.ceil(len(split) / split.at_once(BATCH_SIZE))):
             x = to_float(on_device(split, positions, device)[0])
             for row, net in zip(answers, (teacher, other), strict=True):
                 logits = net(x)

@@ -11,19 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from dgad_tk.artifacts.examples import MOST, Examples
 from dgad_tk.ascent.folded import Inner, autocast
-from dgad_tk.ascent.inner_max import draw_noise, kept_statistics
+from dgad_tk.ascent.inner_max import draw_noise
 from dgad_tk.config.training import epoch_of
-from dgad_tk.data.augment import augment
+from dgad_tk.data.augment import augment, augment_by, chosen_augments
 from dgad_tk.data.batches import batch_positions, on_device
 from dgad_tk.distributed import across, world
 from dgad_tk.draws import Draws
 from dgad_tk.methods import Batch, Step
+from dgad_tk.models.trained import InParts, kept_statistics
 from dgad_tk.training.job import Job, Progress, training_split
-from dgad_tk.training.learner import Learner, learning_rate
+from dgad_tk.training.learner import Learner, images_at_once, learning_rate
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,11 @@ class Loop:
         self.job, self.config, self.learner, self.here = job, job.config, learner, world()
         self.split, self.draws = training_split(job.config, job.dataset), Draws(job.config.seed)
         self.inner = Inner(job.config.precision, job.config.compile)
-        self.teacher = None if job.teacher is None else self.inner.view(job.teacher.to(job.device))
+        self.chosen = chosen_augments(job.config.augment)
+        self.at_once = images_at_once(job.config)
+        self.teacher: nn.Module | None = None
+        if job.teacher is not None:
+            self.teacher = InParts(self.inner.view(job.teacher.to(job.device)), self.at_once)
         self.examples: Examples | None = None  # of an epoch's last step, on the leader
 
     def run(self, epoch: int, begin: Position, after_step: Callable[[Position], None]) -> dict[str, float]:
@@ -86,7 +91,7 @@ class Loop:
         order = self.draws.permutation("order", len(self.split), epoch=epoch)
         # Each process gets two images of every batch at least: BatchNorm has no variance of one.
         batches = list(batch_positions(order, config.batch_size, smallest=2 * self.here.size))
-        self.learner.student.train()
+        self.learner.begin_epoch()
         self.progress = Progress(self.job.role, epoch, config.epochs, begin.step, len(batches), {}, 0.0)
         at, started = begin, time.perf_counter()
         rate = learning_rate(config, epoch + max(begin.step - 1, 0) / len(batches))
@@ -115,7 +120,7 @@ class Loop:
         config = self.config
         own = np.array_split(positions, self.here.size)[self.here.rank]
         images, labels, index = on_device(self.split, own, self.job.device)
-        x = augment(images, augmentation=self.job.dataset.spec.augmentation, draws=self.draws, index=index, epoch=epoch)
+        x = self._augmented(images, index, epoch)
         batch = Batch(
             x,
             labels,
@@ -126,6 +131,7 @@ class Loop:
             n=len(positions),
             across=across,
             inner=self.inner,
+            most=self.at_once,
         )
         with self._seeded(epoch, number):
             step = self._gradients(batch)
@@ -140,6 +146,13 @@ class Loop:
         if keep and self.here.leads:
             self.examples = _examples(batch, step, index)
         return found
+
+    def _augmented(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """Images as the config says, or else as is usual for the dataset; float32 in [0, 1]."""
+        if self.chosen is not None:
+            return augment_by(self.chosen, images, draws=self.draws, index=index, epoch=epoch)
+        usual = self.job.dataset.spec.augmentation
+        return augment(images, augmentation=usual, draws=self.draws, index=index, epoch=epoch)
 
     @contextmanager
     def _seeded(self, epoch: int, number: int) -> Iterator[None]:

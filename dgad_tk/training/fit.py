@@ -160,6 +160,7 @@ class _Run:
                 config.attack,
                 self.loop.draws,
                 device=self.job.device,
+                batch_size=self.loop.at_once * self.here.size,
                 inner=self.loop.inner,
                 between=self._heed,
             )
@@ -234,6 +235,7 @@ class _Run:
                 "limit_train": config.limit_train,
                 "method_options": config.method_options,
                 "averaging": config.averaging,
+                **config.changed("optimizer", "accumulate", "freeze_bn", "decay_weights_only", "augment"),
                 "processes": self.here.size,
                 "selected_on": config.select_on,
                 "selected_by": selected_by,

@@ -1,14 +1,18 @@
-"""The student and everything that moves its weights: SGD, the learning rate, averages, adversarial perturbation."""
+"""The student and all that moves its weights: the optimizer, its learning rate, averages, adversarial perturbation."""
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import batchnorm, instancenorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from dgad_tk.config.optimizers import OPTIMIZERS
 from dgad_tk.config.training import TrainConfig, epoch_of
+from dgad_tk.distributed import world
 from dgad_tk.models.trained import shared
 
 
@@ -28,19 +32,46 @@ def learning_rate(config: TrainConfig, at: float) -> float:
     return rate * min(at / config.warmup_epochs, 1) if config.warmup_epochs else rate
 
 
+def images_at_once(config: TrainConfig) -> int:
+    """Number of images that go through a network at once in training, in each process; 0 for the whole batch."""
+    return 0 if config.accumulate == 1 else math.ceil(config.batch_size / (config.accumulate * world().size))
+
+
+def optimizer_of(config: TrainConfig, student: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a student's weights, in two groups if some of them are not to decay."""
+    row = OPTIMIZERS[config.optimizer]
+    groups: list[dict[str, Any]] = [{"params": list(student.parameters())}]
+    if config.decay_weights_only:
+        spared = {id(parameter) for parameter in norms_and_biases(student)}
+        decayed = [parameter for parameter in student.parameters() if id(parameter) not in spared]
+        others = [parameter for parameter in student.parameters() if id(parameter) in spared]
+        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    more = {argument: getattr(config, key) for argument, key in row.takes.items()}
+    made: torch.optim.Optimizer = getattr(torch.optim, row.torch_name)(
+        [group for group in groups if group["params"]], lr=config.lr, weight_decay=config.weight_decay, **more
+    )
+    return made
+
+
+def norms_and_biases(student: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters of normalisations, whatever their shape, and all of at most one dimension, as biases are."""
+    for module in student.modules():
+        norm = isinstance(module, NORMS)
+        for parameter in module.parameters(recurse=False):
+            if norm or parameter.ndim <= 1:
+                yield parameter
+
+
+NORMS = (batchnorm._NormBase, instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
 class Learner:
     """A student, its optimizer, and the average of its weights if the config asks for one."""
 
     def __init__(self, config: TrainConfig, student: nn.Module) -> None:
         self.config, self.student = config, student
-        self.shared = shared(student)
-        self.optimizer = torch.optim.SGD(
-            student.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
-        )
+        self.shared = shared(student, images_at_once(config))
+        self.optimizer = optimizer_of(config, student)
         self.averaged: AveragedModel | None = None
         if config.averaging != "none":
             ema = config.averaging == "ema"
@@ -60,6 +91,13 @@ class Learner:
         if self.averaged is None or int(self.averaged.n_averaged) == 0:
             return self.student
         return self.averaged.module
+
+    def begin_epoch(self) -> None:
+        """Put the student into train mode; BatchNorm stays in eval mode if the config freezes it."""
+        self.student.train()
+        for module in self.student.modules() if self.config.freeze_bn else ():
+            if isinstance(module, batchnorm._BatchNorm):
+                module.eval()
 
     def learn(self, rate: float) -> None:
         """One step of the optimizer, once the gradients are there."""

@@ -25,7 +25,7 @@ def accuracies(
     draws: Draws,
     *,
     device: torch.device,
-    batch_size: int = 256,
+    batch_size: int = 0,
     inner: Inner | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
@@ -35,10 +35,12 @@ def accuracies(
     Each of several processes takes its share of the images, and all return the accuracy on all images.
 
     Args:
+        batch_size: of all processes together; 0 for 256, or fewer images that are large.
         inner: how the model is run inside the attack; it is always judged in float32.
         between: called after each batch; what it raises ends the attack.
     """
     inner, here = inner or Inner(), world()
+    batch_size = batch_size or split.at_once(256)
     attacked, judge = inner.view(model), folded(model)
     threat = ThreatModel.of(threat.norm, threat.eps, threat.steps)
     counts = torch.zeros(2, device=device, dtype=torch.float64)

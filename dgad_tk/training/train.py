@@ -19,6 +19,7 @@ from dgad_tk.artifacts.runs import RunFolder, new_run_folder
 from dgad_tk.common import UserError
 from dgad_tk.config.training import AUTO, TrainConfig
 from dgad_tk.data import Dataset, load_dataset
+from dgad_tk.data.augment import chosen_augments
 from dgad_tk.data.splits import grey, stretched, without_images
 from dgad_tk.distributed import by_leader, from_all, joined, launched, leaders, pick_device
 from dgad_tk.methods import build_method, find_method, typed_options
@@ -71,6 +72,7 @@ def train(
     config = _typed(config.resolved())
     method = build_method(config.method, config.method_options)
     find_model(config.student)
+    chosen_augments(config.augment)
     if method.needs_teacher and config.teacher == AUTO:  # hours before it is needed
         find_model(config.teacher_model)
         if find_method(config.teacher_method).needs_teacher:
@@ -146,6 +148,11 @@ def _doubts(config: TrainConfig, dataset: Dataset) -> list[str]:
         found.append(lost + (f", with --limit-train {config.limit_train}" if config.limit_train else ""))
     if stretch := stretched(dataset):
         found.append(stretch)
+    if config.freeze_bn and getattr(config, "init", None) is None:
+        found.append(
+            "freeze_bn without weights to start from: BatchNorm keeps a mean of 0 and a variance of 1, and normalises "
+            "nothing"
+        )
     if config.normalize == "dataset" and (flat := dataset.flat_channels):
         found.append(
             f"channels that hardly vary over the training images: {', '.join(map(str, flat))} (from 0); "
@@ -189,6 +196,12 @@ def _check_places(config: TrainConfig, out: Path, *, needs_teacher: bool) -> Non
 
 def _check_processes(config: TrainConfig, dataset: Dataset, device: torch.device, processes: int) -> None:
     """See that each process gets two images of a batch (BatchNorm has no variance of one), and a GPU for sync_bn."""
+    if config.accumulate > 1 and config.batch_size < 2 * processes * config.accumulate:
+        shared = f", which {processes} processes share" if processes > 1 else ""
+        raise UserError(
+            f"accumulate {config.accumulate} leaves less than 2 images to a part of {config.batch_size}{shared}",
+            hint="a smaller --accumulate, or a larger --batch-size",
+        )
     images = min(config.batch_size, config.limit_train or len(dataset.train), len(dataset.train))
     if images < 2 * processes:
         raise UserError(

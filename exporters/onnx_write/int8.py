@@ -40,6 +40,7 @@ IMAGES = {
 
 MIN_SAMPLES = 16
 JUDGED = 512
+USUAL_SAMPLES = 512
 """Images on which agreement with fp32 is measured: enough to see 0.2 %."""
 HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul"} & set(QDQRegistry)
 """Operators that multiply. Each is quantised or left in float; the others follow their neighbours."""
@@ -50,7 +51,8 @@ class Int8:
     """How a network is quantised.
 
     Attributes:
-        calibration_samples: number of images to calibrate on.
+        calibration_samples: number of images to calibrate on; None for USUAL_SAMPLES, or half of the images where there
+            are no more than these.
         calibration_method: row of CALIBRATORS.
         calibrate_on: clean, adversarial (PGD on the network, at the threat it was trained for), or both, half and half.
         exclude: nodes to leave in float, by name or pattern (`node_conv2d*`).
@@ -62,7 +64,7 @@ class Int8:
         UserError: an unknown method or choice of images, or too few samples.
     """
 
-    calibration_samples: int = 512
+    calibration_samples: int | None = None
     calibration_method: str = "minmax"
     calibrate_on: str = "clean"
     exclude: Sequence[str] = ()
@@ -72,7 +74,7 @@ class Int8:
     def __post_init__(self) -> None:
         lookup(CALIBRATORS, self.calibration_method, "calibration method")
         lookup(IMAGES, self.calibrate_on, "--calibrate-on")
-        if self.calibration_samples < MIN_SAMPLES:
+        if self.calibration_samples is not None and self.calibration_samples < MIN_SAMPLES:
             raise UserError(
                 f"--calibration-samples must be at least {MIN_SAMPLES}, got {self.calibration_samples}",
                 hint="a few hundred are enough",
@@ -102,7 +104,8 @@ def save_onnx_int8(
         UserError: too few images, an unknown node, or nothing left to quantise.
     """
     int8 = int8 or Int8()
-    samples = int8.calibration_samples
+    usual = USUAL_SAMPLES if len(images) > USUAL_SAMPLES else max(MIN_SAMPLES, len(images) // 2)
+    samples = int8.calibration_samples or usual
     if len(images) < samples:
         raise UserError(
             f"--calibration-samples must be {MIN_SAMPLES} to {len(images)}, got {samples}",

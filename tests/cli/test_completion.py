@@ -19,7 +19,9 @@ from dgad_tk.config.training import TrainConfig
 
 TABLES = [
     ("cli.documents.table", "DOCUMENTS"),
+    ("dgad_tk.config.optimizers", "OPTIMIZERS"),
     ("dgad_tk.data", "DATASETS"),
+    ("dgad_tk.data.augment", "AUGMENTS"),
     ("dgad_tk.methods", "ADDONS"),
     ("dgad_tk.methods", "METHODS"),
     ("dgad_tk.data.images.resize", "RESIZES"),

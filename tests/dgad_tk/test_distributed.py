@@ -85,6 +85,15 @@ EQUAL: dict[str, dict[str, Any]] = {
     "adaiad+igdm": PLAIN | {"method": "adaiad+igdm", "method_options": {"alpha": 0.5, "temperature": 2.0}},
     "awp and ema": PLAIN | {"method": "pgd-at", "awp_gamma": 0.01, "averaging": "ema", "ema_decay": 0.9},
     "ard": PLAIN | {"method": "ard"},
+    "parts": PLAIN
+    | {
+        "method": "dgad",
+        "accumulate": 3,
+        "optimizer": "adamw",
+        "lr": 0.01,
+        "augment": ["crop", "flip", "colour-jitter"],
+    },
+    "frozen": {"student": "norm-wide", "method": "trades", "accumulate": 2, "freeze_bn": True},
     "mart and swa": PLAIN | {"method": "mart", "averaging": "swa", "swa_start": 1, "normalize": "dataset"},
 }
 """Runs that do not depend on how many processes share them."""

@@ -297,3 +297,11 @@ def test_timm(monkeypatch: pytest.MonkeyPatch) -> None:
         find_model("timm:hf-hub:someone/something")  # would download
     with pytest.raises(UserError, match="timm cannot build resnet18 for 2 channels and 7 classes: two channels"):
         build_model("timm:resnet18", in_channels=2, classes=7)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("size", [(4, 4), (37, 50), (224, 224), (160, 256)])
+def test_every_row_takes_every_size(name: str, size: tuple[int, int]) -> None:
+    """As shapes alone, without memory, in train mode."""
+    with torch.device("meta"):
+        assert on_meta(name).train()(torch.rand(2, 3, *size)).shape == (2, 10)

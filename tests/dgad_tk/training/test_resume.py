@@ -60,10 +60,18 @@ def run_until(values: dict[str, Any], out: Path, resume: bool, moment: int | Non
     return count
 
 
-LINEAR = {"method_options": {"teacher_in_attack": "linear"}, "awp_gamma": 0.005}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "ema": {"averaging": "ema", "awp_gamma": 0.005},
+    "linear": {"method_options": {"teacher_in_attack": "linear"}, "awp_gamma": 0.005},
+    "parts": {
+        **{"accumulate": 3, "optimizer": "adamw", "lr": 0.01, "decay_weights_only": True, "freeze_bn": True},
+        "augment": ["random-resized-crop:0.5", "flip", "colour-jitter"],
+    },
+}
 
 
-@pytest.mark.parametrize("more", [{}, {"averaging": "ema", "awp_gamma": 0.005}, LINEAR], ids=["plain", "ema", "linear"])
+@pytest.mark.parametrize("more", OPTIONS.values(), ids=OPTIONS)
 def test_twenty_kills_leave_no_trace(tmp_path: Path, more: dict[str, Any]) -> None:
     """SIGKILL at random moments, of starting, of the teacher's training, of the student's, of selecting, of saving.
 

@@ -250,6 +250,16 @@ def test_search_is_content_with_the_best() -> None:
     assert len(tried[-1].nodes) == 1
 
 
+@pytest.mark.parametrize(("count", "samples", "judged"), [(96, 48, 48), (20, 16, 4), (16, 16, 16)])
+def test_few_images_are_shared_by_calibration_and_judgement(
+    model: nn.Module, images: np.ndarray, tmp_path: Path, count: int, samples: int, judged: int
+) -> None:
+    """Where nobody says how many: half of them each, 16 at least to calibrate on."""
+    found = save_onnx_int8(model, RECORD, tmp_path / "int8.onnx", images=images[:count]).findings
+    assert found["calibration"].startswith(f"{samples} ")
+    assert found["agreement"]["n"] == judged
+
+
 def test_bad_input(model: nn.Module, images: np.ndarray, tmp_path: Path) -> None:
     options: dict[str, Any]
     for options, message in [
