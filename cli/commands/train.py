@@ -160,7 +160,8 @@ def train(
     if leads:
         _print_result(folder, run_config, page.path, as_json)
         if not as_json:
-            print(f"next: dgad export --format onnx{' --trust' * needs_trust(run_config)}", file=sys.stderr)
+            trusting = " --trust" * needs_trust(run_config, "student")
+            print(f"next: dgad export --format onnx{trusting}", file=sys.stderr)
         page.raise_bug()
 
 

@@ -11,10 +11,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dgad_tk.artifacts.record import KEY, Artifact
-from dgad_tk.artifacts.sources import changed_source, trusted_source
 from dgad_tk.artifacts.weight_files import read_pickled, read_safetensors
 from dgad_tk.common import UserError, reason_of, written_aside
 from dgad_tk.models import build_model, normalised
+from dgad_tk.models.records import changed_source, trusted_source
 from dgad_tk.strangers.first_bytes import archive_of, beginning, is_pickle
 
 STATE_FORMAT = 1
@@ -93,10 +93,10 @@ def load_model(
     if isinstance(network, nn.Module):
         model = normalised(network, mean, std)
     else:
-        name = network or trusted_source(artifact, path, trust=trust)
+        name = network or trusted_source(artifact.model, artifact.network, path, trust=trust)
         channels, classes = artifact.input_shape[0], len(artifact.classes)
         model = build_model(name, in_channels=channels, classes=classes, mean=mean, std=std)
-        if note := changed_source(artifact, name):
+        if note := changed_source(name, artifact.network):
             on_message(note)
     try:
         model.load_state_dict(tensors)

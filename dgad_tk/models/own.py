@@ -101,6 +101,8 @@ class Own:
             for each in [next((name for name in names if name in signature.parameters), "")]
             if each and signature.parameters[each].kind is not inspect.Parameter.POSITIONAL_ONLY
         }
+        if not named and any(each.kind is inspect.Parameter.VAR_KEYWORD for each in signature.parameters.values()):
+            named = {_CHANNELS[0]: in_channels, _CLASSES[0]: classes}
         values = () if named else (in_channels, classes)
         try:
             signature.bind(*values, **named)

@@ -36,8 +36,8 @@ def check_typed(config: "TrainConfig", typed: Collection[str], *, trust: bool) -
             )
 
 
-def needs_trust(config: "TrainConfig") -> bool:
-    """Whether what a run writes opens only with --trust, since it names source code."""
+def needs_trust(config: "TrainConfig", *keys: str) -> bool:
+    """Whether one of the networks of a run, by their `keys`, is source code, so that it is opened only with --trust."""
     from dgad_tk.models.own import names_code
 
-    return any(names_code(getattr(config, key)) for key in KEYS)
+    return any(names_code(getattr(config, key)) for key in keys or KEYS)

@@ -3,28 +3,30 @@
 A record comes with a file from anywhere. What it names is not run unless the user says so.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from dgad_tk.artifacts.record import Artifact
 from dgad_tk.common import UserError, sha256_file
 from dgad_tk.models.own import names_code, own_network
 
 _ELSEWHERE = "`dgad export --network FILE.py:FUNCTION` names it where it is now, and an exported file needs no source"
 
 
-def trusted_source(artifact: Artifact, path: Path, *, trust: bool) -> str:
+def trusted_source(name: str, said: Mapping[str, Any], path: Path, *, trust: bool) -> str:
     """The name to build the network of a record by.
 
     A file is looked for where the record says, from the working folder, and beside the weights.
 
     Args:
+        name: that the record has.
+        said: what it says of the source.
         path: of the weights.
         trust: whether the user lets the record's code run.
 
     Raises:
         UserError: it is code, and not trusted, not there, or another than the weights were trained with.
     """
-    name = artifact.model
     if not names_code(name):
         return name
     if not trust:
@@ -33,7 +35,7 @@ def trusted_source(artifact: Artifact, path: Path, *, trust: bool) -> str:
             hint="--trust runs it (in Python trust=True), if you trust who wrote it; an exported .onnx needs no source",
         )
     place, _, function = name.rpartition(":")
-    wanted = artifact.network.get("source_sha256", "")
+    wanted = said.get("source_sha256", "")
     if not place.endswith(".py"):
         own = own_network(name)
         if own is not None and own.sha256 != wanted:
@@ -49,13 +51,18 @@ def trusted_source(artifact: Artifact, path: Path, *, trust: bool) -> str:
     return f"{same[0]}:{function}"
 
 
-def changed_source(artifact: Artifact, name: str) -> str:
-    """A sentence if the source of an own network is another than the weights were trained with; else empty."""
-    wanted = str(artifact.network.get("source_sha256", ""))
-    own = own_network(name) if artifact.network else None
+def changed_source(name: str, said: Mapping[str, Any]) -> str:
+    """A sentence if the source of an own network is another than the weights were trained with; else empty.
+
+    Args:
+        name: of the network as it is now.
+        said: what the record says of the source.
+    """
+    wanted = str(said.get("source_sha256", ""))
+    own = own_network(name) if said else None
     if own is None or own.sha256 == wanted:
         return ""
-    before = str(artifact.network.get("package", "")) or f"sha256 {wanted[:12] or 'unknown'}"
+    before = str(said.get("package", "")) or f"sha256 {wanted[:12] or 'unknown'}"
     now = own.package or f"sha256 {own.sha256[:12]}"
     return f"the source of '{name}' is not what these weights were trained with: {now}, not {before}"
 
