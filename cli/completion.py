@@ -24,6 +24,9 @@ from cli.flags.values import NORMS, SEARCH_PRECISIONS, SPLITS
 Names = Callable[[str], list[str]]
 """From what was typed so far to all names that may follow."""
 
+MODELS_GROUP = "dgad_tk.models"
+"""Entry points of networks, as `dgad_tk.models.own` has it, whose package imports torch."""
+
 ASKED = "_DGAD_COMPLETE"
 """The variable by which a shell asks for completion."""
 
@@ -84,6 +87,16 @@ def _augments(typed: str) -> list[str]:
     return [f"{begun}{begun and ','}{name}" for name in _AUGMENTS(typed) if name not in taken]
 
 
+def _models(typed: str) -> list[str]:
+    """Rows of the table, and entry points, which need no torch to be listed."""
+    from importlib.metadata import entry_points
+
+    return [
+        *table("dgad_tk.models", "MODELS")(typed),
+        *sorted({each.name for each in entry_points(group=MODELS_GROUP)}),
+    ]
+
+
 def _recipes(_: str) -> list[str]:
     from dgad_tk.config.recipe import recipe_names
 
@@ -132,10 +145,10 @@ VALUES: dict[str, Names] = {
     "train.method": _methods,
     "train.optimizer": table("dgad_tk.config.optimizers", "OPTIMIZERS"),
     "train.precision": _key("precision"),
-    "train.student": table("dgad_tk.models", "MODELS"),
+    "train.student": _models,
     "train.teacher_in_attack": _in_attack,
     "train.teacher_method": _methods,
-    "train.teacher_model": table("dgad_tk.models", "MODELS"),
+    "train.teacher_model": _models,
     "dataset": table("dgad_tk.data", "DATASETS"),
     "classes": _files,
     "channel_order": lambda _: list(CHANNEL_ORDERS),

@@ -1,14 +1,17 @@
 """Writing a model file: it is written aside, compared with its source, and only then gets its name."""
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from dgad_tk.artifacts.predictor import Images
 from dgad_tk.artifacts.weights import load_model
-from dgad_tk.common import GateError, UserError, lookup, nearest, sha256_file
+from dgad_tk.common import GateError, UserError, lookup, nearest, reason_of, sha256_file
 from exporters.formats import EXPORTERS, Format, load
 from exporters.onnx_write.float32 import Report
 from exporters.parity.divergence import first_divergence
@@ -37,15 +40,28 @@ class Source:
     Args:
         path: a .safetensors file of `dgad train`.
         held_out: images `(N, C, H, W)` in [0, 1] to compare exports on, at least 10; None uses uniform noise.
+        trust: run the source code that the record of a user's own network names.
+        network: a user's own network where its record does not find it, as for `load_model`.
+
+    Attributes:
+        notes: what to know about the source, a sentence each.
 
     Raises:
         UserError: it cannot be read.
     """
 
-    def __init__(self, path: Path, held_out: Images | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        held_out: Images | None = None,
+        *,
+        trust: bool = False,
+        network: str | nn.Module | None = None,
+    ) -> None:
         self.path = path
         self.held_out = held_out
-        self.model, artifact = load_model(path)
+        self.notes: list[str] = []
+        self.model, artifact = load_model(path, trust=trust, network=network, on_message=self.notes.append)
         self.artifact = artifact.model_copy(update={"source_sha256": sha256_file(path)})
 
     @cached_property
@@ -83,7 +99,7 @@ def export(source: Path | Source, format: str, output: Path, *, overwrite: bool 
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-unverified-", dir=output.parent) as folder:
         aside = Path(folder) / output.name
-        report = chosen.save(source.model, source.artifact, aside, **options) or Report()
+        report = _saved(source, format, aside, options)
         written = load(aside, trust=True)  # it was written here
         parity = verify(source.probes, written, chosen.tolerance)
         if chosen.not_judged and "CPUExecutionProvider" in written.runtime:
@@ -101,6 +117,21 @@ def export(source: Path | Source, format: str, output: Path, *, overwrite: bool 
     raise ParityError(
         f"{format} export of '{source.path}' differs from its source: {'; '.join(reasons)}; see '{failed}'"
     )
+
+
+def _saved(source: Source, format: str, path: Path, options: Mapping[str, Any]) -> Report:
+    """Write the file; what a user's own network does that an exporter cannot follow is a UserError, not our bug."""
+    try:
+        return EXPORTERS[format].save(source.model, source.artifact, path, **options) or Report()
+    except UserError:
+        raise
+    except Exception as error:
+        if not source.artifact.network:
+            raise
+        raise UserError(
+            f"{source.artifact.model} cannot be written as {format}: {reason_of(error)}",
+            hint="its forward should compute with tensors alone, whatever their values; or try another --format",
+        ) from error
 
 
 def _move(aside: Path, target: Path) -> None:

@@ -109,7 +109,8 @@ def load(
     Args:
         input_shape: (C, H, W) for a file that does not say.
         interface: what is done to images before a file from elsewhere takes them.
-        trust: open a file that is a program, `.pt` or `.pt2`, which can run any code of its author.
+        trust: open a file that is a program, `.pt` or `.pt2`, which can run any code of its author; or weights whose
+            record names source code, which is then run.
         gradients: False for who needs answers only: where gradients cost time, the file is opened without.
 
     Raises:
@@ -118,6 +119,8 @@ def load(
     _check_path(path)
     if path.suffix in PROGRAMS:
         check_program(path, trust=trust)
+    if LOADERS[path.suffix] is load_safetensors:
+        return load_safetensors(path, input_shape, interface, trust=trust)
     loaders = LOADERS if gradients else LOADERS | WITHOUT_GRADIENTS
     return loaders[path.suffix](path, input_shape, interface)
 

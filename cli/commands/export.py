@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.flags.images import ImageFlags
-from cli.flags.values import AsJson, whole
+from cli.flags.values import AsJson, Trust, whole
 from cli.printing.export_table import print_export
 from cli.printing.terminal import say
 from dgad_tk.common import GateError, UserError, lookup
@@ -57,6 +57,13 @@ def export(
         bool | None,
         typer.Option("--reduce-range", help="INT8: 7-bit weights, for x86 CPUs without VNNI, whose sums may saturate."),
     ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="Source of the run's own network where it is now, as nets/mine.py:build. [as its record says]"
+        ),
+    ] = None,
+    trust: Trust = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that dgad did not write.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -93,7 +100,9 @@ def export(
         raise UserError("--output names one file, --format all writes several", hint="leave --output out")
     weights = weights_of(source) if source else newest_run(finished=True).best
     check_utf8(str(weights), "the run")
-    opened = Source(weights)
+    opened = Source(weights, trust=trust, network=network)
+    for note in opened.notes:
+        print(f"note: {note}", file=sys.stderr)
     dataset = _dataset(opened.artifact)
     opened.held_out = _held_out(dataset, exact=all(row.tolerance.agreement == 1 for row in chosen.values()))
     failed: list[str] = []
@@ -123,10 +132,10 @@ def export(
         raise GateError(f"{len(failed)} of {len(chosen)} exports failed: {', '.join(failed)}")
     if not as_json:
         first = output or Path(next(iter(chosen.values())).filename)
-        trust = " --trust" if first.suffix in PROGRAMS else ""
+        trusting = " --trust" if first.suffix in PROGRAMS else ""
         rounds = "int8" in next(iter(chosen.values())).options
         ask = "--attack autoattack-max" if rounds else "--suite full"  # other attacks flatter an INT8 file
-        print(f"next: dgad attack --model {first} {ask}{trust}", file=sys.stderr)
+        print(f"next: dgad attack --model {first} {ask}{trusting}", file=sys.stderr)
 
 
 def _dataset(artifact: "Artifact") -> "Dataset | UserError":

@@ -58,6 +58,7 @@ def _models() -> Rows:
     import torch
 
     from dgad_tk.models import FAMILIES, LIBRARIES, MODELS, NOTES, count_parameters
+    from dgad_tk.models.own import PLACES, distribution_of, entry_point_names
 
     rows = []
     with torch.device("meta"):  # networks without memory
@@ -65,7 +66,13 @@ def _models() -> Rows:
             summary = f"{count_parameters(build(3, 10)):,} parameters for 3 channels and 10 classes"
             rows.append(Row(name, f"{summary}: {NOTES[name]}" if name in NOTES else summary))
     rows += [Row(name, (family.__doc__ or "").splitlines()[0]) for name, family in FAMILIES.items()]
-    return rows + [Row(f"{library}:NAME", f"any classifier of {library}, untrained") for library in LIBRARIES]
+    rows += [Row(f"{library}:NAME", f"any classifier of {library}, untrained") for library in LIBRARIES]
+    rows += [Row(name, summary) for name, summary in PLACES.items()]
+    return rows + [
+        Row(name, f"{' and '.join(f'{each.value} of {distribution_of(each)}' for each in entries)}")
+        for name, entries in sorted(entry_point_names().items())
+        if name not in MODELS
+    ]
 
 
 def _attacks() -> Rows:

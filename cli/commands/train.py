@@ -35,7 +35,10 @@ def train(
     method: Annotated[
         str | None, typer.Option(help="See `dgad list methods`; NAME+igdm adds gradient matching. [dgad]")
     ] = None,
-    student: Annotated[str | None, typer.Option(help="See `dgad list models`. [resnet8]")] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(help="See `dgad list models`, or your own: nets/mine.py:build or package.module:build. [resnet8]"),
+    ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -46,7 +49,8 @@ def train(
     teacher_model: Annotated[
         str | None,
         typer.Option(
-            help="Network of an auto teacher, or of weights from elsewhere. [resnet20; told from the weights]"
+            help="Network of an auto teacher, or of weights from elsewhere, named as a student's. "
+            "[resnet20; told from the weights]"
         ),
     ] = None,
     teacher_mean: Annotated[
@@ -112,6 +116,11 @@ def train(
         if name in flags:
             flags[name] = numbers(flags[name], f"--{name.replace('_', '-')}")
     run_config, out = _configured(flags, config, settings or [], out, resume, teacher_in_attack)
+    from cli.flags.training.networks import check_typed, needs_trust
+    from dgad_tk.config.settings import from_environment, parse_settings
+
+    typed = {*flags, *from_environment(os.environ), *parse_settings(settings or [])}
+    check_typed(run_config, typed, trust=trust)
     if run_config.dataset in ALIKE_DATASETS:
         compute_alike()
 
@@ -147,6 +156,7 @@ def train(
                     out=out,
                     resume=resume,
                     teacher=model_file_teacher(run_config, trust=trust),
+                    trust=trust,
                     download=download,
                     on_progress=told,
                     on_message=progress.message,
@@ -157,10 +167,14 @@ def train(
                 page.write()
     except KeyboardInterrupt:
         if leads:
-            print(_how_to_go_on(taken, launched().size, trust=trust), file=sys.stderr)
+            again = _how_to_go_on(taken, launched().size, trust=trust or needs_trust(run_config))
+            print(again, file=sys.stderr)
         raise
     if leads:
         _print_result(folder, run_config, page.path, as_json)
+        if not as_json:
+            trusting = " --trust" * needs_trust(run_config, "student")
+            print(f"next: dgad export --format onnx{trusting}", file=sys.stderr)
         page.raise_bug()
 
 
@@ -259,4 +273,3 @@ def _print_result(folder: "RunFolder", config: "TrainConfig", report: Path | Non
         say(f"report: {report}")
     if training["selected_on"] == "test":
         print("note: the epoch was chosen on the test images, so these are not held-out figures", file=sys.stderr)
-    print("next: dgad export --format onnx", file=sys.stderr)

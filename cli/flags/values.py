@@ -16,7 +16,8 @@ SEARCH_PRECISIONS = {"fp32": "fp32", "bf16": "bf16"}
 SPLITS = {"train": "train", "val": "val", "test": "test"}
 
 Trust = Annotated[
-    bool, typer.Option("--trust", help="Open .pt and .pt2 files, which can run any code of their author.")
+    bool,
+    typer.Option("--trust", help="Run what a file's author wrote: .pt and .pt2, and own networks that a record names."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Curve = Annotated[

@@ -1,7 +1,7 @@
 """An opened model file: logits from the deployed runtime, and a torch module with gradients where there is one."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -207,11 +207,20 @@ def _does_not_run(where: str, input_shape: tuple[int, int, int], error: Exceptio
 
 
 def load_safetensors(
-    path: Path, input_shape: tuple[int, int, int] | None = None, interface: Interface = AS_IS
+    path: Path,
+    input_shape: tuple[int, int, int] | None = None,
+    interface: Interface = AS_IS,
+    *,
+    trust: bool = False,
 ) -> Predictor:
-    """Open weights that `dgad train` wrote. `input_shape` is ignored, since the record holds it."""
-    model, artifact = load_model(path)
-    return predictor_of_module(
+    """Open weights that `dgad train` wrote. `input_shape` is ignored, since the record holds it.
+
+    Args:
+        trust: run the source code that the record of a user's own network names.
+    """
+    notes: list[str] = []
+    model, artifact = load_model(path, trust=trust, on_message=notes.append)
+    found = predictor_of_module(
         model,
         artifact.input_shape,
         format="safetensors",
@@ -220,3 +229,4 @@ def load_safetensors(
         artifact=artifact,
         interface=interface,
     )
+    return replace(found, notes=(*found.notes, *notes))

@@ -41,7 +41,9 @@ class Artifact(BaseModel):
 
     schema_: str = Field(SCHEMA, alias="schema", pattern="^dgad/artifact/")
     model: str
-    """Row of the MODELS table."""
+    """Name of the network for `build_model`, or of the file or module that it was made from."""
+    network: dict[str, Any] = {}
+    """Of a network that is no row of MODELS: where its source stood, and the SHA-256 of that source."""
     classes: list[str]
     """Class names, in the order of the logits."""
     input_shape: tuple[int, int, int]

@@ -1,6 +1,6 @@
 """Weights with their metadata record (safetensors), and the state that a run resumes from. Nothing here runs code."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from dgad_tk.artifacts.record import KEY, Artifact
 from dgad_tk.artifacts.weight_files import read_pickled, read_safetensors
 from dgad_tk.common import UserError, reason_of, written_aside
-from dgad_tk.models import build_model
+from dgad_tk.models import build_model, normalised
+from dgad_tk.models.records import changed_source, trusted_source
 from dgad_tk.strangers.first_bytes import archive_of, beginning, is_pickle
 
 STATE_FORMAT = 1
@@ -68,20 +69,35 @@ def has_record(path: Path) -> bool:
         return False
 
 
-def load_model(path: Path) -> tuple[nn.Module, Artifact]:
+def load_model(
+    path: Path,
+    *,
+    trust: bool = False,
+    network: str | nn.Module | None = None,
+    on_message: Callable[[str], None] = lambda line: None,
+) -> tuple[nn.Module, Artifact]:
     """The network of a `save_weights` file, in eval mode on the CPU, and its record.
 
+    Args:
+        trust: run the source code that the record of a user's own network names.
+        network: a user's own network, where its record does not find it: `path/to/file.py:build`, which is run, or the
+            module, which takes over the weights.
+        on_message: gets a line if the source of an own network has changed since.
+
     Raises:
-        UserError: as `read_weights`, or the tensors do not fit the network that the record names.
+        UserError: as `read_weights`, the tensors do not fit the network that the record names, or that is source code
+            which is not there, has changed, or is not trusted.
     """
     tensors, artifact = read_weights(path)
-    model = build_model(
-        artifact.model,
-        in_channels=artifact.input_shape[0],
-        classes=len(artifact.classes),
-        mean=artifact.normalize.get("mean", ()),
-        std=artifact.normalize.get("std", ()),
-    )
+    mean, std = artifact.normalize.get("mean", ()), artifact.normalize.get("std", ())
+    if isinstance(network, nn.Module):
+        model = normalised(network, mean, std)
+    else:
+        name = network or trusted_source(artifact.model, artifact.network, path, trust=trust)
+        channels, classes = artifact.input_shape[0], len(artifact.classes)
+        model = build_model(name, in_channels=channels, classes=classes, mean=mean, std=std)
+        if note := changed_source(name, artifact.network):
+            on_message(note)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -4,6 +4,7 @@ Imports no torch, so that the command line can check a config quickly.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -259,7 +260,13 @@ class TrainConfig(TypedKeys):
         """
         free = FREE | (PLACES if (self.teacher == AUTO) == (other.teacher == AUTO) else PLACES - {"teacher"})
         mine = self.model_dump(mode="json", exclude=free)
-        return differing(mine, other.model_dump(mode="json"))
+        return differing(without_places(mine), without_places(other.model_dump(mode="json")))
+
+
+def without_places(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, with networks of a user's own, `path/to/file.py:build`, by their files' names: hashes are compared."""
+    names = {key: settings[key] for key in ("student", "teacher_model") if ".py:" in str(settings.get(key))}
+    return {**settings, **{key: re.split(r"[/\\]", str(name))[-1] for key, name in names.items()}}
 
 
 def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """MODELS: every network that can be a student, a teacher or a surrogate. A new one is a class and a row here.
 
-`torchvision:NAME` and `timm:NAME` name networks of these libraries, and `wrn-D-K` a wide residual network of any depth
-and width; everything that takes a row takes them too.
+`torchvision:NAME` and `timm:NAME` name networks of these libraries, `wrn-D-K` a wide residual network of any depth and
+width, and `path/to/file.py:build` or `package.module:build` a user's own; everything that takes a row takes them too.
 """
 
 from collections import OrderedDict
@@ -11,16 +11,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from dgad_tk.common import UserError, lookup, nearest
+from dgad_tk.common import UserError, nearest
 from dgad_tk.models.libraries import LIBRARIES, Builder, check_input
 from dgad_tk.models.mobilenet_v2 import MobileNetV2
+from dgad_tk.models.own import Own, entry_point_names, own_network
 from dgad_tk.models.preact_resnet import PreActResNet
 from dgad_tk.models.resnet import ResNet
 from dgad_tk.models.vgg import VGG
 from dgad_tk.models.wide_resnet import WideResNet, wide_resnet_builder
 
 __all__ = ["FAMILIES", "LIBRARIES", "MODELS", "NOTES", "Normalize", "build_model", "check_input", "count_parameters"]
-__all__ += ["find_model"]
+__all__ += ["find_model", "normalised", "source_said"]
 
 MODELS: dict[str, Builder] = {
     "resnet8": partial(ResNet, widths=(16, 32, 64), blocks=(1, 1, 1)),
@@ -66,16 +67,20 @@ class Normalize(nn.Module):
 def find_model(name: str) -> Builder:
     """The builder `(in_channels, classes) -> network` of a row of MODELS, a member of a family or a library's model.
 
+    A user's own network is imported, which runs its code.
+
     Raises:
-        UserError: unknown name, or the library is not installed.
+        UserError: unknown name, the library is not installed, or a user's own network cannot be imported.
     """
     library, colon, its_name = name.partition(":")
-    if not colon:
-        relatives = (family(name) for family in FAMILIES.values() if name not in MODELS)
-        return next((builder for builder in relatives if builder), None) or lookup(MODELS, name, "model")
-    if library not in LIBRARIES:
-        raise UserError(f"unknown library '{library}' in model '{name}'", hint=nearest(library, LIBRARIES))
-    return LIBRARIES[library](its_name)
+    if library in LIBRARIES and colon:
+        return LIBRARIES[library](its_name)
+    if not colon and name in MODELS:
+        return MODELS[name]
+    relatives = (family(name) for family in FAMILIES.values() if not colon)
+    if (found := next((builder for builder in relatives if builder), None) or own_network(name)) is not None:
+        return found
+    raise UserError(f"unknown model '{name}'", hint=nearest(name, [*MODELS, *entry_point_names()]))
 
 
 def build_model(
@@ -84,15 +89,25 @@ def build_model(
     """A classifier of images in [0, 1]: `(N, in_channels, H, W)` to logits `(N, classes)`, randomly initialised.
 
     Args:
-        name: row of MODELS, `wrn-D-K`, `torchvision:NAME` or `timm:NAME`.
+        name: as for `find_model`.
         mean, std: one value per channel, applied inside the model; empty for no normalisation, as in the paper's code.
 
     Raises:
         UserError: unknown model, or one that cannot take that many channels.
     """
-    net = find_model(name)(in_channels, classes)
+    return normalised(find_model(name)(in_channels, classes), mean, std)
+
+
+def normalised(net: nn.Module, mean: Sequence[float] = (), std: Sequence[float] = ()) -> nn.Module:
+    """A network with a normalisation before it, as `build_model` makes one; none where `mean` is empty."""
     normalize = Normalize(mean, std) if mean else nn.Identity()
     return nn.Sequential(OrderedDict(normalize=normalize, net=net))
+
+
+def source_said(name: str) -> dict[str, str]:
+    """What a record says of the source of a user's own network or of an entry point; empty for any other."""
+    found = find_model(name)
+    return found.said() if isinstance(found, Own) else {}
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,7 +1,7 @@
 """Builds the network that a foreign file holds: which one it is, whether its weights fit, how it normalises."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from dgad_tk.common import UserError
 from dgad_tk.models import build_model, find_model
+from dgad_tk.models.own import names_code
 from dgad_tk.teachers.foreign import StateDict, same
 from dgad_tk.teachers.normalisation import Values, check_given, normalisation_of, normaliser_role
-from dgad_tk.teachers.recognition import Reading, ends_of, layout_of, read_as, recognised
+from dgad_tk.teachers.recognition import Reading, ends_of, read_as, recognised
 from dgad_tk.teachers.wrappers import counts_batches, is_unread, odd_kind, summary
 
 _PLAIN = {
@@ -87,7 +88,7 @@ def match_network(
     teacher = build_model(reading.model, in_channels=wanted.channels, classes=wanted.classes, mean=mean, std=std)
     net = teacher.get_submodule("net")
     _refuse_misfit(usable[0], net, wanted)
-    _refuse_others(usable, on_message)
+    _refuse_others(usable, net.state_dict(), on_message)
     # In the network's own types: some others have no isfinite, and a finite float64 may be infinite as float32.
     types = {name: tensor.dtype for name, tensor in net.state_dict().items()}
     weights = {name: each.to(types[name]) for name, each in reading.weights(types).items()}
@@ -107,6 +108,8 @@ def match_network(
 
 def _read(tensors: Mapping[str, Tensor], wanted: Wanted) -> Reading | None:
     """A state dict as the network that it holds, else, as far as it goes, as the named one; else None."""
+    if names_code(wanted.model):  # its names may be those of a row too, and its code may not run on the meta device
+        return read_as(tensors, wanted.model, wanted.build(wanted.model).state_dict())
     found = recognised(tensors)
     if not wanted.model or (found is not None and (found.model == wanted.model or not found.unexpected)):
         return found
@@ -158,10 +161,9 @@ def _refuse_all(readings: Sequence[tuple[StateDict, Reading | None]], wanted: Wa
     raise AssertionError(f"{path}: nothing is wrong with it")
 
 
-def _refuse_others(usable: Sequence[Match], on_message: Callable[[str], None]) -> None:
+def _refuse_others(usable: Sequence[Match], shapes: Collection[str], on_message: Callable[[str], None]) -> None:
     """Report a network that differs from the chosen one; raise UserError where neither comes first by its rank."""
     chosen, reading = usable[0]
-    shapes, _ = layout_of(find_model(reading.model))
     first = reading.weights(shapes)
     copies = [(prefix, reading.weights(shapes, prefix)) for prefix in reading.prefixes[1:]]
     differing = [_under(prefix) for prefix, copy in copies if not _equal(first, copy)]
@@ -211,8 +213,10 @@ def _refuse_misfit(found: Match, net: nn.Module, wanted: Wanted) -> None:
             (head, 0, f"knows {{}} classes, the dataset has {wanted.classes}"),
             (stem, 1, f"takes {{}} channels, the images have {wanted.channels}"),
         ):
+            if name not in wrong:
+                continue
             size, expected = list(tensors[name].shape), list(state[name].shape)
-            if name in wrong and [*size[:axis], expected[axis], *size[axis + 1 :]] == expected:
+            if [*size[:axis], expected[axis], *size[axis + 1 :]] == expected:
                 raise UserError(f"'{path}': the {model} {knows.format(size[axis])}", hint=_OTHER_TEACHER)
     reasons = [
         *(f"{name} is {_size(tensors[name])}, expected {_size(state[name])}" for name in wrong),

@@ -19,6 +19,7 @@ from dgad_tk.data.augment import to_float
 from dgad_tk.data.batches import on_device
 from dgad_tk.data.images.request import GREY, MODES, RGB
 from dgad_tk.models import Normalize, check_input
+from dgad_tk.models.own import names_code
 from dgad_tk.strangers.names import same_names
 from dgad_tk.teachers.foreign import SUFFIXES, read_state_dicts
 from dgad_tk.teachers.matching import Wanted, match_network
@@ -36,6 +37,7 @@ def open_teacher(
     model: str = "",
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    trust: bool = False,
     on_message: Callable[[str], None] = lambda line: None,
 ) -> tuple[nn.Module, str]:
     """The teacher in a file or run folder, in eval mode with frozen weights on the CPU, and its `name sha256`.
@@ -43,8 +45,10 @@ def open_teacher(
     Args:
         source: a run folder or weights file of `dgad train`, or another project's checkpoint (safetensors or
             `torch.save`), which is read without running anything.
-        model: network of a foreign checkpoint; empty to recognise it by its weights.
+        model: network of a foreign checkpoint; empty to recognise it by its weights. Of a run with a user's own
+            network, where its source is now.
         mean, std: normalisation of a foreign teacher, unless its file holds one.
+        trust: run the source code that the record of a user's own network names.
         on_message: called with one line for each other thing that a foreign file holds.
 
     Raises:
@@ -57,7 +61,8 @@ def open_teacher(
             hint="a run folder or best.safetensors of `dgad train` can teach, and so can a PyTorch checkpoint",
         )
     if has_record(weights):
-        teacher, record = load_model(weights)
+        moved = model if names_code(model) and names_code(read_weights(weights)[1].model) else None
+        teacher, record = load_model(weights, trust=trust, network=moved, on_message=on_message)
         name = record.model
         check_record(record, dataset, given=mean + std)
     else:

@@ -136,6 +136,6 @@ def _has_shapes(weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size],
 
 
 def ends_of(net: nn.Module) -> tuple[str, str]:
-    """Names of the weights that read the image and that write the logits."""
-    weights = [name for name, parameter in net.named_parameters() if parameter.dim() >= 2]
+    """Names of the weights that read the image and that write the logits, as far as their order tells."""
+    weights = [name for name, parameter in net.named_parameters() if parameter.dim() >= 2] or [""]
     return weights[0], weights[-1]

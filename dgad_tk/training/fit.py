@@ -16,7 +16,7 @@ from dgad_tk.artifacts.weights import save_weights
 from dgad_tk.common import UserError, written_aside
 from dgad_tk.config.training import TrainConfig
 from dgad_tk.distributed import by_leader, largest, leaders, world
-from dgad_tk.models import build_model, check_input
+from dgad_tk.models import build_model, check_input, normalised
 from dgad_tk.models.trained import average_statistics, layout, synchronised
 from dgad_tk.training.epoch import Loop, NonFiniteLossError, Position
 from dgad_tk.training.interrupt import StopRequest, stop_requests
@@ -54,6 +54,8 @@ class _Run:
         self.job, self.config, self.folder, self.request, self.here = job, job.config, job.folder, request, world()
         self.selection = job.dataset.val if job.config.select_on == "val" else job.dataset.test
         self.mean, self.std = job.dataset.statistics() if job.config.normalize == "dataset" else ((), ())
+        if job.start is not None:
+            self.mean, self.std = job.start.mean or self.mean, job.start.std or self.std
         self.learner = Learner(job.config, self._student())
         self.loop = Loop(job, self.learner)
         self.snapshots = Snapshots(job, self.learner)
@@ -64,14 +66,19 @@ class _Run:
         config, dataset, device = self.config, self.job.dataset, self.job.device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # torch's initialisers draw from no other generator
-            student = build_model(
-                config.student,
-                in_channels=dataset.shape[0],
-                classes=len(dataset.classes),
-                mean=self.mean,
-                std=self.std,
-            )
-        check_input(student, config.student, dataset.shape, len(dataset.classes))
+            if self.job.start is not None:
+                student: nn.Module = normalised(self.job.start.build(), self.mean, self.std)
+            else:
+                student = build_model(
+                    config.student,
+                    in_channels=dataset.shape[0],
+                    classes=len(dataset.classes),
+                    mean=self.mean,
+                    std=self.std,
+                )
+            # Under the seed too: a lazy layer of a user's network draws its weights at the first images.
+            own = bool(self.job.network)
+            check_input(student, config.student, dataset.shape, len(dataset.classes), own=own)
         if config.sync_bn:
             student = synchronised(student)
         return student.to(device, memory_format=layout(device))  # type: ignore[call-overload,no-any-return]
@@ -220,6 +227,7 @@ class _Run:
         config, dataset, selected_by = self.config, self.job.dataset, self.job.method.selected_by
         return Artifact(
             model=config.student,
+            network=self.job.network,
             classes=dataset.classes,
             input_shape=dataset.shape,
             dataset=dataset.name,
@@ -245,6 +253,7 @@ class _Run:
                 "robust_accuracy": state.best_robust,
                 "dataset_sha256": dataset.sha256,
             }
+            | (dict(self.job.start.said) if self.job.start is not None else {})
             | ({"paper": printed} if (printed := _printed(config)) else {}),
             versions=tool_versions(),
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from dgad_tk.artifacts.runs import RunFolder
 from dgad_tk.artifacts.weights import load_state, read_weights, save_record, save_state
 from dgad_tk.common import UserError, reason_of, sha256_file
-from dgad_tk.config.training import FREE, PLACES, TrainConfig, differing
+from dgad_tk.config.training import FREE, PLACES, TrainConfig, differing, without_places
 from dgad_tk.data import Dataset
 from dgad_tk.distributed import from_all, world
 from dgad_tk.training.epoch import Position
@@ -54,6 +54,7 @@ class Snapshots:
         self.folder, self.config, self.learner = job.folder, job.config, learner
         processes = str(world().size)
         self.origin = {"teacher": job.teacher_name, "dataset": job.dataset.sha256, "number of processes": processes}
+        self.origin |= _begun_from(job)
 
     def statistics(self) -> Statistics:
         """The buffers of every process, in every process: without sync_bn, running statistics differ."""
@@ -110,9 +111,17 @@ class Snapshots:
             ) from None
 
 
+def _begun_from(job: Job) -> dict[str, str]:
+    """What a student's network and first weights come from, where its name alone does not say it."""
+    return {
+        "source of the student": str(job.network.get("source_sha256", "")),
+        "file of first weights": job.start.sha256 if job.start is not None else "",
+    }
+
+
 def settings_of(config: TrainConfig) -> dict[str, Any]:
     """The keys of a config that change the weights, in plain values."""
-    return config.model_dump(mode="json", exclude=FREE | PLACES)
+    return without_places(config.model_dump(mode="json", exclude=FREE | PLACES))
 
 
 def check_finished(job: Job) -> None:
@@ -125,13 +134,18 @@ def check_finished(job: Job) -> None:
     _, record = read_weights(folder.best)
     _check_origin(
         folder,
-        {"teacher": record.teacher, "dataset": str(record.training.get("dataset_sha256", dataset.sha256))},
-        {"teacher": job.teacher_name or record.teacher, "dataset": dataset.sha256},
+        {
+            "teacher": record.teacher,
+            "dataset": str(record.training.get("dataset_sha256", dataset.sha256)),
+            "source of the student": str(record.network.get("source_sha256", "")),
+            "file of first weights": str(record.training.get("init_sha256", "")),
+        },
+        {"teacher": job.teacher_name or record.teacher, "dataset": dataset.sha256, **_begun_from(job)},
     )
     made = {"student": record.model, "method": record.method} | {
         key: record.training[key] for key in ("seed", "epochs", "limit_train") if key in record.training
     }
-    if others := differing(settings_of(job.config), made):
+    if others := differing(settings_of(job.config), without_places(made)):
         raise UserError(
             f"the weights in '{folder.path}' are not of its config.yaml: " + "; ".join(others), hint="start a new run"
         )
@@ -142,7 +156,7 @@ def _check_origin(folder: RunFolder, begun: dict[str, str], now: dict[str, str])
     for what, wanted in now.items():
         if begun.get(what, "").rpartition(" ")[2] != wanted.rpartition(" ")[2]:
             raise UserError(
-                f"the run in '{folder.path}' was begun with another {what}: {begun.get(what)}, not {wanted}",
+                f"the run in '{folder.path}' was begun with another {what}: {begun.get(what) or 'none'}, not {wanted}",
                 hint=f"put the old {what} back, or start a new run",
             )
 

@@ -23,12 +23,12 @@ from dgad_tk.data.augment import chosen_augments
 from dgad_tk.data.splits import grey, stretched, without_images
 from dgad_tk.distributed import by_leader, from_all, joined, launched, leaders, pick_device
 from dgad_tk.methods import build_method, find_method, typed_options
-from dgad_tk.models import build_model, check_input, find_model
 from dgad_tk.strangers.names import check_utf8
 from dgad_tk.teachers.opening import check_teacher, open_teacher
 from dgad_tk.training.claim import Held, begin, check_claim, claimed
 from dgad_tk.training.fit import fit
 from dgad_tk.training.job import SILENT, Job, OnProgress, Watcher, training_split
+from dgad_tk.training.starting.networks import check_networks, check_place, find_networks, frozen, handed, handed_name
 
 Opened = tuple[nn.Module, str]
 """A teacher in eval mode with frozen weights, and its name with its file's SHA-256."""
@@ -39,7 +39,9 @@ def train(
     *,
     out: Path | None = None,
     resume: bool = False,
-    teacher: Callable[[Dataset], Opened] | None = None,
+    student: nn.Module | None = None,
+    teacher: Callable[[Dataset], Opened] | nn.Module | None = None,
+    trust: bool = False,
     download: bool = False,
     on_progress: OnProgress | None = None,
     on_message: Callable[[str], None] = lambda line: None,
@@ -51,10 +53,12 @@ def train(
     Under torchrun every process calls this, and one of them writes.
 
     Args:
-        config: what to train; need not be resolved.
+        config: what to train; need not be resolved. A network of a user's own that it names is imported and run.
         out: run folder; None takes the first free name under runs/.
         resume: go on from the last checkpoint in `out`.
-        teacher: opens `config.teacher` if this package cannot read its format.
+        student: a network with weights to start from, in place of `config.student`; it is copied and stays as it is.
+        teacher: a teacher, or what opens `config.teacher` if this package cannot read its format.
+        trust: run the source code that the record of a teacher names.
         download: fetch the dataset if it is not there.
         on_progress: called after each step and each epoch; keep it cheap.
         on_message: gets what a user should know, line by line.
@@ -69,17 +73,16 @@ def train(
             fewer images than the processes need.
         KeyboardInterrupt: on Ctrl-C or SIGTERM; the run is saved.
     """
-    config = _typed(config.resolved())
+    config = _typed(_naming(config.resolved(), student, teacher))
     method = build_method(config.method, config.method_options)
-    find_model(config.student)
+    start = None if student is None else handed(student)
+    if method.needs_teacher and config.teacher == AUTO and find_method(config.teacher_method).needs_teacher:
+        raise UserError(
+            f"teacher method '{config.teacher_method}' needs a teacher itself, so it cannot make one",
+            hint="--teacher-method trades, or give --teacher FILE",
+        )
+    find_networks(config, start)
     chosen_augments(config.augment)
-    if method.needs_teacher and config.teacher == AUTO:  # hours before it is needed
-        find_model(config.teacher_model)
-        if find_method(config.teacher_method).needs_teacher:
-            raise UserError(
-                f"teacher method '{config.teacher_method}' needs a teacher itself, so it cannot make one",
-                hint="--teacher-method trades, or give --teacher FILE",
-            )
     for what, given_name in (("--out", out), ("--teacher", config.teacher)):
         check_utf8(str(given_name or ""), what)
     device = pick_device(config.device)
@@ -107,10 +110,13 @@ def train(
             say(f"warning: {line}")
         if not resume and (line := grey(dataset)):
             say(f"note: {line}")
-        _check_networks(config, dataset)
+        check_networks(config, dataset.shape, len(dataset.classes), start)
         given = None
         if method.needs_teacher and config.teacher != AUTO:
-            given = teacher(dataset) if teacher is not None else _teacher_from_weights(config, dataset, say)
+            if isinstance(teacher, nn.Module):
+                given = frozen(teacher)
+            else:
+                given = teacher(dataset) if teacher is not None else _teacher_from_weights(config, dataset, say, trust)
             if here.leads:
                 check = check_teacher(given[0], dataset, device=device, name=given[1])
                 for line in (check.describe(), *(f"warning: {doubt}" for doubt in check.warnings)):
@@ -131,11 +137,12 @@ def train(
                 dataset=dataset,
                 folder=held.folder,
                 device=device,
+                start=start,
                 watcher=watcher,
                 still_ours=held.check,
             )
             if method.needs_teacher:
-                module, name = given or open_teacher(_train_teacher(job, resume=resume), dataset)
+                module, name = given or open_teacher(_train_teacher(job, resume=resume), dataset, trust=True)
                 job = replace(job, teacher=module, teacher_name=name)
             fit(job)
             return held.folder
@@ -159,6 +166,15 @@ def _doubts(config: TrainConfig, dataset: Dataset) -> list[str]:
             "normalize=dataset divides them by a grey level, 1/255, and not by their standard deviation"
         )
     return found
+
+
+def _naming(
+    config: TrainConfig, student: nn.Module | None, teacher: Callable[[Dataset], Opened] | nn.Module | None
+) -> TrainConfig:
+    """The same config, in which modules that were handed over have their names."""
+    own = {} if student is None else {"student": handed_name(student)}
+    own |= {"teacher": handed_name(teacher)} if isinstance(teacher, nn.Module) else {}
+    return config.model_copy(update=own)
 
 
 def _typed(config: TrainConfig) -> TrainConfig:
@@ -187,11 +203,8 @@ def _check_places(config: TrainConfig, out: Path, *, needs_teacher: bool) -> Non
             f"the images of the run in '{out}' are not in '{config.data_dir}' any more",
             hint="say where they are now: --data-dir",
         )
-    if needs_teacher and config.teacher != AUTO and not Path(config.teacher).exists():
-        raise UserError(
-            f"the teacher of the run in '{out}' is not at '{config.teacher}' any more: no such file or run folder",
-            hint="say where it is now: --teacher",
-        )
+    if needs_teacher:
+        check_place(config, out)
 
 
 def _check_processes(config: TrainConfig, dataset: Dataset, device: torch.device, processes: int) -> None:
@@ -215,27 +228,14 @@ def _check_processes(config: TrainConfig, dataset: Dataset, device: torch.device
         )
 
 
-def _check_networks(config: TrainConfig, dataset: Dataset) -> None:
-    """See that networks of other libraries take images of this shape, before a teacher is trained for hours."""
-    networks = [config.student]
-    if find_method(config.method).needs_teacher and config.teacher == AUTO:
-        networks.append(config.teacher_model)
-    for name in networks:
-        if ":" in name:  # all rows of MODELS take any
-            classes = len(dataset.classes)
-            with torch.random.fork_rng(devices=[]):
-                check_input(
-                    build_model(name, in_channels=dataset.shape[0], classes=classes), name, dataset.shape, classes
-                )
-
-
-def _teacher_from_weights(config: TrainConfig, dataset: Dataset, say: Callable[[str], None]) -> Opened:
+def _teacher_from_weights(config: TrainConfig, dataset: Dataset, say: Callable[[str], None], trust: bool) -> Opened:
     return open_teacher(
         Path(config.teacher),
         dataset,
         model=config.teacher_model,
         mean=config.teacher_mean,
         std=config.teacher_std,
+        trust=trust,
         on_message=lambda line: say(f"note: {line}"),
     )
 
@@ -250,6 +250,6 @@ def _train_teacher(student: Job, *, resume: bool) -> Path:
         begin(folder, config, resume=resume and folder.exists())
 
     by_leader(claim)
-    fit(replace(student, config=config, method=method, folder=folder, role="teacher"))
+    fit(replace(student, config=config, method=method, folder=folder, role="teacher", start=None))
     leaders(None)  # wait until the leader has written them
     return folder.best
