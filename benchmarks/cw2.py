@@ -62,11 +62,13 @@ def main() -> None:
 
 
 def victim(path: Path | None) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The network, not folded, and the shape of its images."""
+    """The network, not folded, or a file's twin, and the shape of its images."""
     if path is not None:
         predictor = load(path)
-        assert predictor.network is not None
-        return predictor.network, predictor.input_shape
+        module = predictor.network or predictor.module
+        if module is None:
+            raise SystemExit(f"{path} has no gradients")
+        return module, predictor.input_shape
     model = build_model("resnet8", in_channels=3, classes=10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for step in range(30):
