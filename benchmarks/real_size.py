@@ -36,7 +36,7 @@ CLASSES = 10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", default="torchvision:mobilenet_v3_small")
-    parser.add_argument("--teacher", default="torchvision:resnet18", help="of methods that have one")
+    parser.add_argument("--teacher", default="torchvision:mobilenet_v3_large", help="of methods that have one")
     parser.add_argument("--methods", default="standard,pgd-at,dgad")
     parser.add_argument("--size", default="224", help="224, or height x width: 160x256")
     parser.add_argument("--batch-size", type=int, default=32)
