@@ -36,13 +36,14 @@ CLASSES = 10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", default="torchvision:mobilenet_v3_small")
-    parser.add_argument("--teacher", default="torchvision:resnet18", help="of methods that have one")
+    parser.add_argument("--teacher", default="torchvision:mobilenet_v3_large", help="of methods that have one")
     parser.add_argument("--methods", default="standard,pgd-at,dgad")
     parser.add_argument("--size", default="224", help="224, or height x width: 160x256")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--accumulate", default="1,4")
     parser.add_argument("--precision", default="fp32", help="fp32 or bf16, in both steps")
     parser.add_argument("--rounds", type=int, default=3, help="0 leaves the speed out")
+    parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -55,7 +56,7 @@ def main() -> None:
     ]
     print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}")
     print(f"{arguments.student} at {arguments.size}, batch {arguments.batch_size}, {arguments.precision}", flush=True)
-    held = {variant: in_own_process(variant) for variant in variants}
+    held = {variant: (0, 0) if arguments.no_memory else in_own_process(variant) for variant in variants}
     seconds = speed(arguments, variants)
     print(f"{'method':<10}{'parts':>6}{'peak RSS':>11}{'before':>9}{'images/s':>10}{'slowest':>9}{'fastest':>9}")
     for (method, parts), (peak, before) in held.items():
@@ -73,10 +74,10 @@ def in_own_process(variant: tuple[str, int]) -> tuple[int, int]:
 
 
 def memory(arguments: argparse.Namespace, method: str, parts: int) -> tuple[int, int]:
-    """Bytes: the most ever held after two steps, and before the first."""
+    """Bytes: the most ever held after a step, and before it."""
     loop = prepared(arguments, method, parts)
     before = most_held()
-    steps(loop, 2)
+    steps(loop, 1)
     return most_held(), before
 
 

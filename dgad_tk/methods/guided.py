@@ -11,6 +11,7 @@ from dgad_tk.ascent.inner_max import Objective
 from dgad_tk.ascent.losses import kl
 from dgad_tk.config.threat import TeacherInAttack
 from dgad_tk.methods.base import Batch, Distillation, ObjectiveOn
+from dgad_tk.models.trained import parts_of
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,12 @@ class Guided(Distillation):
             return asked
         if self.teacher_in_attack == "none":
             return replace(asked, clean=asked.on_clean())
+        found: list[tuple[Tensor, Tensor]] = []
         with batch.inner.context(batch.x.device), torch.enable_grad():
-            images = batch.x.detach().requires_grad_()
-            logits = teacher(images)
-            (slope,) = torch.autograd.grad(logits.gather(1, batch.y[:, None]).sum(), images)
-        return replace(asked, clean=logits.detach(), slope=finite(slope).contiguous())
+            for rows in parts_of(len(batch.x), batch.most):
+                images = batch.x[rows].detach().requires_grad_()
+                logits = teacher(images)
+                (slope,) = torch.autograd.grad(logits.gather(1, batch.y[rows, None]).sum(), images)
+                found.append((logits.detach(), slope))
+        clean, slopes = (values[0] if len(found) == 1 else torch.cat(values) for values in zip(*found, strict=True))
+        return replace(asked, clean=clean, slope=finite(slopes).contiguous())

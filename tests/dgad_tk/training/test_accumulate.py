@@ -98,6 +98,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *((f"dgad+{name}", {}) for name in ADDONS),
     ("dgad", {"method_options": {"subset_weights": "equal", "pcr": "l2norm", "bn_in_attack": "train"}}),
     ("dgad", {"method_options": {"mobilenet_loss": "released"}}),
+    ("dgad", {"method_options": {"teacher_in_attack": "linear"}}),
+    ("adaad", {"method_options": {"teacher_in_attack": "none"}}),
     ("dgad", {"method_options": {"attack_subset": "used", "pcr_weight": 0.0}}),
     ("dgad", {"method_options": {"divisor": "bs", "init": "uniform"}, "clip_grad": 0.1}),
     ("trades", {"awp_gamma": 0.01, "averaging": "ema", "ema_decay": 0.9, "freeze_bn": True}),
