@@ -63,8 +63,8 @@ def keys_of(module: str, variable: str) -> list[str]:
 _WHITE_BOX = table("evaluators.attacks", "ATTACKS")
 _ART = table("evaluators.attacks.art.table", "ART_ATTACKS", "art:")
 _METHODS = table("dgad_tk.methods", "METHODS")
-_ADDONS = table("dgad_tk.methods", "ADDONS", "+")
 _AUGMENTS = table("dgad_tk.data.augment", "AUGMENTS")
+_ADDONS = table("dgad_tk.methods", "ADDONS")
 _TRANSFER = "transfer:"
 
 
@@ -76,8 +76,14 @@ def _attacks(typed: str) -> list[str]:
 
 
 def _methods(typed: str) -> list[str]:
-    base = typed.partition("+")[0]
-    return _METHODS(typed) + ([f"{base}{addon}" for addon in _ADDONS(typed)] if base in _METHODS(typed) else [])
+    """All methods; behind one that is complete, with each add-on that it does not have yet."""
+    taken = typed.split("+")
+    known = _METHODS(typed)
+    if len(taken) > 1:
+        taken = taken[:-1]
+    if taken[0] not in known:
+        return known
+    return known + ["+".join([*taken, addon]) for addon in _ADDONS(typed) if addon not in taken]
 
 
 def _augments(typed: str) -> list[str]:

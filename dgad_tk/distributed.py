@@ -112,6 +112,16 @@ class _Across(torch.autograd.Function):
         return total
 
 
+@torch.no_grad()
+def least(value: Tensor) -> Tensor:
+    """The smallest of the processes' values, element by element, without a graph."""
+    if not dist.is_initialized():
+        return value
+    found = value.clone()
+    dist.all_reduce(found, op=dist.ReduceOp.MIN)
+    return found
+
+
 def leaders(value: T) -> T:
     """The leader's `value`, in every process."""
     if not dist.is_initialized():

@@ -49,7 +49,7 @@ def _methods() -> Rows:
         options = {each.name: each.default for each in fields(method) if each.default is not MISSING}
         summary = " ".join((method.__doc__ or "").split("\n\n")[0].split())
         if name.startswith("+"):
-            summary += f" For methods that distil and attack: --method adaad{name}"
+            summary += f" For methods that distil and attack, alone or with others: --method adaad{name}"
         rows.append(Row(name, summary, options))
     return rows
 

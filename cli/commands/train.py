@@ -33,7 +33,7 @@ def train(
     image_size: Annotated[Any, image_size_option("[32]")] = None,
     resize: Annotated[str | None, typer.Option(help=f"{RESIZE_HELP} [squeeze]")] = None,
     method: Annotated[
-        str | None, typer.Option(help="See `dgad list methods`; NAME+igdm adds gradient matching. [dgad]")
+        str | None, typer.Option(help="See `dgad list methods`; NAME+igdm+saad adds two add-ons. [dgad]")
     ] = None,
     student: Annotated[
         str | None,

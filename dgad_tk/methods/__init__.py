@@ -12,7 +12,8 @@ from dgad_tk.methods.adaad import AdaAd, AdaIad
 from dgad_tk.methods.akd import Akd
 from dgad_tk.methods.alp import Alp
 from dgad_tk.methods.ard import Ard
-from dgad_tk.methods.base import AdversarialMethod, Batch, Method, Step
+from dgad_tk.methods.base import AddOn, AdversarialMethod, Batch, Method, Step
+from dgad_tk.methods.classwise import Classwise
 from dgad_tk.methods.dgad import Dgad
 from dgad_tk.methods.iad import Iad
 from dgad_tk.methods.igdm import Igdm
@@ -20,6 +21,7 @@ from dgad_tk.methods.kd import Kd
 from dgad_tk.methods.mart import Mart
 from dgad_tk.methods.pgd_at import PgdAt
 from dgad_tk.methods.rslad import Rslad
+from dgad_tk.methods.saad import Saad
 from dgad_tk.methods.score import Score
 from dgad_tk.methods.standard import Standard
 from dgad_tk.methods.trades import Trades
@@ -41,46 +43,63 @@ METHODS: dict[str, type[Method]] = {
     "dgad": Dgad,
 }
 
-ADDONS: dict[str, type[Igdm]] = {"igdm": Igdm}
-"""What can be added to a distillation method: `--method adaad+igdm`."""
+ADDONS: dict[str, type[AddOn]] = {
+    "classwise": Classwise,
+    "igdm": Igdm,
+    "saad": Saad,
+}
+"""What can be added to a method that distils and attacks: `--method adaad+igdm+saad`. They are put around it in this
+order, whatever the order of their names: so what igdm adds is weighed by saad."""
+
+
+def split_name(name: str) -> tuple[str, list[str]]:
+    """The row of METHODS behind `adaad+saad+igdm`, and its rows of ADDONS in their own order, `[igdm, saad]`.
+
+    Raises:
+        UserError: no such method or add-on, an add-on given twice, or add-ons to a method that does not distil.
+    """
+    base, *addons = name.split("+")
+    lookup(METHODS, base, "method")
+    for addon in addons:
+        lookup(ADDONS, addon, "add-on")
+        if addons.count(addon) > 1:
+            raise UserError(f"add-on '{addon}' is given twice in '{name}'", hint=f"name it once: {base}+{addon}")
+    fitting = [row for row, each in METHODS.items() if each.needs_teacher and issubclass(each, AdversarialMethod)]
+    if addons and base not in fitting:
+        raise UserError(
+            f"'{addons[0]}' needs a method that attacks and has a teacher, '{base}' is none",
+            hint="one of " + ", ".join(fitting),
+        )
+    return base, [row for row in ADDONS if row in addons]
 
 
 def find_method(name: str) -> type[Method]:
     """The row of METHODS behind `adaad` or `adaad+igdm`.
 
     Raises:
-        UserError: no such method or add-on, or the two do not go together.
+        UserError: as `split_name`.
     """
-    base, plus, addon = name.partition("+")
-    cls = lookup(METHODS, base, "method")
-    if plus:
-        lookup(ADDONS, addon, "add-on")
-        fitting = [row for row, each in METHODS.items() if each.needs_teacher and issubclass(each, AdversarialMethod)]
-        if base not in fitting:
-            raise UserError(
-                f"'{addon}' needs a method that attacks and has a teacher, '{base}' is none",
-                hint="one of " + ", ".join(fitting),
-            )
-    return cls
+    return METHODS[split_name(name)[0]]
 
 
 def build_method(name: str, options: Mapping[str, Any]) -> Method:
     """The method `name` with `options` in place of its defaults; `dgad.map` and `map` are the same option of dgad.
 
     Args:
-        name: row of METHODS, and perhaps a plus sign and an add-on (`adaad+igdm`).
+        name: row of METHODS, and perhaps plus signs and add-ons (`adaad+igdm+saad`).
         options: those of an add-on carry its name (`igdm.weight`).
 
     Raises:
         UserError: unknown method, unknown option (with the nearest known one) or a value out of range.
     """
-    cls = find_method(name)
-    base, _, addon = name.partition("+")
-    of: dict[str, dict[str, Any]] = {base: {}, addon: {}}
+    base, addons = split_name(name)
+    of: dict[str, dict[str, Any]] = {part: {} for part in (base, *addons)}
     for key, (owner, option) in _owners(name, options).items():
         of[owner][option] = options[key]
-    method = _validated(cls, base, of[base])
-    return _validated(ADDONS[addon], addon, {"base": method, **of[addon]}) if addon else method
+    method = _validated(METHODS[base], base, of[base])
+    for addon in addons:
+        method = _validated(ADDONS[addon], addon, {"base": method, **of[addon]})
+    return method
 
 
 def typed_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,8 +122,13 @@ def default_options(name: str, options: Iterable[str]) -> dict[str, Any]:
 
 def _values(name: str, method: Method, options: Iterable[str]) -> dict[str, Any]:
     """What `options` are in a method that `build_method` made under this name."""
-    base = name.partition("+")[0]
-    parts = {base: method.base, "igdm": method} if isinstance(method, Igdm) else {base: method}
+    base, addons = split_name(name)
+    parts: dict[str, Method] = {}
+    for addon in reversed(addons):
+        parts[addon] = method
+        if isinstance(method, AddOn):
+            method = method.base
+    parts[base] = method
     found = {}
     for key, (owner, option) in _owners(name, options).items():
         known = [field.name for field in fields(parts[owner])]
@@ -116,13 +140,13 @@ def _values(name: str, method: Method, options: Iterable[str]) -> dict[str, Any]
 
 def _owners(name: str, options: Iterable[str]) -> dict[str, tuple[str, str]]:
     """By key: the method or add-on that the option belongs to, and the option's own name."""
-    base, _, addon = name.partition("+")
+    base, addons = split_name(name)
     found: dict[str, tuple[str, str]] = {}
     for key in options:
         owner, _, option = key.rpartition(".")
-        if owner in ADDONS and owner != addon:
+        if owner in ADDONS and owner not in addons:
             raise UserError(f"option '{key}' needs --method {name}+{owner}", hint=f"'{owner}' is an add-on")
-        place = (owner, option) if owner and owner in (base, addon) else (base, key)
+        place = (owner, option) if owner in (base, *addons) else (base, key)
         if place in found.values():
             raise UserError(f"option '{place[1]}' of '{place[0]}' is given twice", hint=f"once as '{key}': drop one")
         found[key] = place
@@ -159,5 +183,6 @@ __all__ = [
     "build_method",
     "default_options",
     "find_method",
+    "split_name",
     "typed_options",
 ]

@@ -40,12 +40,14 @@ class AdaAd(Guided):
         logits_adv = student(x_adv)
         with torch.no_grad():
             target_adv = teacher(x_adv)
-        terms = {"kl_adv": batch.mean(self.kl(target_adv, logits_adv))}
+        divergence = self.kl(batch.for_adv(target_adv), logits_adv)
+        terms = {"kl_adv": batch.mean(divergence)}
         loss = self.alpha * terms["kl_adv"]
         if self.alpha < 1:
-            terms["kl_clean"] = batch.mean(self.kl(guide.on_clean(), logits_clean))
+            terms["kl_clean"] = batch.mean(self.kl(batch.for_clean(guide.on_clean()), logits_clean))
             loss = loss + (1 - self.alpha) * terms["kl_clean"]
-        return Step(loss, terms, x_adv, logits_adv, logits_clean)
+        distilled = self.alpha * divergence
+        return Step(loss, terms, x_adv, logits_adv, logits_clean, distilled, target_adv)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +83,11 @@ class AdaIad(Guided):
         own = torch.zeros_like(trust)
         if batch.epoch >= epoch_of(self.begin, batch.epochs):
             own = (1 - trust) * self.kl(student(batch.x), logits_adv)
-        distill, introspection = batch.mean(self.kl(target, logits_adv, self.temperature)), batch.mean(own)
+        divergence = self.kl(batch.for_adv(target), logits_adv, self.temperature)
+        distill, introspection = batch.mean(divergence), batch.mean(own)
         logits_clean = student(batch.x)
         ce_clean = batch.mean(cross_entropy(logits_clean, batch.y))
         loss = self.alpha * (self.temperature**2 * distill + introspection) + (1 - self.alpha) * ce_clean
         terms = {"distill": distill, "introspection": introspection, "ce_clean": ce_clean}
-        return Step(loss, terms, x_adv, logits_adv, logits_clean)
+        distilled = self.alpha * self.temperature**2 * divergence
+        return Step(loss, terms, x_adv, logits_adv, logits_clean, distilled, target)

@@ -43,7 +43,11 @@ class Akd(AdversarialMethod):
         x_adv = self.attack(student, batch, threat, label_loss(batch.y))
         with torch.no_grad():
             answer = require(teacher)(x_adv if self.teacher_input == "adv" else batch.x)
-            target = soft_label(answer / self.temperature, batch.y, of_logits=self.lam).exp()
+            softened = batch.for_adv(answer) / self.temperature
+            target = soft_label(softened, batch.y, of_logits=self.lam).exp()
         logits = student(x_adv)
-        loss = batch.mean(-(target * F.log_softmax(logits, dim=1)).sum(dim=1))
-        return Step(loss, {"ce_soft": loss}, x_adv, logits)
+        log_probabilities = F.log_softmax(logits, dim=1)
+        loss = batch.mean(-(target * log_probabilities).sum(dim=1))
+        distilled = -self.lam * (F.softmax(softened, dim=1) * log_probabilities).sum(dim=1)
+        seen = answer if self.teacher_input == "adv" else None
+        return Step(loss, {"ce_soft": loss}, x_adv, logits, distilled=distilled, teacher_adv=seen)

@@ -36,8 +36,10 @@ class Ard(Distillation):
         with torch.no_grad():
             target = require(teacher)(batch.x)
         logits_adv = student(x_adv)
-        divergence = batch.mean(self.kl(target, logits_adv, self.temperature))
+        per_image = self.kl(batch.for_adv(target), logits_adv, self.temperature)
+        divergence = batch.mean(per_image)
         logits_clean = student(batch.x)
         ce_clean = batch.mean(cross_entropy(logits_clean, batch.y))
         loss = self.alpha * self.temperature**2 * divergence + (1 - self.alpha) * ce_clean
-        return Step(loss, {"kl": divergence, "ce_clean": ce_clean}, x_adv, logits_adv, logits_clean)
+        distilled = self.alpha * self.temperature**2 * per_image
+        return Step(loss, {"kl": divergence, "ce_clean": ce_clean}, x_adv, logits_adv, logits_clean, distilled)

@@ -1,7 +1,7 @@
 """What a training method is: one step from a batch to a loss."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -48,6 +48,10 @@ class Batch:
         across: sums a tensor over the processes, differentiably.
         inner: how the networks are run inside the attack.
         most: number of images that are attacked at once; 0 for all.
+        least: smallest value of a scalar tensor over the processes.
+        memory: what the method's last step left for this one (`Step.memory`).
+        temperatures: by which the teacher's logits are divided where they are a target on x', and where on x, `(N,)`
+            each; None leaves them as they are.
     """
 
     x: Tensor
@@ -61,6 +65,9 @@ class Batch:
     across: Callable[[Tensor], Tensor] = field(default=lambda value: value, repr=False)
     inner: Inner = field(default_factory=Inner)
     most: int = 0
+    least: Callable[[Tensor], Tensor] = field(default=lambda value: value, repr=False)
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    temperatures: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", self.n or len(self.x))
@@ -74,6 +81,14 @@ class Batch:
         chosen: Tensor = torch.where(where, values, 0)
         return self.across(chosen.sum()) / self.across(where.sum()).clamp(min=1)
 
+    def for_adv(self, teacher_logits: Tensor) -> Tensor:
+        """The teacher's logits `(N, K)` as the target of the student's answers to x'."""
+        return teacher_logits if self.temperatures is None else teacher_logits / self.temperatures[0][:, None]
+
+    def for_clean(self, teacher_logits: Tensor) -> Tensor:
+        """The teacher's logits `(N, K)` as the target of the student's answers to x."""
+        return teacher_logits if self.temperatures is None else teacher_logits / self.temperatures[1][:, None]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -84,7 +99,11 @@ class Step:
         terms: the loss's parts before weighting, by the paper's names, and shares worth watching; detached scalars.
         x_adv: the adversarial batch, None for methods without one.
         logits: the student's on the adversarial images, or on the clean ones if there are none; with their graph.
-        logits_clean: those on the clean images beside them, where the step has them anyway; only reports use them.
+        logits_clean: those on the clean images beside them, where the step has them anyway, without their graph.
+        distilled: what each image adds to the loss by the teacher's answer that S(x') shall give, `(N,)`, with its
+            graph and all weights: its mean over the batch is a part of the loss. Add-ons weigh it.
+        teacher_adv: the teacher's logits on x', `(N, K)`, where the step has asked for them.
+        memory: what the next step shall find in `Batch.memory`.
     """
 
     loss: Tensor
@@ -92,6 +111,9 @@ class Step:
     x_adv: Tensor | None
     logits: Tensor
     logits_clean: Tensor | None = None
+    distilled: Tensor | None = None
+    teacher_adv: Tensor | None = None
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.logits_clean is not None:
@@ -174,6 +196,27 @@ class Distillation(AdversarialMethod):
     def reduced(self, divergence: Tensor, classes: int) -> Tensor:
         """A divergence per sample, `(N,)`, under `kl_reduction`."""
         return divergence / classes if self.kl_reduction == "elementmean" else divergence
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddOn(Method):
+    """What is added to a method that distils and attacks.
+
+    Attributes:
+        base: the method, perhaps with other add-ons.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+
+    base: Method
+
+
+@torch.no_grad()
+def answer_on_adv(step: Step, teacher: nn.Module) -> Tensor:
+    """The teacher's logits on x', `(N, K)`; asked for only if the step has not done so."""
+    assert step.x_adv is not None, "`find_method` lets no method through that does not attack"
+    logits: Tensor = step.teacher_adv if step.teacher_adv is not None else teacher(step.x_adv)
+    return logits
 
 
 def require(teacher: nn.Module | None) -> nn.Module:

@@ -95,14 +95,16 @@ class Dgad(Guided):
         logits_clean = student(x)
         logits_adv = student(x_adv)
         with torch.no_grad():
-            target_adv = teacher(x_adv)
+            teacher_adv = teacher(x_adv)
+            target_clean, target_adv = batch.for_clean(target_clean), batch.for_adv(teacher_adv)
             if self.els_clean:
                 target_clean = self._corrected(target_clean, y, wrong)
             if self.els_adv:
                 target_adv = self._corrected(target_adv, y, margin(target_adv, y) < 0)
 
+        kl_adv = self.kl(target_adv, logits_adv)
         l_st = batch.mean_where(self.kl(target_clean, logits_clean), wrong)
-        l_at = batch.mean_where(self.kl(target_adv, logits_adv), ~wrong)
+        l_at = batch.mean_where(kl_adv, ~wrong)
         # A float of the loss's type: an integer divided by an integer is float32, also in a float64 step.
         n_m = batch.across(wrong.sum()).to(l_at.dtype)
         loss = self._combine(l_st, l_at, n_m, batch)
@@ -110,7 +112,8 @@ class Dgad(Guided):
         if self.pcr_weight > 0:
             terms["pcr"] = batch.mean(self._consistency(logits_clean, logits_adv))
             loss = loss + self.pcr_weight * terms["pcr"]
-        return Step(loss, terms, x_adv, logits_adv, logits_clean)
+        of_one = self._weight_of_at(l_st, n_m, batch) * batch.n / (batch.n - n_m).clamp(min=1)
+        return Step(loss, terms, x_adv, logits_adv, logits_clean, torch.where(wrong, 0, of_one * kl_adv), teacher_adv)
 
     def _corrected(self, target: Tensor, y: Tensor, where: Tensor) -> Tensor:
         """The teacher's logits `(N, K)`, corrected by the label in the rows `where`."""
@@ -138,6 +141,15 @@ class Dgad(Guided):
             return l_st + l_at
         factor = 0.5 if self.mobilenet_loss == "intended" and self.pcr_weight > 0 else 1.0
         return factor * (share * l_st + (1 - share) * l_at)
+
+    def _weight_of_at(self, l_st: Tensor, n_m: Tensor, batch: Batch) -> Tensor:
+        """The factor of L_AT in what `_combine` returns."""
+        share = n_m / (batch.n if self.divisor == "n" else batch.nominal_size)
+        if self.mobilenet_loss == "released" and self.pcr_weight > 0:
+            return 0.5 * (share * l_st + (1 - share))
+        if self.subset_weights == "equal":
+            return torch.ones_like(share)
+        return (1 - share) * (0.5 if self.mobilenet_loss == "intended" and self.pcr_weight > 0 else 1.0)
 
     def _consistency(self, logits_clean: Tensor, logits_adv: Tensor) -> Tensor:
         squared = squared_gap(logits_adv, logits_clean)

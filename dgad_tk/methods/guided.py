@@ -24,6 +24,7 @@ class Guide:
         y: labels, int64 `(N,)`.
         clean: its logits on `x`, `(N, K)`; None where the attack asks for those on x' in every step.
         slope: gradient of the label's logit to the image at `x`, `(N, C, H, W)`; None where `clean` is kept fixed.
+        temperature: by which the logits that the attack takes are divided, `(N,)`; None leaves them as they are.
     """
 
     teacher: nn.Module
@@ -31,9 +32,14 @@ class Guide:
     y: Tensor
     clean: Tensor | None = None
     slope: Tensor | None = None
+    temperature: Tensor | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """Its logits on the images of an attack, `(N, K)`, as the attack takes them."""
+        logits = self._logits(images)
+        return logits if self.temperature is None else logits / self.temperature[:, None]
+
+    def _logits(self, images: Tensor) -> Tensor:
         if self.clean is None:
             logits: Tensor = self.teacher(images)
             return logits
@@ -52,8 +58,8 @@ class Guide:
 
     def of(self, where: Tensor | slice) -> "Guide":
         """The same for the chosen images: bool `(N,)`, or their rows."""
-        clean, slope = (None if value is None else value[where] for value in (self.clean, self.slope))
-        return replace(self, x=self.x[where], y=self.y[where], clean=clean, slope=slope)
+        per_image = {name: getattr(self, name) for name in ("x", "y", "clean", "slope", "temperature")}
+        return replace(self, **{name: value[where] for name, value in per_image.items() if value is not None})
 
 
 def discrepancy(guide: Guide) -> ObjectiveOn:
@@ -95,7 +101,8 @@ class Guided(Distillation):
 
     def guide(self, teacher: nn.Module, batch: Batch) -> Guide:
         """The teacher as the attack on this batch shall see it; asked nothing if there is no attack to make."""
-        asked = Guide(teacher, batch.x, batch.y)
+        temperature = None if batch.temperatures is None else batch.temperatures[0]
+        asked = Guide(teacher, batch.x, batch.y, temperature=temperature)
         if self.teacher_in_attack == "exact" or batch.x_adv is not None:
             return asked
         if self.teacher_in_attack == "none":

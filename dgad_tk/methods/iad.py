@@ -50,11 +50,12 @@ class Iad(Distillation):
         x_adv = self.attack(student, batch, threat, label_loss(batch.y))
         with torch.no_grad():
             target = teacher(batch.x)
-            trust = reliability(teacher(x_adv), batch.y, self.beta)
+            target_adv = teacher(x_adv)
+            trust = reliability(target_adv, batch.y, self.beta)
         logits_adv = student(x_adv)
         with torch.no_grad():
             student(x_adv)
-        divergence, own = self.kl(target, logits_adv, self.temperature), torch.zeros_like(trust)
+        divergence, own = self.kl(batch.for_adv(target), logits_adv, self.temperature), torch.zeros_like(trust)
         if batch.epoch >= epoch_of(self.begin, batch.epochs):
             divergence = divergence * trust if self.teacher_weighted else divergence
             of_self = student(batch.x)
@@ -64,7 +65,8 @@ class Iad(Distillation):
         ce_clean = batch.mean(cross_entropy(logits_clean, batch.y))
         loss = self.alpha * (self.temperature**2 * distill + introspection) + (1 - self.alpha) * ce_clean
         terms = {"distill": distill, "introspection": introspection, "ce_clean": ce_clean}
-        return Step(loss, terms, x_adv, logits_adv, logits_clean)
+        distilled = self.alpha * self.temperature**2 * divergence
+        return Step(loss, terms, x_adv, logits_adv, logits_clean, distilled, target_adv)
 
 
 def reliability(teacher_logits: Tensor, y: Tensor, beta: float) -> Tensor:

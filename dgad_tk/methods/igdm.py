@@ -1,18 +1,17 @@
 """Indirect gradient distillation, added to another method."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import nn
 
 from dgad_tk.ascent.losses import kl
 from dgad_tk.config.threat import ThreatModel
-from dgad_tk.methods.base import Batch, Method, Step, require
+from dgad_tk.methods.base import AddOn, Batch, Step, answer_on_adv, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Igdm(Method):
+class Igdm(AddOn):
     """IGDM, an add-on. Lee, Cho, Kim, ICLR 2025, https://arxiv.org/abs/2312.03286.
 
     With d = x' - x, the difference of a locally linear network's logits at x + d and x - d is its gradient along d:
@@ -23,13 +22,9 @@ class Igdm(Method):
     first epoch. s(x + d) comes from the base's own forward; s(x - d) is one more forward in train mode.
 
     Attributes:
-        base: a method with a teacher that attacks.
         weight: 1 on CIFAR-10, 10 on CIFAR-100 and Tiny ImageNet.
     """
 
-    needs_teacher: ClassVar[bool] = True
-
-    base: Method
     weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -39,10 +34,12 @@ class Igdm(Method):
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         teacher = require(teacher)
         step = self.base.step(student, teacher, batch, threat)
-        assert step.x_adv is not None, "`find_method` lets no method through that does not attack"
+        answer = answer_on_adv(step, teacher)
+        assert step.x_adv is not None
         mirrored = 2 * batch.x - step.x_adv
         with torch.no_grad():
-            slope = teacher(step.x_adv) - teacher(mirrored)
-        gap = batch.mean(kl(slope, step.logits - student(mirrored)))
-        loss = step.loss + self.weight * batch.epoch / batch.epochs * gap
-        return replace(step, loss=loss, terms={**step.terms, "igdm": gap})
+            slope = answer - teacher(mirrored)
+        gaps = kl(slope, step.logits - student(mirrored))
+        factor, gap = self.weight * batch.epoch / batch.epochs, batch.mean(gaps)
+        distilled = None if step.distilled is None else step.distilled + factor * gaps
+        return replace(step, loss=step.loss + factor * gap, terms={**step.terms, "igdm": gap}, distilled=distilled)

@@ -35,17 +35,20 @@ class Rslad(Distillation):
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         with torch.no_grad():
             target = require(teacher)(batch.x)
+        softened = batch.for_adv(target)
 
         def objective_on(net: nn.Module, rows: slice) -> Objective:
-            return lambda images: kl(target[rows], net(images))
+            return lambda images: kl(softened[rows], net(images))
 
         x_adv = self.attack(student, batch, threat, objective_on)
         logits_adv = student(x_adv)
         logits_clean = student(batch.x)
-        kl_adv = batch.mean(self._divergence(target, logits_adv))
-        kl_clean = batch.mean(self._divergence(target, logits_clean))
+        divergence = self._divergence(softened, logits_adv)
+        kl_adv = batch.mean(divergence)
+        kl_clean = batch.mean(self._divergence(batch.for_clean(target), logits_clean))
         loss = self.scale * (ADV_WEIGHT * kl_adv + (1 - ADV_WEIGHT) * kl_clean)
-        return Step(loss, {"kl_adv": kl_adv, "kl_clean": kl_clean}, x_adv, logits_adv, logits_clean)
+        distilled = self.scale * ADV_WEIGHT * divergence
+        return Step(loss, {"kl_adv": kl_adv, "kl_clean": kl_clean}, x_adv, logits_adv, logits_clean, distilled)
 
     def _divergence(self, target: Tensor, logits: Tensor) -> Tensor:
         if self.log_offset == 0:

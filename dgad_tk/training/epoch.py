@@ -19,7 +19,7 @@ from dgad_tk.ascent.inner_max import draw_noise
 from dgad_tk.config.training import epoch_of
 from dgad_tk.data.augment import augment, augment_by, chosen_augments
 from dgad_tk.data.batches import batch_positions, on_device
-from dgad_tk.distributed import across, world
+from dgad_tk.distributed import across, least, world
 from dgad_tk.draws import Draws
 from dgad_tk.methods import Batch, Step
 from dgad_tk.models.trained import InParts, kept_statistics
@@ -132,6 +132,8 @@ class Loop:
             across=across,
             inner=self.inner,
             most=self.at_once,
+            least=least,
+            memory=self.learner.memory,
         )
         with self._seeded(epoch, number):
             step = self._gradients(batch)
@@ -143,6 +145,7 @@ class Loop:
             every = torch.from_numpy(self.split.index[positions])
             raise NonFiniteLossError(found["loss"], number + 1, batch, step, every)
         self.learner.learn(rate)
+        self.learner.memory = step.memory
         if keep and self.here.leads:
             self.examples = _examples(batch, step, index)
         return found

@@ -1,7 +1,7 @@
 """The student and all that moves its weights: the optimizer, its learning rate, averages, adversarial perturbation."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,12 +66,13 @@ NORMS = (batchnorm._NormBase, instancenorm._InstanceNorm, nn.GroupNorm, nn.Layer
 
 
 class Learner:
-    """A student, its optimizer, and the average of its weights if the config asks for one."""
+    """A student, its optimizer, the average of its weights if the config asks for one, and the method's memory."""
 
     def __init__(self, config: TrainConfig, student: nn.Module) -> None:
         self.config, self.student = config, student
         self.shared = shared(student, images_at_once(config))
         self.optimizer = optimizer_of(config, student)
+        self.memory: Mapping[str, Tensor] = {}
         self.averaged: AveragedModel | None = None
         if config.averaging != "none":
             ema = config.averaging == "ema"

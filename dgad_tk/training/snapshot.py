@@ -51,7 +51,7 @@ class Snapshots:
     """Saves a job and its learner, and puts the learner back."""
 
     def __init__(self, job: Job, learner: Learner) -> None:
-        self.folder, self.config, self.learner = job.folder, job.config, learner
+        self.folder, self.config, self.learner, self.device = job.folder, job.config, learner, job.device
         processes = str(world().size)
         self.origin = {"teacher": job.teacher_name, "dataset": job.dataset.sha256, "number of processes": processes}
         self.origin |= _begun_from(job)
@@ -71,6 +71,7 @@ class Snapshots:
                 "statistics": statistics,
                 "optimizer": learner.optimizer.state_dict(),
                 "averaged": learner.averaged.state_dict() if learner.averaged is not None else {},
+                "memory": {name: value.cpu() for name, value in learner.memory.items()},
                 "state": asdict(state),
                 "origin": self.origin,
                 "settings": settings_of(self.config),
@@ -88,7 +89,7 @@ class Snapshots:
         folder, learner = self.folder, self.learner
         saved = load_state(folder.last, _KEYS)
         _check_origin(folder, saved["origin"], self.origin)
-        # Checkpoints of older versions hold no settings.
+        # Checkpoints of older versions hold no settings and no memory.
         if others := differing(settings_of(self.config), saved.get("settings", {})):
             raise UserError(
                 f"'{folder.config}' is not what '{folder.last}' was trained with: " + "; ".join(others),
@@ -101,6 +102,9 @@ class Snapshots:
             learner.optimizer.load_state_dict(saved["optimizer"])
             if learner.averaged is not None:
                 learner.averaged.load_state_dict(saved["averaged"])
+            held = saved.get("memory", {})
+            # Single numbers stay on the CPU, where a GPU need not be waited for.
+            learner.memory = {name: value.to(self.device) if value.ndim else value for name, value in held.items()}
             for network, own in zip(learner.networks, saved["statistics"][world().rank], strict=True):
                 network.load_state_dict(own, strict=False)
             state = dict(saved["state"])

@@ -155,6 +155,12 @@ def test_export_without_a_run(dgad: Run) -> None:
         (["train", "--config", "extended.yaml", "--seed", "3"], "has to be given: Chen2021LTD_WRN34_20 of RobustBench"),
         (["train", "--method", "adaad+igmd"], "unknown add-on 'igmd'"),
         (["train", "--method", "trades+igdm"], "'igdm' needs a method that attacks and has a teacher"),
+        (["train", "--method", "kd+saad+igdm"], "'saad' needs a method that attacks and has a teacher, 'kd' is none"),
+        (["train", "--method", "adaad+saad+igdm+saad"], "add-on 'saad' is given twice in 'adaad+saad+igdm+saad'"),
+        (["train", "--method", "adaad+saad+"], "unknown add-on ''"),
+        (["train", "--method", "adaad+saad", "--set", "igdm.weight=2"], "option 'igdm.weight' needs --method"),
+        (["train", "--method", "adaad+saad", "--set", "saad.scale=0"], "saad: scale must be positive"),
+        (["train", "--method", "adaad+classwise", "--set", "classwise.most=0.9"], "classwise: least and most must"),
         (["train", "--teacher-mean", "0.5"], "teacher_mean has 1 values, teacher_std 0"),
         (["train", "--teacher-mean", "0.5;0.4", "--teacher-std", "0.2"], "--teacher-mean must be numbers with commas"),
         (["train", "--teacher-mean", "0.5", "--teacher-std", "a,b"], "--teacher-std must be numbers with commas"),
@@ -376,7 +382,7 @@ def test_version_and_help(dgad: Run) -> None:
 
 
 def test_lists_hold_what_is_no_row(dgad: Run) -> None:
-    assert "\n+igdm " in dgad("list", "methods")[1]
+    assert all(f"\n+{name} " in dgad("list", "methods")[1] for name in ("classwise", "igdm", "saad"))
     listed = dgad("list", "models")[1]
     assert "\ntorchvision:NAME  " in listed
     assert "\nwrn-D-K " in listed

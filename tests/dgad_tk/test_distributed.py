@@ -83,6 +83,9 @@ EQUAL: dict[str, dict[str, Any]] = {
     "trades": PLAIN | {"method": "trades"},
     "score": PLAIN | {"method": "score"},
     "adaiad+igdm": PLAIN | {"method": "adaiad+igdm", "method_options": {"alpha": 0.5, "temperature": 2.0}},
+    "dgad+saad": PLAIN | {"method": "dgad+saad", "method_options": {"saad.beta": 0.3}},
+    "adaad+saad+igdm+classwise": PLAIN | {"method": "adaad+saad+igdm+classwise", "awp_gamma": 0.01},
+    "rslad+classwise": PLAIN | {"method": "rslad+classwise", "method_options": {"classwise.rate": 1.0}},
     "awp and ema": PLAIN | {"method": "pgd-at", "awp_gamma": 0.01, "averaging": "ema", "ema_decay": 0.9},
     "ard": PLAIN | {"method": "ard"},
     "parts": PLAIN

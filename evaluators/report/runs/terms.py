@@ -21,6 +21,11 @@ TERMS: Mapping[str, str] = {
     "introspection": "how far the student on attacked images is from itself on clean ones, more where the teacher is "
     "unsure; 0 until it begins",
     "igdm": "how far the student's change along the attack is from the teacher's",
+    "entropy": "how unsure the teacher is of its answers to attacked images (entropy in nats)",
+    "tau_least": "the smallest of the classes' temperatures, on attacked images",
+    "tau_most": "the largest of the classes' temperatures, on attacked images",
+    "kl_sure": "how far the student is from the teacher on clean images, more where the teacher is sure of the "
+    "attacked one",
     "trades: kl": "how far the student's answers to an image and to the attacked one are apart",
     "kd: kl": "how far the student is from the teacher on clean images",
     "ard: kl": "how far the student on attacked images is from the teacher on clean ones",

@@ -64,6 +64,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "ema": {"averaging": "ema", "awp_gamma": 0.005},
     "linear": {"method_options": {"teacher_in_attack": "linear"}, "awp_gamma": 0.005},
+    "classwise": {"method": "rslad+classwise+saad", "method_options": {"classwise.rate": 0.4}},
     "parts": {
         **{"accumulate": 3, "optimizer": "adamw", "lr": 0.01, "decay_weights_only": True, "freeze_bn": True},
         "augment": ["random-resized-crop:0.5", "flip", "colour-jitter"],

@@ -20,6 +20,7 @@ def terms_of(method: str) -> set[str]:
     networks = [nn.Sequential(nn.Flatten(), nn.Linear(16, 3)) for _ in range(2)]
     batch = Batch(torch.rand(SHAPE), torch.tensor([0, 1, 2, 0]), lambda kind: torch.zeros(SHAPE), 4)
     options: Any = {"alpha": 0.5} if method.startswith("adaad") else {}
+    options |= {"saad.beta": 0.5} if method.endswith("+saad") else {}
     step = build_method(method, options).step(
         networks[0], networks[1], batch, ThreatModel(eps=0.1, step_size=0.1, steps=1)
     )
