@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from dgad_tk.artifacts.predictor import Images
-from dgad_tk.artifacts.weights import load_model
 from dgad_tk.common import GateError, UserError, lookup, nearest, reason_of, sha256_file
 from exporters.formats import EXPORTERS, Format, load
+from exporters.onnx_student.weights import open_weights
 from exporters.onnx_write.float32 import Report
 from exporters.parity.divergence import first_divergence
 from exporters.parity.verify import Parity, SourceAnswers, ask_source, verify
@@ -61,7 +61,7 @@ class Source:
         self.path = path
         self.held_out = held_out
         self.notes: list[str] = []
-        self.model, artifact = load_model(path, trust=trust, network=network, on_message=self.notes.append)
+        self.model, artifact = open_weights(path, trust=trust, network=network, on_message=self.notes.append)
         self.artifact = artifact.model_copy(update={"source_sha256": sha256_file(path)})
 
     @cached_property

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dgad_tk.artifacts.predictor import Predictor, load_safetensors
+from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.artifacts.record import Artifact
 from dgad_tk.artifacts.weights import read_weights
 from dgad_tk.common import UserError
 from exporters.onnx_open.open import load_onnx
 from exporters.onnx_read.read import read_onnx_record
+from exporters.onnx_student.weights import load_weights
 from exporters.onnx_write.float16 import save_onnx_fp16
 from exporters.onnx_write.float32 import Report, save_onnx
 from exporters.onnx_write.int8 import save_onnx_int8
@@ -89,7 +90,7 @@ LOADERS: dict[str, Load] = {
     ".onnx": load_onnx,
     ".pt": load_torchscript,
     ".pt2": load_torch_export,
-    ".safetensors": load_safetensors,
+    ".safetensors": load_weights,
 }
 
 WITHOUT_GRADIENTS: dict[str, Load] = {".onnx": partial(load_onnx, gradients=False)}
@@ -119,8 +120,8 @@ def load(
     _check_path(path)
     if path.suffix in PROGRAMS:
         check_program(path, trust=trust)
-    if LOADERS[path.suffix] is load_safetensors:
-        return load_safetensors(path, input_shape, interface, trust=trust)
+    if LOADERS[path.suffix] is load_weights:
+        return load_weights(path, input_shape, interface, trust=trust)
     loaders = LOADERS if gradients else LOADERS | WITHOUT_GRADIENTS
     return loaders[path.suffix](path, input_shape, interface)
 

@@ -23,7 +23,9 @@ FLOORS = {
         "common quota spinning cores strangers draws distributed models data config ascent "
         "artifacts answers methods teachers training"
     ),
-    "exporters": "onnx_read onnx_twin onnx_open torch_files onnx_write parity formats siblings export bench",
+    "exporters": (
+        "onnx_read onnx_twin onnx_open onnx_student torch_files onnx_write parity formats siblings export bench"
+    ),
     "evaluators": "target preprocessings attacks plan engine fields curves results verdict report",
     "cli": "documents printing flags commands completion app __main__",
 }

@@ -12,7 +12,16 @@ import typer
 from cli.commands.alike import ALIKE_DATASETS, compute_alike
 from cli.flags.images import RESIZE_HELP
 from cli.flags.images import image_size as image_size_option
-from cli.flags.training.steps import Accumulate, Augment, DecayWeightsOnly, FreezeBn, Optimizer
+from cli.flags.training.steps import (
+    Accumulate,
+    Augment,
+    DecayWeightsOnly,
+    FreezeBn,
+    Init,
+    InitMean,
+    InitStd,
+    Optimizer,
+)
 from cli.flags.values import AsJson, Quiet, Seed, Trust, numbers, real, whole
 from cli.printing.terminal import say
 from dgad_tk.common import UserError
@@ -39,6 +48,9 @@ def train(
         str | None,
         typer.Option(help="See `dgad list models`, or your own: nets/mine.py:build or package.module:build. [resnet8]"),
     ] = None,
+    init: Init = None,
+    init_mean: InitMean = None,
+    init_std: InitStd = None,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -112,7 +124,7 @@ def train(
 
     keys = {name: value for name, value in locals().items() if name in TrainConfig.model_fields}
     flags = {name: value for name, value in keys.items() if value is not None and value is not False}
-    for name in ("teacher_mean", "teacher_std"):
+    for name in ("teacher_mean", "teacher_std", "init_mean", "init_std"):
         if name in flags:
             flags[name] = numbers(flags[name], f"--{name.replace('_', '-')}")
     run_config, out = _configured(flags, config, settings or [], out, resume, teacher_in_attack)
@@ -124,7 +136,8 @@ def train(
     if run_config.dataset in ALIKE_DATASETS:
         compute_alike()
 
-    from cli.flags.teacher import fitted_to_teacher, model_file_teacher
+    from cli.flags.teacher import fitted_to_files, model_file_teacher
+    from cli.flags.training.start import graph_start
     from cli.printing.progress import TrainingProgress
     from cli.printing.run_page import RunPage
     from dgad_tk.distributed import launched
@@ -132,7 +145,8 @@ def train(
 
     leads = launched().leads
     quiet = quiet or not leads
-    run_config, notes = fitted_to_teacher(run_config, trust=trust)
+    run_config, start = graph_start(run_config, trust=trust)
+    run_config, notes = fitted_to_files(run_config, trust=trust)
     for note in notes if leads else ():
         print(f"note: {note}", file=sys.stderr)
     if not quiet:
@@ -156,6 +170,7 @@ def train(
                     out=out,
                     resume=resume,
                     teacher=model_file_teacher(run_config, trust=trust),
+                    start=start(progress.message) if start is not None else None,
                     trust=trust,
                     download=download,
                     on_progress=told,
@@ -182,12 +197,11 @@ def _announcement(config: "TrainConfig") -> str:
     """What is about to happen."""
     from dgad_tk.config.training import AUTO
     from dgad_tk.methods import find_method
-    from dgad_tk.models import find_model
     from dgad_tk.strangers.number_text import format_fraction
 
-    find_model(config.student)
+    text_of = f"{config.student}, from '{config.init}'," if config.init is not None else config.student
     threat = f"{config.attack.norm} {format_fraction(config.attack.eps)}, {config.attack.steps} steps"
-    text = f"{config.student} by {config.method} on {config.dataset} for {config.epochs} epochs ({threat})"
+    text = f"{text_of} by {config.method} on {config.dataset} for {config.epochs} epochs ({threat})"
     if not find_method(config.method).needs_teacher:
         return text
     auto = f"a {config.teacher_model} that is trained first, by {config.teacher_method}, since none was given"

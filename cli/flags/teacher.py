@@ -34,33 +34,47 @@ def model_file_teacher(config: "TrainConfig", *, trust: bool) -> "Callable[[Data
     from dgad_tk.config.training import AUTO
     from dgad_tk.methods import find_method
 
-    path = Path(config.teacher)
+    path = _weights(Path(config.teacher))
     if config.teacher == AUTO or not find_method(config.method).needs_teacher or not _is_model_file(path):
         return None
     return partial(_open, config, path, trust)
 
 
-def fitted_to_teacher(config: "TrainConfig", *, trust: bool) -> "tuple[TrainConfig, list[str]]":
-    """A config whose image folder is read in the shape that its teacher takes, where nobody said another; and notes.
+def fitted_to_files(config: "TrainConfig", *, trust: bool) -> "tuple[TrainConfig, list[str]]":
+    """A config whose image folder is read in the shape that its first weights take, and then its teacher; and notes.
+
+    What somebody said of the folder stays as it is.
 
     Args:
         config: resolved.
         trust: open a file that is a program (.pt, .pt2).
 
     Raises:
-        UserError: the teacher cannot be opened, or takes no images of a folder.
+        UserError: one of them cannot be opened, or takes no images of a folder.
     """
+    from dgad_tk.config.training import AUTO
+    from dgad_tk.methods import find_method
+
+    notes: list[str] = []
+    if config.init is not None:
+        config, notes = _fitted(config, config.init, "first network", trust=trust)
+    if config.teacher != AUTO and find_method(config.method).needs_teacher:
+        config, more = _fitted(config, Path(config.teacher), "teacher", trust=trust)
+        notes += more
+    return config, notes
+
+
+def _fitted(config: "TrainConfig", path: Path, what: str, *, trust: bool) -> "tuple[TrainConfig, list[str]]":
+    """A config whose image folder is read in the shape that a file takes, where nobody said another; and notes."""
     from cli.flags.fitting import open_file
     from cli.flags.images import ImageFlags
-    from dgad_tk.config.training import AUTO
     from dgad_tk.data import DATASETS
     from dgad_tk.data.images.request import GREY
     from dgad_tk.data.images.size import shown, written
-    from dgad_tk.methods import find_method
     from dgad_tk.teachers.opening import channels_of
 
-    path, asked = Path(config.teacher), config.channels is None or config.image_size is None
-    given = config.teacher != AUTO and find_method(config.method).needs_teacher and path.exists()
+    asked, given = config.channels is None or config.image_size is None, path.exists()
+    path = _weights(path)
     usual = DATASETS[config.dataset].image_size if config.dataset in DATASETS else 0
     if not (given and asked and usual):
         return config, []
@@ -75,14 +89,21 @@ def fitted_to_teacher(config: "TrainConfig", *, trust: bool) -> "tuple[TrainConf
             shape = open_file(path, replace(flags, image_size=usual), trust=trust).predictor.input_shape  # it was open
         if config.image_size is None and written(shape[1:]) != usual:
             found = found.model_copy(update={"image_size": written(shape[1:])})
-            notes.append(f"the image folder is read at {shown(shape[1:])} (height x width), as the teacher's file says")
+            notes.append(f"the image folder is read at {shown(shape[1:])} (height x width), as the {what}'s file says")
         channels: int | None = shape[0]
     else:
         channels = channels_of(path)
     if config.channels is None and channels == GREY:
         found = found.model_copy(update={"channels": channels})
-        notes.append("the image folder is read as one channel (grey), since the teacher takes one")
+        notes.append(f"the image folder is read as one channel (grey), since the {what} takes one")
     return found, notes
+
+
+def _weights(path: Path) -> Path:
+    """The weights of a run folder, or the file itself; a path that leads nowhere stays for others to refuse."""
+    from dgad_tk.artifacts.runs import RunFolder
+
+    return RunFolder(path).best if path.is_dir() else path
 
 
 def _open(config: "TrainConfig", path: Path, trust: bool, dataset: "Dataset") -> "tuple[nn.Module, str]":
@@ -121,7 +142,10 @@ def _is_model_file(path: Path) -> bool:
     """Whether `exporters` opens it. A .pt with code in it is TorchScript, and else a checkpoint of weights."""
     from dgad_tk.artifacts.weight_files import is_torchscript
     from exporters.formats import LOADERS
+    from exporters.onnx_student.weights import has_graph
 
-    if not path.is_file() or path.suffix == ".safetensors" or path.suffix not in LOADERS:
+    if not path.is_file() or path.suffix not in LOADERS:
         return False
+    if path.suffix == ".safetensors":
+        return has_graph(path)
     return path.suffix != ".pt" or is_torchscript(path)

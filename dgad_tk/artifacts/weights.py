@@ -20,9 +20,16 @@ from dgad_tk.strangers.first_bytes import archive_of, beginning, is_pickle
 STATE_FORMAT = 1
 
 
-def save_weights(path: Path, model: nn.Module, artifact: Artifact) -> None:
-    """Write a model's parameters, buffers and record as safetensors."""
-    _write(path, {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, artifact)
+GRAPH = "network.onnx"
+"""Name of the tensor that holds the ONNX graph of a network that was made from one, as bytes."""
+
+
+def save_weights(path: Path, model: nn.Module, artifact: Artifact, graph: bytes = b"") -> None:
+    """Write a model's parameters, buffers and record as safetensors, and the ONNX graph that it was made from."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if graph:
+        tensors[GRAPH] = torch.frombuffer(bytearray(graph), dtype=torch.uint8)
+    _write(path, tensors, artifact)
 
 
 def save_record(path: Path, artifact: Artifact) -> None:
@@ -69,6 +76,15 @@ def has_record(path: Path) -> bool:
         return False
 
 
+def has_tensor(path: Path, name: str) -> bool:
+    """Whether a file is safetensors with a tensor of this name. False for a damaged file, as `has_record`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return name in file.keys()  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError):
+        return False
+
+
 def load_model(
     path: Path,
     *,
@@ -89,6 +105,11 @@ def load_model(
             which is not there, has changed, or is not trusted.
     """
     tensors, artifact = read_weights(path)
+    if tensors.pop(GRAPH, None) is not None and network is None:
+        raise UserError(
+            f"'{path}' is a network that was made from an ONNX graph, which this function does not open",
+            hint="`exporters.formats.load` does; `dgad export` writes it as a file",
+        )
     mean, std = artifact.normalize.get("mean", ()), artifact.normalize.get("std", ())
     if isinstance(network, nn.Module):
         model = normalised(network, mean, std)

@@ -26,11 +26,11 @@ AUTO = "auto"
 FREE = {"checkpoint_minutes", "paper"}
 """Keys that a resumed run may change."""
 
-PLACES = {"data_dir", "teacher", "device"}
+PLACES = {"data_dir", "teacher", "device", "init"}
 """Keys that say where something is. A resumed run may change them, since it compares SHA-256 sums of the content."""
 
 LATER = {
-    *("resize", "channels"),
+    *("resize", "channels", "init", "init_mean", "init_std"),
     *("accumulate", "freeze_bn", "optimizer", "adam_betas", "adam_eps", "decay_weights_only", "augment"),
 }
 """Keys that older versions did not write."""
@@ -80,6 +80,11 @@ class TrainConfig(TypedKeys):
     method_options: dict[str, Any] = Field({})
     """Hyper-parameters of the method that differ from its defaults (`--set dgad.pcr_weight=10`)."""
     student: str = "resnet8"
+    init: Path | None = None
+    """Run folder or file of weights that the student starts from; an ONNX file is the student itself."""
+    init_mean: tuple[float, ...] | None = None
+    init_std: tuple[float, ...] | None = None
+    """Normalisation that these weights expect, one value per channel; none where that is inside."""
     normalize: Literal["none", "dataset"] = "none"
     """Normalisation inside the student: none as in the paper's code, or the training split's mean and std."""
 
@@ -182,6 +187,10 @@ class TrainConfig(TypedKeys):
             raise ValueError(f"teacher_mean has {len(self.teacher_mean)} values, teacher_std {len(self.teacher_std)}")
         if self.teacher_mean and self.teacher == AUTO:
             raise ValueError("teacher_mean and teacher_std are of a teacher from a file, and teacher is auto")
+        if len(self.init_mean or ()) != len(self.init_std or ()):
+            raise ValueError(f"init_mean has {len(self.init_mean or ())} values, init_std {len(self.init_std or ())}")
+        if self.init_mean and self.init is None:
+            raise ValueError("init_mean and init_std are of weights to start from, and there is no init")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
         if self.nesterov and self.optimizer != "sgd":
@@ -229,6 +238,9 @@ class TrainConfig(TypedKeys):
                 "method_options": self.teacher_options,
                 "student": self.teacher_model,
                 "teacher": AUTO,
+                "init": None,
+                "init_mean": None,
+                "init_std": None,
                 "teacher_mean": (),
                 "teacher_std": (),
                 "freeze_bn": False,
@@ -260,6 +272,8 @@ class TrainConfig(TypedKeys):
         """
         free = FREE | (PLACES if (self.teacher == AUTO) == (other.teacher == AUTO) else PLACES - {"teacher"})
         mine = self.model_dump(mode="json", exclude=free)
+        if (self.init is None) != (other.init is None):
+            return [f"init: {self.init}, not {other.init}"]
         return differing(without_places(mine), without_places(other.model_dump(mode="json")))
 
 

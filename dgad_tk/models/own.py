@@ -36,6 +36,9 @@ PLACES = {
 }
 """Forms of the names of a user's own networks."""
 
+ONNX = "onnx"
+"""What stands before the colon of the name of a network that was made from an ONNX file."""
+
 _CHANNELS, _CLASSES = ("in_channels", "in_chans", "channels"), ("classes", "num_classes", "n_classes")
 _SHAPE = "it is a function of in_channels and classes that returns a torch.nn.Module"
 _EXAMPLE = "for example --student nets/mine.py:build, or --student package.module:build"
@@ -120,7 +123,7 @@ class Own:
 def names_code(name: str) -> bool:
     """Whether building a network of this name runs code that stands where the name says."""
     place, colon, _ = name.rpartition(":")
-    return bool(colon) and place not in LIBRARIES and place != HANDED
+    return bool(colon) and place not in LIBRARIES and place not in (HANDED, ONNX)
 
 
 def own_network(name: str) -> Own | None:
@@ -134,6 +137,11 @@ def own_network(name: str) -> Own | None:
         raise UserError(
             f"the network '{name}' was handed over in Python, so its name alone does not build it",
             hint="in Python: load_model(path, network=module); an exported file needs no source",
+        )
+    if place == ONNX:
+        raise UserError(
+            f"the network '{name}' was made from an ONNX file, so its name alone does not build it",
+            hint="--init FILE.onnx makes a student of such a file",
         )
     if not names_code(name):
         return _of_entry_point(name) if not place and name in entry_point_names() else None

@@ -55,13 +55,13 @@ class StateDict:
         return tuple(map(rank_of, self.keys))
 
 
-def read_state_dicts(path: Path) -> list[StateDict]:
+def read_state_dicts(path: Path, role: str = "a teacher") -> list[StateDict]:
     """The state dicts in a safetensors file or in a file of `torch.save`, by rank; at least one.
 
     Raises:
         UserError: the file is damaged, of another kind, holds objects that would have to be run, or has no weights.
     """
-    before = f"cannot read '{path}' as a teacher"
+    before = f"cannot read '{path}' as {role}"
     content: object = read_safetensors(path, before)[0] if path.suffix == ".safetensors" else read_pickled(path, before)
     found = [StateDict(path, keys, _plain_names(tensors, path)) for keys, tensors in _inside(content, (), set())]
     if found:

@@ -12,7 +12,7 @@ from dgad_tk.common import UserError
 from dgad_tk.models import build_model, find_model
 from dgad_tk.models.own import names_code
 from dgad_tk.teachers.foreign import StateDict, same
-from dgad_tk.teachers.normalisation import Values, check_given, normalisation_of, normaliser_role
+from dgad_tk.teachers.normalisation import TEACHER, Role, Values, check_given, normalisation_of, normaliser_role
 from dgad_tk.teachers.recognition import Reading, ends_of, read_as, recognised
 from dgad_tk.teachers.wrappers import counts_batches, is_unread, odd_kind, summary
 
@@ -24,11 +24,7 @@ _PLAIN = {
 }
 _ONE_OF_THEM = "save the state dict of one of them"
 _JOIN = "it is one part of several: join them"
-_OTHER_TEACHER = "choose a teacher of this dataset, or --teacher auto to train one"
-_NOT_READ = (
-    "if only training reads it, save the state dict without it; a normalisation has to be given instead, as "
-    "--teacher-mean and --teacher-std"
-)
+_NOT_READ = "if only training reads it, save the state dict without it; a normalisation has to be given instead, as "
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,8 @@ class Wanted:
         model: name for `build_model`; empty to recognise a row of MODELS or a family by names and shapes.
         channels, classes: of the dataset.
         mean, std: normalisation of images in [0, 1], unless the file brings its own; empty for none.
+        role: what it is looked for as.
+        any_head: leave out the layer that gives the logits if the file's knows another number of classes.
     """
 
     model: str
@@ -46,6 +44,8 @@ class Wanted:
     classes: int
     mean: Values = ()
     std: Values = ()
+    role: Role = TEACHER
+    any_head: bool = False
 
     def build(self, model: str) -> nn.Module:
         """The network `model` without normalisation for these images."""
@@ -65,12 +65,13 @@ def match_network(
 
     Args:
         state_dicts: of the file, by rank.
-        on_message: called with one line for each other thing that the file holds.
+        on_message: called with one line for each other thing that the file holds, and for a head that is left out; its
+            layer then has the first weights that torch draws.
 
     Raises:
         UserError: it is another network, or several, or one for other images or classes; or mean and std do not fit.
     """
-    check_given(wanted.mean, wanted.std, wanted.channels)
+    check_given(wanted.mean, wanted.std, wanted.channels, wanted.role)
     if wanted.model:
         find_model(wanted.model)  # reports a misspelt name before anything about the file
     readings = [(each, _read(each.tensors, wanted)) for each in state_dicts]
@@ -84,19 +85,25 @@ def match_network(
     chosen, reading = usable[0]
     beside = _beside(state_dicts, chosen, wanted.channels)
     own = beside | {name: reading.tensors[name] for name in reading.normaliser}
-    mean, std = normalisation_of(chosen.path, own, (wanted.mean, wanted.std), wanted.channels)
+    mean, std = normalisation_of(chosen.path, own, (wanted.mean, wanted.std), wanted.channels, wanted.role)
     teacher = build_model(reading.model, in_channels=wanted.channels, classes=wanted.classes, mean=mean, std=std)
     net = teacher.get_submodule("net")
-    _refuse_misfit(usable[0], net, wanted)
-    _refuse_others(usable, net.state_dict(), on_message)
+    head = _other_head(reading, net, wanted) if wanted.any_head else []
+    _refuse_misfit(usable[0], net, wanted, head)
+    _refuse_others(usable, net.state_dict(), wanted.role, on_message)
     # In the network's own types: some others have no isfinite, and a finite float64 may be infinite as float32.
     types = {name: tensor.dtype for name, tensor in net.state_dict().items()}
-    weights = {name: each.to(types[name]) for name, each in reading.weights(types).items()}
+    weights = {name: each.to(types[name]) for name, each in reading.weights(types).items() if name not in head}
     if broken := [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]:
         raise UserError(
             f"'{chosen.path}': {broken[0]} is not finite", hint="its training broke down; take another checkpoint"
         )
-    net.load_state_dict(weights, strict=False)  # only counts of batches may be missing
+    net.load_state_dict(weights, strict=False)  # only counts of batches may be missing, and a head
+    if head:
+        known = len(reading.weights(types)[head[0]])
+        on_message(
+            f"'{chosen.path}' knows {known} classes, the dataset has {wanted.classes}: {' and '.join(head)} start anew"
+        )
     if beside:
         on_message(
             f"'{chosen.path}' holds {' and '.join(beside)} beside its network: its images are normalised by them"
@@ -144,12 +151,12 @@ def _refuse_all(readings: Sequence[tuple[StateDict, Reading | None]], wanted: Wa
             "network known here",
             hint=_JOIN
             if _is_a_part(chosen)
-            else "name it: --teacher-model torchvision:NAME or timm:NAME; `dgad list models` shows the others",
+            else f"name it: {wanted.role.model} torchvision:NAME or timm:NAME; `dgad list models` shows the others",
         )
     if wanted.model not in ("", reading.model):
         raise UserError(
             f"'{path}': the file holds a {reading.model}, not a {wanted.model}",
-            hint=f"--teacher-model {reading.model}, or leave it out",
+            hint=f"{wanted.role.model} {reading.model}, or leave it out",
         )
     if reading.complete and (second := recognised({name: reading.tensors[name] for name in reading.unexpected})):
         raise UserError(
@@ -157,11 +164,13 @@ def _refuse_all(readings: Sequence[tuple[StateDict, Reading | None]], wanted: Wa
             f"{_under(second.prefixes[0])}",
             hint=_ONE_OF_THEM,
         )
-    _refuse_misfit((chosen, reading), wanted.build(reading.model), wanted)
+    _refuse_misfit((chosen, reading), wanted.build(reading.model), wanted, [])
     raise AssertionError(f"{path}: nothing is wrong with it")
 
 
-def _refuse_others(usable: Sequence[Match], shapes: Collection[str], on_message: Callable[[str], None]) -> None:
+def _refuse_others(
+    usable: Sequence[Match], shapes: Collection[str], role: Role, on_message: Callable[[str], None]
+) -> None:
     """Report a network that differs from the chosen one; raise UserError where neither comes first by its rank."""
     chosen, reading = usable[0]
     first = reading.weights(shapes)
@@ -181,7 +190,7 @@ def _refuse_others(usable: Sequence[Match], shapes: Collection[str], on_message:
     for state, other in others:
         on_message(
             f"'{chosen.path}' holds a {other.model} {_under(state.where)} too, which differs: "
-            f"the teacher is the {reading.model} {_under(chosen.where)}"
+            f"the {role.noun} is the {reading.model} {_under(chosen.where)}"
         )
 
 
@@ -191,14 +200,26 @@ def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return names == theirs and all(same(one[name], other[name]) for name in names)
 
 
-def _refuse_misfit(found: Match, net: nn.Module, wanted: Wanted) -> None:
-    """Raise UserError where names, shapes or types differ from the network's; it lists the first five."""
+def _other_head(reading: Reading, net: nn.Module, wanted: Wanted) -> list[str]:
+    """Names of the tensors of a head that knows another number of classes, if nothing else has another shape."""
+    state, found, known = net.state_dict(), [], set()
+    for name, tensor in reading.weights(state).items():
+        size, expected = list(tensor.shape), list(state[name].shape)
+        if size != expected:
+            found.append(name)
+            known.add(size[0] if size and expected == [wanted.classes, *size[1:]] else 0)
+    return found if len(known) == 1 and 0 not in known else []
+
+
+def _refuse_misfit(found: Match, net: nn.Module, wanted: Wanted, head: Sequence[str]) -> None:
+    """Raise UserError where names, shapes or types differ from the network's, except `head`; lists the first five."""
     (chosen, reading), state = found, net.state_dict()
-    path, model, tensors = chosen.path, reading.model, reading.weights(state)
+    path, model = chosen.path, reading.model
+    tensors = {name: each for name, each in reading.weights(state).items() if name not in head}
     for name, tensor in tensors.items():
         if kind := odd_kind(tensor):
             raise UserError(f"'{path}': {name} is no plain tensor, but {kind}", hint=_PLAIN[kind])
-    missing = [name for name in state if name not in tensors and not counts_batches(name)]
+    missing = [name for name in state if name not in tensors and name not in head and not counts_batches(name)]
     unexpected = [name.removeprefix(reading.prefixes[0]) for name in reading.unexpected]
     wrong = [name for name, tensor in tensors.items() if tensor.shape != state[name].shape]
     rounded = [
@@ -217,7 +238,7 @@ def _refuse_misfit(found: Match, net: nn.Module, wanted: Wanted) -> None:
                 continue
             size, expected = list(tensors[name].shape), list(state[name].shape)
             if [*size[:axis], expected[axis], *size[axis + 1 :]] == expected:
-                raise UserError(f"'{path}': the {model} {knows.format(size[axis])}", hint=_OTHER_TEACHER)
+                raise UserError(f"'{path}': the {model} {knows.format(size[axis])}", hint=wanted.role.other)
     reasons = [
         *(f"{name} is {_size(tensors[name])}, expected {_size(state[name])}" for name in wrong),
         *(f"{name} is {tensors[name].dtype}, expected {state[name].dtype}" for name in rounded),
@@ -229,10 +250,11 @@ def _refuse_misfit(found: Match, net: nn.Module, wanted: Wanted) -> None:
     if missing and _is_a_part(chosen):
         hint = _JOIN
     elif missing or wrong:
-        told = "leave --teacher-model out to tell the network from the weights"
-        hint = f"{told if wanted.model else 'name it: --teacher-model'}; `dgad list models` shows the networks"
+        flag = wanted.role.model
+        told = f"leave {flag} out to tell the network from the weights"
+        hint = f"{told if wanted.model else f'name it: {flag}'}; `dgad list models` shows the networks"
     else:
-        hint = "save the weights in floating point" if rounded else _NOT_READ
+        hint = "save the weights in floating point" if rounded else _NOT_READ + wanted.role.both
     more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
     raise UserError(f"'{path}' does not fit a {model}: {'; '.join(reasons[:5])}{more}", hint=hint)
 

@@ -23,6 +23,7 @@ from dgad_tk.models.own import names_code
 from dgad_tk.strangers.names import same_names
 from dgad_tk.teachers.foreign import SUFFIXES, read_state_dicts
 from dgad_tk.teachers.matching import Wanted, match_network
+from dgad_tk.teachers.normalisation import TEACHER, Role
 
 BETTER = 0.05
 """Share of the images by which the other normalisation has to be better before a warning is given."""
@@ -129,6 +130,7 @@ class TeacherCheck:
             normalises inside, without that.
         normalises: the teacher normalises inside.
         warnings: what to doubt; empty for a teacher to rely on.
+        noun: what it is: a teacher, or the network that a student starts from.
     """
 
     name: str
@@ -137,24 +139,32 @@ class TeacherCheck:
     other_reading: float
     normalises: bool
     warnings: list[str]
+    noun: str = "teacher"
 
     def describe(self) -> str:
         """One line of summary, without the warnings."""
-        other = "without the teacher's normalisation" if self.normalises else "with the images normalised"
+        other = f"without the {self.noun}'s normalisation" if self.normalises else "with the images normalised"
         return (
-            f"teacher {self.name}: {self.as_is:.1%} of {self.n:,} training images right as they are, "
+            f"{self.noun} {self.name}: {self.as_is:.1%} of {self.n:,} training images right as they are, "
             f"{self.other_reading:.1%} {other}"
         )
 
 
 def check_teacher(
-    teacher: nn.Module, dataset: Dataset, *, device: torch.device, name: str = "", limit: int = LOOKED_AT
+    teacher: nn.Module,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    name: str = "",
+    limit: int = LOOKED_AT,
+    role: Role = TEACHER,
 ) -> TeacherCheck:
     """Let a teacher answer the first `limit` training images, as they are and with the other normalisation.
 
     Args:
         teacher: of `open_teacher`; moved to `device`.
         name: of its network, or what `open_teacher` returned.
+        role: what it is, in words.
     """
     teacher = teacher.to(device).eval()
     split = dataset.train.subset(limit)
@@ -179,33 +189,33 @@ def check_teacher(
     guessing = chance + max(noise, min(chance, (1 - chance) / 4))
     if as_is < guessing:
         doubts.append(
-            f"the teacher is right on {as_is:.1%} of {images}, and guessing on {chance:.1%}: it may be made for other "
-            "images, for classes in another order, or for another normalisation (--teacher-mean, --teacher-std)"
+            f"the {role.noun} is right on {as_is:.1%} of {images}, and guessing on {chance:.1%}: it may be made for "
+            f"other images, for classes in another order, or for another normalisation ({role.mean}, {role.std})"
         )
     if otherwise >= max(guessing, as_is + BETTER):
         better = f"{otherwise:.1%} instead of {as_is:.1%} of {images}"
         near_mean, near_std = (",".join(f"{value:.4f}" for value in values) for values in (mean, std))
         doubts.append(
-            f"the teacher gets {better} right without its normalisation: it was trained on plain images; "
-            "leave out --teacher-mean and --teacher-std"
+            f"the {role.noun} gets {better} right without its normalisation: it was trained on plain images; "
+            f"leave out {role.both}"
             if inside
-            else f"the teacher gets {better} right when they are normalised: it was trained on normalised images; "
-            f"give the values of its training, about --teacher-mean {near_mean} --teacher-std {near_std}"
+            else f"the {role.noun} gets {better} right when they are normalised: it was trained on normalised images; "
+            f"give the values of its training, about {role.mean} {near_mean} {role.std} {near_std}"
         )
-    doubts += _doubts_of_classes(split.labels, answers[0], dataset.classes)
-    return TeacherCheck(name.partition(" ")[0], len(split), as_is, otherwise, inside, doubts)
+    doubts += _doubts_of_classes(split.labels, answers[0], dataset.classes, role.noun)
+    return TeacherCheck(name.partition(" ")[0], len(split), as_is, otherwise, inside, doubts, role.noun)
 
 
-def _doubts_of_classes(labels: Classes, answers: Classes, names: Sequence[str]) -> list[str]:
+def _doubts_of_classes(labels: Classes, answers: Classes, names: Sequence[str], noun: str) -> list[str]:
     """Doubts that an accuracy does not show, such as two classes that have changed places."""
     doubts = []
     if missing := int((answers == NONE).sum()):
-        doubts.append(f"the teacher answers {missing:,} of {len(labels):,} training images with NaN or infinity")
+        doubts.append(f"the {noun} answers {missing:,} of {len(labels):,} training images with NaN or infinity")
     if alone := one_answer(labels, answers, names):
-        doubts.append(f"the teacher has nearly one answer for everything: {alone}")
+        doubts.append(f"the {noun} has nearly one answer for everything: {alone}")
     if order := other_order(labels, answers, names):
         doubts.append(
-            f"the teacher seems to know the classes in another order: {order}; class folders are sorted as text, "
+            f"the {noun} seems to know the classes in another order: {order}; class folders are sorted as text, "
             "so names that sort in its order put that right"
         )
     return doubts

@@ -175,7 +175,8 @@ class _Run:
             score = (clean, robust) if self.job.method.selected_by == "clean" else (robust, clean)
             if score > state.best_score:
                 state = replace(state, best_score=score, best_epoch=number, best_clean=clean, best_robust=robust)
-                self._write(lambda: save_weights(self.folder.best, network, self._artifact(state)))
+                graph = self.job.start.graph if self.job.start is not None else b""
+                self._write(lambda: save_weights(self.folder.best, network, self._artifact(state), graph))
         self.state = replace(state, epoch=number + 1, position=Position())
         return metrics | {"seconds": round(training + time.perf_counter() - begun, 3)}
 

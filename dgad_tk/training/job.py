@@ -61,6 +61,8 @@ class Start:
         mean, std: normalisation of images in [0, 1] that the weights are used to, one value per channel; else empty.
         said: what the record says of it, under `training`.
         network: what the record says of the network, if its name does not tell.
+        graph: the ONNX graph that the network is made from, as bytes; empty for none.
+        knows: its answers mean the dataset's classes: its head was not replaced.
     """
 
     build: Callable[[], nn.Module]
@@ -69,6 +71,8 @@ class Start:
     std: tuple[float, ...] = ()
     said: Mapping[str, Any] = field(default_factory=dict)
     network: Mapping[str, Any] | None = None
+    graph: bytes = b""
+    knows: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

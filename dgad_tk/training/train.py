@@ -23,12 +23,14 @@ from dgad_tk.data.augment import chosen_augments
 from dgad_tk.data.splits import grey, stretched, without_images
 from dgad_tk.distributed import by_leader, from_all, joined, launched, leaders, pick_device
 from dgad_tk.methods import build_method, find_method, typed_options
+from dgad_tk.models.own import ONNX
 from dgad_tk.strangers.names import check_utf8
 from dgad_tk.teachers.opening import check_teacher, open_teacher
 from dgad_tk.training.claim import Held, begin, check_claim, claimed
 from dgad_tk.training.fit import fit
-from dgad_tk.training.job import SILENT, Job, OnProgress, Watcher, training_split
-from dgad_tk.training.starting.networks import check_networks, check_place, find_networks, frozen, handed, handed_name
+from dgad_tk.training.job import SILENT, Job, OnProgress, Start, Watcher, training_split
+from dgad_tk.training.starting.first_weights import named_by_its_weights, start_from, try_first
+from dgad_tk.training.starting.networks import check_networks, check_places, find_networks, frozen, handed, handed_name
 
 Opened = tuple[nn.Module, str]
 """A teacher in eval mode with frozen weights, and its name with its file's SHA-256."""
@@ -41,6 +43,7 @@ def train(
     resume: bool = False,
     student: nn.Module | None = None,
     teacher: Callable[[Dataset], Opened] | nn.Module | None = None,
+    start: Callable[[Dataset], Start] | None = None,
     trust: bool = False,
     download: bool = False,
     on_progress: OnProgress | None = None,
@@ -58,7 +61,8 @@ def train(
         resume: go on from the last checkpoint in `out`.
         student: a network with weights to start from, in place of `config.student`; it is copied and stays as it is.
         teacher: a teacher, or what opens `config.teacher` if this package cannot read its format.
-        trust: run the source code that the record of a teacher names.
+        start: makes the student of `config.init` if this package cannot read its format.
+        trust: run the source code that the record of a teacher, or of weights to start from, names.
         download: fetch the dataset if it is not there.
         on_progress: called after each step and each epoch; keep it cheap.
         on_message: gets what a user should know, line by line.
@@ -73,15 +77,18 @@ def train(
             fewer images than the processes need.
         KeyboardInterrupt: on Ctrl-C or SIGTERM; the run is saved.
     """
-    config = _typed(_naming(config.resolved(), student, teacher))
+    config = _naming(config.resolved(), student, teacher, graph=start is not None)
+    config = _typed(named_by_its_weights(config, trust=trust) if start is None else config)
     method = build_method(config.method, config.method_options)
-    start = None if student is None else handed(student)
+    first = None if student is None else handed(student)
+    if student is not None and config.init is not None:
+        raise UserError("the student was handed over, and init says where to start", hint="give one of them")
     if method.needs_teacher and config.teacher == AUTO and find_method(config.teacher_method).needs_teacher:
         raise UserError(
             f"teacher method '{config.teacher_method}' needs a teacher itself, so it cannot make one",
             hint="--teacher-method trades, or give --teacher FILE",
         )
-    find_networks(config, start)
+    find_networks(config, drawn=first is None and start is None)
     chosen_augments(config.augment)
     for what, given_name in (("--out", out), ("--teacher", config.teacher)):
         check_utf8(str(given_name or ""), what)
@@ -110,7 +117,11 @@ def train(
             say(f"warning: {line}")
         if not resume and (line := grey(dataset)):
             say(f"note: {line}")
-        check_networks(config, dataset.shape, len(dataset.classes), start)
+        if config.init is not None:
+            first = start(dataset) if start is not None else start_from(config, dataset, say)
+        check_networks(config, dataset.shape, len(dataset.classes), drawn=first is None)
+        if first is not None and not resume:
+            try_first(first, config, dataset, device, say)
         given = None
         if method.needs_teacher and config.teacher != AUTO:
             if isinstance(teacher, nn.Module):
@@ -137,7 +148,7 @@ def train(
                 dataset=dataset,
                 folder=held.folder,
                 device=device,
-                start=start,
+                start=first,
                 watcher=watcher,
                 still_ours=held.check,
             )
@@ -169,10 +180,26 @@ def _doubts(config: TrainConfig, dataset: Dataset) -> list[str]:
 
 
 def _naming(
-    config: TrainConfig, student: nn.Module | None, teacher: Callable[[Dataset], Opened] | nn.Module | None
+    config: TrainConfig,
+    student: nn.Module | None,
+    teacher: Callable[[Dataset], Opened] | nn.Module | None,
+    *,
+    graph: bool,
 ) -> TrainConfig:
-    """The same config, in which modules that were handed over have their names."""
+    """The same config, in which modules that were handed over have their names, and so has a graph to start from.
+
+    Raises:
+        UserError: the config names another student than such a graph.
+    """
     own = {} if student is None else {"student": handed_name(student)}
+    if graph and config.init is not None:
+        name = f"{ONNX}:{config.init.stem}"
+        if config.student != name and "student" in config.model_fields_set and not config.student.startswith(ONNX):
+            raise UserError(
+                f"'{config.init}' is the student itself, and --student names another, {config.student}",
+                hint="leave --student out; a network of that name starts from its own weights",
+            )
+        own = {"student": name} if "student" not in config.model_fields_set else {}
     own |= {"teacher": handed_name(teacher)} if isinstance(teacher, nn.Module) else {}
     return config.model_copy(update=own)
 
@@ -203,8 +230,7 @@ def _check_places(config: TrainConfig, out: Path, *, needs_teacher: bool) -> Non
             f"the images of the run in '{out}' are not in '{config.data_dir}' any more",
             hint="say where they are now: --data-dir",
         )
-    if needs_teacher:
-        check_place(config, out)
+    check_places(config, out, needs_teacher=needs_teacher)
 
 
 def _check_processes(config: TrainConfig, dataset: Dataset, device: torch.device, processes: int) -> None:

@@ -59,7 +59,7 @@ class InParts(nn.Module):
 
 
 def free_batch(
-    model: ModelProto | None, twin: nn.Module, batch: int, images: Callable[[int], Tensor]
+    model: ModelProto | None, twin: nn.Module, batch: int, images: Callable[[int], Tensor], *, folded: bool = True
 ) -> tuple[nn.Module, bool]:
     """The twin of a graph for any number of images, and whether it takes them at once.
 
@@ -67,6 +67,7 @@ def free_batch(
         model: the graph; None where it has no axis for the batch.
         twin: its twin, which takes batches of exactly `batch` images.
         images: gives so many different images, as the twin takes them.
+        folded: as for `to_torch`.
 
     Returns:
         The first of these that computes the same as `twin` batch by batch, in logits and gradients: the twin of the
@@ -76,7 +77,7 @@ def free_batch(
     other = next(size for size in (3, 5) if size != batch)
     ways: list[Callable[[], nn.Module]] = [lambda: InParts(twin, batch, mapped=True)]
     if model is not None:
-        ways.insert(0, lambda: freed(model, images(batch).shape)[1])
+        ways.insert(0, lambda: freed(model, images(batch).shape, folded=folded)[1])
     for way in ways:
         try:
             found = way()
@@ -87,12 +88,13 @@ def free_batch(
     return in_parts, False
 
 
-def freed(model: ModelProto, shape: Sequence[int]) -> tuple[ModelProto, fx.GraphModule]:
+def freed(model: ModelProto, shape: Sequence[int], *, folded: bool = True) -> tuple[ModelProto, fx.GraphModule]:
     """The graph up to its first output, rewritten for any number of images, and its twin. Neither has been run.
 
     Args:
         model: with its tensors inside and without functions. It is not changed.
         shape: of its input, with the batch that it was written for in front.
+        folded: as for `to_torch`.
 
     Raises:
         UserError: it has no twin, or its nodes do not fit such an input.
@@ -103,7 +105,7 @@ def freed(model: ModelProto, shape: Sequence[int]) -> tuple[ModelProto, fx.Graph
     kind = image.type.tensor_type.elem_type
     image.CopyFrom(helper.make_tensor_value_info(image.name, kind, shape))
     rewriting = _Rewriting(shape[0])
-    twin = to_torch(free, rewriting.run)
+    twin = to_torch(free, rewriting.run, folded=folded)
     image.CopyFrom(helper.make_tensor_value_info(image.name, kind, ["batch", *shape[1:]]))
     del free.graph.node[:], free.graph.value_info[:]
     free.graph.node.extend(rewriting.nodes)

@@ -107,7 +107,7 @@ class Feed(nn.Module):
         if self.nhwc:
             x = x.permute(0, 2, 3, 1)
         if self.flat is not None:
-            x = x.reshape(len(x), *self.flat)
+            x = x.reshape(x.shape[0], *self.flat)
         return x.to(self.dtype) if self.levels is None else self.levels(x)
 
     def array(self, images: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, Any]:

@@ -66,6 +66,7 @@ def load_onnx(
     interface: Interface = AS_IS,
     *,
     gradients: bool = True,
+    trainable: bool = False,
 ) -> Predictor:
     """Open an ONNX classifier: ONNX Runtime predicts, the twin differentiates.
 
@@ -77,6 +78,7 @@ def load_onnx(
         input_shape: (C, H, W), where the graph leaves its input's shape open or takes flat images.
         interface: what the file expects to be done to images, and what its shapes do not say.
         gradients: whether to make the twin, which takes time. Without it `predict` returns probabilities as they are.
+        trainable: make a twin to train, `make_trainable`.
 
     Raises:
         NoGradients: it runs, and its twin cannot be made: it has an operator that the twin lacks.
@@ -115,7 +117,7 @@ def load_onnx(
     notes += [reading.note] if reading.note else []
     try:
         if gradients:
-            module, reading, more = differentiable(proto, readings, runtime)
+            module, reading, more = differentiable(proto, readings, runtime, trainable=trainable)
             notes += more
     except UserError as error:
         obstacle = error

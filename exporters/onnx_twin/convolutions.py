@@ -25,8 +25,8 @@ def fold_batch_norm(twin: fx.GraphModule) -> None:
         if conv.target not in FOLDABLE or len(conv.users) != 1:
             continue
         x, kernel, shift, *others = conv.args
-        read = [_constant(twin, node) for node in (kernel, *norm.args[1:5])]
-        bias = _constant(twin, shift)
+        read = [constant_of(twin, node) for node in (kernel, *norm.args[1:5])]
+        bias = constant_of(twin, shift)
         if any(tensor is None for tensor in read) or (bias is None and shift is not None):
             continue
         # In double: the factors are rounded once, not at every step on the way.
@@ -35,14 +35,14 @@ def fold_batch_norm(twin: fx.GraphModule) -> None:
         folded = fuse_conv_bn_weights(weight, bias, mean, variance, norm.args[7], scale, offset)
         new = []
         for tensor, name in zip(folded, ("folded", "folded_bias"), strict=True):
-            name = _unused_name(twin, f"{kernel}_{name}")
+            name = unused_name(twin, f"{kernel}_{name}")
             twin.register_buffer(name, tensor.detach().to(getattr(twin, kernel.target).dtype))
             with twin.graph.inserting_before(conv):
                 new.append(twin.graph.get_attr(name))
         conv.args = (x, *new, *others)
         norm.replace_all_uses_with(conv)
         twin.graph.erase_node(norm)
-    _drop_unused(twin)
+    drop_unused(twin)
 
 
 def freeze_convolutions(twin: fx.GraphModule) -> None:
@@ -56,7 +56,7 @@ def freeze_convolutions(twin: fx.GraphModule) -> None:
         if node.target is not F.conv2d:
             continue
         x, weight, bias, strides, padding, dilations, groups = node.args
-        kernel, shift = _constant(twin, weight), _constant(twin, bias)
+        kernel, shift = constant_of(twin, weight), constant_of(twin, bias)
         if kernel is None or not kernel.is_floating_point() or (shift is None and bias is not None):
             continue
         out, per_group, height, width = kernel.shape
@@ -64,17 +64,17 @@ def freeze_convolutions(twin: fx.GraphModule) -> None:
         conv = nn.Conv2d(per_group * groups, out, size, strides, padding, dilations, groups, device="meta")
         conv.weight = nn.Parameter(kernel, requires_grad=False)
         conv.bias = None if shift is None else nn.Parameter(shift, requires_grad=False)
-        name = _unused_name(twin, "conv")
+        name = unused_name(twin, "conv")
         twin.add_submodule(name, FrozenConv2d(conv))
         with twin.graph.inserting_before(node):
             frozen = twin.graph.call_module(name, (x,))
         node.replace_all_uses_with(frozen)
         twin.graph.erase_node(node)
     rectify_in_place(twin)
-    _drop_unused(twin)
+    drop_unused(twin)
 
 
-def _constant(twin: fx.GraphModule, node: object) -> Tensor | None:
+def constant_of(twin: fx.GraphModule, node: object) -> Tensor | None:
     """The tensor that a node stands for; None where it is computed."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
@@ -82,12 +82,12 @@ def _constant(twin: fx.GraphModule, node: object) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def _unused_name(twin: fx.GraphModule, stem: str) -> str:
+def unused_name(twin: fx.GraphModule, stem: str) -> str:
     """A name that no weight of the file has."""
     return next(name for count in itertools.count() if not hasattr(twin, name := f"{stem}_{count}"))
 
 
-def _drop_unused(twin: fx.GraphModule) -> None:
+def drop_unused(twin: fx.GraphModule) -> None:
     """Leave only nodes, modules and weights that the answer depends on, and write the code anew."""
     twin.graph.eliminate_dead_code()
     twin.graph.lint()

@@ -23,12 +23,13 @@ Rewriting = Callable[[Iterable[NodeProto], Mapping[str, Any]], Iterable[NodeProt
 """Takes the nodes and the values by name, which grow as nodes run, and gives the nodes to run instead."""
 
 
-def to_torch(model: ModelProto, rewriting: Rewriting | None = None) -> fx.GraphModule:
+def to_torch(model: ModelProto, rewriting: Rewriting | None = None, *, folded: bool = True) -> fx.GraphModule:
     """The twin of an ONNX image classifier.
 
     Args:
         model: with its tensors inside. It is not changed.
         rewriting: replaces nodes while they run; by default none.
+        folded: put each BatchNorm into the convolution before it, as ONNX Runtime does. False for a twin to train.
 
     Returns:
         A module in eval mode that takes the graph's input, for images `(N, C, H, W)`, and returns its first
@@ -62,7 +63,8 @@ def to_torch(model: ModelProto, rewriting: Rewriting | None = None) -> fx.GraphM
         node.meta.clear()  # the examples were guesses
     constants = {name: tensor.detach() for name, tensor in recorder.constants.items()}
     twin = fx.GraphModule(constants, recorder.graph, "OnnxTwin").eval()
-    fold_batch_norm(twin)
+    if folded:
+        fold_batch_norm(twin)
     return twin
 
 

@@ -6,7 +6,7 @@ from typer.core import TyperCommand
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Images": ("dataset", "data_dir", "download", "image_size", "resize", "limit_train", "augment"),
-    "Student": ("method", "student", "init", "freeze_bn"),
+    "Student": ("method", "student", "init", "init_mean", "init_std", "freeze_bn"),
     "Teacher": (
         *("teacher", "teacher_model", "teacher_mean", "teacher_std", "teacher_method", "teacher_epochs"),
         "teacher_in_attack",

@@ -1,11 +1,23 @@
-"""Flags of how a step is made: the parts of a batch, the optimizer, BatchNorm, augmentation."""
+"""Flags of what a student starts from, and of how a step is made."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli.flags.values import whole
 
+Init = Annotated[
+    Path | None,
+    typer.Option(
+        help="What the student starts from: a run folder, weights (.safetensors or a PyTorch checkpoint), or an .onnx "
+        "file, which is the student itself. [weights drawn by --seed]"
+    ),
+]
+InitMean = Annotated[
+    str | None, typer.Option(help="Mean per channel that these weights want subtracted: 0.49,0.48,0.45. [nothing]")
+]
+InitStd = Annotated[str | None, typer.Option(help="Standard deviation per channel that they want the rest divided by.")]
 Accumulate = Annotated[
     int | None,
     whole("--accumulate", "Parts that a batch goes through the networks in, for less memory; the same loss. [1]"),

@@ -19,30 +19,33 @@ from dgad_tk.models.own import HANDED, Own
 from dgad_tk.training.job import Start
 
 
-def find_networks(config: TrainConfig, start: Start | None) -> None:
+def find_networks(config: TrainConfig, *, drawn: bool) -> None:
     """See that the names of the networks that a run draws are known, and that a user's own can be imported.
 
     An image folder is asked for its classes, so that an own network is tried before its pictures are decoded.
 
+    Args:
+        drawn: the student is built by its name.
+
     Raises:
         UserError: one is unknown, cannot be imported, or does not take the images.
     """
-    own = [isinstance(find_model(name), Own) for name in _drawn(config, start)]
+    own = [isinstance(find_model(name), Own) for name in _named(config, drawn)]
     spec = DATASETS.get(config.dataset)
     if any(own) and spec is not None and spec.image_size and config.data_dir is not None:
         size = spec.image_size if config.image_size is None else config.image_size
         asked = request_of(size, config.resize, config.channels, None)
         names = class_names(config.data_dir.expanduser(), None)
-        check_networks(config, (asked.channels, *asked.size), len(names), start)
+        check_networks(config, (asked.channels, *asked.size), len(names), drawn=drawn)
 
 
-def check_networks(config: TrainConfig, shape: Shape, classes: int, start: Start | None) -> None:
+def check_networks(config: TrainConfig, shape: Shape, classes: int, *, drawn: bool) -> None:
     """See that networks which are not ours take images of this shape: of other libraries, and a user's own.
 
     Raises:
         UserError: one does not.
     """
-    for name in _drawn(config, start):
+    for name in _named(config, drawn):
         own = isinstance(find_model(name), Own)
         if own or ":" in name:  # all rows of MODELS take any
             with torch.random.fork_rng(devices=[]):
@@ -78,13 +81,23 @@ def frozen(module: nn.Module) -> tuple[nn.Module, str]:
     return copy.deepcopy(module).eval().requires_grad_(False), f"{handed_name(module)} {digest.hexdigest()}"
 
 
-def check_place(config: TrainConfig, out: Path) -> None:
-    """See that the teacher of a resumed run still lies where its config says.
+def check_places(config: TrainConfig, out: Path, *, needs_teacher: bool) -> None:
+    """See that the teacher and the first weights of a resumed run still lie where its config says.
 
     Raises:
-        UserError: it does not.
+        UserError: one does not.
     """
-    if config.teacher == AUTO or config.teacher.startswith(f"{HANDED}:") or Path(config.teacher).exists():
+    if config.init is not None and not config.init.exists():
+        raise UserError(
+            f"the weights that the run in '{out}' began with are not at '{config.init}' any more: no such file",
+            hint="say where they are now: --init",
+        )
+    if (
+        not needs_teacher
+        or config.teacher == AUTO
+        or config.teacher.startswith(f"{HANDED}:")
+        or Path(config.teacher).exists()
+    ):
         return
     raise UserError(
         f"the teacher of the run in '{out}' is not at '{config.teacher}' any more: no such file or run folder",
@@ -92,9 +105,9 @@ def check_place(config: TrainConfig, out: Path) -> None:
     )
 
 
-def _drawn(config: TrainConfig, start: Start | None) -> list[str]:
-    """Names of the networks whose weights this run draws at random."""
-    names = [] if start is not None else [config.student]
+def _named(config: TrainConfig, drawn: bool) -> list[str]:
+    """Names of the networks that this run builds."""
+    names = [config.student] if drawn else []
     if find_method(config.method).needs_teacher and config.teacher == AUTO:
         names.append(config.teacher_model)
     return names

@@ -43,6 +43,9 @@ for _family in _FAMILIES:
         raise ValueError(f"operators in two tables: {_twice}")
     OPERATORS |= _family.OPERATORS
 
+LEARNED = products.LEARNED | normalisation.LEARNED | activations.LEARNED
+"""Functions of a twin, and which of their arguments are what training learns, where these are constants."""
+
 TAKE_SIZES = {
     "AffineGrid": 1,
     "ConstantOfShape": 0,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,8 @@ def _normalised(function: Callable[..., Tensor]) -> Operator:
 
     return normalise
 
+
+LEARNED: dict[Any, tuple[int, ...]] = {F.prelu: (1,), _p_relu: (1,)}
 
 OPERATORS: dict[str, Operator] = {
     "Celu": row(F.celu, alpha=1.0),

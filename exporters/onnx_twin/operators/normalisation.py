@@ -105,6 +105,16 @@ def _standardised(x: Tensor, axes: list[int]) -> Tensor:
     return (x - mean) / (variance.sqrt() + 1e-9)
 
 
+LEARNED: dict[Any, tuple[int, ...]] = {
+    F.batch_norm: (3, 4),
+    F.layer_norm: (2, 3),
+    F.rms_norm: (2,),
+    torch.group_norm: (2, 3),
+    torch.instance_norm: (1, 2),
+    _layer_norm: (1, 2),
+    _rms_norm: (1,),
+}
+
 OPERATORS: dict[str, Operator] = {
     "BatchNormalization": batch_normalization,
     "GroupNormalization": group_normalization,

@@ -95,6 +95,13 @@ def einsum(node: NodeView, *inputs: Tensor) -> Any:
     return call(torch.einsum, node.required("equation", str), *inputs)
 
 
+LEARNED: dict[Any, tuple[int, ...]] = {
+    **dict.fromkeys(CONVOLUTIONS.values(), (1, 2)),
+    F.linear: (1, 2),
+    torch.matmul: (0, 1),
+    _conv_transpose: (1, 2),
+}
+
 OPERATORS: dict[str, Operator] = {
     "Conv": conv,
     "ConvTranspose": conv_transpose,
