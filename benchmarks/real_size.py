@@ -4,7 +4,8 @@
 
 Each method and number of parts is run twice as `dgad train` runs it, on random images: in a process of its own for the
 largest memory it ever held (peak RSS, with what importing and building took beside it), and in one process in which all
-take turns for the speed, as a median over the rounds.
+take turns for the speed, as a median over the rounds: by the clock, and by the processor time of all threads, which
+other programs on the machine lengthen less.
 """
 
 import argparse
@@ -58,11 +59,14 @@ def main() -> None:
     print(f"{arguments.student} at {arguments.size}, batch {arguments.batch_size}, {arguments.precision}", flush=True)
     held = {variant: (0, 0) if arguments.no_memory else in_own_process(variant) for variant in variants}
     seconds = speed(arguments, variants)
-    print(f"{'method':<10}{'parts':>6}{'peak RSS':>11}{'before':>9}{'images/s':>10}{'slowest':>9}{'fastest':>9}")
+    print(f"{'':<16}{'peak RSS':>11}{'before':>9}{'images/s':>10}{'of processor time':>19}{'from':>7}{'to':>7}")
     for (method, parts), (peak, before) in held.items():
         line = f"{method:<10}{parts:>6}{peak / 2**20:>7.0f} MiB{before / 2**20:>5.0f} MiB"
-        if found := [arguments.batch_size / each for each in seconds[method, parts]]:
-            line += f"{statistics.median(found):>10.2f}{min(found):>9.2f}{max(found):>9.2f}"
+        if found := seconds[method, parts]:
+            clock, busy = ([arguments.batch_size / each for each in which] for which in zip(*found, strict=True))
+            line += (
+                f"{statistics.median(clock):>10.2f}{statistics.median(busy):>19.2f}{min(busy):>7.2f}{max(busy):>7.2f}"
+            )
         print(line)
 
 
@@ -86,18 +90,21 @@ def most_held() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def speed(arguments: argparse.Namespace, variants: list[tuple[str, int]]) -> dict[tuple[str, int], list[float]]:
-    """Seconds of a step, of each variant in each round; one step each goes before."""
-    found: dict[tuple[str, int], list[float]] = {variant: [] for variant in variants}
+Seconds = dict[tuple[str, int], list[tuple[float, float]]]
+
+
+def speed(arguments: argparse.Namespace, variants: list[tuple[str, int]]) -> Seconds:
+    """Seconds of a step by the clock and of processor time, by variant and round; one step each goes before."""
+    found: Seconds = {variant: [] for variant in variants}
     if not arguments.rounds:
         return found
     loops = {variant: prepared(arguments, *variant) for variant in variants}
     for number in range(arguments.rounds + 1):
         for variant, loop in loops.items():
-            begun = time.perf_counter()
+            begun = time.perf_counter(), time.process_time()
             steps(loop, 1)
             if number:
-                found[variant].append(time.perf_counter() - begun)
+                found[variant].append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
     return found
 
 
