@@ -14,6 +14,7 @@ import argparse
 import copy
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -186,9 +187,11 @@ def cheaper(
         contenders = {kind: ours(student, teacher, inner, outer, teacher_in_attack=kind) for kind in kinds}
         for contender in contenders.values():
             contender.seconds(x, y, noise)
-        rounds = [
-            {kind: each.seconds(x, y, noise) for kind, each in contenders.items()} for _ in range(arguments.repeats)
-        ]
+        rounds: list[dict[str, float]] = []
+        for _ in range(arguments.repeats):
+            rounds.append({kind: each.seconds(x, y, noise) for kind, each in contenders.items()})
+            took = ", ".join(f"{kind} {seconds:.3f} s" for kind, seconds in rounds[-1].items())
+            print(f"{precision}, round {len(rounds)}: {took}", file=sys.stderr, flush=True)  # in case it is cut off
         peak = peaks[torch.bfloat16 if "bf16" in precision else torch.float32]
         for kind in kinds:
             ratios = [each["exact"] / each[kind] for each in rounds]
