@@ -18,12 +18,16 @@ class Row:
     """A row of a table as it is shown.
 
     Attributes:
-        options: what can be set, with its defaults.
+        options: what can be set, with its defaults; several numbers as `--set` takes them, with commas.
     """
 
     name: str
     summary: str
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key, value in self.options.items():
+            self.options[key] = ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 Rows = list[Row]
@@ -118,8 +122,8 @@ def _optimizers() -> Rows:
     rows = []
     for name, row in OPTIMIZERS.items():
         keys = ["lr", "weight_decay", *row.takes.values()]
-        usual = {key: TrainConfig.model_fields[key].default for key in keys}
-        rows.append(Row(name, row.description, usual | dict(row.defaults)))
+        usual = {key: TrainConfig.model_fields[key].default for key in keys} | dict(row.defaults)
+        rows.append(Row(name, row.description, usual))
     return rows
 
 

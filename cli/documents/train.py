@@ -34,6 +34,8 @@ class Trained(Part):
     """Number of parts that a batch went through the networks in."""
     freeze_bn: bool = False
     """Whether BatchNorm kept and used the statistics that it began with."""
+    bn_momentum: float | None = None
+    """Share of a batch in BatchNorm's running statistics; null for the network's own."""
     decay_weights_only: bool = False
     """Whether norms and biases had no weight decay."""
     augment: list[str] = Field(default=[])

@@ -31,7 +31,7 @@ PLACES = {"data_dir", "teacher", "device", "init"}
 
 LATER = {
     *("resize", "channels", "init", "init_mean", "init_std"),
-    *("accumulate", "freeze_bn", "optimizer", "adam_betas", "adam_eps", "decay_weights_only", "augment"),
+    *("accumulate", "freeze_bn", "bn_momentum", "optimizer", "adam_betas", "adam_eps", "decay_weights_only", "augment"),
 }
 """Keys that older versions did not write."""
 
@@ -109,6 +109,8 @@ class TrainConfig(TypedKeys):
     """Number of parts that a batch goes through the networks in. The loss is that of the whole batch."""
     freeze_bn: bool = False
     """BatchNorm in the student normalises with its running statistics, which stay; its affine weights are trained."""
+    bn_momentum: float | None = Field(None, gt=0, le=1)
+    """Share of a batch in BatchNorm's running statistics; the default is each network's own, which is 0.1 for most."""
     optimizer: Annotated[str, AfterValidator(checked_optimizer)] = "sgd"
     """Row of OPTIMIZERS."""
     lr: float = Field(0.1, gt=0)

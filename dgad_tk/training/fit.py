@@ -21,7 +21,7 @@ from dgad_tk.models.trained import average_statistics, layout, synchronised
 from dgad_tk.training.epoch import Loop, NonFiniteLossError, Position
 from dgad_tk.training.interrupt import StopRequest, stop_requests
 from dgad_tk.training.job import Job
-from dgad_tk.training.learner import Learner
+from dgad_tk.training.learner import Learner, late_statistics
 from dgad_tk.training.selection import accuracies
 from dgad_tk.training.snapshot import Snapshots, State, check_finished, name_new_places
 from dgad_tk.training.tensorboard import open_events
@@ -90,6 +90,10 @@ class _Run:
             self.state = self.snapshots.restore()
             self.started -= self.state.seconds  # spent by the processes that this one resumes
             self.time_is_up = self._out_of_time()
+        elif not (self.config.freeze_bn or self.job.start):
+            parts = self.config.accumulate * -(-len(self.loop.split) // self.config.batch_size)
+            if doubt := late_statistics(self.learner.student, parts * self.config.epochs):
+                self.job.watcher.message(f"warning: {self.job.role}: {doubt}")
         self._write(self._clear)
         if resumed and leaders(self.here.leads and name_new_places(self.folder, self.job.dataset)):
             self._save()
@@ -244,7 +248,9 @@ class _Run:
                 "limit_train": config.limit_train,
                 "method_options": config.method_options,
                 "averaging": config.averaging,
-                **config.changed("optimizer", "accumulate", "freeze_bn", "decay_weights_only", "augment"),
+                **config.changed(
+                    "optimizer", "accumulate", "freeze_bn", "bn_momentum", "decay_weights_only", "augment"
+                ),
                 "processes": self.here.size,
                 "selected_on": config.select_on,
                 "selected_by": selected_by,

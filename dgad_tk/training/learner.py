@@ -53,6 +53,28 @@ def optimizer_of(config: TrainConfig, student: nn.Module) -> torch.optim.Optimiz
     return made
 
 
+def batch_norms(student: nn.Module) -> Iterator[batchnorm._BatchNorm]:
+    """Every BatchNorm of a network."""
+    return (module for module in student.modules() if isinstance(module, batchnorm._BatchNorm))
+
+
+def late_statistics(student: nn.Module, steps: int) -> str | None:
+    """A sentence if BatchNorm's running statistics move so slowly that after `steps` they hold much of their beginning.
+
+    That is of networks whose momentum is below the usual 0.1. Some variances inside of a network are near 1/1000, so
+    that a thousandth of the first one, which is 1, makes another network of it in eval mode.
+    """
+    slowest = min((module.momentum for module in batch_norms(student) if module.momentum is not None), default=1.0)
+    left = (1 - slowest) ** steps
+    if slowest >= 0.1 or left < 0.001:
+        return None
+    return (
+        f"BatchNorm of this network takes {slowest:.2g} of each step into its running statistics: after these {steps} "
+        f"steps they hold {left:.1%} of what they began with, and what is tested differs from what was trained; "
+        "--set bn_momentum=0.1 takes more"
+    )
+
+
 def norms_and_biases(student: nn.Module) -> Iterator[nn.Parameter]:
     """Parameters of normalisations, whatever their shape, and all of at most one dimension, as biases are."""
     for module in student.modules():
@@ -70,6 +92,8 @@ class Learner:
 
     def __init__(self, config: TrainConfig, student: nn.Module) -> None:
         self.config, self.student = config, student
+        for module in batch_norms(student) if config.bn_momentum is not None else ():
+            module.momentum = config.bn_momentum
         self.shared = shared(student, images_at_once(config))
         self.optimizer = optimizer_of(config, student)
         self.memory: Mapping[str, Tensor] = {}
@@ -96,9 +120,8 @@ class Learner:
     def begin_epoch(self) -> None:
         """Put the student into train mode; BatchNorm stays in eval mode if the config freezes it."""
         self.student.train()
-        for module in self.student.modules() if self.config.freeze_bn else ():
-            if isinstance(module, batchnorm._BatchNorm):
-                module.eval()
+        for module in batch_norms(self.student) if self.config.freeze_bn else ():
+            module.eval()
 
     def learn(self, rate: float) -> None:
         """One step of the optimizer, once the gradients are there."""

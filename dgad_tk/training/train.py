@@ -166,7 +166,7 @@ def _doubts(config: TrainConfig, dataset: Dataset) -> list[str]:
         found.append(lost + (f", with --limit-train {config.limit_train}" if config.limit_train else ""))
     if stretch := stretched(dataset):
         found.append(stretch)
-    if config.freeze_bn and getattr(config, "init", None) is None:
+    if config.freeze_bn and config.init is None:
         found.append(
             "freeze_bn without weights to start from: BatchNorm keeps a mean of 0 and a variance of 1, and normalises "
             "nothing"

@@ -16,7 +16,7 @@ from dgad_tk.config.training import LATER, TrainConfig
 from dgad_tk.methods import Batch, build_method
 from dgad_tk.models import build_model
 from dgad_tk.training.job import Progress
-from dgad_tk.training.learner import Learner, norms_and_biases
+from dgad_tk.training.learner import Learner, late_statistics, norms_and_biases
 from dgad_tk.training.train import train
 
 
@@ -174,6 +174,32 @@ def test_frozen_statistics_stay_and_are_used(method: str) -> None:
     with torch.no_grad():
         expected = student.eval()(step.x_adv)
     torch.testing.assert_close(step.logits.detach(), expected)
+
+
+def test_statistics_take_the_share_that_is_set() -> None:
+    net = Net()
+    learner = Learner(config_of(bn_momentum=0.4), net)
+    learner.begin_epoch()
+    x = torch.rand(8, 1, 8, 8)
+    net(x)
+    with torch.no_grad():
+        maps = net.conv(x)
+    torch.testing.assert_close(net.norm.running_mean, 0.4 * maps.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(net.norm.running_var, 0.6 + 0.4 * maps.var(dim=(0, 2, 3)))
+
+
+def test_statistics_that_come_late_are_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    config = quick(method="standard", student="torchvision:mobilenet_v3_small", epochs=1, limit_train=32)
+    train(config, out=tmp_path / "run", on_message=said.append)
+    (line,) = [line for line in said if "BatchNorm" in line]
+    assert "takes 0.01 of each step into its running statistics: after these 1 steps they hold 99.0%" in line
+    said.clear()
+    train(config.model_copy(update={"bn_momentum": 0.1}), out=tmp_path / "other", on_message=said.append)
+    assert not [line for line in said if "BatchNorm" in line]
+    assert late_statistics(Net(), 1) is None  # the usual momentum: whoever trains for one step knows
+    slow = nn.BatchNorm2d(3, momentum=0.01)
+    assert [late_statistics(slow, steps) is None for steps in (600, 800)] == [False, True]
 
 
 def test_a_frozen_run_ends_with_the_statistics_it_began_with(tmp_path: Path) -> None:
