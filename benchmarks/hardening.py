@@ -55,7 +55,7 @@ def attacked(model: str, *flags: str) -> str:
         assert run(["attack", "--model", model, "--attack", "autoattack", "--json", "--quiet", *flags]) == 0
     found = json.loads(output.getvalue())
     row = found["attacks"][0]
-    return f"clean {found['clean_accuracy']:.1%}, AutoAttack {row['robust_accuracy']:.1%} at {row['eps']}"
+    return f"clean {found['clean']['accuracy']:.1%}, AutoAttack {row['robust_accuracy']:.1%} at {row['eps']}"
 
 
 def main() -> None:
