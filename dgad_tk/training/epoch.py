@@ -25,6 +25,7 @@ from dgad_tk.methods import Batch, Step
 from dgad_tk.models.trained import InParts, kept_statistics
 from dgad_tk.training.job import Job, Progress, training_split
 from dgad_tk.training.learner import Learner, images_at_once, learning_rate
+from dgad_tk.training.readout import Readout
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Loop:
     def __init__(self, job: Job, learner: Learner) -> None:
         self.job, self.config, self.learner, self.here = job, job.config, learner, world()
         self.split, self.draws = training_split(job.config, job.dataset), Draws(job.config.seed)
-        self.inner = Inner(job.config.precision, job.config.compile)
+        recorded = job.config.cuda_graph and job.device.type == "cuda"
+        self.inner = Inner(job.config.precision, job.config.compile, recorded, note=job.watcher.message)
         self.chosen = chosen_augments(job.config.augment)
         self.at_once = images_at_once(job.config)
         self.teacher: nn.Module | None = None
@@ -136,11 +138,8 @@ class Loop:
             memory=self.learner.memory,
         )
         with self._seeded(epoch, number):
-            step = self._gradients(batch)
-        accuracy = batch.mean((step.logits.detach().argmax(dim=1) == labels).to(step.logits.dtype))
-        names = ["loss", "accuracy", *step.terms]
-        values = torch.stack([step.loss.detach(), accuracy, *step.terms.values()]).tolist()  # one wait for the device
-        found = dict(zip(names, values, strict=True))
+            step, readout = self._gradients(batch)
+        found = readout.read()
         if not math.isfinite(found["loss"]):
             every = torch.from_numpy(self.split.index[positions])
             raise NonFiniteLossError(found["loss"], number + 1, batch, step, every)
@@ -168,21 +167,22 @@ class Loop:
                 torch.cuda.manual_seed(int(word))
             yield
 
-    def _gradients(self, batch: Batch) -> Step:
+    def _gradients(self, batch: Batch) -> tuple[Step, Readout]:
         """The method's step and its gradients in the student, on perturbed weights once the config says so."""
         if self.config.awp_gamma == 0 or batch.epoch < epoch_of(self.config.awp_start, self.config.epochs):
             return self._backward(batch)
         with kept_statistics(self.learner.student):
-            first = self._backward(batch)
+            first, _ = self._backward(batch)
         with self.learner.perturbed():
             return self._backward(replace(batch, x_adv=first.x_adv))
 
-    def _backward(self, batch: Batch) -> Step:
+    def _backward(self, batch: Batch) -> tuple[Step, Readout]:
         with autocast(self.config.outer_precision, self.job.device):
             step = self.job.method.step(self.learner.shared, self.teacher, batch, self.config.attack)
+        readout = Readout(step, batch)
         self.learner.optimizer.zero_grad(set_to_none=True)
         step.loss.backward()  # type: ignore[no-untyped-call]
-        return step
+        return step, readout
 
 
 def _examples(batch: Batch, step: Step, index: Tensor) -> Examples:
