@@ -9,7 +9,7 @@ their place. Nothing is downloaded. The parts, in the order in which they run, e
     versions   what card, what libraries
     golden     a step of each method in float64, against the authors' released code
     steps      images a second of PGD-10 and DGAD steps, against plain ones and the card's matrix peak
-    train      DGAD into ResNet-18 for two minutes, then clean accuracy and autoattack-fast
+    train      DGAD into ResNet-18 for two minutes, start included, then clean accuracy and autoattack-fast
     attack     AutoAttack on that network, beside pyautoattack
     resume     a run killed by SIGKILL and resumed
     tests, passes, digits   by --only: `pytest -m gpu`, passes of attacks, the three commands of a first day
@@ -51,8 +51,8 @@ class Part:
 PARTS = {
     "versions": Part(versions, 30),
     "golden": Part(golden, 40),
-    "steps": Part(steps, 110),
-    "train": Part(train, 210),
+    "steps": Part(steps, 100),
+    "train": Part(train, 200),
     "attack": Part(attack, 110),
     "resume": Part(resume, 60),
     "tests": Part(tests, 180, asked=True),
@@ -70,8 +70,8 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="CIFAR-10 as image files")
     parser.add_argument("--network", type=Path, help="that AutoAttack is timed on [what the part train leaves]")
     parser.add_argument("--images", type=int, default=200, help="test images that are attacked")
-    parser.add_argument("--train-seconds", type=float, default=120.0, help="for teacher and student together")
-    parser.add_argument("--step-seconds", type=float, default=2.0, help="over which one way of a step is timed")
+    parser.add_argument("--train-seconds", type=float, default=100.0, help="of training, teacher and student together")
+    parser.add_argument("--step-seconds", type=float, default=1.2, help="over which one way of a step is timed")
     parser.add_argument("--cpu", action="store_true", help="try the script without a card")
     parser.add_argument("--part", help=argparse.SUPPRESS)  # set for the processes that this one starts
     options = parser.parse_args()

@@ -24,7 +24,7 @@ def attack(options: argparse.Namespace) -> None:
     listed.write_text(json.dumps({name: {"file": str(network.resolve())}}))
     limit, timed_on = (16, 4) if options.cpu else (options.images, min(32, options.images))
     command = [sys.executable, str(ROOT / "benchmarks" / "attacks" / "fast.py"), str(listed), "--limit", str(limit)]
-    command += ["--rows", "autoattack-fast,autoattack-fast:bf16,autoattack", "--out", str(options.out / "attacks")]
+    command += ["--rows", "autoattack-fast,autoattack", "--out", str(options.out / "attacks")]
     command += ["--cost", str(timed_on), *(["--package"] if package else [])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     print(done.stdout)

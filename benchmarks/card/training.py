@@ -23,7 +23,7 @@ def train(options: argparse.Namespace) -> None:
     run = f"run-{int(time.time())}"
     sets = [
         *("batch_size=256", "schedule=cyclic", "lr=0.2", "teacher_lr=0.2", "outer_precision=bf16"),
-        *(f"select_every={max(epochs)}", f"max_seconds={seconds}", "cuda_graph=true"),
+        *(f"select_every={max(epochs)}", f"max_seconds={0.6 * seconds}", "cuda_graph=true"),
     ]
     flags = ["--dataset", "imagefolder", "--data-dir", str(data), "--student", net, "--teacher-model", net]
     flags += ["--precision", "bf16", "--teacher-in-attack", "linear", "--teacher-epochs", str(epochs[0])]
