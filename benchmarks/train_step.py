@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     parser.add_argument("--teacher-in-attack", default="", help="beside exact: linear, none or both")
     parser.add_argument("--precisions", default="fp32,bf16", help="of those: fp32, bf16, bf16+outer")
-    parser.add_argument("--only", help="these ways beside the plain one, with ; between, and nothing else")
+    parser.add_argument("--only", help="these ways, with ; between, and nothing else; ratios are over the first")
     parser.add_argument("--short", action="store_true", help="nothing but --teacher-in-attack, against exact")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -150,7 +150,8 @@ def compare(
         contenders["ours fp32, compiled"] = ours(student, teacher, Inner("fp32", compiled=True))
         contenders["ours bf16, compiled"] = ours(student, teacher, Inner("bf16", compiled=True))
     if arguments.only:
-        contenders = {name: each for name, each in contenders.items() if name in ("plain", *arguments.only.split(";"))}
+        contenders = {name: contenders[name] for name in arguments.only.split(";")}
+    base = next(iter(contenders))
     for contender in contenders.values():
         contender.seconds(x, y, noise)
     rounds = [
@@ -161,7 +162,7 @@ def compare(
     print(f"\n{student_name} from {teacher_name}, batch {n}: {work / 1e9:.0f} GFLOP a step, {arguments.repeats} rounds")
     print(f"{'':<28}{'s a step':>10}{'ratio':>8}{'min':>7}{'max':>7}{'of peak':>9}")
     for name in contenders:
-        ratios = [round_["plain"] / round_[name] for round_ in rounds]
+        ratios = [round_[base] / round_[name] for round_ in rounds]
         seconds = statistics.median(round_[name] for round_ in rounds)
         peak = peaks[torch.float32 if "plain" in name or "fp32" in name else torch.bfloat16]
         print(

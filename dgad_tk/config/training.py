@@ -202,6 +202,8 @@ class TrainConfig(TypedKeys):
             raise ValueError(f"adam_betas must be from 0 to below 1, got {list(self.adam_betas)}")
         if self.compile and self.cuda_graph:
             raise ValueError("compile and cuda_graph are two ways to run the same passes: choose one")
+        if self.accumulate > 1 and self.cuda_graph:
+            raise ValueError("cuda_graph replays passes of whole batches, and accumulate cuts them into parts")
         if self.accumulate > 1 and self.sync_bn:
             raise ValueError("sync_bn takes its statistics over whole batches, and accumulate cuts them into parts")
         return self
