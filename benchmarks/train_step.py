@@ -17,7 +17,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     parser.add_argument("--teacher-in-attack", default="", help="beside exact: linear, none or both")
     parser.add_argument("--precisions", default="fp32,bf16", help="of those: fp32, bf16, bf16+outer")
+    parser.add_argument("--only", help="these ways, with ; between, and nothing else; ratios are over the first")
     parser.add_argument("--short", action="store_true", help="nothing but --teacher-in-attack, against exact")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -143,9 +146,13 @@ def compare(
         "ours bf16": ours(student, teacher, Inner("bf16")),
         "ours bf16, outer too": ours(student, teacher, Inner("bf16"), outer="bf16"),
     }
+    contenders["the same, torch's depthwise"] = without_depthwise(contenders["ours bf16, outer too"])
     if arguments.compile:
         contenders["ours fp32, compiled"] = ours(student, teacher, Inner("fp32", compiled=True))
         contenders["ours bf16, compiled"] = ours(student, teacher, Inner("bf16", compiled=True))
+    if arguments.only:
+        contenders = {name: contenders[name] for name in arguments.only.split(";")}
+    base = next(iter(contenders))
     for contender in contenders.values():
         contender.seconds(x, y, noise)
     rounds = [
@@ -154,16 +161,18 @@ def compare(
     ]
     work = operations(student_name, teacher_name, n, arguments.size)
     print(f"\n{student_name} from {teacher_name}, batch {n}: {work / 1e9:.0f} GFLOP a step, {arguments.repeats} rounds")
-    print(f"{'':<24}{'s a step':>10}{'ratio':>8}{'min':>7}{'max':>7}{'of peak':>9}")
+    print(f"{'':<28}{'s a step':>10}{'ratio':>8}{'min':>7}{'max':>7}{'of peak':>9}")
     for name in contenders:
-        ratios = [round_["plain"] / round_[name] for round_ in rounds]
+        ratios = [round_[base] / round_[name] for round_ in rounds]
         seconds = statistics.median(round_[name] for round_ in rounds)
-        peak = peaks[torch.bfloat16 if "bf16" in name else torch.float32]
+        peak = peaks[torch.float32 if "plain" in name or "fp32" in name else torch.bfloat16]
         print(
-            f"{name:<24}{seconds:>10.3f}{statistics.median(ratios):>8.2f}{min(ratios):>7.2f}{max(ratios):>7.2f}"
+            f"{name:<28}{seconds:>10.3f}{statistics.median(ratios):>8.2f}{min(ratios):>7.2f}{max(ratios):>7.2f}"
             f"{work / seconds / peak:>9.0%}",
             flush=True,
         )
+    if arguments.only:
+        return
     levers(student, teacher, x, noise, arguments.repeats)
     agreement(student, teacher, x, y, noise)
     if arguments.objective_images:
@@ -236,6 +245,16 @@ def ours(
             return method.step(net, guide, batch, THREAT).loss
 
     return Contender(bare(net), sgd(net), loss)
+
+
+def without_depthwise(contender: Contender) -> Contender:
+    """The same with torch's own gradient of strided depthwise convolutions in the outer step."""
+
+    def seconds(x: Tensor, y: Tensor, noise: Tensor, x_adv: Tensor | None) -> Tensor:
+        with patch("dgad_tk.models.trained.QuickDepthwise", nullcontext):
+            return contender.loss(x, y, noise, x_adv)
+
+    return replace(contender, loss=seconds)
 
 
 def sgd(net: nn.Module) -> torch.optim.SGD:

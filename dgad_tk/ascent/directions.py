@@ -16,7 +16,7 @@ def finite(gradient: Tensor) -> Tensor:
     of its image, or 1 if all of these are 0. So it is large and does not hide the rest.
     """
     # A GPU would have to be waited for to know whether all are finite; so there every gradient is treated.
-    if gradient.device.type == "cpu" and bool(gradient.sum().isfinite()):
+    if _asking_is_free(gradient) and bool(gradient.sum().isfinite()):
         return gradient
     usable = torch.where(gradient.isfinite(), gradient, 0)
     largest = usable.flatten(1).abs().amax(dim=1)
@@ -46,10 +46,15 @@ def unit(gradient: Tensor) -> Tensor:
 def _brought(gradient: Tensor, norms: Tensor) -> Tensor:
     info = torch.finfo(gradient.dtype)
     usual = (norms > info.eps) & (norms < info.max**0.5)
-    if gradient.device.type == "cpu" and bool(usual.all()):
+    if _asking_is_free(gradient) and bool(usual.all()):
         return gradient
     largest = _per_image(gradient.flatten(1).abs().amax(dim=1), gradient)
     return gradient / torch.where(usual | (largest == 0), 1, largest)
+
+
+def _asking_is_free(gradient: Tensor) -> bool:
+    """Whether a number can be looked at without waiting for a device."""
+    return gradient.device.type == "cpu"
 
 
 def _norms(gradient: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from dgad_tk.ascent.frozen_conv import FrozenConv2d, rectify_in_place
+from dgad_tk.ascent.recorded import Recorded
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -28,10 +29,20 @@ class Folded(nn.Module):
     Args:
         source: any module; one that `torch.fx` cannot trace is copied as it is.
         compiled: compile with torch.compile at the first call; otherwise convolutions are frozen.
+        recorded: on a card, replay passes as CUDA graphs; not if compiled.
+        note: gets a sentence if that cannot be done.
     """
 
-    def __init__(self, source: nn.Module, *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        source: nn.Module,
+        *,
+        compiled: bool = False,
+        recorded: bool = False,
+        note: Callable[[str], None] = lambda line: None,
+    ) -> None:
         super().__init__()
+        self._in_place = recorded
         replica = copy.deepcopy(source).eval()
         for parameter in replica.parameters():  # TorchScript has no requires_grad_, and its copies have a graph
             parameter.detach_()
@@ -49,9 +60,8 @@ class Folded(nn.Module):
             self.net.to(memory_format=torch.channels_last)
         self._layout = torch.channels_last
         self.refresh(source)
-        self._run: list[Callable[[Tensor], Tensor]] = [  # in a list, so as not to be a submodule
-            torch.compile(self.net, dynamic=False) if compiled else self.net
-        ]
+        run: Callable[[Tensor], Tensor] = torch.compile(self.net, dynamic=False) if compiled else self.net
+        self._run = [Recorded(run, note) if recorded and not compiled else run]  # in a list, so as to be no submodule
 
     @torch.no_grad()
     def refresh(self, source: nn.Module) -> None:
@@ -69,7 +79,7 @@ class Folded(nn.Module):
                 tensor.copy_(values[name])
         for module in self.net.modules():
             if isinstance(module, FrozenConv2d):
-                module.refreshed()
+                module.refreshed(in_place=self._in_place)
 
     def forward(self, x: Tensor) -> Tensor:
         # Convolutions run faster on channels-last images, and nothing is reordered between two of them.
@@ -109,14 +119,18 @@ class Inner:
     Attributes:
         precision: `bf16` runs them under autocast: sums of products of bfloat16, kept in float32.
         compiled: by torch.compile. Pays for MobileNetV2, costs for ResNet-18 (docs/measurements.md).
+        recorded: as CUDA graphs, on a card (dgad_tk/ascent/recorded.py).
+        note: gets a sentence where graphs cannot be recorded.
     """
 
     precision: Literal["fp32", "bf16"] = "fp32"
     compiled: bool = False
+    recorded: bool = False
+    note: Callable[[str], None] = field(default=lambda line: None, repr=False, compare=False)
 
     def view(self, model: nn.Module) -> Folded:
         """`model` in eval mode as it is now, folded."""
-        return folded(model, compiled=self.compiled)
+        return folded(model, compiled=self.compiled, recorded=self.recorded, note=self.note)
 
     def context(self, device: torch.device) -> AbstractContextManager[object]:
         """Autocast to bfloat16 if asked for, else nothing."""
@@ -130,15 +144,21 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
-_views: WeakKeyDictionary[nn.Module, dict[bool, Folded]] = WeakKeyDictionary()
+_views: WeakKeyDictionary[nn.Module, dict[tuple[bool, bool], Folded]] = WeakKeyDictionary()
 
 
-def folded(source: nn.Module, *, compiled: bool = False) -> Folded:
+def folded(
+    source: nn.Module,
+    *,
+    compiled: bool = False,
+    recorded: bool = False,
+    note: Callable[[str], None] = lambda line: None,
+) -> Folded:
     """`source` in eval mode as it is now, folded. It is copied once, and the copy is refreshed at each call."""
-    views = _views.setdefault(source, {})
-    view = views.get(compiled)
+    views, how = _views.setdefault(source, {}), (compiled, recorded)
+    view = views.get(how)
     if view is None or _place(view) != _place(source):
-        views[compiled] = view = Folded(source, compiled=compiled)
+        views[how] = view = Folded(source, compiled=compiled, recorded=recorded, note=note)
     else:
         view.refresh(source)
     return view

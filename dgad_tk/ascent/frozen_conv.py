@@ -51,9 +51,15 @@ class FrozenConv2d(nn.Module):
         inside = all(edge < size for edge, size in zip(self.padding, sizes, strict=True))
         return self.dilation == (1, 1) and inside and (depthwise or strided_point)
 
-    def refreshed(self) -> None:
-        """Drop the cached kernels after the weights have changed."""
-        self._kernels.clear()
+    def refreshed(self, *, in_place: bool = False) -> None:
+        """Drop the cached kernels after the weights have changed, or put the new ones in their place in memory."""
+        if not in_place:
+            self._kernels.clear()
+            return
+        for key, kernel in self._kernels.items():
+            for old, new in zip(kernel, self._made(*key), strict=True):
+                if old is not None and new is not None:
+                    old.copy_(new)
 
     def forward(self, x: Tensor) -> Tensor:
         low = not x.is_meta and torch.is_autocast_enabled(x.device.type)
@@ -69,13 +75,15 @@ class FrozenConv2d(nn.Module):
 
     def _kernel(self, dtype: torch.dtype, device: torch.device, narrow: bool) -> _Kernel:
         """The weights, cast and laid out; cached until `refreshed`."""
-        if (known := self._kernels.get((dtype, device, narrow))) is not None:
-            return known
+        if (known := self._kernels.get((dtype, device, narrow))) is None:
+            known = self._kernels[dtype, device, narrow] = self._made(dtype, device, narrow)
+        return known
+
+    def _made(self, dtype: torch.dtype, device: torch.device, narrow: bool) -> _Kernel:
         layout = torch.contiguous_format if narrow else torch.channels_last
         weight = self.weight.detach().to(dtype).contiguous(memory_format=layout)
         bias = None if self.bias is None else self.bias.detach().to(dtype)
         turned = turned_round(weight, self.groups) if device.type == "cpu" and self.turns else None
-        self._kernels[dtype, device, narrow] = weight, bias, turned
         return weight, bias, turned
 
 

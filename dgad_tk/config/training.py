@@ -32,6 +32,7 @@ PLACES = {"data_dir", "teacher", "device", "init"}
 LATER = {
     *("resize", "channels", "init", "init_mean", "init_std"),
     *("accumulate", "freeze_bn", "bn_momentum", "optimizer", "adam_betas", "adam_eps", "decay_weights_only", "augment"),
+    "cuda_graph",
 }
 """Keys that older versions did not write."""
 
@@ -156,6 +157,8 @@ class TrainConfig(TypedKeys):
     """Precision of the forward passes that update the weights."""
     compile: bool = False
     """Compile the networks of the inner maximisation with torch.compile."""
+    cuda_graph: bool = False
+    """On a GPU, replay the passes of the inner maximisation as CUDA graphs."""
     sync_bn: bool = False
     """Compute BatchNorm's statistics over the batches of all processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -199,6 +202,10 @@ class TrainConfig(TypedKeys):
             raise ValueError(f"nesterov is of sgd, and the optimizer is {self.optimizer}")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ValueError(f"adam_betas must be from 0 to below 1, got {list(self.adam_betas)}")
+        if self.compile and self.cuda_graph:
+            raise ValueError("compile and cuda_graph are two ways to run the same passes: choose one")
+        if self.accumulate > 1 and self.cuda_graph:
+            raise ValueError("cuda_graph replays passes of whole batches, and accumulate cuts them into parts")
         if self.accumulate > 1 and self.sync_bn:
             raise ValueError("sync_bn takes its statistics over whole batches, and accumulate cuts them into parts")
         return self

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from dgad_tk.distributed import across
+from dgad_tk.models.depthwise import QuickDepthwise
 
 
 def layout(device: torch.device) -> torch.memory_format:
@@ -34,7 +35,8 @@ class Trained(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.net(x.contiguous(memory_format=layout(x.device)))
+        with QuickDepthwise() if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") else nullcontext():
+            logits: Tensor = self.net(x.contiguous(memory_format=layout(x.device)))
         return logits.float() if logits.dtype == torch.bfloat16 else logits
 
 

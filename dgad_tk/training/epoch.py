@@ -64,13 +64,39 @@ class NonFiniteLossError(Exception):
         self.batch, self.step, self.index = batch, step, index
 
 
+class Readout:
+    """Loss, accuracy and terms of a step, whose backward pass has not been started.
+
+    On a card the copy is queued behind the forward passes and before the backward pass. So `read` waits for the former
+    alone, and the host prepares what comes next while the card is busy with the latter.
+    """
+
+    def __init__(self, step: Step, batch: Batch) -> None:
+        with torch.no_grad():
+            accuracy = batch.mean((step.logits.argmax(dim=1) == batch.y).to(step.logits.dtype))
+            values = torch.stack([step.loss.detach(), accuracy, *step.terms.values()])
+        self.names = ["loss", "accuracy", *step.terms]
+        self.values = values.to("cpu", non_blocking=True)  # into page-locked memory, if it comes from a card
+        self.copied: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.copied.record()
+
+    def read(self) -> dict[str, float]:
+        """The values by their names, once they have come; the one wait for the device in a step."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return dict(zip(self.names, self.values.tolist(), strict=True))
+
+
 class Loop:
     """The steps of all epochs of one job."""
 
     def __init__(self, job: Job, learner: Learner) -> None:
         self.job, self.config, self.learner, self.here = job, job.config, learner, world()
         self.split, self.draws = training_split(job.config, job.dataset), Draws(job.config.seed)
-        self.inner = Inner(job.config.precision, job.config.compile)
+        recorded = job.config.cuda_graph and job.device.type == "cuda"
+        self.inner = Inner(job.config.precision, job.config.compile, recorded, note=job.watcher.message)
         self.chosen = chosen_augments(job.config.augment)
         self.at_once = images_at_once(job.config)
         self.teacher: nn.Module | None = None
@@ -136,11 +162,8 @@ class Loop:
             memory=self.learner.memory,
         )
         with self._seeded(epoch, number):
-            step = self._gradients(batch)
-        accuracy = batch.mean((step.logits.detach().argmax(dim=1) == labels).to(step.logits.dtype))
-        names = ["loss", "accuracy", *step.terms]
-        values = torch.stack([step.loss.detach(), accuracy, *step.terms.values()]).tolist()  # one wait for the device
-        found = dict(zip(names, values, strict=True))
+            step, readout = self._gradients(batch)
+        found = readout.read()
         if not math.isfinite(found["loss"]):
             every = torch.from_numpy(self.split.index[positions])
             raise NonFiniteLossError(found["loss"], number + 1, batch, step, every)
@@ -168,21 +191,22 @@ class Loop:
                 torch.cuda.manual_seed(int(word))
             yield
 
-    def _gradients(self, batch: Batch) -> Step:
+    def _gradients(self, batch: Batch) -> tuple[Step, Readout]:
         """The method's step and its gradients in the student, on perturbed weights once the config says so."""
         if self.config.awp_gamma == 0 or batch.epoch < epoch_of(self.config.awp_start, self.config.epochs):
             return self._backward(batch)
         with kept_statistics(self.learner.student):
-            first = self._backward(batch)
+            first, _ = self._backward(batch)
         with self.learner.perturbed():
             return self._backward(replace(batch, x_adv=first.x_adv))
 
-    def _backward(self, batch: Batch) -> Step:
+    def _backward(self, batch: Batch) -> tuple[Step, Readout]:
         with autocast(self.config.outer_precision, self.job.device):
             step = self.job.method.step(self.learner.shared, self.teacher, batch, self.config.attack)
+        readout = Readout(step, batch)
         self.learner.optimizer.zero_grad(set_to_none=True)
         step.loss.backward()  # type: ignore[no-untyped-call]
-        return step
+        return step, readout
 
 
 def _examples(batch: Batch, step: Step, index: Tensor) -> Examples:

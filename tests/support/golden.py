@@ -17,6 +17,30 @@ from dgad_tk.methods import Batch, Method, Step
 DATA = Path(__file__).parents[1] / "data"
 TOLERANCE = 1e-9
 
+KL = {"kl_adv": "term.kl_adv", "kl_clean": "term.kl_clean"}
+ADV = {"kl_adv": "term.kl_adv"}
+DGAD = {"l_st": "term.l_st", "l_at": "term.l_at"}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
+    "pgd_at": ("pgd-at", {}, {"ce_adv": "term.ce_adv", "ce_clean": "term.ce_clean"}),
+    "trades": ("trades", {"beta": 6.0}, {"ce_clean": "term.ce_clean", "kl": "term.kl"}),
+    "mart": ("mart", {"beta": 6.0}, {"bce": "term.bce", "robust": "term.robust"}),
+    "ard": ("ard", {"kl_reduction": "elementmean"}, {"kl": "term.kl", "ce_clean": "term.ce_clean"}),
+    "iad1_before": ("iad", {}, {"ce_clean": "term.ce_clean"}),
+    "iad1_after": ("iad", {}, {"ce_clean": "term.ce_clean"}),
+    "rslad": ("rslad", {"kl_reduction": "elementmean", "log_offset": 1e-5}, KL),
+    "adaad_c10_alpha1": ("adaad", {"kl_reduction": "elementmean"}, ADV),
+    "adaad_c10_alpha05": ("adaad", {"kl_reduction": "elementmean", "alpha": 0.5}, KL),
+    "adaad_c100_alpha1": ("adaad", {}, ADV),
+    "adaad_c100_alpha05": ("adaad", {"alpha": 0.5}, KL),
+    "dgad_resnet": ("dgad", {"pcr_weight": 5.0}, DGAD | {"pcr": "term.pcr"}),
+    "dgad_mobilenetv2": ("dgad", {"pcr_weight": 10.0, "mobilenet_loss": "released"}, DGAD | {"pcr": "term.pcr"}),
+    "dgad_alp_off": ("dgad", {"pcr_weight": 0.0}, DGAD),
+}
+"""By file: the method, its options, and the names of its terms there."""
+
+EPOCH = {"iad1_after": 60}
+"""Of 200; the others do not depend on it."""
+
 
 @dataclass
 class Golden:

@@ -1,36 +1,12 @@
 """The methods against the authors' released code: x', loss, every gradient and BatchNorm's statistics, in float64."""
 
-from typing import Any
-
 import pytest
 import torch
-from golden import DATA, Golden, close, forward_trace
+from golden import CASES, DATA, EPOCH, Golden, close, forward_trace
 
 from dgad_tk.methods import Method, build_method
 
 pytestmark = pytest.mark.portable
-
-KL = {"kl_adv": "term.kl_adv", "kl_clean": "term.kl_clean"}
-ADV = {"kl_adv": "term.kl_adv"}
-DGAD = {"l_st": "term.l_st", "l_at": "term.l_at"}
-CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
-    "pgd_at": ("pgd-at", {}, {"ce_adv": "term.ce_adv", "ce_clean": "term.ce_clean"}),
-    "trades": ("trades", {"beta": 6.0}, {"ce_clean": "term.ce_clean", "kl": "term.kl"}),
-    "mart": ("mart", {"beta": 6.0}, {"bce": "term.bce", "robust": "term.robust"}),
-    "ard": ("ard", {"kl_reduction": "elementmean"}, {"kl": "term.kl", "ce_clean": "term.ce_clean"}),
-    "iad1_before": ("iad", {}, {"ce_clean": "term.ce_clean"}),
-    "iad1_after": ("iad", {}, {"ce_clean": "term.ce_clean"}),
-    "rslad": ("rslad", {"kl_reduction": "elementmean", "log_offset": 1e-5}, KL),
-    "adaad_c10_alpha1": ("adaad", {"kl_reduction": "elementmean"}, ADV),
-    "adaad_c10_alpha05": ("adaad", {"kl_reduction": "elementmean", "alpha": 0.5}, KL),
-    "adaad_c100_alpha1": ("adaad", {}, ADV),
-    "adaad_c100_alpha05": ("adaad", {"alpha": 0.5}, KL),
-    "dgad_resnet": ("dgad", {"pcr_weight": 5.0}, DGAD | {"pcr": "term.pcr"}),
-    "dgad_mobilenetv2": ("dgad", {"pcr_weight": 10.0, "mobilenet_loss": "released"}, DGAD | {"pcr": "term.pcr"}),
-    "dgad_alp_off": ("dgad", {"pcr_weight": 0.0}, DGAD),
-}
-EPOCH = {"iad1_after": 60}
-"""Of 200; the others do not depend on it."""
 
 
 def test_every_oracle_is_held_against_something() -> None:

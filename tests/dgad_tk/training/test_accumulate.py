@@ -233,6 +233,8 @@ def test_two_processes_in_parts_train_what_one_does_at_once(tmp_path: Path) -> N
     [
         ({"accumulate": 0}, "greater than or equal to 1"),
         ({"accumulate": 2, "sync_bn": True}, "sync_bn takes its statistics over whole batches"),
+        ({"accumulate": 2, "cuda_graph": True}, "cuda_graph replays passes of whole batches"),
+        ({"compile": True, "cuda_graph": True}, "choose one"),
     ],
 )
 def test_what_does_not_go_together(values: dict[str, Any], message: str) -> None:
