@@ -30,7 +30,7 @@ def resume(options: argparse.Namespace) -> None:
     started = {name: start(["train", *flags, "--out", name], folder) for name in ("one", "another", "killed")}
     when = kill(started["killed"], folder / "killed", options)
     ended = {name: started[name].wait() for name in ("one", "another")}
-    ended["resumed"] = start(["train", *flags, "--out", "killed", "--resume"], folder).wait()
+    ended["resumed"] = start(["train", "--resume", "killed", "--quiet"], folder).wait()
     for name, code in ended.items():
         if code:
             print(f"the run '{name}' ended with {code}", file=sys.stderr)

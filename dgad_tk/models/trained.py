@@ -12,7 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from dgad_tk.distributed import across
-from dgad_tk.models.depthwise import QuickDepthwise
 
 
 def layout(device: torch.device) -> torch.memory_format:
@@ -35,8 +34,7 @@ class Trained(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        with QuickDepthwise() if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") else nullcontext():
-            logits: Tensor = self.net(x.contiguous(memory_format=layout(x.device)))
+        logits: Tensor = self.net(x.contiguous(memory_format=layout(x.device)))
         return logits.float() if logits.dtype == torch.bfloat16 else logits
 
 
