@@ -45,7 +45,7 @@ class Classwise(AddOn):
     rate: float = 0.1
     least: float = 0.5
     most: float = 5.0
-    milestones: tuple[When, ...] = (215 / 300, 260 / 300, 285 / 300)
+    milestones: tuple[When, ...] = (0.717, 0.867, 0.95)
 
     def __post_init__(self) -> None:
         if self.rate < 0:
