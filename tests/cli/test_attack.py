@@ -211,18 +211,18 @@ def trained(victim: Victim, tmp_path: Path) -> Path:
 
 def test_a_curve_from_one_run(dgad: Run, trained: Path) -> None:
     """In the table, the results, a CSV of its own and the page; points of AutoAttack lie on or below it."""
-    command = ["attack", "--model", trained, "--limit", "20", "--quiet", "--output", "c"]
+    command = ["attack", "--model", trained, "--limit", "10", "--quiet", "--output", "c"]
     autoattack = ["--attack", "apgd-ce", "--attack", "autoattack", "--eps", "0.02,0.05"]
     code, out, err = dgad(*command, *autoattack, "--curve", "--set", "fmn.steps=20")
     assert code == 0, err
-    assert "robust accuracy against eps, an upper bound from one search on 20 images:" in out
+    assert "robust accuracy against eps, an upper bound from one search on 10 images:" in out
     assert re.search(r"Linf eps +at most, by fmn +AutoAttack +95 % interval +by\n0 ", out)
     assert re.search(r"\n0\.05 .*autoattack@0\.05\n", out)
     assert re.search(r"\n95 % intervals of these shares: ±\d+\.\d points or less\n", out)
     assert re.search(r"\nfmn: the median distance is 0\.\d+ in Linf\n", out)
     document = json.loads(Path("c/results.json").read_text())
     (curve,) = document["curves"]
-    assert (curve["row"], curve["norm"], curve["n"], curve["bound"]) == ("fmn", "linf", 20, "upper")
+    assert (curve["row"], curve["norm"], curve["n"], curve["bound"]) == ("fmn", "linf", 10, "upper")
     assert curve["steps"][-1]["robust"] == 0
     assert curve["steps"][0] == {"eps": 0, "robust": document["clean"]["correct"]}
     with np.load("c/samples.npz") as samples:

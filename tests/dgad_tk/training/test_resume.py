@@ -62,8 +62,7 @@ def run_until(values: dict[str, Any], out: Path, resume: bool, moment: int | Non
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "ema": {"averaging": "ema", "awp_gamma": 0.005},
-    "linear": {"method_options": {"teacher_in_attack": "linear"}, "awp_gamma": 0.005},
+    "ema": {"averaging": "ema", "awp_gamma": 0.005, "method_options": {"teacher_in_attack": "linear"}},
     "classwise": {"method": "rslad+classwise+saad", "method_options": {"classwise.rate": 0.4}},
     "parts": {
         **{"accumulate": 3, "optimizer": "adamw", "lr": 0.01, "decay_weights_only": True, "freeze_bn": True},
