@@ -128,13 +128,13 @@ def train(
         if name in flags:
             flags[name] = numbers(flags[name], f"--{name.replace('_', '-')}")
     run_config, out = _configured(flags, config, settings or [], out, resume, teacher_in_attack)
+    if run_config.dataset in ALIKE_DATASETS:
+        compute_alike()  # before anything imports torch
     from cli.flags.training.networks import check_typed, needs_trust
     from dgad_tk.config.settings import from_environment, parse_settings
 
     typed = {*flags, *from_environment(os.environ), *parse_settings(settings or [])}
     check_typed(run_config, typed, trust=trust)
-    if run_config.dataset in ALIKE_DATASETS:
-        compute_alike()
 
     from cli.flags.teacher import fitted_to_files, model_file_teacher
     from cli.flags.training.start import graph_start

@@ -62,3 +62,18 @@ def test_the_settings_of_a_run_are_known_before_torch_is_loaded() -> None:
         "assert config.dataset == 'digits'; assert 'torch' not in sys.modules, 'torch is loaded'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_nothing_imports_torch_before_the_processor_is_chosen(tmp_path: Path) -> None:
+    """torch reads what makes digits alike on every machine once, when it is loaded."""
+    program = (
+        "import sys\n"
+        "from cli.app import run\n"
+        "from cli.commands import train\n"
+        "def chosen():\n"
+        "    raise SystemExit('late' if 'torch' in sys.modules else 'in time')\n"
+        "train.compute_alike = chosen\n"
+        f"run(['train', '--out', {str(tmp_path / 'run')!r}, '--student', 'resnet8'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr.strip().endswith("in time"), done.stderr
