@@ -130,14 +130,22 @@ class Contender:
         return time.perf_counter() - begun
 
 
+def drawn(
+    student_name: str, teacher_name: str, arguments: argparse.Namespace
+) -> tuple[nn.Module, nn.Module, Tensor, Tensor, Tensor]:
+    """Both networks, a batch of images and of noise, `(N, 3, size, size)`, and labels `(N,)`."""
+    torch.manual_seed(0)
+    student, teacher = networks(student_name, teacher_name, arguments.size)
+    n, shape = arguments.batch_size, (3, arguments.size, arguments.size)
+    return student, teacher, torch.rand(n, *shape), torch.randn(n, *shape), torch.arange(n) % 10
+
+
 def compare(
     student_name: str, teacher_name: str, arguments: argparse.Namespace, peaks: dict[torch.dtype, float]
 ) -> None:
     """Time all variants on one pair of networks, and hold ours against the plain one."""
-    torch.manual_seed(0)
-    student, teacher = networks(student_name, teacher_name, arguments.size)
-    n, shape = arguments.batch_size, (3, arguments.size, arguments.size)
-    x, noise, y = torch.rand(n, *shape), torch.randn(n, *shape), torch.arange(n) % 10
+    student, teacher, x, noise, y = drawn(student_name, teacher_name, arguments)
+    n = len(x)
     contenders = {
         "plain": plain(student, teacher),
         "ours fp32": ours(student, teacher, Inner()),
@@ -171,17 +179,15 @@ def compare(
     levers(student, teacher, x, noise, arguments.repeats)
     agreement(student, teacher, x, y, noise)
     if arguments.objective_images:
-        objectives(student, teacher, arguments.objective_images, n, shape)
+        objectives(student, teacher, arguments.objective_images, n, (3, arguments.size, arguments.size))
 
 
 def cheaper(
     student_name: str, teacher_name: str, arguments: argparse.Namespace, peaks: dict[torch.dtype, float]
 ) -> None:
     """Images/s of DGAD by how its attack asks the teacher, in each precision; ratios are of the exact attack."""
-    torch.manual_seed(0)
-    student, teacher = networks(student_name, teacher_name, arguments.size)
-    n, shape = arguments.batch_size, (3, arguments.size, arguments.size)
-    x, noise, y = torch.rand(n, *shape), torch.randn(n, *shape), torch.arange(n) % 10
+    student, teacher, x, noise, y = drawn(student_name, teacher_name, arguments)
+    n = len(x)
     kinds = ["exact", *arguments.teacher_in_attack.split(",")]
     print(f"\n{student_name} from {teacher_name}, batch {n}, the teacher in the attack, {arguments.repeats} rounds")
     print(f"{'':<24}{'images/s':>10}{'ratio':>8}{'min':>7}{'max':>7}{'GFLOP':>9}{'of peak':>9}")
