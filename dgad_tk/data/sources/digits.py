@@ -1,6 +1,7 @@
 """The default dataset: scikit-learn's handwritten digits, 1,797 grey images of 8x8 pixels."""
 
 import hashlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,7 @@ def load(data_dir: Path | None, request: Request) -> Decoded:
             "dataset 'digits' comes with scikit-learn and takes no --data-dir",
             hint="did you mean --dataset imagefolder?",
         )
-    from sklearn.datasets import load_digits  # half a second, for this dataset only
-
-    grey, digit = load_digits(return_X_y=True)
-    # Values 0 to 16 become 0 to 255.
-    images: Pixels = np.round(grey * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
-    labels: Labels = digit.astype(np.int64)
+    images, labels = _pictures()
     order = stratified_order(labels, "digits test")
     rows = {"train": np.sort(order[TEST_IMAGES:]), "test": np.sort(order[:TEST_IMAGES])}
     parts = {part: Part(images[index], labels[index]) for part, index in rows.items()}
@@ -36,3 +32,13 @@ def load(data_dir: Path | None, request: Request) -> Decoded:
         for name, part in parts.items()
     }
     return Decoded(classes, parts, content_sha256(classes, contents))
+
+
+@cache
+def _pictures() -> tuple[Pixels, Labels]:
+    """All of them in scikit-learn's order. Its file is text, and a run asks for it several times."""
+    from sklearn.datasets import load_digits  # half a second, for this dataset only
+
+    grey, digit = load_digits(return_X_y=True)
+    # Values 0 to 16 become 0 to 255.
+    return np.round(grey * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8), digit.astype(np.int64)

@@ -72,6 +72,16 @@ def test_digits_are_scikit_learns() -> None:
     assert sorted(found) == sorted(expected)
 
 
+def test_digits_are_each_callers_own() -> None:
+    """Though they are read once: what one does with them is not seen by the next."""
+    first = load_dataset("digits").train
+    first.labels[:] = 0
+    first.base[:] = 0
+    second = load_dataset("digits").train
+    assert second.labels.any()
+    assert second.take(slice(0, 1)).any()
+
+
 def test_digits_splits_never_move() -> None:
     """Figures of different versions are comparable only as long as these numbers stand."""
     dataset = load_dataset("digits")
