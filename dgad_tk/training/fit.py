@@ -52,6 +52,7 @@ class _Run:
 
     def __init__(self, job: Job, request: StopRequest) -> None:
         self.job, self.config, self.folder, self.request, self.here = job, job.config, job.folder, request, world()
+        self.text = job.config.to_yaml()
         self.selection = job.dataset.val if job.config.select_on == "val" else job.dataset.test
         self.mean, self.std = job.dataset.statistics() if job.config.normalize == "dataset" else ((), ())
         if job.start is not None:
@@ -124,7 +125,7 @@ class _Run:
             said = self.folder.config.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             said = ""
-        if said != self.config.to_yaml():
+        if said != self.text:
             self.config.save(self.folder.config)
         change()
 
