@@ -2,8 +2,11 @@
 
 import os
 import random
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from shared import Victim, artifact, randomise_batch_norm
 from trained import trained_on_digits
 
 from dgad_tk.artifacts.weights import save_weights
+from dgad_tk.cores import usable_cores
 from dgad_tk.data import load_dataset
 from dgad_tk.models import build_model
 
@@ -23,6 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--shuffle", type=int, default=0, metavar="SEED", help="run files, and the tests of each, shuffled"
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """For `-n auto`. One more than there are cores: a fifth of the time, a worker waits for processes it started."""
+    return None if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") else usable_cores() + 1
 
 
 @pytest.hookimpl(trylast=True)
@@ -50,8 +60,17 @@ def _reproducible(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
         monkeypatch.delenv(name)
     monkeypatch.setenv("DGAD_CACHE", str(tmp_path_factory.getbasetemp().parent / "dgad-cache"))
     torch.manual_seed(0)
+    _keep_torchs_table_of_operators()
     yield
     torch.set_num_threads(THREADS)
+
+
+def _keep_torchs_table_of_operators() -> None:
+    """Once something was exported. torch reads the same table for every export, which takes most of a second."""
+    module = sys.modules.get("torch.onnx._internal.exporter._registration")
+    registry = getattr(module, "ONNXRegistry", None)
+    if registry is not None and not hasattr(registry.from_torchlib, "cache_info"):
+        registry.from_torchlib = staticmethod(cache(registry.from_torchlib))
 
 
 @pytest.fixture
@@ -61,6 +80,20 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def short_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Square asks at most 50 times, as part of AutoAttack too, which asks 5,000 times and has no setting for it."""
+    from evaluators.attacks.autoattack.square.square import Square
+
+    original = Square.search
+
+    def search(attack: Square, *arguments: Any) -> Any:
+        attack.queries = min(attack.queries, 50)
+        return original(attack, *arguments)
+
+    monkeypatch.setattr(Square, "search", search)
 
 
 @pytest.fixture
