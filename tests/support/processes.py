@@ -19,7 +19,13 @@ import torch.distributed as dist
 from dgad_tk.common import UserError
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["dgad_tk.training.train", "sklearn.datasets.data", "torch._dynamo", "pytest"])
+_CONTEXT.set_forkserver_preload(
+    [
+        *("dgad_tk.training.train", "sklearn.datasets.data", "torch._dynamo", "pytest"),  # of training runs
+        *("evaluators.engine.evaluate", "evaluators.report.files", "evaluators.report.evaluation.page"),  # of attacks
+        *("exporters.formats", "cli.app", "torch.fx.experimental.symbolic_shapes"),
+    ]
+)
 PATIENCE = 240
 
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +136,12 @@ def _assert_same(first: Path, second: Path) -> None:
 
 def test_killed_or_shared_by_two_processes_the_record_is_the_same(exported: Path, tmp_path: Path) -> None:
     whole, cut, shared = (tmp_path / name for name in ("whole", "cut", "shared"))
+    begun = time.perf_counter()
     assert Child(_attack, _command(exported, whole, "--quiet"), 8).result() == 0
-    kills = 0
-    for delay in (1.0, 2.5, 4.0):
+    seconds, kills = time.perf_counter() - begun, 0
+    for share in (0.25, 0.5, 0.5):  # each goes on where the one before was killed
         child = Child(_attack, _command(exported, cut, "--quiet"), 8)
-        if child.ends_within(delay):
+        if child.ends_within(share * seconds):
             break
         child.kill()
         kills += child.outcome()[0] == "killed"
