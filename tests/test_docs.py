@@ -1,8 +1,8 @@
 """The pages are run, and what they say of the code is so.
 
 Every `sh` block and every `run:` line of a workflow runs in a folder where the files that it names are, shortened by
-what stands in SHORTER and nothing else. A comment before a block, `<!-- needs: 4 GPUs -->`, says why it does not run
-here; then its flags and files are looked up.
+what stands in SHORTER, with few queries of Square's, and by nothing else. A comment before a block,
+`<!-- needs: 4 GPUs -->`, says why it does not run here; then its flags and files are looked up.
 """
 
 import glob
@@ -56,6 +56,8 @@ SHORTER = {
     "dgad attack --model student.onnx --suite paper": ["--set", "cw2-paper.max_iter=5"],
     "dgad attack --model student.onnx --suite fast --attack autoattack": ["--eps", "0.01"],  # which few images break at
     "dgad attack --model student.int8.onnx --attack autoattack": ["--limit", "1"],
+    "dgad attack --model student.onnx --attack autoattack-max": ["--set", "autoattack-max.steps=10"],
+    "dgad attack --model student.onnx --curve --norm l0": ["--set", "sigma-zero.steps=50"],
     "dgad attack --model student.onnx --model": ["--limit", "2"],
     "dgad attack --model theirs.onnx": ["--limit", "2"],
     "dgad attack --model theirs.onnx --suite blackbox": ["--surrogate", "theirs.onnx", "--set", "square.queries=20"],
@@ -189,7 +191,7 @@ RUNNING = [
 
 
 @pytest.mark.parametrize("page", RUNNING)
-def test_a_page_runs_from_top_to_bottom(dgad: Run, page: str) -> None:
+def test_a_page_runs_from_top_to_bottom(dgad: Run, page: str, short_square: None) -> None:
     names: dict[str, object] = {}
     for block in blocks(page):
         if block.kind == "python":

@@ -209,7 +209,7 @@ def trained(victim: Victim, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_curve_from_one_run(dgad: Run, trained: Path) -> None:
+def test_a_curve_from_one_run(dgad: Run, trained: Path, short_square: None) -> None:
     """In the table, the results, a CSV of its own and the page; points of AutoAttack lie on or below it."""
     command = ["attack", "--model", trained, "--limit", "10", "--quiet", "--output", "c"]
     autoattack = ["--attack", "apgd-ce", "--attack", "autoattack", "--eps", "0.02,0.05"]

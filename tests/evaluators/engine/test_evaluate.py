@@ -37,7 +37,9 @@ EPS = 0.05
 def run(predictor: Predictor, names: list[str] | None = None, **options: Any) -> Evaluation:
     split = options.pop("split", None) or load_dataset("digits").test.subset(options.pop("n", 40))
     eps = options.pop("eps", [EPS])
-    planned = plan(names or ["fgsm", "pgd"], norm="linf", eps=eps, surrogates=options.pop("surrogates", ()))
+    names, surrogates = names or ["fgsm", "pgd"], options.pop("surrogates", ())
+    settings = {"cw2": {"max_iter": 50}} if "cw2" in names else {}
+    planned = plan(names, norm="linf", eps=eps, surrogates=surrogates, settings=settings)
     return evaluate(predictor, split, planned, **options)
 
 
