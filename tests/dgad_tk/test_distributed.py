@@ -160,7 +160,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_alone(root: Path) -> None:
-    teacher = PLAIN | {"method": "standard", "epochs": 6, "limit_train": 640, "lr": 0.3, "schedule": "cyclic"}
+    teacher = PLAIN | {"method": "standard", "epochs": 12, "limit_train": 640, "lr": 0.3, "schedule": "cyclic"}
     run(teacher, Path("none"), root / "teacher")
     for name, values in (EQUAL | OWN).items():
         run(values, root / "teacher", root / "one" / name)
