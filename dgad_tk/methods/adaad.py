@@ -42,12 +42,13 @@ class AdaAd(Guided):
             target_adv = teacher(x_adv)
         divergence = self.kl(batch.for_adv(target_adv), logits_adv)
         terms = {"kl_adv": batch.mean(divergence)}
-        loss = self.alpha * terms["kl_adv"]
+        loss, target_clean = self.alpha * terms["kl_adv"], guide.clean
         if self.alpha < 1:
-            terms["kl_clean"] = batch.mean(self.kl(batch.for_clean(guide.on_clean()), logits_clean))
+            target_clean = guide.on_clean()
+            terms["kl_clean"] = batch.mean(self.kl(batch.for_clean(target_clean), logits_clean))
             loss = loss + (1 - self.alpha) * terms["kl_clean"]
         distilled = self.alpha * divergence
-        return Step(loss, terms, x_adv, logits_adv, logits_clean, distilled, target_adv)
+        return Step(loss, terms, x_adv, logits_adv, logits_clean, distilled, target_adv, target_clean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,8 @@ class AdaIad(Guided):
 
     def step(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, threat: ThreatModel) -> Step:
         teacher = require(teacher)
-        x_adv = self.attack(student, batch, threat, discrepancy(self.guide(teacher, batch)))
+        guide = self.guide(teacher, batch)
+        x_adv = self.attack(student, batch, threat, discrepancy(guide))
         with torch.no_grad():
             student(batch.x)
             target = teacher(x_adv)
@@ -90,4 +92,4 @@ class AdaIad(Guided):
         loss = self.alpha * (self.temperature**2 * distill + introspection) + (1 - self.alpha) * ce_clean
         terms = {"distill": distill, "introspection": introspection, "ce_clean": ce_clean}
         distilled = self.alpha * self.temperature**2 * divergence
-        return Step(loss, terms, x_adv, logits_adv, logits_clean, distilled, target)
+        return Step(loss, terms, x_adv, logits_adv, logits_clean, distilled, target, guide.clean)

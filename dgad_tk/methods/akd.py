@@ -49,5 +49,5 @@ class Akd(AdversarialMethod):
         log_probabilities = F.log_softmax(logits, dim=1)
         loss = batch.mean(-(target * log_probabilities).sum(dim=1))
         distilled = -self.lam * (F.softmax(softened, dim=1) * log_probabilities).sum(dim=1)
-        seen = answer if self.teacher_input == "adv" else None
-        return Step(loss, {"ce_soft": loss}, x_adv, logits, distilled=distilled, teacher_adv=seen)
+        seen = {"teacher_adv" if self.teacher_input == "adv" else "teacher_clean": answer}
+        return Step(loss, {"ce_soft": loss}, x_adv, logits, distilled=distilled, **seen)

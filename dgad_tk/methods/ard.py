@@ -42,4 +42,5 @@ class Ard(Distillation):
         ce_clean = batch.mean(cross_entropy(logits_clean, batch.y))
         loss = self.alpha * self.temperature**2 * divergence + (1 - self.alpha) * ce_clean
         distilled = self.alpha * self.temperature**2 * per_image
-        return Step(loss, {"kl": divergence, "ce_clean": ce_clean}, x_adv, logits_adv, logits_clean, distilled)
+        terms = {"kl": divergence, "ce_clean": ce_clean}
+        return Step(loss, terms, x_adv, logits_adv, logits_clean, distilled, teacher_clean=target)

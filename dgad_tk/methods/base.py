@@ -103,6 +103,7 @@ class Step:
         distilled: what each image adds to the loss by the teacher's answer that S(x') shall give, `(N,)`, with its
             graph and all weights: its mean over the batch is a part of the loss. Add-ons weigh it.
         teacher_adv: the teacher's logits on x', `(N, K)`, where the step has asked for them.
+        teacher_clean: those on x, likewise; as they are, before temperatures and label swapping.
         memory: what the next step shall find in `Batch.memory`.
     """
 
@@ -113,6 +114,7 @@ class Step:
     logits_clean: Tensor | None = None
     distilled: Tensor | None = None
     teacher_adv: Tensor | None = None
+    teacher_clean: Tensor | None = None
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -216,6 +218,13 @@ def answer_on_adv(step: Step, teacher: nn.Module) -> Tensor:
     """The teacher's logits on x', `(N, K)`; asked for only if the step has not done so."""
     assert step.x_adv is not None, "`find_method` lets no method through that does not attack"
     logits: Tensor = step.teacher_adv if step.teacher_adv is not None else teacher(step.x_adv)
+    return logits
+
+
+@torch.no_grad()
+def answer_on_clean(step: Step, teacher: nn.Module, batch: Batch) -> Tensor:
+    """The teacher's logits on x, `(N, K)`; asked for only if the step has not done so."""
+    logits: Tensor = step.teacher_clean if step.teacher_clean is not None else teacher(batch.x)
     return logits
 
 

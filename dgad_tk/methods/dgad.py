@@ -86,8 +86,8 @@ class Dgad(Guided):
         teacher = require(teacher)
         x, y = batch.x, batch.y
         guide = self.guide(teacher, batch)
-        target_clean = guide.on_clean()
-        wrong = predicted_wrong(target_clean, y)
+        teacher_clean = guide.on_clean()
+        wrong = predicted_wrong(teacher_clean, y)
         if not self.map:
             wrong = torch.zeros_like(wrong)
 
@@ -96,7 +96,7 @@ class Dgad(Guided):
         logits_adv = student(x_adv)
         with torch.no_grad():
             teacher_adv = teacher(x_adv)
-            target_clean, target_adv = batch.for_clean(target_clean), batch.for_adv(teacher_adv)
+            target_clean, target_adv = batch.for_clean(teacher_clean), batch.for_adv(teacher_adv)
             if self.els_clean:
                 target_clean = self._corrected(target_clean, y, wrong)
             if self.els_adv:
@@ -113,7 +113,8 @@ class Dgad(Guided):
             terms["pcr"] = batch.mean(self._consistency(logits_clean, logits_adv))
             loss = loss + self.pcr_weight * terms["pcr"]
         of_one = self._weight_of_at(l_st, n_m, batch) * batch.n / (batch.n - n_m).clamp(min=1)
-        return Step(loss, terms, x_adv, logits_adv, logits_clean, torch.where(wrong, 0, of_one * kl_adv), teacher_adv)
+        distilled = torch.where(wrong, 0, of_one * kl_adv)
+        return Step(loss, terms, x_adv, logits_adv, logits_clean, distilled, teacher_adv, teacher_clean)
 
     def _corrected(self, target: Tensor, y: Tensor, where: Tensor) -> Tensor:
         """The teacher's logits `(N, K)`, corrected by the label in the rows `where`."""

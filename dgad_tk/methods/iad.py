@@ -66,7 +66,7 @@ class Iad(Distillation):
         loss = self.alpha * (self.temperature**2 * distill + introspection) + (1 - self.alpha) * ce_clean
         terms = {"distill": distill, "introspection": introspection, "ce_clean": ce_clean}
         distilled = self.alpha * self.temperature**2 * divergence
-        return Step(loss, terms, x_adv, logits_adv, logits_clean, distilled, target_adv)
+        return Step(loss, terms, x_adv, logits_adv, logits_clean, distilled, target_adv, target)
 
 
 def reliability(teacher_logits: Tensor, y: Tensor, beta: float) -> Tensor:

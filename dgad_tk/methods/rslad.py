@@ -48,7 +48,8 @@ class Rslad(Distillation):
         kl_clean = batch.mean(self._divergence(batch.for_clean(target), logits_clean))
         loss = self.scale * (ADV_WEIGHT * kl_adv + (1 - ADV_WEIGHT) * kl_clean)
         distilled = self.scale * ADV_WEIGHT * divergence
-        return Step(loss, {"kl_adv": kl_adv, "kl_clean": kl_clean}, x_adv, logits_adv, logits_clean, distilled)
+        terms = {"kl_adv": kl_adv, "kl_clean": kl_clean}
+        return Step(loss, terms, x_adv, logits_adv, logits_clean, distilled, teacher_clean=target)
 
     def _divergence(self, target: Tensor, logits: Tensor) -> Tensor:
         if self.log_offset == 0:

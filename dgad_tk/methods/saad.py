@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass, replace
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgad_tk.ascent.losses import kl
 from dgad_tk.config.threat import ThreatModel
-from dgad_tk.methods.base import AddOn, Batch, Step, answer_on_adv, require
+from dgad_tk.methods.base import AddOn, Batch, Step, answer_on_adv, answer_on_clean, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +59,7 @@ class Saad(AddOn):
         loss = step.loss + batch.mean((weight - 1) * step.distilled)
         terms = {**step.terms, "entropy": batch.mean(unsure)}
         if self.beta > 0:
-            with torch.no_grad():
-                target = teacher(batch.x)
+            target = answer_on_clean(step, teacher, batch)
             sure = 1 - (unsure - low) / (high - low).clamp(min=1e-8)
             terms["kl_sure"] = batch.mean(sure * kl(batch.for_clean(target), student(batch.x)))
             loss = loss + self.beta * terms["kl_sure"]

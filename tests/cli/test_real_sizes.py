@@ -7,10 +7,13 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from shared import ROOT, Run, refused
 
 from dgad_tk.artifacts.runs import RunFolder
+from dgad_tk.artifacts.weights import read_weights
+from dgad_tk.models import build_model
 
 OPTIONS = ["--accumulate", "2", "--optimizer", "adamw", "--decay-weights-only", "--freeze-bn"]
 OPTIONS += ["--augment", "random-resized-crop:0.5,flip,colour-jitter:0.1"]
@@ -116,20 +119,18 @@ def test_help_has_each_option_under_one_heading(dgad: Run) -> None:
 
 @pytest.mark.slow
 def test_the_whole_road_on_photographs_of_224_pixels(dgad: Run) -> None:
-    photographs().cut(Path("photos"), 40, 8)
+    """200 photographs, from weights for ImageNet's 1,000 classes as torchvision saves them, to an attacked file."""
+    assert photographs().cut(Path("photos"), 80, 20) == 200
+    torch.manual_seed(0)
+    torch.save(build_model("torchvision:mobilenet_v3_small", in_channels=3, classes=1000).state_dict(), "theirs.pth")
     images = ["--dataset", "imagefolder", "--data-dir", "photos", "--image-size", "224"]
-    student = [
-        "--student",
-        "torchvision:mobilenet_v3_small",
-        "--method",
-        "pgd-at",
-        "--batch-size",
-        "16",
-        "--epochs",
-        "2",
-    ]
-    code, _, err = dgad("train", *images, *student, *OPTIONS[:5], *STEPS, "--out", "run")
+    student = ["--student", "torchvision:mobilenet_v3_small", "--init", "theirs.pth", "--method", "pgd-at"]
+    batch = ["--batch-size", "32", "--epochs", "4", "--set", "bn_momentum=0.1", "--set", "lr=0.003"]
+    options = [*OPTIONS[:5], "--augment", "random-resized-crop:0.5,flip,colour-jitter:0.1"]
+    code, _, err = dgad("train", *images, *student, *batch, *options, *STEPS[:2], "--out", "run")
     assert code == 0, err
+    assert "1000 classes" in err
+    assert read_weights(RunFolder(Path("run")).best)[1].training["clean_accuracy"] > 0.8
     code, _, err = dgad("export", "run", "--format", "onnx")
     assert code == 0, err
     code, _, err = dgad("attack", "--model", "student.onnx", "--attack", "pgd", "--limit", "8", "--json")

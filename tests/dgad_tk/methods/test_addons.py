@@ -151,16 +151,32 @@ def weights(images: list[Answers], scale: float) -> tuple[list[Tensor], list[Ten
 
 
 @pytest.mark.parametrize("name", FITTING)
-@pytest.mark.parametrize("scale", [5.0, 2.0])
-def test_saad_weighs_what_each_method_distils_on_attacked_images(name: str, scale: float) -> None:
-    step, student = stepped(f"{name}+saad", OPTIONS[name] | {"saad.scale": scale})
+@pytest.mark.parametrize(("scale", "beta"), [(5.0, 0.0), (2.0, 0.3)])
+def test_saad_weighs_what_each_method_distils_on_attacked_images(name: str, scale: float, beta: float) -> None:
+    step, student = stepped(f"{name}+saad", OPTIONS[name] | {"saad.scale": scale, "saad.beta": beta})
 
     def formula(images: list[Answers], y: Sequence[int]) -> Tensor:
-        w, _ = weights(images, scale)
-        each = [w[i] * distilled(name, images[i], y[i]) + rest(name, images[i], y[i]) for i in range(len(y))]
+        w, v = weights(images, scale)
+        each = []
+        for i, at in enumerate(images):
+            sure = beta * (1 - v[i]) * kl(softmax(at["t"]), at["s"])
+            each.append(w[i] * distilled(name, at, y[i]) + rest(name, at, y[i]) + sure)
         return torch.stack(each).mean()
 
     check(step, student, formula)
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_no_answer_of_the_teacher_is_asked_for_twice(name: str) -> None:
+    """T(x) and T(x'), each of which the base, the attack or the add-on needs: a large teacher is most of the cost."""
+    teacher, seen = GOLDEN.network("teacher").eval().requires_grad_(False), []
+    teacher.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
+    options = {"saad.beta": 0.2} | ({"teacher_in_attack": "linear"} if name in ("adaad", "adaiad", "dgad") else {})
+    batch = replace(GOLDEN.batch(), noise=lambda kind: GOLDEN["noise_raw"])
+    step = build_method(f"{name}+saad", options).step(GOLDEN.network("student").train(), teacher, batch, GOLDEN.threat())
+    assert step.x_adv is not None
+    assert sorted(torch.equal(each, batch.x) for each in seen) == [False, True]
+    assert sorted(torch.equal(each, step.x_adv) for each in seen) == [False, True]
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["igdm", "saad", "classwise"])))

@@ -190,7 +190,7 @@ def test_a_slope_that_is_not_finite_leaves_the_rest_of_the_image(name: str) -> N
     assert torch.isfinite(step.x_adv).all()
     assert torch.isfinite(step.loss)
     changed = (step.x_adv - x).abs().flatten(1)
-    assert ((changed > 0).sum(dim=1) > 32).all()
+    assert ((changed > THREAT.step_size / 2).sum(dim=1) > 32).all()  # the start alone is a thousandth away
 
 
 @contextlib.contextmanager
