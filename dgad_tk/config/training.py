@@ -12,13 +12,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dgad_tk.common import lookup, written_aside
+from dgad_tk.config.moments import When
 from dgad_tk.config.optimizers import OPTIMIZERS, checked_optimizer
 from dgad_tk.config.parsing import TypedKeys, written_yaml
 from dgad_tk.config.threat import ThreatModel
 from dgad_tk.strangers.number_text import parse_fraction
-
-When = Annotated[float, Field(ge=0)]
-"""A moment of a run: below 1 a share of its epochs, else an epoch."""
 
 AUTO = "auto"
 """`teacher` of a run that trains its teacher first."""
@@ -54,11 +52,6 @@ def _channels(number: int) -> int:
     from dgad_tk.data.images.request import checked_channels
 
     return checked_channels(number)
-
-
-def epoch_of(when: float, epochs: int) -> int:
-    """The epoch, from 0, that begins at `when`."""
-    return round(when * epochs) if when < 1 else round(when)
 
 
 class TrainConfig(TypedKeys):

@@ -44,12 +44,12 @@ METHODS: dict[str, type[Method]] = {
 }
 
 ADDONS: dict[str, type[AddOn]] = {
-    "classwise": Classwise,
     "igdm": Igdm,
     "saad": Saad,
+    "classwise": Classwise,
 }
 """What can be added to a method that distils and attacks: `--method adaad+igdm+saad`. They are put around it in this
-order, whatever the order of their names: so what igdm adds is weighed by saad."""
+order, whatever the order of their names: so saad weighs what igdm adds, and classwise softens what saad distils."""
 
 
 def split_name(name: str) -> tuple[str, list[str]]:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from dgad_tk.ascent.losses import cross_entropy
+from dgad_tk.config.moments import When, epoch_of
 from dgad_tk.config.threat import ThreatModel
-from dgad_tk.config.training import When, epoch_of
 from dgad_tk.methods.base import Batch, Step, require
 from dgad_tk.methods.guided import Guided, discrepancy
 from dgad_tk.methods.iad import reliability

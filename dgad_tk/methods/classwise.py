@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgad_tk.ascent.losses import cross_entropy
+from dgad_tk.config.moments import When, epoch_of
 from dgad_tk.config.threat import ThreatModel
-from dgad_tk.config.training import When, epoch_of
 from dgad_tk.methods.base import AddOn, Batch, Step
 
 

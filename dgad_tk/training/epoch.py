@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dgad_tk.artifacts.examples import MOST, Examples
 from dgad_tk.ascent.folded import Inner, autocast
 from dgad_tk.ascent.inner_max import draw_noise
-from dgad_tk.config.training import epoch_of
+from dgad_tk.config.moments import begun_at
 from dgad_tk.data.augment import augment, augment_by, chosen_augments
 from dgad_tk.data.batches import batch_positions, on_device
 from dgad_tk.distributed import across, least, world
@@ -193,7 +193,7 @@ class Loop:
 
     def _gradients(self, batch: Batch) -> tuple[Step, Readout]:
         """The method's step and its gradients in the student, on perturbed weights once the config says so."""
-        if self.config.awp_gamma == 0 or batch.epoch < epoch_of(self.config.awp_start, self.config.epochs):
+        if self.config.awp_gamma == 0 or batch.epoch < begun_at(self.config.awp_start, self.config.epochs):
             return self._backward(batch)
         with kept_statistics(self.learner.student):
             first, _ = self._backward(batch)

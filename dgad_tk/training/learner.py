@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules import batchnorm, instancenorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from dgad_tk.config.moments import begun_at, epoch_of
 from dgad_tk.config.optimizers import OPTIMIZERS
-from dgad_tk.config.training import TrainConfig, epoch_of
+from dgad_tk.config.training import TrainConfig
 from dgad_tk.distributed import world
 from dgad_tk.models.trained import shared
 
@@ -76,11 +77,15 @@ def late_statistics(student: nn.Module, steps: int) -> str | None:
 
 
 def norms_and_biases(student: nn.Module) -> Iterator[nn.Parameter]:
-    """Parameters of normalisations, whatever their shape, and all of at most one dimension, as biases are."""
+    """Parameters of normalisations, whatever their shape, and all of at most one dimension, as biases are.
+
+    An ONNX graph has its biases and slopes as `(1, C, 1, 1)` too, where they are in no module of their own.
+    """
     for module in student.modules():
-        norm = isinstance(module, NORMS)
+        norm, graph = isinstance(module, NORMS), isinstance(module, fx.GraphModule)
         for parameter in module.parameters(recurse=False):
-            if norm or parameter.ndim <= 1:
+            axes = sum(side > 1 for side in parameter.shape) if graph else parameter.ndim
+            if norm or axes <= 1:
                 yield parameter
 
 
@@ -137,7 +142,7 @@ class Learner:
         """Add the epoch's last weights to a plain average that has begun."""
         if self.averaged is None or self.config.averaging != "swa":
             return
-        begun = epoch_of(self.config.swa_start, self.config.epochs)
+        begun = begun_at(self.config.swa_start, self.config.epochs)
         if int(self.averaged.n_averaged) <= epoch - begun:  # else a resumed run has added them already
             self.averaged.update_parameters(self.student)
 

@@ -31,6 +31,7 @@ from dgad_tk.training.fit import fit
 from dgad_tk.training.job import SILENT, Job, OnProgress, Start, Watcher, training_split
 from dgad_tk.training.starting.first_weights import named_by_its_weights, start_from, try_first
 from dgad_tk.training.starting.networks import check_networks, check_places, find_networks, frozen, handed, handed_name
+from dgad_tk.training.starting.senseless import check_batch_norms, check_moments
 
 Opened = tuple[nn.Module, str]
 """A teacher in eval mode with frozen weights, and its name with its file's SHA-256."""
@@ -90,6 +91,8 @@ def train(
         )
     find_networks(config, drawn=first is None and start is None)
     chosen_augments(config.augment)
+    if not resume:
+        check_moments(config)
     for what, given_name in (("--out", out), ("--teacher", config.teacher)):
         check_utf8(str(given_name or ""), what)
     device = pick_device(config.device)
@@ -113,13 +116,15 @@ def train(
         by_leader(lambda: images(download=download) and None)  # first: the others find it downloaded and decoded
         dataset = images()
         _check_processes(config, dataset, device, here.size)
-        for line in _doubts(config, dataset):
+        for line in _doubts(config, dataset, handed_over=student is not None):
             say(f"warning: {line}")
         if not resume and (line := grey(dataset)):
             say(f"note: {line}")
         if config.init is not None:
             first = start(dataset) if start is not None else start_from(config, dataset, say)
         check_networks(config, dataset.shape, len(dataset.classes), drawn=first is None)
+        if not resume:
+            check_batch_norms(config, dataset.shape, len(dataset.classes), first)
         if first is not None and not resume:
             try_first(first, config, dataset, device, say)
         given = None
@@ -159,14 +164,14 @@ def train(
             return held.folder
 
 
-def _doubts(config: TrainConfig, dataset: Dataset) -> list[str]:
+def _doubts(config: TrainConfig, dataset: Dataset, *, handed_over: bool) -> list[str]:
     """Images that are not used, classes without any, channels that hardly vary: one sentence each."""
     found = [*dataset.notes]
     if lost := without_images(training_split(config, dataset), dataset.classes):
         found.append(lost + (f", with --limit-train {config.limit_train}" if config.limit_train else ""))
     if stretch := stretched(dataset):
         found.append(stretch)
-    if config.freeze_bn and config.init is None:
+    if config.freeze_bn and config.init is None and not handed_over:
         found.append(
             "freeze_bn without weights to start from: BatchNorm keeps a mean of 0 and a variance of 1, and normalises "
             "nothing"

@@ -9,6 +9,9 @@ import random
 import signal
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +26,16 @@ from dgad_tk.artifacts.runs import RunFolder
 from dgad_tk.artifacts.weights import load_state, read_weights
 from dgad_tk.config.threat import ThreatModel
 from dgad_tk.config.training import TrainConfig
-from dgad_tk.data import load_dataset
+from dgad_tk.data import Dataset, load_dataset
 from dgad_tk.distributed import world
 from dgad_tk.draws import Draws
-from dgad_tk.models import MODELS
+from dgad_tk.models import MODELS, build_model
 from dgad_tk.models.trained import average_statistics
 from dgad_tk.training import fit as fitting
+from dgad_tk.training.job import Start
 from dgad_tk.training.selection import accuracies
 from dgad_tk.training.train import train
+from exporters.onnx_student.start import start_from_graph
 
 WIDTH = 8
 FIRST = "net.layers.0.weight"
@@ -94,12 +99,25 @@ EQUAL: dict[str, dict[str, Any]] = {
         "accumulate": 3,
         "optimizer": "adamw",
         "lr": 0.01,
-        "augment": ["crop", "flip", "colour-jitter"],
+        "decay_weights_only": True,
+        "augment": ["crop", "flip", "random-resized-crop:0.5", "colour-jitter"],
     },
     "frozen": {"student": "norm-wide", "method": "trades", "accumulate": 2, "freeze_bn": True},
     "mart and swa": PLAIN | {"method": "mart", "averaging": "swa", "swa_start": 1, "normalize": "dataset"},
 }
 """Runs that do not depend on how many processes share them."""
+STARTED: dict[str, dict[str, Any]] = {
+    "own network, from weights": {
+        **{"student": "ROOT/nets.py:build", "init": "ROOT/first.pt", "init_mean": [0.3], "init_std": [0.4]},
+        **{"method": "dgad+igdm+saad", "averaging": "swa", "swa_start": 1, "accumulate": 2},
+        "method_options": {"teacher_in_attack": "none", "saad.beta": 0.2},
+    },
+    "a graph": {
+        **{"init": "ROOT/first.onnx", "method": "adaad+classwise+saad", "awp_gamma": 0.01, "averaging": "ema"},
+        "method_options": {"teacher_in_attack": "linear", "classwise.rate": 0.5},
+    },
+}
+"""Likewise, from files that `first_weights` makes."""
 OWN: dict[str, dict[str, Any]] = {
     "own statistics": {"student": "norm-wide", "method": "dgad", "limit_train": 96},
     "own and ema": {"student": "norm-wide", "method": "trades", "averaging": "ema", "ema_decay": 0.9},
@@ -110,8 +128,54 @@ OWN: dict[str, dict[str, Any]] = {
 
 def run(values: dict[str, Any], teacher: Path, out: Path, resume: bool = False) -> RunFolder:
     MODELS.update(ROWS)
-    config = TrainConfig.model_validate(QUICK | {"teacher": str(teacher)} | values)
-    return train(config, out=out, resume=resume)
+    here = {key: value.replace("ROOT", str(teacher.parent)) for key, value in values.items() if type(value) is str}
+    config = TrainConfig.model_validate(QUICK | {"teacher": str(teacher)} | values | here)
+    graph = config.init is not None and config.init.suffix == ".onnx"
+    return train(config, out=out, resume=resume, start=partial(in_double, config.init) if graph else None)
+
+
+SOURCE = """from torch import nn
+
+class Own(nn.Module):
+    def __init__(self, in_channels, classes):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(in_channels, 8, 3), nn.Linear(8 * 36, classes)
+        self.double()
+
+    def forward(self, x):
+        return self.linear(self.conv(x.double()).sigmoid().flatten(1))
+
+def build(in_channels, classes):
+    return Own(in_channels, classes)
+"""
+
+
+def first_weights(root: Path) -> None:
+    """An own network and weights for it, and a graph of another."""
+    (root / "nets.py").write_text(SOURCE)
+    torch.manual_seed(7)
+    torch.save(build_model(f"{root}/nets.py:build", in_channels=1, classes=10).state_dict(), root / "first.pt")
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this exporter is deprecated, and what many files come from
+        axes: dict[str, Any] = {"input_names": ["images"], "dynamic_axes": {"images": {0: "batch"}}}
+        torch.onnx.export(net, (torch.zeros(2, 1, 8, 8),), root / "first.onnx", dynamo=False, **axes)
+
+
+class Double(nn.Module):
+    """A graph in float64, behind float32 images."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.graph = graph.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.graph(x.double())
+
+
+def in_double(path: Path, dataset: Dataset) -> Start:
+    start = start_from_graph(path)(dataset)
+    return replace(start, build=lambda: Double(start.build()))
 
 
 def run_all(root: Path, elsewhere: Path) -> dict[str, Any]:
@@ -125,7 +189,7 @@ def run_all(root: Path, elsewhere: Path) -> dict[str, Any]:
         return real(network, *arguments, **more)
 
     fitting.accuracies = accuracies
-    for name, values in (EQUAL | OWN).items():
+    for name, values in (EQUAL | STARTED | OWN).items():
         run(values, root / "teacher", root / "two" / name)
     return {"written": written, "judged": judged} | small_checks()
 
@@ -162,7 +226,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_alone(root: Path) -> None:
     teacher = PLAIN | {"method": "standard", "epochs": 12, "limit_train": 640, "lr": 0.3, "schedule": "cyclic"}
     run(teacher, Path("none"), root / "teacher")
-    for name, values in (EQUAL | OWN).items():
+    first_weights(root)
+    for name, values in (EQUAL | STARTED | OWN).items():
         run(values, root / "teacher", root / "one" / name)
 
 
@@ -187,7 +252,7 @@ def distance(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
     return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-6)) for a, b in pairs)
 
 
-@pytest.mark.parametrize("name", EQUAL)
+@pytest.mark.parametrize("name", EQUAL | STARTED)
 def test_two_processes_train_what_one_does(root: Path, pair: list[Any], name: str) -> None:
     """The last weights, the best ones and the figures of every epoch; 1e-15 was measured."""
     one, two = RunFolder(root / "one" / name), RunFolder(root / "two" / name)
@@ -208,6 +273,9 @@ def test_these_runs_learn_something(root: Path, pair: list[Any]) -> None:
     assert min(moved) > 1e-3
     records = RunFolder(root / "one" / "dgad").records()
     assert 0.05 < records[0]["teacher_wrong"] < 0.95
+    for name in STARTED:
+        losses = [record["loss"] for record in RunFolder(root / "one" / name).records()[:-1]]
+        assert len(set(losses)) == len(losses) == 3
 
 
 def test_statistics_of_each_process_are_nearly_those_of_the_batch(root: Path, pair: list[Any]) -> None:
@@ -226,7 +294,7 @@ def test_statistics_of_each_process_are_nearly_those_of_the_batch(root: Path, pa
 def test_all_processes_judge_the_same_network(pair: list[Any]) -> None:
     """Averages of weights and statistics included: each process judges its share of the images."""
     ours, theirs = (found["judged"] for found in pair)
-    assert len(ours) == 3 * len(EQUAL | OWN)
+    assert len(ours) == 3 * len(EQUAL | STARTED | OWN)
     for one, other in zip(ours, theirs, strict=True):
         assert all(torch.equal(value, other[key]) for key, value in one.items())
 
@@ -235,7 +303,7 @@ def test_only_the_leader_writes(root: Path, pair: list[Any]) -> None:
     leader, other = (found["written"] for found in pair)
     assert other == []
     assert len(leader) > 100
-    for name in EQUAL | OWN:
+    for name in EQUAL | STARTED | OWN:
         folders = [{path.name for path in (root / n / name).iterdir()} for n in ("one", "two")]
         assert folders[0] == folders[1]
 

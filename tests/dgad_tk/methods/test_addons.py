@@ -173,7 +173,9 @@ def test_no_answer_of_the_teacher_is_asked_for_twice(name: str) -> None:
     teacher.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
     options = {"saad.beta": 0.2} | ({"teacher_in_attack": "linear"} if name in ("adaad", "adaiad", "dgad") else {})
     batch = replace(GOLDEN.batch(), noise=lambda kind: GOLDEN["noise_raw"])
-    step = build_method(f"{name}+saad", options).step(GOLDEN.network("student").train(), teacher, batch, GOLDEN.threat())
+    step = build_method(f"{name}+saad", options).step(
+        GOLDEN.network("student").train(), teacher, batch, GOLDEN.threat()
+    )
     assert step.x_adv is not None
     assert sorted(torch.equal(each, batch.x) for each in seen) == [False, True]
     assert sorted(torch.equal(each, step.x_adv) for each in seen) == [False, True]
@@ -243,8 +245,9 @@ def test_what_dgad_says_of_each_image_is_its_part_of_the_loss(options: dict[str,
     assert math.isclose(float(step.distilled.detach().mean()), expected, rel_tol=1e-12)
 
 
+@pytest.mark.parametrize("saad", [False, True])
 @pytest.mark.parametrize("name", FITTING)
-def test_temperatures_soften_every_answer_that_the_student_shall_give(name: str) -> None:
+def test_temperatures_soften_every_answer_that_the_student_shall_give(name: str, saad: bool) -> None:
     """Those of x' by one set of temperatures, those of x by the other; in a later epoch they have moved."""
     of_adv, of_clean = torch.linspace(0.5, 2.0, K).double(), torch.linspace(3.0, 0.6, K).double()
     memory = {
@@ -253,14 +256,18 @@ def test_temperatures_soften_every_answer_that_the_student_shall_give(name: str)
         "images": torch.zeros(K).double(),
         "epoch": torch.tensor(EPOCH),
     }
-    step, student = stepped(f"{name}+classwise", OPTIONS[name], memory=memory)
+    more, beta = ("+saad", {"saad.beta": 0.3}) if saad else ("", {})
+    step, student = stepped(f"{name}+classwise{more}", OPTIONS[name] | beta, memory=memory)
 
     def formula(images: list[Answers], y: Sequence[int]) -> Tensor:
         each = []
+        w, v = weights(images, 5.0)  # by the teacher's own answers
         for i, at in enumerate(images):
             adv, clean = float(of_adv[y[i]]), float(of_clean[y[i]])
-            mixture = distilled(name, at, y[i], adv) + rest(name, at, y[i], clean)
-            each.append(mixture)
+            of_one = distilled(name, at, y[i], adv)
+            if saad:
+                of_one = w[i] * of_one + 0.3 * (1 - v[i]) * kl(softmax(at["t"] / clean), at["s"])
+            each.append(of_one + rest(name, at, y[i], clean))
         return torch.stack(each).mean()
 
     check(step, student, formula)
@@ -286,9 +293,15 @@ def test_the_attack_sees_the_softened_teacher(name: str, kind: str) -> None:
         return found
 
     batch = GOLDEN.batch()
-    tempered = attacked(teacher, replace(batch, temperatures=(on_adv, torch.ones_like(on_adv))))
+    by_class = replace(batch, temperatures=(on_adv, torch.ones_like(on_adv)))
+    tempered = attacked(teacher, by_class)
     assert close(tempered, attacked(Softened(), batch))
     assert not torch.equal(tempered, attacked(teacher, batch))
+    assert close(attacked(teacher, replace(by_class, most=5)), tempered)  # each part by its own images' temperatures
+    if name == "dgad":
+        options |= {"attack_subset": "used", "pcr_weight": 0.0}
+        used = ~GOLDEN["mask_teacher_wrong"]
+        assert close(attacked(teacher, by_class)[used], tempered[used])
 
 
 # Temperatures over the epochs ----------------------------------------------------------------------------------------

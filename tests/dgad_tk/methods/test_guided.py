@@ -1,13 +1,15 @@
 """What stands for the teacher in an attack that asks it: the formula written out, the passes counted, the odd cases."""
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from golden import Golden, close
+from shared import randomise_batch_norm
 from torch import Tensor, nn
 
 from dgad_tk.ascent.folded import Inner
@@ -16,6 +18,7 @@ from dgad_tk.config.threat import ThreatModel
 from dgad_tk.methods import METHODS, Batch, build_method
 from dgad_tk.methods.guided import Guided
 from dgad_tk.models import build_model
+from dgad_tk.models.trained import InParts
 
 GUIDED = [name for name, method in METHODS.items() if issubclass(method, Guided)]
 GOLDEN = Golden("dgad_resnet")
@@ -224,6 +227,34 @@ def test_a_folded_teacher_and_bfloat16_give_nearly_the_same_images(kind: str) ->
         for inner, least in ((Inner(), 0.97), (Inner("bf16"), 0.8)):
             other = made(kind, inner, folded=True)
             assert (other == plain).double().mean() > least
+
+
+@pytest.mark.portable
+@pytest.mark.parametrize(("precision", "least", "gap"), [("fp32", 0.9999, 1e-4), ("bf16", 0.95, 0.05)])
+def test_the_slope_of_a_folded_teacher(precision: Literal["fp32", "bf16"], least: float, gap: float) -> None:
+    """As a run has it: folded, asked in parts, of images that are not square, in the precision of the attack."""
+    torch.manual_seed(0)
+    net = randomise_batch_norm(build_model("resnet8", in_channels=3, classes=10)).eval().requires_grad_(False)
+    x, y = torch.rand(6, 3, 12, 20), torch.arange(6)
+    low: list[bool] = []
+    net.register_forward_pre_hook(lambda module, inputs: low.append(torch.is_autocast_enabled("cpu")))
+    inner = Inner(precision)
+    with threads(1):
+        batch = Batch(x, y, lambda kind: torch.zeros_like(x), 6, inner=inner, most=4)
+        method: Any = build_method("adaad", {"teacher_in_attack": "linear"})
+        guide = method.guide(InParts(inner.view(net), 4), batch)
+        method.guide(net, batch)
+    assert low == [precision == "bf16"] * 2  # two parts, each once
+    exact, point = copy.deepcopy(net).double(), x.double().requires_grad_()
+    logits = exact(point)
+    (slope,) = torch.autograd.grad(logits[torch.arange(6), y].sum(), point)
+    assert guide.slope is not None
+    assert guide.clean is not None
+    assert guide.slope.dtype == guide.clean.dtype == torch.float32
+    assert not guide.slope.requires_grad
+    cosine = nn.functional.cosine_similarity(guide.slope.double().flatten(1), slope.flatten(1))
+    assert cosine.min() > least
+    assert (guide.clean - logits).abs().max() < gap * logits.abs().max()
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in GUIDED])

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from processes import Child
 from runs import QUICK, Crash, assert_same_run, interrupted, quick
+from shared import randomise_batch_norm
 from torch import nn
 
 from dgad_tk.artifacts.runs import RunFolder
@@ -27,6 +29,7 @@ from dgad_tk.training import snapshot
 from dgad_tk.training import train as training
 from dgad_tk.training.job import Progress
 from dgad_tk.training.train import train
+from exporters.onnx_student.start import start_from_graph
 
 
 class Small(nn.Module):
@@ -45,7 +48,9 @@ class Small(nn.Module):
 
 def run(values: dict[str, Any], out: Path, resume: bool) -> None:
     MODELS["small"] = Small
-    train(TrainConfig.model_validate(values), out=out, resume=resume)
+    config = TrainConfig.model_validate(values)
+    graph = config.init is not None and config.init.suffix == ".onnx"
+    train(config, out=out, resume=resume, start=start_from_graph(config.init) if graph else None)
 
 
 def position(folder: RunFolder) -> tuple[str, int, int]:
@@ -80,13 +85,37 @@ def run_until(values: dict[str, Any], out: Path, resume: bool, moment: int | Non
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "ema": {"averaging": "ema", "awp_gamma": 0.005, "method_options": {"teacher_in_attack": "linear"}},
-    "classwise": {"method": "rslad+classwise+saad", "method_options": {"classwise.rate": 0.4}},
+    "graph and ema": {
+        **{"init": "first.onnx", "averaging": "ema", "awp_gamma": 0.005, "method": "dgad+saad", "lr": 0.02},
+        "method_options": {"teacher_in_attack": "linear", "saad.beta": 0.2},
+    },
+    "weights and swa": {
+        **{"init": "first.pt", "averaging": "swa", "swa_start": 1, "method": "rslad+classwise+saad"},
+        "method_options": {"classwise.rate": 0.4},
+    },
     "parts": {
         **{"accumulate": 3, "optimizer": "adamw", "lr": 0.01, "decay_weights_only": True, "freeze_bn": True},
+        **{"method": "adaad+igdm", "method_options": {"teacher_in_attack": "none"}},
         "augment": ["random-resized-crop:0.5", "flip", "colour-jitter"],
     },
 }
+
+
+def first_weights(path: Path) -> str:
+    """A file to start from: weights, or a graph with its BatchNorms."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        net = randomise_batch_norm(Small(1, 10)).eval()
+    if path.suffix == ".pt":
+        torch.save(net.state_dict(), path)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # this exporter is deprecated, and what many files come from
+            kept: dict[str, Any] = {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
+            axes = {"images": {0: "batch"}}
+            images = (torch.zeros(2, 1, 8, 8),)
+            torch.onnx.export(net, images, path, dynamo=False, input_names=["images"], dynamic_axes=axes, **kept)
+    return str(path)
 
 
 @pytest.mark.parametrize("more", OPTIONS.values(), ids=OPTIONS)
@@ -99,6 +128,10 @@ def test_twenty_kills_leave_no_trace(tmp_path: Path, more: dict[str, Any]) -> No
         QUICK | {"student": "small", "teacher_model": "small", "limit_train": 160, "checkpoint_minutes": 1e-9} | more
     )
     whole = RunFolder(tmp_path / "whole")
+    if "init" in more:
+        values["init"] = first_weights(tmp_path / more["init"])
+    if more.get("init") == "first.onnx":
+        values.pop("student")  # the graph is the student
     longest = 0.4 * Child(run_until, values, whole.path, False, None).result()
 
     random, kills, at, folder = np.random.default_rng(len(more)), 0, set(), RunFolder(tmp_path / "0")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dgad_tk.ascent.folded import Folded
 from dgad_tk.common import UserError
+from dgad_tk.training.learner import norms_and_biases
 from exporters.onnx_student.student import read_student, student_of_graph, with_head
 from exporters.onnx_twin.trainable import BatchNorm, count_learned, last_linear
 
@@ -115,6 +116,32 @@ def test_what_was_learned_is_learned_again(tmp_path: Path) -> None:
     assert kinds == [nn.Conv2d, nn.BatchNorm2d, nn.Conv2d, BatchNorm, nn.Linear, BatchNorm, nn.Linear]
     tied = read_student(written(Tied(), tmp_path / "tied.onnx"))
     assert tied.learned == sum(each.numel() for each in Tied().parameters())
+
+
+class Slopes(nn.Module):
+    """A convolution, a shift of its maps as a map of one pixel, and PReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.slope, self.head = nn.Conv2d(2, 6, 3), nn.PReLU(6), nn.Linear(6, 5)
+        self.product, self.shift = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.randn(1, 6, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.slope(self.conv(x))
+        return self.head((self.product @ maps.flatten(2) + self.shift).mean(2))
+
+
+def test_slopes_and_biases_of_a_graph_need_not_decay(tmp_path: Path) -> None:
+    """--decay-weights-only spares them in the shapes that a graph has them in."""
+    torch.manual_seed(0)
+    student = read_student(written(Slopes(), tmp_path / "theirs.onnx")).network
+    spared = {id(parameter) for parameter in norms_and_biases(student)}
+    shapes = {True: [], False: []}
+    for parameter in student.parameters():
+        shapes[id(parameter) in spared].append(tuple(parameter.shape))
+    assert sorted(shapes[False]) == [(5, 6), (6, 2, 3, 3), (6, 6)]
+    assert sum(max(shape) for shape in shapes[True]) >= 6 + 6 + 5  # slopes, and biases of two layers
+    assert (6, 1, 1) in shapes[True]
 
 
 def test_gradients_are_those_of_torchs_own_network(tmp_path: Path) -> None:
