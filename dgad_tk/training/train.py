@@ -31,7 +31,7 @@ from dgad_tk.training.fit import fit
 from dgad_tk.training.job import SILENT, Job, OnProgress, Start, Watcher, training_split
 from dgad_tk.training.starting.first_weights import named_by_its_weights, start_from, try_first
 from dgad_tk.training.starting.networks import check_networks, check_places, find_networks, frozen, handed, handed_name
-from dgad_tk.training.starting.senseless import check_batch_norms, check_moments
+from dgad_tk.training.starting.senseless import FROZEN_ANEW, check_batch_norms, check_moments
 
 Opened = tuple[nn.Module, str]
 """A teacher in eval mode with frozen weights, and its name with its file's SHA-256."""
@@ -116,7 +116,7 @@ def train(
         by_leader(lambda: images(download=download) and None)  # first: the others find it downloaded and decoded
         dataset = images()
         _check_processes(config, dataset, device, here.size)
-        for line in _doubts(config, dataset, handed_over=student is not None):
+        for line in _doubts(config, dataset):
             say(f"warning: {line}")
         if not resume and (line := grey(dataset)):
             say(f"note: {line}")
@@ -125,6 +125,8 @@ def train(
         check_networks(config, dataset.shape, len(dataset.classes), drawn=first is None)
         if not resume:
             check_batch_norms(config, dataset.shape, len(dataset.classes), first)
+        if config.freeze_bn and first is None:
+            say(f"warning: {FROZEN_ANEW}")
         if first is not None and not resume:
             try_first(first, config, dataset, device, say)
         given = None
@@ -164,18 +166,13 @@ def train(
             return held.folder
 
 
-def _doubts(config: TrainConfig, dataset: Dataset, *, handed_over: bool) -> list[str]:
+def _doubts(config: TrainConfig, dataset: Dataset) -> list[str]:
     """Images that are not used, classes without any, channels that hardly vary: one sentence each."""
     found = [*dataset.notes]
     if lost := without_images(training_split(config, dataset), dataset.classes):
         found.append(lost + (f", with --limit-train {config.limit_train}" if config.limit_train else ""))
     if stretch := stretched(dataset):
         found.append(stretch)
-    if config.freeze_bn and config.init is None and not handed_over:
-        found.append(
-            "freeze_bn without weights to start from: BatchNorm keeps a mean of 0 and a variance of 1, and normalises "
-            "nothing"
-        )
     if config.normalize == "dataset" and (flat := dataset.flat_channels):
         found.append(
             f"channels that hardly vary over the training images: {', '.join(map(str, flat))} (from 0); "

@@ -11,6 +11,10 @@ from dgad_tk.models import build_model
 from dgad_tk.training.job import Start
 from dgad_tk.training.learner import batch_norms
 
+FROZEN_ANEW = (
+    "freeze_bn without weights to start from: BatchNorm keeps a mean of 0 and a variance of 1, and normalises nothing"
+)
+
 
 def check_moments(config: TrainConfig) -> None:
     """See that what is to begin in a run begins before it ends.

@@ -132,7 +132,7 @@ def test_twenty_kills_leave_no_trace(tmp_path: Path, more: dict[str, Any]) -> No
         values["init"] = first_weights(tmp_path / more["init"])
     if more.get("init") == "first.onnx":
         values.pop("student")  # the graph is the student
-    longest = 0.4 * Child(run_until, values, whole.path, False, None).result()
+    longest = 0.6 * Child(run_until, values, whole.path, False, None).result()
 
     random, kills, at, folder = np.random.default_rng(len(more)), 0, set(), RunFolder(tmp_path / "0")
     for number in range(200):

@@ -26,10 +26,11 @@ def test_settings_of_batch_norms_that_are_not_there(
     monkeypatch.chdir(tmp_path)
     written(Path("mine.py"))
     (key,) = values
-    config = quick(method="standard", student="mine.py:lazy", **values)
+    config, said = quick(method="standard", student="mine.py:lazy", **values), list[str]()
     with pytest.raises(UserError, match=f"{key} .* of BatchNorms, and mine.py:lazy has none") as caught:
-        train(config, out=tmp_path / "run")
+        train(config, out=tmp_path / "run", on_message=said.append)
     assert caught.value.hint is not None
+    assert said == []
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(UserError, match=f"{key} .* of BatchNorms, and python:Sequential has none"):
         train(quick(method="standard", **values), out=tmp_path / "run", student=module)
