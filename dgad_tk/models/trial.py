@@ -59,7 +59,7 @@ def check_rebuilt(build: Callable[[], nn.Module], model: nn.Module, name: str, s
         with torch.no_grad():
             answers.append(each.eval()(_images(each, shape)))
         each.train(was_training)
-    if not torch.allclose(*answers, rtol=1e-3, atol=1e-5, equal_nan=True):
+    if not torch.allclose(answers[0], answers[1], rtol=1e-3, atol=1e-5, equal_nan=True):
         raise UserError(
             f"{name} has weights that are not saved: built again, with all that its state_dict() holds, it answers "
             "differently",
