@@ -1,9 +1,10 @@
 """An ONNX file whose source is lost, before and after `dgad train --init`: clean accuracy and AutoAttack.
 
     python benchmarks/hardening.py FOLDER [--teacher RUN] [--epochs 15] [--limit 300]
+    python benchmarks/hardening.py FOLDER --file theirs.onnx --data-dir DIR --mean 0.5,0.5,0.5 --std 0.2,0.2,0.2 [...]
 
-The network is one of torch alone: three convolutions with BatchNorm, trained by cross-entropy on digits whose pixels
-are normalised, exported for one image at a time, BatchNorm folded. FOLDER gets the files and both reports.
+Without --file the network is one of torch alone: three convolutions with BatchNorm, trained by cross-entropy on digits
+whose pixels are normalised, exported for one image at a time, BatchNorm folded. FOLDER gets the files and both reports.
 """
 
 import argparse
@@ -63,20 +64,38 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--teacher", default="auto", help="run or file; auto trains a resnet20 by TRADES")
     parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--limit", type=int, default=300, help="test images to attack")
+    parser.add_argument("--file", type=Path, help="an .onnx file of somebody else's")
+    parser.add_argument("--data-dir", type=Path, help="its images, an image folder")
+    parser.add_argument("--mean", help="that it wants subtracted from images in [0, 1], per channel")
+    parser.add_argument("--std", help="that it wants the rest divided by")
+    parser.add_argument("--eps", help="Linf radius of training and attack; the dataset's own by default")
+    parser.add_argument("--limit-train", type=int, help="images to train on")
     options = parser.parse_args()
+    for name in ("file", "data_dir"):
+        if (given := getattr(options, name)) is not None:
+            setattr(options, name, given.resolve())
     teacher = options.teacher if options.teacher == "auto" else str(Path(options.teacher).resolve())
     options.folder.mkdir(parents=True, exist_ok=True)
     os.chdir(options.folder)
-    limit = ["--limit", str(options.limit)]
-    export_theirs(Path("theirs.onnx"))
-    before = attacked("theirs.onnx", "--dataset", "digits", "--mean", MEAN, "--std", STD, *limit, "--output", "before")
-    given = ["--init", "theirs.onnx", "--init-mean", MEAN, "--init-std", STD]
-    again = ["--epochs", str(options.epochs), "--set", "lr=0.02", "--out", "run"]
-    assert run(["train", *given, "--teacher", teacher, *again]) == 0
+    theirs, images, mean, std = "theirs.onnx", ["--dataset", "digits"], MEAN, STD
+    if options.file is None:
+        export_theirs(Path(theirs))
+    else:
+        theirs, mean, std = str(options.file), options.mean, options.std
+        images = ["--dataset", "imagefolder", "--data-dir", str(options.data_dir)]
+    limit = ["--limit", str(options.limit), *(["--eps", options.eps] if options.eps else [])]
+    given = [] if mean is None else ["--mean", mean, "--std", std]
+    before = attacked(theirs, *images, *given, *limit, "--output", "before")
+    given = [] if mean is None else ["--init-mean", mean, "--init-std", std]
+    again = ["--epochs", str(options.epochs), "--set", f"lr={options.lr}", "--out", "run"]
+    again += ["--set", f"threat.eps={options.eps}"] if options.eps else []
+    again += ["--limit-train", str(options.limit_train)] if options.limit_train else []
+    assert run(["train", "--init", theirs, *images, *given, "--teacher", teacher, *again]) == 0
     assert run(["export", "run", "--output", "hardened.onnx"]) == 0
-    after = attacked("hardened.onnx", *limit, "--output", "after")
-    print(f"\ntheirs.onnx:   {before}\nhardened.onnx: {after}", file=sys.stdout)
+    after = attacked("hardened.onnx", *images[2:], *limit, "--output", "after")
+    print(f"\n{Path(theirs).name}: {before}\nhardened.onnx: {after}", file=sys.stdout)
 
 
 if __name__ == "__main__":

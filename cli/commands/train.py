@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -153,7 +154,8 @@ def train(
         print(_announcement(run_config), file=sys.stderr)
     taken: list[RunFolder] = []
     try:
-        with TrainingProgress(quiet=quiet) as progress:
+        # What a network of the user's own prints is no answer.
+        with redirect_stdout(sys.stderr), TrainingProgress(quiet=quiet) as progress:
             page = RunPage(progress.message)
 
             def told(state: "TrainingState") -> None:

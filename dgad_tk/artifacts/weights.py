@@ -26,10 +26,15 @@ GRAPH = "network.onnx"
 
 def save_weights(path: Path, model: nn.Module, artifact: Artifact, graph: bytes = b"") -> None:
     """Write a model's parameters, buffers and record as safetensors, and the ONNX graph that it was made from."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = apart(model.state_dict())
     if graph:
         tensors[GRAPH] = torch.frombuffer(bytearray(graph), dtype=torch.uint8)
     _write(path, tensors, artifact)
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, each in memory of its own: safetensors refuses tensors that share some, as tied weights do."""
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
 
 
 def save_record(path: Path, artifact: Artifact) -> None:

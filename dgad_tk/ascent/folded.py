@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from dgad_tk.ascent.frozen_conv import FrozenConv2d, rectify_in_place
+from dgad_tk.ascent.frozen_conv import FrozenConv2d, is_plain, rectify_in_place
 from dgad_tk.ascent.recorded import Recorded
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -66,7 +66,7 @@ class Folded(nn.Module):
     @torch.no_grad()
     def refresh(self, source: nn.Module) -> None:
         """Take over the weights and statistics that `source` has now."""
-        values = {**dict(source.named_parameters()), **dict(source.named_buffers())}
+        values = _named(source)
         for conv_name, norm_name in self.pairs:
             conv: Any = source.get_submodule(conv_name)
             norm: Any = source.get_submodule(norm_name)
@@ -74,7 +74,7 @@ class Folded(nn.Module):
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
             values |= {f"{conv_name}.weight": weight, f"{conv_name}.bias": bias}
-        for name, tensor in [*self.net.named_parameters(), *self.net.named_buffers()]:
+        for name, tensor in _named(self.net).items():
             if name in values:  # constants in the code become buffers that `source` does not have
                 tensor.copy_(values[name])
         for module in self.net.modules():
@@ -94,13 +94,25 @@ class Folded(nn.Module):
         return logits.float() if logits.dtype == torch.bfloat16 else logits
 
 
+def _named(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; tied ones under each of their names."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return {**dict(parameters), **dict(module.named_buffers(remove_duplicate=False))}
+
+
+class _Tracer(fx.Tracer):
+    """What the code computes from buffers becomes a part of the graph: these change in training."""
+
+    proxy_buffer_attributes = True
+
+
 def _traced(module: nn.Module) -> fx.GraphModule | None:
     """The graph of a module; None if its control flow depends on the data, or for TorchScript, which has no Python."""
     if isinstance(module, torch.jit.ScriptModule):
         return None
     try:
-        return fx.symbolic_trace(module)
-    except (fx.proxy.TraceError, TypeError, RuntimeError, NameError):  # len(x); a module that is no submodule
+        return fx.GraphModule(module, _Tracer().trace(module))
+    except Exception:  # noqa: BLE001 - a network may raise anything where it is given no tensor
         return None
 
 
@@ -173,17 +185,23 @@ def _drop_batch_norms(traced: fx.GraphModule) -> list[tuple[str, str]]:
     """Remove each BatchNorm that alone reads a convolution's output from the graph; the names of both."""
     modules = dict(traced.named_modules())
     calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
+    read = {node.target for node in traced.graph.nodes if node.op == "get_attr"}
+    # The same weights in another module would need another folding.
+    holders = Counter(id(each) for module in modules.values() for each in set(module.parameters(recurse=False)))
     pairs: list[tuple[str, str]] = []
     for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(norm := modules[node.target], BATCH_NORMS):
+        if node.op != "call_module" or not is_plain(norm := modules[node.target], *BATCH_NORMS):
             continue
         before = node.args[0]
         alone = isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1
         # A module that is called twice would need two foldings; without running statistics there is nothing to fold.
         if not alone or calls[before.target] > 1 or calls[node.target] > 1 or norm.running_mean is None:
             continue
-        conv = modules[before.target]
-        if not isinstance(conv, nn.Conv2d):
+        conv: Any = modules[before.target]
+        shared = any(
+            holders[id(each)] > 1 or f"{before.target}.{name}" in read for name, each in conv.named_parameters()
+        )
+        if shared or not is_plain(conv, nn.Conv2d):
             continue
         pairs.append((before.target, node.target))
         if conv.bias is None:
@@ -198,7 +216,7 @@ def _drop_batch_norms(traced: fx.GraphModule) -> list[tuple[str, str]]:
 def _freeze_convolutions(traced: fx.GraphModule) -> None:
     """Put a FrozenConv2d in the place of each convolution that it covers: zero padding, given in numbers."""
     for name, module in list(traced.named_modules()):
-        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        if is_plain(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
             traced.set_submodule(name, FrozenConv2d(module))
     rectify_in_place(traced)
     traced.delete_all_unused_submodules()

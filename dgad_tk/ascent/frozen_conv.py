@@ -143,12 +143,22 @@ def _pair(numbers: object) -> _Pair:
     return int(numbers[0]), int(numbers[1])
 
 
+def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a module is of one of these classes itself and calls nothing else.
+
+    torch's parametrisations, such as weight_norm, make classes of their own; hooks change what a module is given or
+    gives.
+    """
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return type(module) in kinds and not hooked
+
+
 def rectify_in_place(traced: fx.GraphModule) -> None:
     """Let each ReLU that alone reads a frozen convolution's result overwrite it."""
     modules = dict(traced.named_modules())
 
     def is_call_of(node: object, kind: type[nn.Module]) -> bool:
-        return isinstance(node, fx.Node) and node.op == "call_module" and type(modules[str(node.target)]) is kind
+        return isinstance(node, fx.Node) and node.op == "call_module" and is_plain(modules[str(node.target)], kind)
 
     for node in list(traced.graph.nodes):
         is_relu = node.target in (F.relu, torch.relu) or is_call_of(node, nn.ReLU)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from dgad_tk.common import UserError, nearest
-from dgad_tk.models.libraries import LIBRARIES, Builder, check_input
+from dgad_tk.models.libraries import LIBRARIES, Builder
 from dgad_tk.models.mobilenet_v2 import MobileNetV2
 from dgad_tk.models.own import Own, entry_point_names, own_network
 from dgad_tk.models.preact_resnet import PreActResNet
 from dgad_tk.models.resnet import ResNet
+from dgad_tk.models.trial import check_input
 from dgad_tk.models.vgg import VGG
 from dgad_tk.models.wide_resnet import WideResNet, wide_resnet_builder
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from dgad_tk.common import UserError, reason_of
@@ -101,63 +100,3 @@ def _build_timm(timm: Any, name: str, in_channels: int, classes: int) -> nn.Modu
 
 LIBRARIES: dict[str, Callable[[str], Builder]] = {"torchvision": torchvision_model, "timm": timm_model}
 """What may stand before the colon of a model's name."""
-
-
-def check_input(model: nn.Module, name: str, shape: tuple[int, int, int], classes: int, *, own: bool = False) -> None:
-    """Try a network on two grey images `(C, H, W)`, in eval mode on its device; its own mode is restored.
-
-    Args:
-        own: it is a user's own, which may fail in any way, and is tried in training mode too, on a copy.
-
-    Raises:
-        UserError: it takes no images of this size, or does not return logits `(N, classes)`.
-    """
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            _try(model, name, shape, classes, own=own)
-    finally:
-        model.train(was_training)
-    if not own:
-        return
-    try:
-        twin = copy.deepcopy(model).train()
-    except Exception as error:  # noqa: BLE001 - a user's module may raise anything
-        raise UserError(f"{name} cannot be copied, and attacks run copies: {reason_of(error)}", hint=_OWN) from None
-    logits = _try(twin, name, shape, classes, own=True, mode=" in training mode")
-    if not logits.requires_grad:
-        raise UserError(f"{name} gives logits without gradients in training mode", hint=_OWN)
-
-
-def _try(
-    model: nn.Module, name: str, shape: tuple[int, int, int], classes: int, *, own: bool, mode: str = ""
-) -> torch.Tensor:
-    """The logits of two grey images, which are of the right shape."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    size = "x".join(map(str, shape))
-    expected = Exception if own else (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
-    try:
-        logits: object = model(torch.full((2, *shape), 0.5, device=device))
-    except expected as error:
-        raise UserError(
-            f"{name} takes no {size} images{mode}: {reason_of(error)}",
-            hint=_OWN
-            if own
-            else "choose another --image-size, or a model of `dgad list models` without a colon: these take any",
-        ) from None
-    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
-        found = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else _kind(logits)
-        raise UserError(
-            f"{name} does not turn {size} images into {classes} logits{mode}"
-            + (f": of two images it makes {found}, expected (2, {classes})" if own else ""),
-            hint=_OWN if own else "choose another model",
-        )
-    return logits
-
-
-def _kind(value: object) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
-
-
-_OWN = "a network maps (N, in_channels, H, W) to logits (N, classes), in eval and in training mode"

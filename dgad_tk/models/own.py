@@ -19,6 +19,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from weakref import WeakSet
 
 from torch import nn
 
@@ -38,6 +39,9 @@ PLACES = {
 
 ONNX = "onnx"
 """What stands before the colon of the name of a network that was made from an ONNX file."""
+
+_returned: WeakSet[nn.Module] = WeakSet()
+"""Networks that functions have returned: a student and its teacher are never one."""
 
 _CHANNELS, _CLASSES = ("in_channels", "in_chans", "channels"), ("classes", "num_classes", "n_classes")
 _SHAPE = "it is a function of in_channels and classes that returns a torch.nn.Module"
@@ -82,6 +86,9 @@ class Own:
             raise UserError(f"{self.name} returned no torch.nn.Module, but a value of type {kind}", hint=_SHAPE)
         if not any(parameter.requires_grad for parameter in found.parameters()):
             raise UserError(f"{self.name} returned a network without weights to train", hint=_SHAPE)
+        if found in _returned:
+            raise UserError(f"{self.name} returned the same network twice", hint="build a new one at each call")
+        _returned.add(found)
         return found
 
     def check_signature(self) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import nn
 
 from dgad_tk.artifacts.record import Artifact, tool_versions
-from dgad_tk.artifacts.weights import save_weights
+from dgad_tk.artifacts.weights import apart, save_weights
 from dgad_tk.common import UserError, written_aside
 from dgad_tk.config.training import TrainConfig
 from dgad_tk.distributed import by_leader, largest, leaders, world
@@ -217,7 +217,7 @@ class _Run:
             tensors["x_adv"] = step.x_adv
         tensors |= {f"student.{name}": value for name, value in self.learner.student.state_dict().items()}
         about = {"epoch": batch.epoch, "terms": {name: float(term) for name, term in step.terms.items()}}
-        content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        content = apart(tensors)
 
         def leave() -> None:
             with written_aside(path) as aside:

@@ -42,7 +42,6 @@ def fold_batch_norm(twin: fx.GraphModule) -> None:
         conv.args = (x, *new, *others)
         norm.replace_all_uses_with(conv)
         twin.graph.erase_node(norm)
-    drop_unused(twin)
 
 
 def freeze_convolutions(twin: fx.GraphModule) -> None:

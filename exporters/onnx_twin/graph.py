@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from dgad_tk.common import UserError
 from exporters.onnx_read.parts import inlined, names_read, own_domain
-from exporters.onnx_twin.convolutions import fold_batch_norm
+from exporters.onnx_twin.convolutions import drop_unused, fold_batch_norm
 from exporters.onnx_twin.node import NodeView, describe
 from exporters.onnx_twin.operators import OPERATORS, TAKE_SIZES
 from exporters.onnx_twin.size_operators import on_sizes
@@ -65,6 +65,7 @@ def to_torch(model: ModelProto, rewriting: Rewriting | None = None, *, folded: b
     twin = fx.GraphModule(constants, recorder.graph, "OnnxTwin").eval()
     if folded:
         fold_batch_norm(twin)
+    drop_unused(twin)  # `rewriting` leaves the nodes that it replaced
     return twin
 
 

@@ -47,6 +47,7 @@ def make_trainable(twin: fx.GraphModule) -> None:
         for position in LEARNED.get(node.target, ()):
             _learn(twin, node.args[position] if position < len(node.args) else None)
     drop_unused(twin)
+    _rename(twin)
 
 
 def count_learned(twin: nn.Module) -> tuple[int, int]:
@@ -143,6 +144,26 @@ def _learn(twin: fx.GraphModule, node: object) -> None:
     assert isinstance(node, fx.Node)
     delattr(twin, str(node.target))
     twin.register_parameter(str(node.target), nn.Parameter(tensor.detach().clone()))
+
+
+def _rename(twin: fx.GraphModule) -> None:
+    """Give other names to constants that are called as torch's exporter calls its own, in place.
+
+    It numbers what it makes `val_0`, `val_1`, and does not see that a network has such a name already.
+    """
+    for node in twin.graph.nodes:
+        before = str(node.target)
+        if node.op == "get_attr" and before.startswith("val_") and hasattr(twin, before):
+            tensor, after = getattr(twin, before), unused_name(twin, f"constant_{before}")
+            delattr(twin, before)
+            if isinstance(tensor, nn.Parameter):
+                twin.register_parameter(after, tensor)
+            else:
+                twin.register_buffer(after, tensor)
+            for other in twin.graph.nodes:
+                if other.op == "get_attr" and other.target == before:
+                    other.target = after
+    twin.recompile()
 
 
 def _new_buffer(twin: fx.GraphModule, tensor: Tensor, stem: str) -> fx.Node:

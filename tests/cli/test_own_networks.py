@@ -87,6 +87,19 @@ def test_the_record_says_what_ran_and_the_export_needs_no_source(dgad: Run, mine
     assert not again.notes
 
 
+def test_what_a_network_prints_is_no_answer_and_tied_weights_are_saved(dgad: Run) -> None:
+    written(Path("nets/mine.py"))
+    code, out, err = dgad("train", "--student", "nets/mine.py:Chatty", *SHORT, "--out", "chatty", "--json")
+    assert code == 0, err
+    assert json.loads(out)["run"] == "chatty"
+    assert "chatty is asked" in err
+    code, _, err = dgad("train", "--student", "nets/mine.py:Tied", *SHORT, "--out", "tied")
+    assert code == 0, err
+    model, _ = load_model(Path("tied/best.safetensors"), trust=True)
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    assert weights["net.first.weight"] is weights["net.second.weight"]
+
+
 def test_a_source_that_changed_is_said(dgad: Run, mine: Path) -> None:
     """A comment is a change: nobody can tell which change matters."""
     written(Path("nets/mine.py"), f"{SOURCE}# one more line\n")

@@ -91,6 +91,90 @@ class Uncopied(Mine):
         raise RuntimeError("there is one of me")
 
 
+class Probable(Mine):
+    def forward(self, x):
+        return super().forward(x).softmax(1)
+
+
+class Changing(Mine):
+    def forward(self, x):
+        x -= 0.5
+        return super().forward(x)
+
+
+class CutOff(Mine):
+    def forward(self, x):
+        return super().forward(x.detach())
+
+
+class Doubled(Mine):
+    def __init__(self, in_channels, classes):
+        super().__init__(in_channels, classes)
+        self.double()
+
+    def forward(self, x):
+        return super().forward(x.double()).float()
+
+
+class Empty(Mine):
+    def __init__(self, in_channels, classes):
+        super().__init__(in_channels, classes)
+        self.to("meta")
+
+
+def old_weight_norm(in_channels, classes):
+    net = Mine(in_channels, classes)
+    torch.nn.utils.weight_norm(net.head)
+    return net
+
+
+class Listed(nn.Module):
+    def __init__(self, in_channels, classes):
+        super().__init__()
+        self.layers = [nn.Conv2d(in_channels, 8, 3)]
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x):
+        return self.head(self.layers[0](x).mean((2, 3)))
+
+
+class Noisy(Mine):
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.rand_like(x))
+
+
+class Tied(nn.Module):
+    def __init__(self, in_channels, classes):
+        super().__init__()
+        self.stem, self.first, self.second = (nn.Conv2d(n, 8, 3, padding=1) for n in (in_channels, 8, 8))
+        self.second.weight = self.first.weight
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(2))
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x):
+        for conv, norm in zip((self.first, self.second), self.norms):
+            x = norm(conv(self.stem(x) if conv is self.first else x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def of_chance(in_channels, classes):
+    width = int(torch.randint(100, 10000, (1,)))
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.Linear(width, classes))
+
+
+ONE = Mine(1, 10)
+
+
+def one_for_all(in_channels, classes):
+    return ONE
+
+
+class Chatty(Mine):
+    def forward(self, x):
+        print("chatty is asked")
+        return super().forward(x)
+
+
 NUMBER = 3
 '''
 

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from dgad_tk.data.spec import Shape
 from dgad_tk.methods import find_method
 from dgad_tk.models import build_model, check_input, find_model
 from dgad_tk.models.own import HANDED, Own
+from dgad_tk.models.trial import check_rebuilt
 from dgad_tk.training.job import Start
 
 
@@ -50,8 +52,11 @@ def check_networks(config: TrainConfig, shape: Shape, classes: int, *, drawn: bo
         if own or ":" in name:  # all rows of MODELS take any
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
-                network = build_model(name, in_channels=shape[0], classes=classes)
+                build = partial(build_model, name, in_channels=shape[0], classes=classes)
+                network = build()
                 check_input(network, name, shape, classes, own=own)
+                if own:
+                    check_rebuilt(build, network, name, shape)
 
 
 def handed(module: nn.Module) -> Start:

@@ -1,12 +1,15 @@
 """Folding against the module itself in eval mode: values, gradients, and what must not be folded."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from architectures import SMALLEST
 from shared import randomise_batch_norm
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from dgad_tk.ascent.folded import Folded, folded
 from dgad_tk.models import build_model
@@ -127,6 +130,101 @@ def test_five_axes_have_no_channels_last() -> None:
 
     x = torch.rand(3, 2, 4, 4)
     torch.testing.assert_close(Folded(Levels())(x), Levels()(x))
+
+
+def tied() -> nn.Module:
+    """Two convolutions with the same weights, and each with a BatchNorm of its own behind it."""
+    net = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3, bias=False))
+    net.append(nn.BatchNorm2d(2))
+    net[3].weight = net[0].weight
+    return net
+
+
+def tied_without_norm() -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2))
+    net[2].weight, net[2].bias = net[0].weight, net[0].bias
+    return net
+
+
+def normalised_weights() -> nn.Module:
+    """A class that torch derives from Conv2d, and which computes its weight from other parameters."""
+    return nn.Sequential(weight_norm(nn.Conv2d(2, 2, 3)), nn.BatchNorm2d(2))
+
+
+def spectral() -> nn.Module:
+    return nn.Sequential(spectral_norm(nn.Conv2d(2, 2, 3)), nn.BatchNorm2d(2))
+
+
+def hooked(place: int, before: bool = False) -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.ReLU())
+    if before:
+        net[place].register_forward_pre_hook(lambda module, given: (given[0] * 2,))
+    else:
+        net[place].register_forward_hook(lambda module, given, made: made * 2 - 1)
+    return net
+
+
+class ReadElsewhere(nn.Module):
+    """A convolution whose weights something else reads as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.norm(self.conv(x)) + self.conv.weight.sum()
+        return made
+
+
+class OwnNorm(nn.Module):
+    """A BatchNorm written out: arithmetic on buffers, which move in training."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3)
+        self.register_buffer("mean", torch.rand(2))
+        self.register_buffer("variance", torch.rand(2) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = (self.variance + 1e-5).rsqrt()
+        made: Tensor = (self.conv(x) - self.mean[:, None, None]) * scale[:, None, None]
+        return made
+
+
+class Looking(nn.Module):
+    """Code that fails on what is no tensor, in a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise KeyError("no tensor")
+        made: Tensor = self.conv(x)
+        return made
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        *(tied, tied_without_norm, normalised_weights, spectral, ReadElsewhere, OwnNorm, Looking),
+        *(partial(hooked, place, before) for place in range(5) for before in (False, True)),
+    ],
+)
+def test_networks_written_in_other_ways_compute_the_same(build: Callable[[], nn.Module]) -> None:
+    model = randomise_batch_norm(build()).double().eval()
+    x = torch.rand(3, 2, 8, 8, dtype=torch.float64)
+    view = Folded(model)
+    torch.testing.assert_close(view(x), model(x))
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.mul_(1.5) if tensor.is_floating_point() else None
+    view.refresh(model)
+    torch.testing.assert_close(view(x), model(x))
 
 
 def randomise_batch_norm_with_some(model: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from own_networks import written
 from dgad_tk.common import UserError
 from dgad_tk.models import build_model, check_input, find_model, own, source_said
 from dgad_tk.models.own import names_code, own_network
+from dgad_tk.models.trial import check_rebuilt
 
 
 @pytest.fixture
@@ -129,12 +131,44 @@ def test_functions_that_build_nothing(mine: Path, function: str, message: str) -
         ("two_channels", "takes no 1x8x8 images: .*2 channels"),
         ("Pair", "does not turn 1x8x8 images into 10 logits in training mode: of two images it makes a tuple"),
         ("Uncopied", "cannot be copied, and attacks run copies: there is one of me"),
+        pytest.param(
+            *("old_weight_norm", "cannot be copied once it has run, and attacks run copies: Only Tensors created"),
+            marks=pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated"),
+        ),
+        ("Probable", "Probable returns probabilities, and training and attacks want logits"),
+        ("Changing", "Changing changes the images that it is given, in place"),
+        ("CutOff", "the logits of CutOff have no gradient with respect to the images"),
+        ("Doubled", "Doubled has weights of torch.float64, and training wants torch.float32"),
+        ("Empty", "Empty has weights without values, on torch's meta device"),
     ],
 )
 def test_networks_that_do_not_take_the_images(mine: Path, function: str, message: str) -> None:
     model = build_model(f"nets/mine.py:{function}", in_channels=1, classes=10)
     with pytest.raises(UserError, match=message):
         check_input(model, function, (1, 8, 8), 10, own=True)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("Listed", "Listed has weights that are not saved: built again, with all that its state_dict.. holds"),
+        ("of_chance", "of_chance builds another network each time: the weights of the first do not fit the second"),
+        ("one_for_all", "nets/mine.py:one_for_all returned the same network twice"),
+    ],
+)
+def test_networks_that_cannot_be_built_again(mine: Path, function: str, message: str) -> None:
+    build = partial(build_model, f"nets/mine.py:{function}", in_channels=1, classes=10)
+    with pytest.raises(UserError, match=message):
+        check_rebuilt(build, build(), function, (1, 8, 8))
+
+
+@pytest.mark.parametrize("function", ["build", "lazy", "Noisy", "Tied"])
+def test_networks_that_are_all_in_their_weights(mine: Path, function: str) -> None:
+    build = partial(build_model, f"nets/mine.py:{function}", in_channels=1, classes=10)
+    model = build()
+    check_input(model, function, (1, 8, 8), 10, own=True)
+    check_rebuilt(build, model, function, (1, 8, 8))
     assert model.training
 
 

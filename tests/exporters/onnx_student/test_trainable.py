@@ -47,6 +47,19 @@ class Tied(nn.Module):
         return self.head(torch.relu(self.conv(torch.relu(self.conv(x)))).flatten(1))
 
 
+class Shuffled(nn.Module):
+    """Channels in another order, by shapes into which an exporter writes the number of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 6, 3), nn.Linear(6 * 36, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        x = x.reshape(x.shape[0], 2, 3, 6, 6).transpose(1, 2).reshape(x.shape[0], 6, 6, 6)
+        return self.head(x.flatten(1))
+
+
 def convolutional() -> nn.Module:
     net = nn.Sequential(
         *(nn.Conv2d(2, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU()),
@@ -57,7 +70,7 @@ def convolutional() -> nn.Module:
     return net
 
 
-NETWORKS = {"convolutional": convolutional, "products": Products, "tied": Tied}
+NETWORKS = {"convolutional": convolutional, "products": Products, "shuffled": Shuffled, "tied": Tied}
 
 
 def written(network: nn.Module, path: Path, *, batch: int = 2, free: bool = True, kept: bool = False) -> Path:
@@ -142,6 +155,24 @@ def test_slopes_and_biases_of_a_graph_need_not_decay(tmp_path: Path) -> None:
     assert sorted(shapes[False]) == [(5, 6), (6, 2, 3, 3), (6, 6)]
     assert sum(max(shape) for shape in shapes[True]) >= 6 + 6 + 5  # slopes, and biases of two layers
     assert (6, 1, 1) in shapes[True]
+
+
+def test_names_that_torchs_exporter_gives_itself_are_left_to_it(tmp_path: Path) -> None:
+    """A file of that exporter has constants called val_0, val_1, and its network is exported by it again."""
+    torch.manual_seed(0)
+    path = written(Products(), tmp_path / "theirs.onnx")
+    proto = onnx.load(path)
+    renamed = {tensor.name: f"val_{number}" for number, tensor in enumerate(proto.graph.initializer)}
+    for tensor in proto.graph.initializer:
+        tensor.name = renamed[tensor.name]
+    for node in proto.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = renamed.get(name, name)
+    onnx.save(proto, path)
+    network, x = read_student(path).network, torch.rand(5, *SHAPE)
+    assert not [name for name in network.state_dict() if name.startswith("val_")]
+    assert [name for name, _ in network.named_parameters() if "val_" in name]
+    torch.testing.assert_close(torch.softmax(network(x), 1), answers(path, x), rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_are_those_of_torchs_own_network(tmp_path: Path) -> None:
