@@ -72,7 +72,7 @@ def _check_weights(model: nn.Module, name: str) -> None:
         if tensor.is_meta:
             raise UserError(f"{name} has weights without values, on torch's meta device", hint="build it on the CPU")
     for parameter in model.parameters():
-        if parameter.is_floating_point() and parameter.dtype is not torch.float32:
+        if parameter.dtype in (torch.float16, torch.bfloat16):
             raise UserError(
                 f"{name} has weights of {parameter.dtype}, and training wants torch.float32",
                 hint="leave them in float32: `dgad export` rounds the result, and --precision bf16 is for speed",

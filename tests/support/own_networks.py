@@ -107,13 +107,13 @@ class CutOff(Mine):
         return super().forward(x.detach())
 
 
-class Doubled(Mine):
+class Halved(Mine):
     def __init__(self, in_channels, classes):
         super().__init__(in_channels, classes)
-        self.double()
+        self.half()
 
     def forward(self, x):
-        return super().forward(x.double()).float()
+        return super().forward(x.half()).float()
 
 
 class Empty(Mine):

@@ -138,7 +138,7 @@ def test_functions_that_build_nothing(mine: Path, function: str, message: str) -
         ("Probable", "Probable returns probabilities, and training and attacks want logits"),
         ("Changing", "Changing changes the images that it is given, in place"),
         ("CutOff", "the logits of CutOff have no gradient with respect to the images"),
-        ("Doubled", "Doubled has weights of torch.float64, and training wants torch.float32"),
+        ("Halved", "Halved has weights of torch.float16, and training wants torch.float32"),
         ("Empty", "Empty has weights without values, on torch's meta device"),
     ],
 )

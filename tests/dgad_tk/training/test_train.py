@@ -117,7 +117,7 @@ real, steps = Learner.learn, itertools.count(1)
 def learn(*arguments):
     real(*arguments)
     if next(steps) == int(sys.argv[1]):
-        print("here", flush=True)
+        print("here", file=sys.__stdout__, flush=True)
         time.sleep(600)
 
 Learner.learn = learn
