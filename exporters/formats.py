@@ -8,6 +8,7 @@ from pathlib import Path
 from dgad_tk.artifacts.predictor import Predictor
 from dgad_tk.artifacts.preprocessing import AS_IS, Interface
 from dgad_tk.artifacts.record import Artifact
+from dgad_tk.artifacts.runs import RunFolder
 from dgad_tk.artifacts.weights import read_weights
 from dgad_tk.common import UserError
 from exporters.onnx_open.open import load_onnx
@@ -141,7 +142,9 @@ def _check_path(path: Path) -> None:
     if not path.exists():
         raise UserError(f"no such file: '{path}'", hint="`dgad export` writes student.onnx into the current folder")
     if not path.is_file():
-        raise UserError(f"'{path}' is not a file", hint="name the model file itself")
+        run = RunFolder(path)
+        hint = f"its weights are '{run.best}'; `dgad export` makes a file of it" if run.best.is_file() else ""
+        raise UserError(f"'{path}' is not a file", hint=hint or "name the model file itself")
     if path.suffix not in LOADERS:
         raise UserError(
             f"cannot tell what '{path}' is by its suffix '{path.suffix}'",

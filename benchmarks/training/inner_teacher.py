@@ -6,7 +6,8 @@
         --limit-train 10000 --epochs 6 --seeds 0,1,2 --out runs/inner/fashion
 
 `teacher` (the default group) trains `dgad`, `adaad` and `adaad+igdm`, each with the teacher asked exactly, linearised
-and once; `extras` adds AWP, EMA, SWA, `+saad`, `+classwise` and `+igdm`. For each seed a teacher is trained first, as
+and once; `extras` compares AWP, EMA, SWA, `+saad`, `+classwise` and `+igdm` with the same method without them, the
+teacher linearised in both; what both groups have is trained once. For each seed a teacher is trained first, as
 `dgad train` without --teacher does, and all students of that seed learn from it. Then AutoAttack attacks the student's
 best weights on the test images, by `dgad attack`, whose judge is the file's own runtime.
 
@@ -60,37 +61,36 @@ def asked(method: str, kind: str) -> Variant:
 
 
 def extra(base: str, method: str | None = None, **settings: str) -> Variant:
-    """A variant of the method `base`, compared with it."""
-    return Variant(method or base, settings, base)
+    """A variant of the method `base` with the teacher linearised in the attack, compared with it."""
+    return Variant(method or base, {f"{base}.teacher_in_attack": "linear"} | settings, f"{base} linear")
 
 
-SAAD = {"averaging": "swa", "adaad.teacher_in_attack": "linear"}
 GROUPS: dict[str, dict[str, Variant]] = {
     "teacher": {
         f"{method} {kind}": asked(method, kind) for method in ("dgad", "adaad", "adaad+igdm") for kind in KINDS
     },
     "extras": {
-        "dgad": Variant("dgad"),
-        "dgad, AWP": extra("dgad", awp_gamma="0.005"),
-        "dgad, EMA": extra("dgad", averaging="ema", ema_decay="0.99"),
-        "dgad, SWA": extra("dgad", averaging="swa"),
-        "dgad, AWP and EMA": extra("dgad", awp_gamma="0.005", averaging="ema", ema_decay="0.99"),
-        "dgad+saad": extra("dgad", "dgad+saad"),
-        "dgad+igdm": extra("dgad", "dgad+igdm"),
-        "dgad+classwise": extra("dgad", "dgad+classwise"),
+        "dgad linear": Variant("dgad", {"dgad.teacher_in_attack": "linear"}),
+        "dgad linear, AWP": extra("dgad", awp_gamma="0.005"),
+        "dgad linear, EMA": extra("dgad", averaging="ema", ema_decay="0.99"),
+        "dgad linear, SWA": extra("dgad", averaging="swa"),
+        "dgad linear, AWP and EMA": extra("dgad", awp_gamma="0.005", averaging="ema", ema_decay="0.99"),
+        "dgad+saad linear": extra("dgad", "dgad+saad"),
+        "dgad+igdm linear": extra("dgad", "dgad+igdm"),
+        "dgad+classwise linear": extra("dgad", "dgad+classwise"),
         "rslad": Variant("rslad"),
-        "rslad+classwise": extra("rslad", "rslad+classwise"),
-        "adaad": Variant("adaad"),
-        "adaad+saad": extra("adaad", "adaad+saad"),
-        "adaad+igdm": extra("adaad", "adaad+igdm"),
-        "SAAD: adaad+igdm+saad linear, SWA": extra("adaad", "adaad+igdm+saad", **SAAD),
+        "rslad+classwise": Variant("rslad+classwise", reference="rslad"),
+        "adaad linear": Variant("adaad", {"adaad.teacher_in_attack": "linear"}),
+        "adaad+igdm linear": extra("adaad", "adaad+igdm"),
+        "adaad+saad linear": extra("adaad", "adaad+saad"),
+        "SAAD: adaad+igdm+saad linear, SWA": extra("adaad", "adaad+igdm+saad", averaging="swa"),
     },
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--group", default="teacher", help=f"{', '.join(GROUPS)} or all")
+    parser.add_argument("--group", default="teacher", choices=list(GROUPS))
     parser.add_argument("--only", help="names of variants, semicolon between")
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--data-dir", type=Path)
@@ -124,11 +124,9 @@ def main() -> None:
 
 
 def chosen(options: argparse.Namespace) -> dict[str, Variant]:
-    """The variants asked for, each with its reference."""
-    known = {name: each for group in GROUPS.values() for name, each in group.items()}
-    names = list(known) if options.group == "all" else list(GROUPS[options.group])
-    if options.only:
-        names = options.only.split(";")
+    """The group's variants, or those asked for, each with its reference."""
+    known = GROUPS[options.group]
+    names = options.only.split(";") if options.only else list(known)
     names = list(dict.fromkeys(each for name in names for each in (known[name].reference, name) if each))
     return {name: known[name] for name in names}
 

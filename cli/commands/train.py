@@ -198,12 +198,13 @@ def train(
 def _announcement(config: "TrainConfig") -> str:
     """What is about to happen."""
     from dgad_tk.config.training import AUTO
+    from dgad_tk.data.endings import counted
     from dgad_tk.methods import find_method
     from dgad_tk.strangers.number_text import format_fraction
 
     text_of = f"{config.student}, from '{config.init}'," if config.init is not None else config.student
     threat = f"{config.attack.norm} {format_fraction(config.attack.eps)}, {config.attack.steps} steps"
-    text = f"{text_of} by {config.method} on {config.dataset} for {config.epochs} epochs ({threat})"
+    text = f"{text_of} by {config.method} on {config.dataset} for {counted(config.epochs, 'epoch')} ({threat})"
     if not find_method(config.method).needs_teacher:
         return text
     auto = f"a {config.teacher_model} that is trained first, by {config.teacher_method}, since none was given"

@@ -117,7 +117,7 @@ def load_model(
         )
     mean, std = artifact.normalize.get("mean", ()), artifact.normalize.get("std", ())
     if isinstance(network, nn.Module):
-        model = normalised(network, mean, std)
+        name, model = type(network).__name__, normalised(network, mean, std)
     else:
         name = network or trusted_source(artifact.model, artifact.network, path, trust=trust)
         channels, classes = artifact.input_shape[0], len(artifact.classes)
@@ -127,8 +127,9 @@ def load_model(
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
+        other = network is not None and "name the function that these weights were trained with"
         raise UserError(
-            f"'{path}': the weights do not fit a {artifact.model}: {reason_of(error)}", hint="train or convert it again"
+            f"'{path}': the weights do not fit a {name}: {reason_of(error)}", hint=other or "train or convert it again"
         ) from None
     return model.eval(), artifact
 

@@ -81,7 +81,8 @@ def find_model(name: str) -> Builder:
     relatives = (family(name) for family in FAMILIES.values() if not colon)
     if (found := next((builder for builder in relatives if builder), None) or own_network(name)) is not None:
         return found
-    raise UserError(f"unknown model '{name}'", hint=nearest(name, [*MODELS, *entry_point_names()]))
+    file = f"a file and its function are written {name}:FUNCTION" if name.endswith(".py") else ""
+    raise UserError(f"unknown model '{name}'", hint=file or nearest(name, [*MODELS, *entry_point_names()]))
 
 
 def build_model(

@@ -1,6 +1,7 @@
 """Opens a teacher from a file, frozen, and checks whether it knows the images."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -203,7 +204,8 @@ def check_teacher(
             f"give the values of its training, about {role.mean} {near_mean} {role.std} {near_std}"
         )
     doubts += _doubts_of_classes(split.labels, answers[0], dataset.classes, role.noun)
-    return TeacherCheck(name.partition(" ")[0], len(split), as_is, otherwise, inside, doubts, role.noun)
+    name = re.sub(r" [0-9a-f]{8,64}$", "", name)  # a path in it may hold spaces too
+    return TeacherCheck(name, len(split), as_is, otherwise, inside, doubts, role.noun)
 
 
 def _doubts_of_classes(labels: Classes, answers: Classes, names: Sequence[str], noun: str) -> list[str]:

@@ -48,6 +48,7 @@ def test_the_whole_road(dgad: Run, tmp_path: Path) -> None:
     attacks = ["--suite", "fast", "--attack", "transfer:fgsm", "--surrogate", "plain"]
     code, _, err = dgad("attack", *models, *attacks, "--limit", "20", "--trust")
     refused((code, "", err), "'plain' is not a file")
+    assert "plain/best.safetensors" in err
     attacks[-1] = "plain/best.safetensors"
     code, out, err = dgad("attack", *models, *attacks, "--limit", "20", "--trust", "--eps", "0.05,8/255")
     assert code == 0, err

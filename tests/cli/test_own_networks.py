@@ -109,7 +109,7 @@ def test_a_source_that_changed_is_said(dgad: Run, mine: Path) -> None:
     code, _, err = dgad("export", "run", "--network", "nets/mine.py:build")
     assert code == 0, err
     assert err.count("note: the source of 'nets/mine.py:build' is not what these weights were trained with") == 1
-    refused(dgad("export", "run", "--network", "nets/mine.py:lazy"), "the weights do not fit a nets/mine.py:build")
+    refused(dgad("export", "run", "--network", "nets/mine.py:lazy"), "the weights do not fit a nets/mine.py:lazy")
     teacher = ["--teacher", "run", "--teacher-model", "nets/mine.py:build"]
     code, _, err = dgad("train", "--method", "kd", *teacher, *SHORT[2:-1])
     assert code == 0, err

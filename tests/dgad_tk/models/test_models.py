@@ -223,6 +223,7 @@ def test_normalisation_is_inside() -> None:
         ("torchvision:", "unknown torchvision classification model '' .*documentation of torchvision lists"),
         ("torchvision:fcn_resnet50", "unknown torchvision classification model 'fcn_resnet50'"),
         ("torchvision:quantized_resnet18", "unknown torchvision classification model"),
+        ("my nets/mine.py", "unknown model .*my nets/mine.py:FUNCTION"),
     ],
 )
 def test_unknown_models_name_the_nearest(name: str, message: str) -> None:

@@ -382,6 +382,8 @@ def test_a_good_teacher(digits: Dataset, victim: Victim) -> None:
         f"teacher resnet8: {right:.1%} of 300 training images right as they are, "
         f"{check.other_reading:.1%} with the images normalised"
     )
+    name = "my nets/a.py:build"
+    assert check_teacher(net, digits, device=CPU, limit=9, name=f"{name} {64 * 'a'}").name == name
     assert check_teacher(net, digits, device=CPU).n == 1000
     assert check_teacher(net, digits, device=CPU, limit=10**6).n == len(digits.train)
 
