@@ -19,6 +19,7 @@ from cli.printing.bench.report import SCHEMA, Asked, Benched, BenchReport
 from cli.printing.bench.table import bench_table
 from cli.printing.progress import AttackProgress, BenchProgress
 from cli.printing.results_table import print_json
+from cli.printing.terminal import aside
 from dgad_tk.common import UserError, lookup, write_json
 from dgad_tk.strangers import number_text
 from dgad_tk.strangers.number_text import parse_fraction
@@ -104,7 +105,7 @@ def bench(
         open_file(path, flags, interface, trust=trust).predictor.input_shape if dataset or image_size else None
         for path in files
     ]
-    subjects = [describe(*each, interface, trust=trust) for each in zip(files, shapes, strict=True)]
+    subjects = [aside(describe)(*each, interface, trust=trust) for each in zip(files, shapes, strict=True)]
     asked = _asked(opened, radius, limit) if opened else None
     for predictor, _ in () if quiet else opened:
         for note in predictor.notes:

@@ -11,7 +11,7 @@ import typer
 from cli.flags.images import ImageFlags
 from cli.flags.values import AsJson, Trust, whole
 from cli.printing.export_table import print_export
-from cli.printing.terminal import say
+from cli.printing.terminal import aside, say
 from dgad_tk.common import GateError, UserError, lookup
 from dgad_tk.strangers.names import check_utf8
 
@@ -100,7 +100,7 @@ def export(
         raise UserError("--output names one file, --format all writes several", hint="leave --output out")
     weights = weights_of(source) if source else newest_run(finished=True).best
     check_utf8(str(weights), "the run")
-    opened = Source(weights, trust=trust, network=network)
+    opened = aside(Source)(weights, trust=trust, network=network)
     for note in opened.notes:
         print(f"note: {note}", file=sys.stderr)
     dataset = _dataset(opened.artifact)
@@ -115,7 +115,7 @@ def export(
         try:
             if "images" in row.options:
                 wanted["images"] = _to_calibrate(dataset, (int8.calibration_samples or USUAL_SAMPLES) + JUDGED)
-            written = run_export(opened, name, target, overwrite=overwrite, **wanted)
+            written = aside(run_export)(opened, name, target, overwrite=overwrite, **wanted)
         except (ParityError, UserError) as error:
             if len(chosen) == 1:
                 raise

@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,8 +153,7 @@ def train(
         print(_announcement(run_config), file=sys.stderr)
     taken: list[RunFolder] = []
     try:
-        # What a network of the user's own prints is no answer.
-        with redirect_stdout(sys.stderr), TrainingProgress(quiet=quiet) as progress:
+        with TrainingProgress(quiet=quiet) as progress:
             page = RunPage(progress.message)
 
             def told(state: "TrainingState") -> None:

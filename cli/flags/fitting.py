@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.flags.images import ImageFlags
+from cli.printing.terminal import aside
 from dgad_tk.common import UserError, lookup
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Opened:
     notes: tuple[str, ...] = ()
 
 
+@aside
 def open_file(
     path: Path,
     flags: ImageFlags,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cli.flags.classes import check_names, few
 from cli.flags.fitting import images_for, open_file
 from cli.flags.images import ImageFlags
+from cli.printing.terminal import aside
 from dgad_tk.common import UserError
 from dgad_tk.strangers.names import same_names
 
@@ -29,6 +30,7 @@ def check_files(paths: Sequence[Path]) -> None:
             raise UserError(f"no such file: '{path}'", hint="`dgad export` writes student.onnx into the current folder")
 
 
+@aside
 def open_model(
     path: Path,
     flags: ImageFlags,

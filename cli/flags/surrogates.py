@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.flags.models import check_classes
+from cli.printing.terminal import aside
 from dgad_tk.common import UserError, lookup
 from dgad_tk.strangers.names import same_names
 
@@ -51,6 +52,7 @@ def check_used(
             raise UserError(f"--set {name}.… is given, but '{name}' does not run", hint=f"--attack {name} adds it")
 
 
+@aside
 def surrogates_of(files: list[Path] | None, images: "Dataset", *, quiet: bool, trust: bool) -> "list[Surrogate]":
     """The models in `files`; if there are none, two that are trained on the spot.
 

@@ -8,8 +8,9 @@ allowance grows by one a minute. Of those that are left out, the newest is print
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -29,7 +30,7 @@ ALLOWANCE = 20
 
 
 class _Progress(Progress):
-    """A live bar on a terminal, plain lines elsewhere. A context manager.
+    """A live bar on a terminal, plain lines elsewhere. A context manager, in which stderr takes all that is printed.
 
     Args:
         quiet: print nothing but warnings.
@@ -45,6 +46,7 @@ class _Progress(Progress):
         self.due = clock() + FIRST_SECONDS
         self.allowed, self.counted = float(ALLOWANCE), clock()
         self.held: str | None = None
+        self.aside = redirect_stdout(sys.stderr)  # what a network of the user's own prints is no answer
         super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
@@ -58,10 +60,15 @@ class _Progress(Progress):
             refresh_per_second=4,
         )
 
+    def __enter__(self) -> Self:
+        self.aside.__enter__()
+        return super().__enter__()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
+        self.aside.__exit__(kind, error, trace)
         if self.held is not None:
             self.line(self.held)
 

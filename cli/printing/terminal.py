@@ -8,14 +8,19 @@ cut and none is left out.
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TextIO
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
+from functools import wraps
+from typing import ParamSpec, TextIO, TypeVar
 
 from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
 from dgad_tk.strangers.names import shown
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 GAP = 2
 """Spaces between two columns."""
@@ -62,6 +67,17 @@ def columns(stream: TextIO) -> int | None:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except OSError:
         return 80
+
+
+def aside(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, with stderr for what is printed in it: a network of the user's own may print, which is no answer."""
+
+    @wraps(function)
+    def quiet(*values: P.args, **named: P.kwargs) -> R:
+        with redirect_stdout(sys.stderr):
+            return function(*values, **named)
+
+    return quiet
 
 
 def say(text: str, *, indent: int = 2) -> None:

@@ -93,6 +93,18 @@ def test_what_a_network_prints_is_no_answer_and_tied_weights_are_saved(dgad: Run
     assert code == 0, err
     assert json.loads(out)["run"] == "chatty"
     assert "chatty is asked" in err
+    weights = "chatty/best.safetensors"
+    for command, *more in (
+        ["export", "chatty"],
+        ["attack", "--model", weights, "--attack", "fgsm", "--limit", "4"],
+        ["inspect", weights],
+        ["inspect", weights, "--dataset", "digits", "--limit", "20"],
+        ["bench", weights, "--seconds", "0.01", "--robust", "--limit", "4"],
+    ):
+        code, out, err = dgad(command, *more, "--trust", *["--json"][: command != "inspect" or len(more) > 1])
+        assert code == 0, err
+        assert json.loads(out)["schema"].startswith(f"dgad/{command}" if command != "attack" else "dgad/results")
+        assert "chatty is asked" in err, command
     code, _, err = dgad("train", "--student", "nets/mine.py:Tied", *SHORT, "--out", "tied")
     assert code == 0, err
     model, _ = load_model(Path("tied/best.safetensors"), trust=True)
