@@ -191,10 +191,11 @@ class TrainConfig(TypedKeys):
             raise ValueError("init_mean and init_std are of weights to start from, and there is no init")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
-        if self.nesterov and self.optimizer != "sgd":
-            raise ValueError(f"nesterov is of sgd, and the optimizer is {self.optimizer}")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ValueError(f"adam_betas must be from 0 to below 1, got {list(self.adam_betas)}")
+        takers = {key: name for name, row in OPTIMIZERS.items() for key in row.takes.values()}
+        for key in self.changed(*takers).keys() - OPTIMIZERS[self.optimizer].takes.values():
+            raise ValueError(f"{key} is of {takers[key]}, and the optimizer is {self.optimizer}")
         if self.compile and self.cuda_graph:
             raise ValueError("compile and cuda_graph are two ways to run the same passes: choose one")
         if self.accumulate > 1 and self.cuda_graph:

@@ -131,7 +131,7 @@ def test_adamw_has_rates_of_its_own() -> None:
 def test_texts_of_older_runs_stay_what_they_were() -> None:
     text = TrainConfig.model_validate({}).resolved().to_yaml()
     assert not any(f"{key}:" in text for key in LATER)
-    values = {"accumulate": 4, "augment": ["flip"], "adam_betas": [0.8, 0.9], "freeze_bn": True}
+    values = {"accumulate": 4, "augment": ["flip"], "bn_momentum": 0.3, "freeze_bn": True}
     text = TrainConfig.model_validate(values).to_yaml()
     assert all(f"{key}:" in text for key in values)
     assert "optimizer:" not in text
@@ -142,6 +142,8 @@ def test_texts_of_older_runs_stay_what_they_were() -> None:
     [
         ({"optimizer": "adam"}, "unknown optimizer 'adam'"),
         ({"optimizer": "adamw", "nesterov": True}, "nesterov is of sgd, and the optimizer is adamw"),
+        ({"optimizer": "adamw", "momentum": 0.8}, "momentum is of sgd, and the optimizer is adamw"),
+        ({"adam_eps": 1e-6}, "adam_eps is of adamw, and the optimizer is sgd"),
         ({"adam_betas": [0.9, 1.0]}, "adam_betas must be from 0 to below 1"),
         ({"adam_betas": [0.9]}, "adam_betas"),
     ],
