@@ -6,6 +6,7 @@ rounding alone.
 """
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -21,6 +22,7 @@ from dgad_tk.ascent.frozen_conv import FrozenConv2d, is_plain, rectify_in_place
 from dgad_tk.ascent.recorded import Recorded
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Folded(nn.Module):
@@ -107,11 +109,18 @@ class _Tracer(fx.Tracer):
 
 
 def _traced(module: nn.Module) -> fx.GraphModule | None:
-    """The graph of a module; None if its control flow depends on the data, or for TorchScript, which has no Python."""
-    if isinstance(module, torch.jit.ScriptModule):
+    """The graph of a module, as it answers to images alone.
+
+    None if its control flow depends on the data, for TorchScript, which has no Python, and for a module with hooks of
+    its own, which the graph of its `forward` would lack.
+    """
+    if isinstance(module, torch.jit.ScriptModule) or not is_plain(module, type(module)):
         return None
     try:
-        return fx.GraphModule(module, _Tracer().trace(module))
+        # What may be left out when the network is called is left out, and `if mask is None` is then true.
+        _, *others = inspect.signature(module.forward).parameters.values()
+        left_out = {each.name: each.default for each in others if each.kind not in VARIADIC}
+        return fx.GraphModule(module, _Tracer().trace(module, concrete_args=left_out))
     except Exception:  # noqa: BLE001 - a network may raise anything where it is given no tensor
         return None
 

@@ -208,9 +208,27 @@ class Looking(nn.Module):
         return made
 
 
+class Masked(OwnNorm):
+    """`forward` takes more than images, and looks whether it was given."""
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        made = super().forward(x)
+        return made if scale is None else made * 2
+
+
+def hooked_itself(before: bool) -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2))
+    if before:
+        net.register_forward_pre_hook(lambda module, given: (given[0] * 2,))
+    else:
+        net.register_forward_hook(lambda module, given, made: made * 2 - 1)
+    return net
+
+
 @pytest.mark.parametrize(
     "build",
     [
+        *(Masked, partial(hooked_itself, before=False), partial(hooked_itself, before=True)),
         *(tied, tied_without_norm, normalised_weights, spectral, ReadElsewhere, OwnNorm, Looking),
         *(partial(hooked, place, before) for place in range(5) for before in (False, True)),
     ],
