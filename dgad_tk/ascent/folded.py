@@ -8,7 +8,7 @@ rounding alone.
 import copy
 import inspect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,7 +29,8 @@ class Folded(nn.Module):
     """A frozen copy of `source` in eval mode without the BatchNorms that follow a convolution.
 
     Args:
-        source: any module; one that `torch.fx` cannot trace is copied as it is.
+        source: any module; one that `torch.fx` cannot trace is copied as it is, and so is one whose graph turns out, at
+            the first images, to answer otherwise.
         compiled: compile with torch.compile at the first call; otherwise convolutions are frozen.
         recorded: on a card, replay passes as CUDA graphs; not if compiled.
         note: gets a sentence if that cannot be done.
@@ -44,31 +45,64 @@ class Folded(nn.Module):
         note: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__()
-        self._in_place = recorded
-        replica = copy.deepcopy(source).eval()
-        for parameter in replica.parameters():  # TorchScript has no requires_grad_, and its copies have a graph
-            parameter.detach_()
+        self._in_place, self._compiled, self._recorded = recorded, compiled, recorded and not compiled
+        self._note, self._layout = note, torch.channels_last
+        replica = _frozen_copy(source)
         self.pairs: list[tuple[str, str]] = []
+        # In lists, so as to be no submodules: what runs, and the module to compare its graph with.
+        self._run: list[Callable[[Tensor], Tensor]] = []
+        self._unproven: list[nn.Module] = []
         traced = _traced(replica)
-        self.net: nn.Module = replica
-        if traced is not None:
+        if traced is None:
+            self._take(replica)
+        else:
+            if not isinstance(source, fx.GraphModule):  # whose code is a graph already
+                self._unproven.append(_frozen_copy(source))
             self.pairs = _drop_batch_norms(traced)
             if not compiled:
                 _freeze_convolutions(traced)
             _let_views_copy(traced)
-            self.net = traced
-        # torch cannot lay out tensors of five axes channels-last.
-        if all(tensor.dim() < 5 for tensor in [*self.net.parameters(), *self.net.buffers()]):
-            self.net.to(memory_format=torch.channels_last)
-        self._layout = torch.channels_last
+            self._take(traced)
         self.refresh(source)
-        run: Callable[[Tensor], Tensor] = torch.compile(self.net, dynamic=False) if compiled else self.net
-        self._run = [Recorded(run, note) if recorded and not compiled else run]  # in a list, so as to be no submodule
+
+    def _take(self, net: nn.Module) -> None:
+        """Run `net` from now on."""
+        self.net = net
+        # torch cannot lay out tensors of five axes channels-last.
+        if all(tensor.dim() < 5 for tensor in [*net.parameters(), *net.buffers()]):
+            net.to(memory_format=torch.channels_last)
+        run: Callable[[Tensor], Tensor] = torch.compile(net, dynamic=False) if self._compiled else net
+        self._run[:] = [Recorded(run, self._note) if self._recorded else run]
+
+    @torch.no_grad()
+    def _prove(self, x: Tensor) -> None:
+        """Compare the graph with the module it was traced from, on two images, and take the module if they differ.
+
+        Code may ask whether it was given a tensor, draw numbers, or catch what tracing raises: what it does then is
+        not what it does with images.
+        """
+        module, x = self._unproven.pop().to(x.device), x[:2]
+        with torch.autocast(x.device.type, enabled=False), torch.random.fork_rng(devices=[]):
+            try:
+                expected = module(x)
+            except Exception:  # noqa: BLE001 - the module's own fault, which shows where it is run
+                return
+            try:
+                found = self.net(x.contiguous(memory_format=self._layout))
+                room = 1e-3 * expected.abs().amax()
+                same = torch.allclose(found, expected, rtol=0, atol=float(room), equal_nan=True)
+            except Exception:  # noqa: BLE001 - a graph of code that was never to run may raise anything
+                same = False
+        if not same:
+            self.pairs = []
+            self._take(module)
 
     @torch.no_grad()
     def refresh(self, source: nn.Module) -> None:
         """Take over the weights and statistics that `source` has now."""
         values = _named(source)
+        for module in self._unproven:
+            _copy_into(module, values)
         for conv_name, norm_name in self.pairs:
             conv: Any = source.get_submodule(conv_name)
             norm: Any = source.get_submodule(norm_name)
@@ -76,14 +110,14 @@ class Folded(nn.Module):
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
             values |= {f"{conv_name}.weight": weight, f"{conv_name}.bias": bias}
-        for name, tensor in _named(self.net).items():
-            if name in values:  # constants in the code become buffers that `source` does not have
-                tensor.copy_(values[name])
+        _copy_into(self.net, values)
         for module in self.net.modules():
             if isinstance(module, FrozenConv2d):
                 module.refreshed(in_place=self._in_place)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._unproven and len(x) and not x.is_meta:
+            self._prove(x.detach())
         # Convolutions run faster on channels-last images, and nothing is reordered between two of them.
         try:
             logits = self._run[0](x.contiguous(memory_format=self._layout))
@@ -94,6 +128,19 @@ class Folded(nn.Module):
             self.net.to(memory_format=self._layout)
             return self.forward(x)
         return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+
+def _frozen_copy(source: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(source).eval()
+    for parameter in copied.parameters():  # TorchScript has no requires_grad_, and its copies have a graph
+        parameter.detach_()
+    return copied
+
+
+def _copy_into(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, tensor in _named(module).items():
+        if name in values:  # constants in the code become buffers that the source does not have
+            tensor.copy_(values[name])
 
 
 def _named(module: nn.Module) -> dict[str, Tensor]:

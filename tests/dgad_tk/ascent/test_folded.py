@@ -216,6 +216,36 @@ class Masked(OwnNorm):
         return made if scale is None else made * 2
 
 
+class Mapping(OwnNorm):
+    """Takes a dictionary of images as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if isinstance(x, Tensor) else x["images"])
+
+
+class Catching(OwnNorm):
+    """Does something else where its question cannot be answered."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            bright = bool(x.mean() > 2)
+        except Exception:  # noqa: BLE001 - what networks do
+            bright = True
+        return super().forward(x * 3 if bright else x)
+
+
+class Drawing(nn.Module):
+    """Adds noise, which a graph would hold as it was when it was traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand(1)
+
+
+def test_noise_is_drawn_anew() -> None:
+    view, x = Folded(Drawing()), torch.zeros(2, 1, 4, 4)
+    assert not torch.equal(view(x), view(x))
+
+
 def hooked_itself(before: bool) -> nn.Module:
     net = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2))
     if before:
@@ -228,7 +258,7 @@ def hooked_itself(before: bool) -> nn.Module:
 @pytest.mark.parametrize(
     "build",
     [
-        *(Masked, partial(hooked_itself, before=False), partial(hooked_itself, before=True)),
+        *(Masked, Mapping, Catching, partial(hooked_itself, before=False), partial(hooked_itself, before=True)),
         *(tied, tied_without_norm, normalised_weights, spectral, ReadElsewhere, OwnNorm, Looking),
         *(partial(hooked, place, before) for place in range(5) for before in (False, True)),
     ],
