@@ -237,12 +237,13 @@ def test_the_slope_of_a_folded_teacher(precision: Literal["fp32", "bf16"], least
     net = randomise_batch_norm(build_model("resnet8", in_channels=3, classes=10)).eval().requires_grad_(False)
     x, y = torch.rand(6, 3, 12, 20), torch.arange(6)
     low: list[bool] = []
-    net.register_forward_pre_hook(lambda module, inputs: low.append(torch.is_autocast_enabled("cpu")))
     inner = Inner(precision)
+    view = inner.view(net)  # before the hook, with which it would not be folded
+    net.register_forward_pre_hook(lambda module, inputs: low.append(torch.is_autocast_enabled("cpu")))
     with threads(1):
         batch = Batch(x, y, lambda kind: torch.zeros_like(x), 6, inner=inner, most=4)
         method: Any = build_method("adaad", {"teacher_in_attack": "linear"})
-        guide = method.guide(InParts(inner.view(net), 4), batch)
+        guide = method.guide(InParts(view, 4), batch)
         method.guide(net, batch)
     assert low == [precision == "bf16"] * 2  # two parts, each once
     exact, point = copy.deepcopy(net).double(), x.double().requires_grad_()

