@@ -127,10 +127,9 @@ def load_model(
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        other = network is not None and "name the function that these weights were trained with"
-        raise UserError(
-            f"'{path}': the weights do not fit a {name}: {reason_of(error)}", hint=other or "train or convert it again"
-        ) from None
+        named = network is not None
+        hint = "name the function that these weights were trained with" if named else "train or convert it again"
+        raise UserError(f"'{path}': the weights do not fit a {name}: {reason_of(error)}", hint=hint) from None
     return model.eval(), artifact
 
 
